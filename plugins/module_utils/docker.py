@@ -1,0 +1,62 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every module needs of the Docker SDK: a connection, and its failures told as ours."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Iterator
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+
+def connect(docker_host: str, timeout: int = 60) -> DockerClient:
+    """Return a client whose engine has answered.
+
+    Args:
+        docker_host: the engine's address, such as C(unix:///var/run/docker.sock).
+        timeout: seconds to wait for each answer of the engine.
+
+    Raises:
+        GpufleetError: C(engine-not-running) when nothing answers at that address.
+    """
+    import docker
+    import requests
+    from docker.errors import DockerException
+
+    try:
+        client = docker.DockerClient(base_url=docker_host, timeout=timeout, version="auto")
+        client.ping()
+    except (DockerException, requests.exceptions.RequestException) as error:
+        raise GpufleetError(
+            f"No Docker engine answers at {docker_host}.",
+            name="engine-not-running",
+            remedy="Start it (systemctl start docker, or service docker start), let the role gpufleet.vllm.docker"
+            " install one, or set vllm_docker_host to the address of the engine to use.",
+            evidence=str(error),
+        ) from error
+    return client
+
+
+@contextlib.contextmanager
+def engine_errors(doing: str) -> Iterator[None]:
+    """Tell what the engine refuses inside the block as GpufleetError C(engine-error).
+
+    Args:
+        doing: what was being done, to complete the sentence "The Docker engine failed ...".
+    """
+    import requests
+    from docker.errors import APIError, DockerException
+
+    try:
+        yield
+    except APIError as error:
+        raise GpufleetError(
+            f"The Docker engine failed {doing}.", name="engine-error", evidence=str(error.explanation or error)
+        ) from error
+    except (DockerException, requests.exceptions.RequestException) as error:
+        raise GpufleetError(f"The Docker engine failed {doing}.", name="engine-error", evidence=str(error)) from error
