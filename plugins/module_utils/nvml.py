@@ -10,9 +10,15 @@ C(state), and a GPU that stopped answering is an entry with an C(error) beside t
 from __future__ import annotations
 
 import ctypes
-import os
-import re
 from typing import TYPE_CHECKING, Any, Callable
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
+    container_id,
+    kernel_module,
+    nvidia_pci_devices,
+    program_name,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from pynvml import NVMLError
@@ -49,10 +55,6 @@ NVLINK_TO_SWITCH = 2
 NVLINK_MAX_LINKS = 36
 AFFINITY_SCOPE_NODE = 0
 
-# Sub-folders of PCI devices are named as the driver names GPUs in /proc; NVML's domain has four digits more.
-NVIDIA_PCI_VENDOR = "0x10de"
-PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
-
 FAILURES = {
     LIBRARY_NOT_FOUND: "no-library",
     DRIVER_NOT_LOADED: "no-driver",
@@ -63,12 +65,11 @@ FAILURES = {
 }
 
 
-def probe(proc: str = "/proc", sys: str = "/sys") -> dict[str, Any]:
+def probe(root: str = "/") -> dict[str, Any]:
     """Return the host's GPUs and driver as plain data.
 
     Args:
-        proc: where the proc file system is mounted.
-        sys: where the sys file system is mounted.
+        root: the folder below which proc and sys are mounted.
 
     Returns:
         C(state) (C(ok), C(degraded), C(no-library), C(no-driver), C(driver-mismatch), C(no-device) or
@@ -84,8 +85,8 @@ def probe(proc: str = "/proc", sys: str = "/sys") -> dict[str, Any]:
         "remedy": "",
         "driver_version": None,
         "cuda_driver_version": None,
-        "kernel_module": kernel_module(proc),
-        "pci_devices": pci_devices(sys),
+        "kernel_module": kernel_module(root),
+        "pci_devices": nvidia_pci_devices(root),
         "gpus": [],
     }
     try:
@@ -96,51 +97,14 @@ def probe(proc: str = "/proc", sys: str = "/sys") -> dict[str, Any]:
         result["driver_version"] = _ask(pynvml.nvmlSystemGetDriverVersion)
         result["cuda_driver_version"] = _cuda_version(_ask(pynvml.nvmlSystemGetCudaDriverVersion))
         count = _ask(pynvml.nvmlDeviceGetCount) or 0
-        result["gpus"] = _describe_all(count, proc)
+        result["gpus"] = _describe_all(count, root)
     finally:
         _ask(pynvml.nvmlShutdown)
     result.update(_verdict(result["gpus"], result["pci_devices"]))
     return result
 
 
-def kernel_module(proc: str = "/proc") -> dict[str, Any] | None:
-    """Return C(version) and C(open) of the loaded NVIDIA kernel module, or None when none is loaded."""
-    text = _read(os.path.join(proc, "driver/nvidia/version"))
-    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
-    return {"version": found.group(1), "open": "Open Kernel Module" in text} if found else None
-
-
-def pci_devices(sys: str = "/sys") -> list[str]:
-    """Return the PCI bus ids of the NVIDIA GPUs that the kernel sees, in order, as C(0000:1b:00.0)."""
-    folder = os.path.join(sys, "bus/pci/devices")
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return []
-    return [
-        name
-        for name in names
-        if _read(os.path.join(folder, name, "vendor")).strip() == NVIDIA_PCI_VENDOR
-        and _read(os.path.join(folder, name, "class")).startswith(PCI_DISPLAY_CLASSES)
-    ]
-
-
-def program_name(command: str) -> str:
-    """Return the bare name of the program in a command line, without its folder and arguments.
-
-    NVML and process titles may carry whole command lines, and those carry API keys and tokens.
-    """
-    words = re.split(r"[\s\0]+", command.strip("\0 \t\r\n"), maxsplit=1)
-    return os.path.basename(words[0])
-
-
-def container_id(pid: int, proc: str = "/proc") -> str:
-    """Return the id of the container that the process runs in (64 hexadecimal digits), or an empty text."""
-    found = re.findall(r"[0-9a-f]{64}", _read(os.path.join(proc, str(pid), "cgroup")))
-    return found[-1] if found else ""
-
-
-def _describe_all(count: int, proc: str) -> list[dict[str, Any]]:
+def _describe_all(count: int, root: str) -> list[dict[str, Any]]:
     import pynvml
 
     gpus: list[dict[str, Any]] = []
@@ -150,7 +114,7 @@ def _describe_all(count: int, proc: str) -> list[dict[str, Any]]:
         gpus.append(gpu)
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            _describe(gpu, handle, proc)
+            _describe(gpu, handle, root)
         except pynvml.NVMLError as error:
             gpu["error"] = _device_error(error)
         except UnicodeDecodeError:
@@ -170,7 +134,7 @@ def _blank(index: int) -> dict[str, Any]:
     return {"index": index, **dict.fromkeys(keys.split()), "peers": [], "processes": [], "error": None}
 
 
-def _describe(gpu: dict[str, Any], handle: Any, proc: str) -> None:
+def _describe(gpu: dict[str, Any], handle: Any, root: str) -> None:
     """Fill in one GPU; what the driver or the card does not support stays None.
 
     Raises:
@@ -194,7 +158,7 @@ def _describe(gpu: dict[str, Any], handle: Any, proc: str) -> None:
     gpu["numa_node"] = _numa_node(handle)
     gpu["nvlink"] = _nvlink(handle)
     gpu["fabric"] = _fabric(handle)
-    gpu["processes"] = _processes(handle, proc)
+    gpu["processes"] = _processes(handle, root)
 
 
 def _memory(handle: Any) -> dict[str, int | None]:
@@ -306,7 +270,7 @@ def _fabric(handle: Any) -> dict[str, Any] | None:
     }
 
 
-def _processes(handle: Any, proc: str) -> list[dict[str, Any]]:
+def _processes(handle: Any, root: str) -> list[dict[str, Any]]:
     """Return the compute processes that hold this GPU's memory: C(pid), C(name), C(used_mib), C(container)."""
     import pynvml
 
@@ -316,22 +280,22 @@ def _processes(handle: Any, proc: str) -> list[dict[str, Any]]:
         found.append(
             {
                 "pid": process.pid,
-                "name": _process_name(process.pid, proc),
+                "name": _process_name(process.pid, root),
                 "used_mib": None if used is None else used // MIB,
-                "container": container_id(process.pid, proc),
+                "container": container_id(process.pid, root),
             }
         )
     return sorted(found, key=lambda process: int(process["pid"]))
 
 
-def _process_name(pid: int, proc: str) -> str | None:
+def _process_name(pid: int, root: str) -> str | None:
     import pynvml
 
     try:
         name = _ask(pynvml.nvmlSystemGetProcessName, pid)
     except UnicodeDecodeError:
         name = None
-    return program_name(name or _read(os.path.join(proc, str(pid), "comm"))) or None
+    return program_name(name or read_text(root, "proc", str(pid), "comm")) or None
 
 
 def _add_peers(gpus: list[dict[str, Any]], handles: dict[int, Any]) -> None:
@@ -457,10 +421,3 @@ def _enabled(value: int | None) -> bool | None:
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return ""

@@ -1,0 +1,277 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Module host_info: see DOCUMENTATION."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_info
+version_added: 0.1.0
+short_description: Tell in one trip what a host is and has
+description:
+  - Returns what the roles of this collection need to know before they change anything, so that a host that already
+    has everything costs one module run.
+  - Needs no library beyond the system's Python, starts no container and asks nothing over the network but the
+    Docker engine.
+  - The parts are independent. One that cannot be told is V(null), and RV(errors) says why; the module does not fail.
+  - GPUs are the part of M(gpufleet.vllm.gpu_info).
+author:
+  - gpufleet contributors (@gpufleet)
+extends_documentation_fragment:
+  - gpufleet.vllm.common.reads
+options:
+  docker_host:
+    description:
+      - Address of the Docker engine, C(unix:///...) or C(tcp://host:port) without TLS.
+    type: str
+    default: unix:///var/run/docker.sock
+  venv:
+    description:
+      - Folder of the virtual environment to look at. Without it RV(venv) is V(null).
+    type: path
+  requirements:
+    description:
+      - What O(venv) must hold, as pip takes it, such as V(docker==7.1.0).
+      - Understood are names, extras (ignored) and the comparisons C(==), C(!=), C(>=), C(<=), C(>) and C(<).
+        Anything else counts as missing, so that pip judges it.
+    type: list
+    elements: str
+    default: []
+  paths:
+    description:
+      - Folders, existing or not, whose free room is asked for.
+    type: list
+    elements: path
+    default: []
+  ports:
+    description:
+      - TCP ports to look at on O(host).
+    type: list
+    elements: int
+    default: []
+  host:
+    description:
+      - Address on which O(ports) are wanted.
+    type: str
+    default: 127.0.0.1
+  model_path:
+    description:
+      - Folder of a model to look at. Without it RV(model) is V(null).
+    type: path
+"""
+
+EXAMPLES = r"""
+- name: See whether this host is ready
+  gpufleet.vllm.host_info:
+    venv: /var/lib/gpufleet/venv
+    requirements:
+      - docker==7.1.0
+      - nvidia-ml-py>=12.560
+    paths:
+      - /var/lib/docker
+      - /var/lib/gpufleet
+    ports:
+      - 8000
+  register: host
+
+- name: Say who holds the port
+  ansible.builtin.debug:
+    msg: "{{ host.ports | rejectattr('free') | rejectattr('ours') }}"
+"""
+
+RETURN = r"""
+system:
+  description:
+    - Architecture, Docker's name of the platform, kernel, distribution, init system (V(systemd) or the name of
+      process 1), effective user id and the Python that ran this module.
+  type: dict
+  returned: always
+  sample:
+    architecture: x86_64
+    platform: linux/amd64
+    kernel: 6.1.0-31-amd64
+    operating_system: Linux
+    distribution: {id: debian, version_id: "12", codename: bookworm, like: [], name: Debian GNU/Linux 12 (bookworm)}
+    init: systemd
+    euid: 0
+    python: {executable: /usr/bin/python3, version: 3.11.2}
+cpu:
+  description: Number of usable processors, their model, and those instruction sets that matter to vLLM's CPU build.
+  type: dict
+  returned: always
+  sample: {count: 16, model: Intel(R) Xeon(R) Platinum 8480C, flags: [avx, avx2, avx512f, amx_bf16]}
+memory:
+  description: Total and available memory in MiB.
+  type: dict
+  returned: always
+  sample: {total_mib: 2063937, available_mib: 2011223}
+shm:
+  description: Size and free room of /dev/shm in MiB.
+  type: dict
+  returned: always
+  sample: {total_mib: 1031968, free_mib: 1031968}
+clock:
+  description: Whether the clock is synchronised (V(null) when the kernel does not tell) and the host's time as epoch.
+  type: dict
+  returned: always
+  sample: {synchronised: true, epoch: 1795354125.127}
+proxies:
+  description: Names of the proxy variables that are set, without their values.
+  type: list
+  elements: str
+  returned: always
+  sample: [https_proxy, no_proxy]
+ca_bundle:
+  description: The CA bundle that pip is configured to use, and where that is configured; V(null) when none is.
+  type: dict
+  returned: always
+  sample: {path: /etc/ssl/certs/ca-certificates.crt, source: /etc/pip.conf}
+venv:
+  description: Whether O(venv) can be used, what is installed in it and whether O(requirements) are met.
+  type: dict
+  returned: always
+  sample:
+    path: /var/lib/gpufleet/venv
+    exists: true
+    reason: ""
+    python: /var/lib/gpufleet/venv/bin/python
+    python_version: 3.11.2
+    distributions: {docker: 7.1.0}
+    missing: []
+    satisfied: true
+engine:
+  description:
+    - Whether a Docker engine answers at O(docker_host) (C(running), else C(reason)), its facts and all its containers.
+    - A container is C(ours) when it carries the label of this collection.
+  type: dict
+  returned: always
+  sample:
+    running: true
+    reason: ""
+    docker_host: unix:///var/run/docker.sock
+    dockerd: /usr/bin/dockerd
+    version: 28.1.1
+    api_version: "1.49"
+    os: linux
+    architecture: amd64
+    root_dir: /var/lib/docker
+    storage_driver: overlay2
+    cgroup_driver: systemd
+    runtimes: [nvidia, runc]
+    default_runtime: runc
+    cdi_spec_dirs: [/etc/cdi, /var/run/cdi]
+    containers:
+      - id: 0a1b2c
+        name: vllm-0
+        state: running
+        image: vllm/vllm-openai:deploy
+        ours: true
+        replica: vllm-0
+        ports: [{host: 127.0.0.1, port: 8000}]
+daemon_config:
+  description:
+    - State of /etc/docker/daemon.json. An absent file is valid.
+    - C(content) has the values of those keys that hold no secret, C(keys) names them all.
+  type: dict
+  returned: always
+  sample:
+    path: /etc/docker/daemon.json
+    exists: true
+    valid: true
+    error: ""
+    keys: [runtimes]
+    content: {runtimes: {nvidia: {path: nvidia-container-runtime, args: []}}}
+nvidia:
+  description:
+    - What there is of NVIDIA's devices, driver and tools, without asking the driver.
+    - A tool's C(path) is V(null) when it is not installed.
+  type: dict
+  returned: always
+  sample:
+    pci_devices: ["0000:1b:00.0"]
+    nvswitches: 4
+    kernel_module: {version: "580.159.04", open: true}
+    device_files: [nvidia-uvm, nvidia0, nvidiactl]
+    cdi_specs: []
+    container_toolkit: {path: /usr/bin/nvidia-ctk, version: 1.18.0}
+    fabric_manager: {path: /usr/bin/nv-fabricmanager, version: "580.159.04", running: true}
+    persistence_daemon: {running: true}
+disks:
+  description: For each of O(paths), the file system that holds it, or would. Paths with the same
+      C(device_number) share their room.
+  type: dict
+  returned: always
+  sample:
+    /var/lib/docker:
+      existing: /var/lib
+      mount: /
+      device: /dev/nvme0n1p2
+      device_number: 66306
+      filesystem: ext4
+      total_bytes: 1967317549056
+      free_bytes: 1726339723264
+      writable: true
+address_available:
+  description: Whether this host can listen on O(host).
+  type: bool
+  returned: always
+  sample: true
+ports:
+  description:
+    - For each of O(ports), whether it is free on O(host), and who holds it as far as that can be seen.
+    - C(ours) is true when a container of this collection holds it. Other users' processes are seen by root only.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{port: 8000, free: false, ours: true, container: vllm-0, pid: 4242, process: docker-proxy}]
+model:
+  description:
+    - What O(model_path) holds. C(config) is config.json and C(quantization) hf_quant_config.json.
+    - C(complete) is true when there is a configuration and no weight file is missing or cut short, by the index.
+  type: dict
+  returned: always
+  sample:
+    path: /srv/models/scout-fp8
+    exists: true
+    config: {architectures: [Llama4ForConditionalGeneration]}
+    config_error: ""
+    quantization: null
+    tokenizer: true
+    safetensors: [{name: model-00001-of-00002.safetensors, size: 4987202208}]
+    total_bytes: 4987202208
+    index_total_bytes: 9974404416
+    missing_files: [model-00002-of-00002.safetensors]
+    complete: false
+errors:
+  description: Why a part is V(null), by the name of the part.
+  type: dict
+  returned: always
+  sample: {}
+"""
+
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
+
+ARGUMENTS: dict[str, Any] = {
+    "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
+    "venv": {"type": "path"},
+    "requirements": {"type": "list", "elements": "str", "default": []},
+    "paths": {"type": "list", "elements": "path", "default": []},
+    "ports": {"type": "list", "elements": "int", "default": []},
+    "host": {"type": "str", "default": "127.0.0.1"},
+    "model_path": {"type": "path"},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    wishes = dict(module.params)
+    module.exit_json(changed=False, **probe(venv_path=wishes.pop("venv"), **wishes))
+
+
+if __name__ == "__main__":
+    main()
