@@ -1,0 +1,48 @@
+# The targets a person or CI uses. Each works in a fresh clone: it first prepares .venv with pinned requirements.
+# PYTHON=/path/to/python3.11 picks the interpreter for .venv.
+SHELL := /bin/bash
+CHECK = .venv/bin/python tools/check.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint units packaging sanity engine molecule docs clean clean-images
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
+
+setup: ## ansible-core in .venv, and this checkout findable as gpufleet.vllm
+	@tools/setup.sh ansible
+
+demo: setup ## deploy a small model on this machine, ask it something, write the report
+	@tools/demo.sh
+
+test: tests-setup ## everything below, then where the time went
+	@$(CHECK) lint units packaging sanity engine molecule
+
+lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
+	@$(CHECK) lint
+
+units: tests-setup ## unit tests, by pytest and by ansible-test
+	@$(CHECK) units
+
+packaging: tests-setup ## build the collection, install it elsewhere, look inside
+	@$(CHECK) packaging
+
+sanity: tests-setup ## ansible-test sanity
+	@$(CHECK) sanity
+
+engine: tests-setup ## modules against a real Docker engine
+	@$(CHECK) engine
+
+molecule: tests-setup ## Molecule scenarios on a real Docker engine
+	@$(CHECK) molecule
+
+clean: ## remove what the targets above made in this checkout
+	rm -rf .venv .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/output *.tar.gz
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+clean-images: tests-setup ## remove the tests' Docker engine with its images
+	@.venv/bin/python tools/test_engine.py clean
+
+.PHONY: tests-setup
+tests-setup:
+	@tools/setup.sh tests

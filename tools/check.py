@@ -1,0 +1,372 @@
+#!/usr/bin/env python3
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs stages of the project's checks, shows where the time went and counts the tests.
+
+    tools/check.py STAGE...      stages: lint, units, packaging, sanity, engine, molecule
+
+A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
+is shown as it comes and kept in .cache/logs/<stage>.log. The last line is 'N passed, N failed': the test cases that
+pytest reported, summed, and one failure more for each other command that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+COLLECTIONS = CACHE / "collections"
+LOGS = CACHE / "logs"
+BIN = Path(sys.executable).parent
+PACKAGE = Path("ansible_collections/gpufleet/vllm")
+
+sys.path.insert(0, str(COLLECTIONS))
+from ansible_collections.gpufleet.vllm.tools import test_engine  # noqa: E402
+
+
+@dataclass
+class Command:
+    """One command of a stage.
+
+    Attributes:
+        name: what the table calls it.
+        words: the command line.
+        folder: where it runs.
+        environment: variables added to the caller's.
+        junit: where pytest writes its results, if the command is pytest: its cases are then counted.
+    """
+
+    name: str
+    words: list[str]
+    folder: Path = ROOT
+    environment: dict[str, str] = field(default_factory=dict)
+    junit: Path | None = None
+
+
+@dataclass
+class Outcome:
+    """What became of one command: seconds it took, exit status, and test cases (of pytest alone)."""
+
+    stage: str
+    name: str
+    seconds: float
+    status: int
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+# The stages
+
+
+def lint() -> list[Command]:
+    """Return the linters: style, types, YAML, playbooks and roles, changelog fragments."""
+    package = [str(PACKAGE / part) for part in ("plugins", "tests", "tools")]
+    ruff_cache = {"RUFF_CACHE_DIR": str(CACHE / "ruff")}
+    return [
+        Command("ruff check", [tool("ruff"), "check", "--no-fix", "."], environment=ruff_cache),
+        Command("ruff format", [tool("ruff"), "format", "--check", "."], environment=ruff_cache),
+        Command(
+            "mypy",
+            [tool("mypy"), "--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(CACHE / "mypy"), *package],
+            folder=COLLECTIONS,  # so that modules have their full names, by which they import each other
+            environment={"MYPYPATH": str(COLLECTIONS)},
+        ),
+        Command("yamllint", [tool("yamllint"), "--strict", "."]),
+        Command("ansible-lint", [tool("ansible-lint"), "--offline", "-q"]),
+        Command("changelog", [tool("antsibull-changelog"), "lint"]),
+    ]
+
+
+def units() -> list[Command]:
+    """Return the unit tests: by pytest in this checkout, then by ansible-test as other collections run theirs."""
+    return [
+        pytest("pytest", "units", ["tests/unit"]),
+        Command("ansible-test", ["ansible-test", "units", "--python", python_version()], folder=copied_checkout()),
+    ]
+
+
+def packaging() -> list[Command]:
+    """Return the tests of the built collection: what it holds, and that it installs and runs away from here."""
+    return [pytest("pytest", "packaging", ["tests/packaging"])]
+
+
+def sanity() -> list[Command]:
+    """Return ansible-test's own checks of modules, documentation and licences."""
+    return [
+        Command("ansible-test", ["ansible-test", "sanity", "--python", python_version()], folder=copied_checkout()),
+    ]
+
+
+def engine() -> list[Command]:
+    """Return the tests of modules against a real Docker engine."""
+    if not list((ROOT / "tests" / "engine").rglob("test_*.py")):
+        return []
+    return [pytest("pytest", "engine", ["tests/engine"])]
+
+
+def molecule() -> list[Command]:
+    """Return the Molecule scenarios, each with its whole sequence, on a real Docker engine."""
+    scenarios = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    return [
+        Command(
+            scenario,
+            [tool("molecule"), "-c", "molecule/config.yml", "test", "--scenario-name", scenario],
+            environment={"MOLECULE_EPHEMERAL_DIRECTORY": str(CACHE / "molecule" / scenario)},
+        )
+        for scenario in scenarios
+    ]
+
+
+STAGES: dict[str, Callable[[], list[Command]]] = {
+    "lint": lint,
+    "units": units,
+    "packaging": packaging,
+    "sanity": sanity,
+    "engine": engine,
+    "molecule": molecule,
+}
+NEED_ENGINE = ("engine", "molecule")
+
+
+def tool(name: str) -> str:
+    """Return the path of a program of the virtual environment."""
+    return str(BIN / name)
+
+
+def python_version() -> str:
+    """Return the version that runs this, as ansible-test names it."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def pytest(name: str, stage: str, arguments: list[str]) -> Command:
+    """Return a pytest run whose cases are counted."""
+    junit = LOGS / f"{stage}.xml"
+    return Command(
+        name,
+        [tool("python"), "-m", "pytest", "-q", "--durations=5", f"--junitxml={junit}", *arguments],
+        environment={"PYTHONPATH": str(COLLECTIONS)},
+        junit=junit,
+    )
+
+
+def copied_checkout() -> Path:
+    """Copy what git knows or would add to .../ansible_collections/gpufleet/vllm and return that folder.
+
+    ansible-test follows no symbolic link to the collection. It also keeps environments for its tools in the home
+    folder and fetches pip's installer for them from a host of its project: the home is therefore one in .cache, with
+    an installer that uses Python's own ensurepip (see common_environment).
+    """
+    target = CACHE / "ansible-test" / PACKAGE
+    shutil.rmtree(target, ignore_errors=True)
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in listing.stdout.split("\0"):
+        source = ROOT / name
+        if name and source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name)
+    # Without a repository of its own the copy would belong to this checkout's, which ignores it.
+    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
+    return target
+
+
+INSTALLER = """\
+# Stands in for pip's own installer, which ansible-test would fetch: pip comes with Python (module ensurepip).
+import ensurepip
+
+ensurepip.bootstrap(default_pip=True)
+"""
+
+
+def ansible_test_home() -> Path:
+    """Return the home folder for ansible-test, holding its stand-in for pip's installer."""
+    home = CACHE / "ansible-test" / "home"
+    cache = home / ".ansible" / "test" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    versions = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from ansible_test._internal.python_requirements import get_venv_packages as packages\n"
+            "from ansible_test._internal.host_configs import NativePythonConfig as Python\n"
+            f"print(packages(Python(version={python_version()!r}, path='')).get('pip'))",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (cache / f"get_pip_{versions.stdout.strip().replace('.', '_')}.py").write_text(INSTALLER, encoding="utf-8")
+    return home
+
+
+# Running
+
+
+def common_environment(command: Command) -> dict[str, str]:
+    """Return the environment of a command: the virtual environment first on PATH, our ansible.cfg, no colours lost."""
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_QUIET": "2",
+        **command.environment,
+    }
+    if command.words[0] == "ansible-test":
+        home = Path.home()
+        environment |= {
+            "HOME": str(ansible_test_home()),
+            "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(home / ".cache" / "pip")),
+        }
+        environment.pop("ANSIBLE_CONFIG")
+        for configuration in (home / ".config" / "pip" / "pip.conf", home / ".pip" / "pip.conf"):
+            if configuration.is_file():
+                environment.setdefault("PIP_CONFIG_FILE", str(configuration))
+    return environment
+
+
+def run(stage: str, command: Command, log: TextIO) -> Outcome:
+    """Run a command, showing and logging what it prints as it comes."""
+    heading = f"\n=== {stage}: {command.name}\n"
+    for stream in (sys.stdout, log):
+        stream.write(heading)
+        stream.flush()
+    if command.junit:
+        command.junit.unlink(missing_ok=True)
+    started = time.monotonic()
+    with subprocess.Popen(
+        command.words,
+        cwd=command.folder,
+        env=common_environment(command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            for line in process.stdout or []:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                log.write(line)
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+    outcome = Outcome(stage, command.name, time.monotonic() - started, status)
+    if command.junit:
+        count_cases(command.junit, outcome)
+    return outcome
+
+
+def count_cases(junit: Path, outcome: Outcome) -> None:
+    """Add the cases of a pytest result file to the outcome; a missing file (pytest did not start) adds none."""
+    if not junit.exists():
+        return
+    for suite in ElementTree.parse(junit).getroot().iter("testsuite"):
+        tests, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+        failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        outcome.passed += tests - failed - skipped
+        outcome.failed += failed
+        outcome.skipped += skipped
+
+
+@contextlib.contextmanager
+def docker_engine() -> Iterator[Outcome]:
+    """Keep the tests' Docker engine up and DOCKER_HOST at it; yield what became of its start."""
+    script = [sys.executable, str(ROOT / "tools" / "test_engine.py")]
+    print("\n=== engine: start", flush=True)
+    started = time.monotonic()
+    status = subprocess.run([*script, "start"], check=False).returncode
+    try:
+        os.environ["DOCKER_HOST"] = test_engine.docker_host()
+        yield Outcome("engine", "start", time.monotonic() - started, status)
+    finally:
+        subprocess.run([*script, "stop"], check=False)
+
+
+def run_stage(stage: str) -> list[Outcome]:
+    """Run every command of a stage."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with (LOGS / f"{stage}.log").open("w", encoding="utf-8") as log:
+        return [run(stage, command, log) for command in STAGES[stage]()]
+
+
+def run_stages(stages: list[str]) -> Iterator[Outcome]:
+    """Run the stages in order, those that need an engine last and together."""
+    for stage in stages:
+        if stage not in NEED_ENGINE:
+            yield from run_stage(stage)
+    with_engine = [stage for stage in stages if stage in NEED_ENGINE and STAGES[stage]()]
+    if not with_engine:
+        return
+    with docker_engine() as start:
+        yield start
+        if start.status == 0:
+            for stage in with_engine:
+                yield from run_stage(stage)
+
+
+def report(outcomes: list[Outcome]) -> bool:
+    """Print where the time went and the number of tests; return whether everything passed."""
+    print("\n=== where the time went")
+    for outcome in outcomes:
+        counted = outcome.passed + outcome.failed + outcome.skipped
+        cases = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped" if counted else ""
+        verdict = "ok" if outcome.status == 0 else f"FAILED ({outcome.status})"
+        print(f"{outcome.stage:<10} {outcome.name:<20} {outcome.seconds:7.1f} s  {verdict:<12} {cases}".rstrip())
+    total = sum(outcome.seconds for outcome in outcomes)
+    print(f"{'total':<31} {total:7.1f} s")
+    # A command that failed without a failed case of its own (a linter, or pytest that could not start) counts as one.
+    others = sum(outcome.status != 0 and outcome.failed == 0 for outcome in outcomes)
+    passed, failed, skipped = (sum(getattr(o, field) for o in outcomes) for field in ("passed", "failed", "skipped"))
+    print(f"{passed} passed, {failed + others} failed" + (f", {skipped} skipped" if skipped else ""), flush=True)
+    return all(outcome.status == 0 for outcome in outcomes)
+
+
+def interrupt(number: int, _frame: object) -> None:
+    """End as if interrupted from the keyboard, so that what was started is stopped."""
+    raise KeyboardInterrupt(f"signal {number}")
+
+
+def main(stages: list[str]) -> int:
+    """Run the named stages and report."""
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown or not stages:
+        print(f"usage: check.py STAGE...  (stages: {', '.join(STAGES)})", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in run_stages(stages):
+            outcomes.append(outcome)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+    return 0 if report(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
