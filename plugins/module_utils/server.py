@@ -1,0 +1,343 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a replica's container should be, as plain data, and how that differs from what it is.
+
+The data (the spec) holds everything that matters for the container except the values of secrets. It is kept as a
+label on the container, so that a later run can tell what changed without asking how Docker spells it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any, Callable, Iterable, Mapping
+
+LABEL_COLLECTION = "io.gpufleet.collection"
+LABEL_REPLICA = "io.gpufleet.replica"
+LABEL_SPEC = "io.gpufleet.spec"
+COLLECTION = "gpufleet.vllm"
+PREVIOUS = "-previous"
+NEXT = "-next"
+
+CONFIG_PATH = "/etc/vllm/config.yaml"
+HF_HOME = "/root/.cache/huggingface"
+CA_BUNDLE_PATH = "/etc/gpufleet/ca-bundle.crt"
+CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+# Folder under vllm_cache_dir -> where the container keeps that cache.
+CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", "triton": "/root/.triton"}
+DEFAULT_PORT = 8000
+GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
+
+# Names and values of environment variables that are treated as secrets wherever they come from.
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
+
+# The health check's first hour of failures does not count: a cold start takes minutes.
+HEALTH = {"interval_s": 15, "timeout_s": 10, "retries": 4, "start_period_s": 3600}
+
+Spec = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What all replicas of a host have in common.
+
+    Attributes:
+        image: the reference to run.
+        image_id: the id behind it, C(sha256:...); empty when the image is not there yet.
+        model_source: of the plan: C(argument) for C(vllm serve) and the host folder C(mount), if any.
+        device: C(cuda) or C(cpu).
+        gpu_access: how GPUs reach the container, one of GPU_ACCESS or C(auto).
+        network_mode: C(bridge) or C(host).
+        hf_home: host folder of the Hugging Face cache.
+        cache_dir: host folder of the compile caches.
+        volumes: further mounts, as C(source:target[:options]).
+        environment: further variables; they win over the plan's.
+        restart_policy: Docker's name of it.
+        log_max_size: size at which Docker rotates the log, such as C(100m).
+        log_max_files: number of log files kept.
+        ca_bundle: host file with certificate authorities; empty for none.
+        ipc_mode: C(host) or C(private).
+        shm_size: size of the shared memory when ipc_mode is private, such as C(16g).
+        labels: further labels.
+    """
+
+    image: str
+    image_id: str
+    model_source: Mapping[str, str]
+    device: str
+    gpu_access: str
+    network_mode: str
+    hf_home: str
+    cache_dir: str
+    volumes: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    restart_policy: str = "unless-stopped"
+    log_max_size: str = "100m"
+    log_max_files: int = 5
+    ca_bundle: str = ""
+    ipc_mode: str = "host"
+    shm_size: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One difference between what a container is and what it should be."""
+
+    field: str
+    before: Any
+    after: Any
+
+    def as_text(self) -> str:
+        """Return the change as a person reads it: C(config.max-num-seqs: 256 -> 128)."""
+        return f"{self.field}: {_value(self.before)} -> {_value(self.after)}"
+
+    def as_result(self) -> dict[str, Any]:
+        """Return the change as data."""
+        return {"field": self.field, "before": self.before, "after": self.after}
+
+
+def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out."""
+    public = {name: value for name, value in environment.items() if not is_secret(name, value)}
+    hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
+    return public, {name: value for name, value in {**hidden, **secrets}.items() if value}
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Return whether an environment variable looks like a secret, by its name or a password in an address."""
+    return bool(SECRET_NAME.search(name) or SECRET_VALUE.search(value))
+
+
+def build_spec(replica: Mapping[str, Any], wishes: Wishes, device_exists: Callable[[str], bool]) -> Spec:
+    """Return the spec of one replica's container.
+
+    Args:
+        replica: an entry of the plan's C(replicas).
+        wishes: what all replicas share; its environment holds no secrets (split_secrets).
+        device_exists: tells whether a device file is there, for C(gpu_access) C(devices).
+    """
+    config = dict(replica["config"])
+    source = wishes.model_source
+    argument = source["argument"]
+    container_port = int(config.get("port", DEFAULT_PORT))
+    access = "none" if wishes.device == "cpu" else {"auto": "gpus"}.get(wishes.gpu_access, wishes.gpu_access)
+    ids = [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
+    volumes = [f"{wishes.hf_home}:{HF_HOME}"]
+    volumes += [f"{wishes.cache_dir}/{folder}:{target}" for folder, target in CACHES.items()]
+    environment = {"HF_HOME": HF_HOME}
+    if source.get("mount"):
+        volumes.append(f"{source['mount']}:{argument}:ro")
+    if wishes.ca_bundle:
+        volumes.append(f"{wishes.ca_bundle}:{CA_BUNDLE_PATH}:ro")
+        environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
+    if access == "runtime":
+        environment.update({"NVIDIA_VISIBLE_DEVICES": ",".join(ids), "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"})
+    environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
+    environment.update({str(name): str(value) for name, value in wishes.environment.items()})
+    bridged = wishes.network_mode != "host"
+    return {
+        "schema": 1,
+        "name": replica["name"],
+        "image": wishes.image,
+        "image_id": wishes.image_id,
+        "command": ["serve", argument, "--config", CONFIG_PATH],
+        "config": config,
+        "environment": environment,
+        "volumes": volumes + list(wishes.volumes),
+        "gpu_access": access,
+        "gpus": ids if access != "none" else [],
+        "devices": _device_files(replica.get("gpus") or [], device_exists) if access == "devices" else [],
+        "network_mode": wishes.network_mode,
+        "publish": f"{replica['host']}:{replica['port']}:{container_port}" if bridged else "",
+        "health_port": container_port,
+        "health_host": "127.0.0.1" if bridged else _reachable(str(config.get("host", "127.0.0.1"))),
+        "ipc_mode": wishes.ipc_mode,
+        "shm_size": wishes.shm_size if wishes.ipc_mode != "host" else "",
+        "restart_policy": wishes.restart_policy,
+        "log_max_size": wishes.log_max_size,
+        "log_max_files": wishes.log_max_files,
+        "labels": dict(wishes.labels),
+    }
+
+
+def _device_files(indexes: Iterable[int], device_exists: Callable[[str], bool]) -> list[str]:
+    """Return the device files that a container needs for GPUs when no toolkit hands them to it."""
+    files = [f"/dev/nvidia{index}" for index in indexes] + ["/dev/nvidiactl", "/dev/nvidia-uvm"]
+    return files + [path for path in ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset") if device_exists(path)]
+
+
+def _reachable(host: str) -> str:
+    """Return the address at which a server that listens on C(host) is reached from its own machine."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)
+
+
+def base_url(spec: Spec) -> str:
+    """Return the address of the server as seen from its host, such as C(http://127.0.0.1:8000)."""
+    host, port = endpoint(spec)
+    return f"http://{_reachable(host)}:{port}"
+
+
+def endpoint(spec: Spec) -> tuple[str, int]:
+    """Return the host address and port that the server takes on its host."""
+    if spec["publish"]:
+        host, port, _container_port = spec["publish"].rsplit(":", 2)
+        return host, int(port)
+    return str(spec["config"].get("host", "0.0.0.0")), int(spec["health_port"])  # noqa: S104
+
+
+def health_command(spec: Spec) -> str:
+    """Return the shell command of Docker's health check; the image may have no curl, so it is Python's."""
+    url = f"http://{spec['health_host']}:{spec['health_port']}/health"
+    return f"python3 -c \"import urllib.request as r; r.urlopen('{url}', timeout={HEALTH['timeout_s'] - 2})\""
+
+
+def labels(spec: Spec) -> dict[str, str]:
+    """Return the container's labels, the spec itself among them."""
+    return {
+        **spec["labels"],
+        LABEL_COLLECTION: COLLECTION,
+        LABEL_REPLICA: spec["name"],
+        LABEL_SPEC: json.dumps(spec, sort_keys=True, separators=(",", ":")),
+    }
+
+
+def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -> dict[str, Any]:
+    """Return the arguments of the Docker SDK's C(containers.create) for a spec.
+
+    The restart policy is not among them: a server gets it once it is ready, so that the first death of one that cannot
+    start is seen and not restarted away.
+
+    Args:
+        spec: what build_spec returned.
+        secrets: environment variables that the spec does not hold.
+        config_file: the host file mounted as the configuration.
+    """
+    from docker.types import DeviceRequest, LogConfig
+
+    arguments: dict[str, Any] = {
+        "image": spec["image_id"],
+        "entrypoint": ["vllm"],
+        "command": spec["command"],
+        "environment": {**spec["environment"], **secrets},
+        "volumes": [f"{config_file}:{CONFIG_PATH}:ro", *spec["volumes"]],
+        "network_mode": spec["network_mode"],
+        "ipc_mode": spec["ipc_mode"],
+        "init": True,
+        "labels": labels(spec),
+        "log_config": LogConfig(
+            type="json-file", config={"max-size": spec["log_max_size"], "max-file": str(spec["log_max_files"])}
+        ),
+        "healthcheck": {
+            "test": ["CMD-SHELL", health_command(spec)],
+            "interval": HEALTH["interval_s"] * 10**9,
+            "timeout": HEALTH["timeout_s"] * 10**9,
+            "retries": HEALTH["retries"],
+            "start_period": HEALTH["start_period_s"] * 10**9,
+        },
+    }
+    if spec["publish"]:
+        host, port = endpoint(spec)
+        arguments["ports"] = {f"{spec['publish'].rsplit(':', 1)[1]}/tcp": (host, port)}
+    if spec["shm_size"]:
+        arguments["shm_size"] = spec["shm_size"]
+    if spec["gpu_access"] == "gpus":
+        arguments["device_requests"] = [
+            DeviceRequest(driver="nvidia", device_ids=spec["gpus"], capabilities=[["gpu"]])
+        ]
+    elif spec["gpu_access"] == "cdi":
+        devices = [f"nvidia.com/gpu={gpu}" for gpu in spec["gpus"]]
+        arguments["device_requests"] = [DeviceRequest(driver="cdi", device_ids=devices)]
+    elif spec["gpu_access"] == "runtime":
+        arguments["runtime"] = "nvidia"
+    elif spec["gpu_access"] == "devices":
+        arguments["devices"] = [f"{path}:{path}:rwm" for path in spec["devices"]]
+    return arguments
+
+
+def read_spec(container_labels: Mapping[str, str]) -> Spec | None:
+    """Return the spec on a container's label, or None when it has none that this collection can read."""
+    try:
+        spec = json.loads(container_labels.get(LABEL_SPEC, ""))
+    except ValueError:
+        return None
+    return spec if isinstance(spec, dict) and spec.get("schema") == 1 else None
+
+
+def spec_changes(before: Spec | None, after: Spec) -> list[Change]:
+    """Return what changed between two specs, field by field; nothing when the container may stay as it is."""
+    if before is None:
+        return [Change("spec", "not made by this version of the collection", "made by it")]
+    old, new = _flat(before), _flat(after)
+    return [
+        Change(field, old.get(field), new.get(field))
+        for field in sorted({*old, *new})
+        if (old.get(field) or None) != (new.get(field) or None)
+    ]
+
+
+def secret_changes(actual_environment: Mapping[str, str], secrets: Mapping[str, str], spec: Spec | None) -> list[Change]:
+    """Return which secrets changed, without their values.
+
+    Args:
+        actual_environment: the container's own variables.
+        secrets: what it should have.
+        spec: the container's spec, which tells its public variables.
+    """
+    known = {name for name, value in actual_environment.items() if is_secret(name, value)}
+    public = set((spec or {}).get("environment", {}))
+    changes = []
+    for name in sorted((known - public) | set(secrets)):
+        before, after = actual_environment.get(name, ""), secrets.get(name, "")
+        if before != after and (after or name in ("VLLM_API_KEY", "HF_TOKEN")):
+            changes.append(Change(f"secret {name}", _hidden(before), _hidden(after, changed=bool(before))))
+    return changes
+
+
+def _hidden(value: str, changed: bool = False) -> str:
+    if not value:
+        return "(not set)"
+    return "(hidden, changed)" if changed else "(hidden)"
+
+
+# Fields of the spec that say how a thing is called, not what it is.
+INFORMATIVE = ("schema", "name", "image", "health_host", "health_port")
+
+
+def _flat(spec: Spec) -> dict[str, Any]:
+    """Return the spec as one level of fields: mappings by key, mounts by their target."""
+    flat: dict[str, Any] = {}
+    for field, value in spec.items():
+        if field in INFORMATIVE:
+            continue
+        if isinstance(value, dict):
+            flat.update({f"{field}.{key}": entry for key, entry in value.items()})
+        elif field == "volumes":
+            flat.update({f"volume {_target(entry)}": entry for entry in value})
+        else:
+            flat[field] = value
+    return flat
+
+
+def _target(volume: str) -> str:
+    parts = volume.split(":")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "(not set)"
+    if isinstance(value, str):
+        return value[:19] if value.startswith("sha256:") else value
+    return json.dumps(value)
+
+
+def redacted(spec: Spec | None, secrets: Iterable[str] = ()) -> str:
+    """Return a spec as the text of a diff, with the names of its secrets only."""
+    if spec is None:
+        return ""
+    shown = {**spec, "secrets": sorted(secrets)} if secrets else spec
+    return json.dumps(shown, indent=2, sort_keys=True) + "\n"
