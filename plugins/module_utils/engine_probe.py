@@ -150,7 +150,7 @@ def daemon_config(root: str = "/") -> dict[str, Any]:
     """Return the state of /etc/docker/daemon.json.
 
     Returns:
-        C(path), C(exists), C(valid) (an absent or empty file is valid), C(error) (what is wrong with it), C(keys)
+        C(path), C(exists), C(valid) (an absent or empty file is valid), C(error) (what is wrong with it), C(key_names)
         (all, sorted) and C(content) (the values of those keys that hold no secret).
     """
     path = os.path.join(root, "etc/docker/daemon.json")
@@ -160,7 +160,7 @@ def daemon_config(root: str = "/") -> dict[str, Any]:
         "exists": os.path.exists(path),
         "valid": True,
         "error": "",
-        "keys": [],
+        "key_names": [],
         "content": {},
     }
     if result["exists"] and not os.access(path, os.R_OK):
@@ -174,4 +174,4 @@ def daemon_config(root: str = "/") -> dict[str, Any]:
     if not isinstance(content, dict):
         return {**result, "valid": False, "error": "It is not a JSON object."}
     shown = {key: content[key] for key in SHOWN_KEYS if key in content}
-    return {**result, "keys": sorted(content), "content": shown}
+    return {**result, "key_names": sorted(content), "content": shown}

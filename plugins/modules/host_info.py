@@ -172,7 +172,7 @@ engine:
 daemon_config:
   description:
     - State of /etc/docker/daemon.json. An absent file is valid.
-    - C(content) has the values of those keys that hold no secret, C(keys) names them all.
+    - C(content) has the values of those keys that hold no secret, C(key_names) names them all.
   type: dict
   returned: always
   sample:
@@ -180,7 +180,7 @@ daemon_config:
     exists: true
     valid: true
     error: ""
-    keys: [runtimes]
+    key_names: [runtimes]
     content: {runtimes: {nvidia: {path: nvidia-container-runtime, args: []}}}
 nvidia:
   description:

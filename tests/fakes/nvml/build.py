@@ -1,0 +1,50 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Build the NVML stub: python build.py FOLDER puts libnvidia-ml.so.1 and its scenarios into FOLDER."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SCENARIOS = HERE / "scenarios"
+VARIABLE = "GPUFLEET_NVML_SCENARIO"
+
+
+def build(folder: Path) -> Path:
+    """Compile the stub into a folder, with the scenarios beside it, and return the library's path.
+
+    Raises:
+        RuntimeError: there is no C compiler, or it refuses the source; the text says which.
+    """
+    compiler = os.environ.get("CC") or "cc"
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"The NVML stub needs a C compiler ({compiler}): apt-get install gcc libc6-dev")
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "libnvidia-ml.so.1"
+    command = [compiler, "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    command += ["-Wl,-soname,libnvidia-ml.so.1", "-o", str(library), str(HERE / "nvml_stub.c"), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The C compiler refuses the NVML stub:\n{done.stderr}")
+    shutil.copytree(SCENARIOS, folder / "scenarios", dirs_exist_ok=True)
+    return library
+
+
+def environment(folder: Path, scenario: str) -> dict[str, str]:
+    """Return the variables under which a process sees the scenario's GPUs: a name or a file's path."""
+    return {"LD_LIBRARY_PATH": str(folder), VARIABLE: scenario}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        print(build(Path(sys.argv[1])))
+    except RuntimeError as failure:
+        sys.exit(str(failure))
