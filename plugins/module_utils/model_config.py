@@ -1,0 +1,229 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sizes of any model, from its config.json and the index of its safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.catalogue import Shape
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+GIB = 1024**3
+# Weights on the card against the sum of their tensors: 104.93 GiB reported for 102.29 GiB of Scout in FP8.
+LOADED = 1.026
+# Bits of one quantised weight, with its scales.
+BITS = {"fp8": 8.0, "fp4": 4.5}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# A header of a safetensors file is a few MiB at most.
+LONGEST_HEADER = 100 * 1024 * 1024
+LONGEST_CONFIG = 16 * 1024 * 1024
+
+
+def locate(model: str, hf_home: str) -> str:
+    """Return the folder of a model: C(model) itself, or its newest snapshot in the cache under C(hf_home).
+
+    Returns an empty text when the cache does not have the repository.
+    """
+    if model.startswith("/"):
+        return model
+    repository = os.path.join(hf_home, "hub", "models--" + model.replace("/", "--"))
+    snapshots = os.path.join(repository, "snapshots")
+    main = _read_text(os.path.join(repository, "refs", "main")).strip()
+    if main and os.path.isfile(os.path.join(snapshots, main, "config.json")):
+        return os.path.join(snapshots, main)
+    try:
+        found = [entry for entry in os.scandir(snapshots) if os.path.isfile(os.path.join(entry.path, "config.json"))]
+    except OSError:
+        return ""
+    return max(found, key=lambda entry: entry.stat().st_mtime).path if found else ""
+
+
+def read(folder: str) -> dict[str, Any]:
+    """Return what a plan needs of the model in C(folder).
+
+    Returns:
+        C(path), C(config) (config.json as it is) and C(weights_bytes) (the tensors' bytes; 0 without any weights).
+
+    Raises:
+        GpufleetError: C(no-model-folder) or C(invalid-model-folder).
+    """
+    if not os.path.isdir(folder):
+        raise GpufleetError(
+            f"The model folder {folder} does not exist on this host.",
+            name="no-model-folder",
+            remedy="Put the model there, or set vllm_model to the folder that has its config.json.",
+        )
+    path = os.path.join(folder, "config.json")
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise GpufleetError(
+            f"{path} is missing or is not JSON; vLLM cannot serve that folder.",
+            name="invalid-model-folder",
+            remedy="Set vllm_model to the folder that has the model's config.json and safetensors files.",
+        )
+    return {"path": folder, "config": config, "weights_bytes": weights_bytes(folder)}
+
+
+def weights_bytes(folder: str) -> int:
+    """Return the bytes of the tensors in the folder's safetensors files, 0 when there are none."""
+    index = _read_json(os.path.join(folder, "model.safetensors.index.json"))
+    if isinstance(index, dict):
+        total = (index.get("metadata") or {}).get("total_size")
+        if isinstance(total, (int, float)) and total > 0:
+            return int(total)
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    return sum(_tensor_bytes(os.path.join(folder, name)) for name in names)
+
+
+def _tensor_bytes(path: str) -> int:
+    """Return the bytes of the tensors in one file, by its header: an 8-byte length and that much JSON."""
+    try:
+        with open(path, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length)) if length <= LONGEST_HEADER else {}
+    except (OSError, ValueError, struct.error) as error:
+        raise GpufleetError(
+            f"{path} is not a complete safetensors file.",
+            name="invalid-model-folder",
+            remedy="Copy the model again; an interrupted download leaves such files.",
+            evidence=str(error),
+        ) from error
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return max(ends, default=0)
+
+
+def shape(found: Mapping[str, Any]) -> Shape:
+    """Return the sizes of the model that C(read) found.
+
+    Raises:
+        GpufleetError: C(invalid-model-folder) when config.json lacks a number that every decoder has.
+    """
+    outer = found["config"]
+    config = outer.get("text_config") or outer
+    try:
+        return _shape(config, outer, int(found.get("weights_bytes") or 0))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise GpufleetError(
+            f"The config.json in {found.get('path')} does not describe a decoder: {error}",
+            name="invalid-model-folder",
+            remedy="Set vllm_model to a model that vLLM can generate text with.",
+        ) from error
+
+
+def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], tensors: int) -> Shape:
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    layers = int(config["num_hidden_layers"])
+    precision = _precision(config, outer)
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or outer.get("torch_dtype") or "bfloat16")
+    local, window = _local_layers(config, layers)
+    if tensors:
+        weights, source = tensors / GIB * LOADED, "the size of its safetensors files and 2.6 % for loading"
+    else:
+        weights, source = _computed_gib(config, precision, dtype), "computed from config.json; there are no weights"
+    return Shape(
+        model_type=str(config.get("model_type") or outer.get("model_type") or "unknown"),
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        vocabulary=int(config["vocab_size"]),
+        intermediate=_active_width(config),
+        max_position=int(config.get("max_position_embeddings") or 2048),
+        weights_gib=round(weights, 3),
+        weights_source=source,
+        precision=precision,
+        local_layers=local,
+        local_window=window,
+        latent=int(config.get("kv_lora_rank") or 0) + int(config.get("qk_rope_head_dim") or 0)
+        if config.get("kv_lora_rank")
+        else 0,
+        dtype_bytes=DTYPE_BYTES.get(dtype.replace("torch.", ""), 2),
+        vision="vision_config" in outer,
+    )
+
+
+def _precision(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
+    quantization = outer.get("quantization_config") or config.get("quantization_config") or {}
+    text = json.dumps(quantization).lower()
+    if "nvfp4" in text or "fp4" in text:
+        return "fp4"
+    if "fp8" in text or ('"float"' in text and '"num_bits": 8' in text):
+        return "fp8"
+    return "fp32" if str(config.get("dtype") or config.get("torch_dtype")) == "float32" else "bf16"
+
+
+def _active_width(config: Mapping[str, Any]) -> int:
+    """Return the width of the feed-forward part that one token passes: its experts and the shared ones."""
+    dense = int(config.get("intermediate_size") or 4 * int(config["hidden_size"]))
+    chosen = int(config.get("num_experts_per_tok") or 0)
+    if not _experts(config) or not chosen:
+        return dense
+    expert = int(config.get("moe_intermediate_size") or dense)
+    return chosen * expert + _shared_width(config, expert)
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if config.get(name):
+            return int(config[name])
+    return 0
+
+
+def _shared_width(config: Mapping[str, Any], expert: int) -> int:
+    if str(config.get("model_type", "")).startswith("llama4"):
+        return expert
+    if config.get("shared_expert_intermediate_size"):
+        return int(config["shared_expert_intermediate_size"])
+    return int(config.get("n_shared_experts") or 0) * expert
+
+
+def _local_layers(config: Mapping[str, Any], layers: int) -> tuple[int, int]:
+    """Return how many layers attend to a window only, and its length in tokens."""
+    chunk, window = config.get("attention_chunk_size"), config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds:
+        local = sum(1 for kind in kinds if kind in ("chunked_attention", "sliding_attention"))
+        return (local, int(chunk or window or 0)) if local and (chunk or window) else (0, 0)
+    if chunk:
+        # Llama 4 without a list: every fourth layer attends to everything.
+        return layers - layers // int(config.get("no_rope_layer_interval") or 4), int(chunk)
+    return 0, 0
+
+
+def _computed_gib(config: Mapping[str, Any], precision: str, dtype: str) -> float:
+    """Return the GiB of the weights by counting parameters; embeddings, head and router stay unquantised."""
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    heads = int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    dense = int(config.get("intermediate_size") or 4 * hidden)
+    experts = _experts(config)
+    expert = int(config.get("moe_intermediate_size") or dense)
+    feed_forward = 3 * hidden * (experts * expert + _shared_width(config, expert) if experts else dense)
+    embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    width = DTYPE_BYTES.get(dtype.replace("torch.", ""), 2)
+    bits = BITS.get(precision, width * 8)
+    return (layers * (attention + feed_forward) * bits / 8 + embeddings * width) / GIB * LOADED
+
+
+def _read_json(path: str) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except ValueError:
+        return None
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read(LONGEST_CONFIG)
+    except (OSError, UnicodeDecodeError):
+        return ""

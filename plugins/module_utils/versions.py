@@ -1,0 +1,106 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which option, variable and default exists in which vLLM, from 0.12 to 0.33.
+
+The tables hold what the planner may send and what users still find in older guides. A test compares them with data
+extracted from the parsers of the released wheels (tests/unit/data/vllm_parsers).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Version = tuple[int, int, int]
+
+OLDEST: Version = (0, 12, 0)
+NEWEST: Version = (0, 33, 0)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The vLLM versions that have something: from C(since) up to, but not including, C(until).
+
+    C(instead) says what to use where it does not exist.
+    """
+
+    since: Version = OLDEST
+    until: Version | None = None
+    instead: str = ""
+
+    def holds(self, version: Version) -> bool:
+        """Return whether C(version) has it."""
+        return self.since <= version and (self.until is None or version < self.until)
+
+
+# Every option of `vllm serve` that the planner may send.
+OPTIONS: dict[str, Span] = {
+    "async-scheduling": Span(),
+    "compilation-config": Span(),
+    "dtype": Span(),
+    "gpu-memory-utilization": Span(),
+    "host": Span(),
+    "kv-cache-dtype": Span(),
+    "max-model-len": Span(),
+    "max-num-batched-tokens": Span(),
+    "max-num-seqs": Span(),
+    "moe-backend": Span(since=(0, 17, 0), instead="VLLM_USE_FLASHINFER_MOE_FP8 or _FP4 in vllm_environment"),
+    "no-enable-prefix-caching": Span(),
+    "port": Span(),
+    "served-model-name": Span(),
+    "shutdown-timeout": Span(since=(0, 18, 0)),
+    "tensor-parallel-size": Span(),
+}
+
+# Options that guides of other versions name and that some of these versions refuse. Never sent.
+GONE_OPTIONS: dict[str, Span] = {
+    "cuda-graph-sizes": Span(until=(0, 14, 0), instead="cudagraph-capture-sizes"),
+    "disable-log-requests": Span(until=(0, 17, 0), instead="nothing: requests are not logged by default"),
+    "swap-space": Span(until=(0, 18, 0), instead="nothing: the engine does not swap any more"),
+    "calculate-kv-scales": Span(until=(0, 33, 0), instead="a checkpoint with KV scales"),
+}
+
+# Every environment variable that the planner may send, for as long as it is the right way.
+ENVIRONMENT: dict[str, Span] = {
+    "VLLM_USE_FLASHINFER_MOE_FP8": Span(until=(0, 17, 0), instead="moe-backend"),
+    "VLLM_USE_FLASHINFER_MOE_FP4": Span(until=(0, 17, 0), instead="moe-backend"),
+}
+
+# Variables a user may still set: until when vLLM reads them.
+READ_UNTIL: dict[str, Span] = {
+    "VLLM_USE_FLASHINFER_MOE_FP8": Span(until=(0, 24, 0), instead="moe-backend in vllm_extra_config"),
+    "VLLM_USE_FLASHINFER_MOE_FP4": Span(until=(0, 24, 0), instead="moe-backend in vllm_extra_config"),
+    "VLLM_FLASHINFER_MOE_BACKEND": Span(until=(0, 24, 0), instead="moe-backend in vllm_extra_config"),
+}
+
+# Behaviour that changed on the way.
+ASYNC_SCHEDULING_BY_DEFAULT = Span(since=(0, 14, 0))
+HYBRID_KV_CACHE_WITH_CHUNKED_ATTENTION = Span(since=(0, 14, 0))
+NOOPS_ELIMINATED_BY_DEFAULT = Span(since=(0, 17, 0))
+ALLREDUCE_FUSED_BY_DEFAULT = Span(since=(0, 20, 0))
+CUDA_GRAPHS_IN_BUDGET = Span(since=(0, 21, 0))
+CUDA_13 = Span(since=(0, 20, 0))
+
+
+def parse(text: str) -> Version | None:
+    """Return the version in a text such as C(0.12.0) or an image tag such as C(v0.12.0-aarch64), or None."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?!\d)", text.strip())
+    if not found:
+        return None
+    return int(found.group(1)), int(found.group(2)), int(found.group(3) or 0)
+
+
+def as_text(version: Version) -> str:
+    """Return the version as vLLM writes it, such as C(0.12.0)."""
+    return ".".join(str(part) for part in version)
+
+
+def default_gpu_memory_utilization(version: Version) -> float:
+    """Return the share of a card's memory that this vLLM plans with when it is not told."""
+    return 0.92 if version >= (0, 20, 0) else 0.90
+
+
+def oldest_driver(version: Version) -> tuple[int, str]:
+    """Return the oldest major version of the driver for the image of this vLLM, and the CUDA in that image."""
+    return (580, "13.0") if CUDA_13.holds(version) else (575, "12.9")

@@ -1,0 +1,180 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation of the action plugin vllm_plan, which does the work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_plan
+version_added: 0.1.0
+short_description: Compute what a host should serve, with the reason for each choice
+description:
+  - Works out one plan for one host from what the host has, the C(vllm_*) variables of the play, and what the
+    collection knows of models, GPUs and vLLM versions.
+  - Runs on the controller and never contacts the host. With C(vllm_gpus) in the inventory it plans for hardware that is
+    not there yet.
+  - Fails before anything is downloaded or stopped when the wish cannot be met, with the numbers. Every invalid or
+    misspelt C(vllm_*) variable is named in one error.
+author:
+  - gpufleet contributors (@gpufleet)
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check mode; then no file is written.
+  diff_mode:
+    support: full
+    description: Shows how the file in O(plan_dir) changes.
+  idempotent:
+    support: full
+    description: The same host and variables give the same plan.
+options:
+  gpu_info:
+    description:
+      - What M(gpufleet.vllm.gpu_info) returned for this host. Not needed with C(vllm_gpus) or C(vllm_device=cpu).
+    type: dict
+    default: {}
+  host:
+    description:
+      - What else is known of the host; wins over the host's gathered facts and over O(gpu_info). All keys are optional.
+      - C(architecture) (x86_64 or aarch64), C(cpus), C(memory_mib), C(memory_available_mib), C(cpu_flags),
+        C(driver_version), C(cuda_driver_version).
+      - C(own_containers) is the list of ids of the containers that this collection runs on the host. The GPU memory
+        and main memory that they hold do not count as used by others.
+      - C(model_config) is what M(gpufleet.vllm.vllm_model_info) returned for the model's folder on the host.
+    type: dict
+    default: {}
+  wishes:
+    description:
+      - Variables that win over those of the play, by their full names, such as C(vllm_profile).
+    type: dict
+    default: {}
+  validate_only:
+    description:
+      - Only check the C(vllm_*) variables, and plan nothing.
+    type: bool
+    default: false
+  plan_dir:
+    description:
+      - Folder on the controller into which the plan is written as C(<inventory_hostname>.json). Empty writes nothing.
+      - The task is changed when that file changes.
+    type: str
+    default: ""
+    aliases: [plan_file]
+"""
+
+EXAMPLES = r"""
+- name: Refuse misspelt and invalid variables before anything else
+  gpufleet.vllm.vllm_plan:
+    validate_only: true
+
+- name: See the GPUs of this host
+  gpufleet.vllm.gpu_info:
+  register: __vllm_gpus_found
+
+- name: Plan what this host serves
+  gpufleet.vllm.vllm_plan:
+    gpu_info: "{{ __vllm_gpus_found }}"
+    plan_dir: "{{ vllm_plan_dir }}"
+
+- name: Plan for hosts that are not racked yet
+  gpufleet.vllm.vllm_plan:
+  vars:
+    vllm_accept_license: true
+    vllm_gpus:
+      - name: NVIDIA H200
+        compute_capability: "9.0"
+        memory_mib: 143771
+        count: 8
+"""
+
+RETURN = r"""
+plan:
+  description: The plan document. It is also set as the fact C(vllm_plan).
+  returned: unless O(validate_only) is set
+  type: dict
+  contains:
+    schema_version:
+      description: Version of this document's form.
+      type: int
+      sample: 1
+    device:
+      description: V(cuda) or V(cpu).
+      type: str
+      sample: cuda
+    model:
+      description: The name by which clients ask for the model.
+      type: str
+      sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+    model_source:
+      description: Where the weights come from (C(kind), C(location), C(mount)) and what C(vllm serve) is given
+        (C(argument)).
+      type: dict
+      sample:
+        kind: hub
+        location: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+        mount: ""
+        argument: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+    precision:
+      description: Precision of the weights, V(fp8), V(fp4), V(bf16) or V(fp32).
+      type: str
+      sample: fp8
+    profile:
+      description: The profile in use.
+      type: str
+      sample: recipe
+    image:
+      description: The serving image, C(reference), C(tag), C(platform), C(vllm_version), C(source), C(archive) and
+        C(digest).
+      type: dict
+      sample: {"reference": "vllm/vllm-openai:v0.12.0", "platform": "linux/amd64", "vllm_version": "0.12.0"}
+    gpu_access:
+      description: How containers get their GPUs.
+      type: str
+      sample: auto
+    network_mode:
+      description: V(bridge) or V(host).
+      type: str
+      sample: bridge
+    replicas:
+      description: The servers, each with C(name), C(gpus), C(gpu_uuids), C(host), C(port), C(tensor_parallel_size),
+        C(config) (the file given to C(vllm serve --config)) and C(environment).
+      type: list
+      elements: dict
+      sample: [{"name": "vllm-0", "gpus": [0], "port": 8000, "tensor_parallel_size": 1}]
+    capacity:
+      description: What the memory model expects of one replica. V(null) where the model's size is unknown.
+      type: dict
+      sample:
+        weights_gib_per_gpu: 106.55
+        kv_cache_gib_per_gpu: 15.14
+        kv_cache_tokens: 165342
+        max_concurrent_requests: 80
+    decisions:
+      description: Every choice with its C(field), C(value) and C(reason). A value of V(null) means that the option is
+        not sent.
+      type: list
+      elements: dict
+      sample: [{"field": "precision", "value": "fp8", "reason": "compute capability 9.0 has no NVFP4"}]
+    warnings:
+      description: What the user should know although the plan works.
+      type: list
+      elements: str
+      sample: []
+summary:
+  description: The plan in a few lines for a person.
+  returned: unless O(validate_only) is set
+  type: list
+  elements: str
+  sample: ["vllm-0: TP 1 on GPU 0, http://127.0.0.1:8000"]
+plan_file:
+  description: The file that has the plan.
+  returned: when O(plan_dir) is set
+  type: str
+  sample: plans/gpu-01.json
+error:
+  description: The cause of a failure, with C(name), C(message), C(remedy), C(evidence) and C(details).
+  returned: on failure
+  type: dict
+  sample: {"name": "does-not-fit", "details": {"gpus_needed": 2}}
+"""

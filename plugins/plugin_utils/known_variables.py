@@ -1,0 +1,26 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The names of the variables that the collection's roles document."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import yaml
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
+
+@functools.cache
+def known_variables(roles: Path = ROLES) -> frozenset[str]:
+    """Return every option in C(roles/*/meta/argument_specs.yml), of every entry point."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    names: set[str] = set()
+    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
+        with path.open("rb") as stream:
+            specs = yaml.load(stream, Loader=loader)  # noqa: S506  a safe loader, in C where there is one
+        for entry_point in ((specs or {}).get("argument_specs") or {}).values():
+            names.update(entry_point.get("options") or {})
+    return frozenset(names)
