@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -13,18 +12,20 @@ pytest reported, summed, and one failure more for each other command that failed
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, TextIO
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -167,8 +168,7 @@ def copied_checkout() -> Path:
     """Copy what git knows or would add to .../ansible_collections/gpufleet/vllm and return that folder.
 
     ansible-test follows no symbolic link to the collection. It also keeps environments for its tools in the home
-    folder and fetches pip's installer for them from a host of its project: the home is therefore one in .cache, with
-    an installer that uses Python's own ensurepip (see common_environment).
+    folder and fetches pip's installer for them from a host of its project: see ansible_test_home.
     """
     target = CACHE / "ansible-test" / PACKAGE
     shutil.rmtree(target, ignore_errors=True)
@@ -190,10 +190,13 @@ def copied_checkout() -> Path:
 
 
 INSTALLER = """\
-# Stands in for pip's own installer, which ansible-test would fetch: pip comes with Python (module ensurepip).
-import ensurepip
+# Stands in for pip's own installer, which ansible-test would fetch: copies the pip of the project's environment.
+import shutil
+import sysconfig
+from pathlib import Path
 
-ensurepip.bootstrap(default_pip=True)
+for source in {sources!r}:
+    shutil.copytree(source, Path(sysconfig.get_path("purelib")) / Path(source).name)
 """
 
 
@@ -214,8 +217,33 @@ def ansible_test_home() -> Path:
         capture_output=True,
         text=True,
     )
-    (cache / f"get_pip_{versions.stdout.strip().replace('.', '_')}.py").write_text(INSTALLER, encoding="utf-8")
+    write_pip_configuration(home / ".config" / "pip" / "pip.conf")
+    (cache / f"get_pip_{versions.stdout.strip().replace('.', '_')}.py").write_text(
+        INSTALLER.format(sources=[str(folder) for folder in pip_folders()]), encoding="utf-8"
+    )
     return home
+
+
+def pip_folders() -> list[Path]:
+    """Return the folders that make up the pip of the virtual environment."""
+    packages = Path(sysconfig.get_path("purelib"))
+    return [packages / "pip", *packages.glob("pip-*.dist-info")]
+
+
+def write_pip_configuration(path: Path) -> None:
+    """Write what pip is told by the caller's own file and variables (PIP_*), as ansible-test passes on neither."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([Path.home() / ".pip" / "pip.conf", Path.home() / ".config" / "pip" / "pip.conf"])
+    values = {
+        name[4:].lower().replace("_", "-"): value for name, value in os.environ.items() if name.startswith("PIP_")
+    }
+    values.setdefault("cache-dir", str(Path.home() / ".cache" / "pip"))
+    # Compiling all of what is installed took longer than letting each check compile what it imports.
+    values |= {"quiet": "2", "disable-pip-version-check": "1", "no-compile": "1"}
+    settings.read_dict({"global": values})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        settings.write(stream)
 
 
 # Running
@@ -234,15 +262,8 @@ def common_environment(command: Command) -> dict[str, str]:
         **command.environment,
     }
     if command.words[0] == "ansible-test":
-        home = Path.home()
-        environment |= {
-            "HOME": str(ansible_test_home()),
-            "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(home / ".cache" / "pip")),
-        }
+        environment["HOME"] = str(ansible_test_home())
         environment.pop("ANSIBLE_CONFIG")
-        for configuration in (home / ".config" / "pip" / "pip.conf", home / ".pip" / "pip.conf"):
-            if configuration.is_file():
-                environment.setdefault("PIP_CONFIG_FILE", str(configuration))
     return environment
 
 
