@@ -404,7 +404,8 @@ def model(path: str) -> dict[str, Any]:
         C(path), C(exists), C(config) and C(quantization) (config.json and hf_quant_config.json, None when missing,
         broken or larger than 1 MiB), C(config_error), C(tokenizer) (whether there is one), C(safetensors) (C(name) and
         C(size) in bytes), C(total_bytes), C(index_total_bytes) (what the index promises, or None),
-        C(missing_files) (named by the index but not there) and C(complete).
+        C(missing_files) (named by the index but not there), C(cut_files) (shorter than they say themselves) and
+        C(complete).
     """
     result: dict[str, Any] = {"path": path, "exists": os.path.isdir(path)}
     config, error = _json(os.path.join(path, "config.json"), LARGEST_CONFIG)
@@ -419,6 +420,7 @@ def model(path: str) -> dict[str, Any]:
     promised = (index.get("metadata") or {}).get("total_size")
     there = {entry["name"] for entry in weights}
     missing = sorted(set((index.get("weight_map") or {}).values()) - there)
+    cut = [entry["name"] for entry in weights if not _is_whole(os.path.join(path, entry["name"]), entry["size"])]
     result.update(
         config=config,
         config_error=error,
@@ -428,9 +430,27 @@ def model(path: str) -> dict[str, Any]:
         total_bytes=total,
         index_total_bytes=promised,
         missing_files=missing,
-        complete=bool(config and weights and not missing and total >= (promised or 0)),
+        cut_files=cut,
+        complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
     )
     return result
+
+
+def _is_whole(path: str, size: int) -> bool:
+    """Return whether a safetensors file is as long as its own header says; an interrupted copy is shorter.
+
+    The format: eight bytes with the length of the header, the header in JSON with each tensor's place, the tensors.
+    """
+    try:
+        with open(path, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(size, LARGEST_INDEX):
+                return False
+            header = json.loads(stream.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        return bool(size >= 8 + length + max(ends, default=0))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return False
 
 
 def _json(path: str, largest: int) -> tuple[dict[str, Any] | None, str]:

@@ -228,7 +228,8 @@ ports:
 model:
   description:
     - What O(model_path) holds. C(config) is config.json and C(quantization) hf_quant_config.json.
-    - C(complete) is true when there is a configuration and no weight file is missing or cut short, by the index.
+    - C(missing_files) are named by the index of the weights but not there; C(cut_files) are shorter than they say.
+    - C(complete) is true when there is a configuration and weights, and none of them is missing or cut.
   type: dict
   returned: always
   sample:
@@ -242,6 +243,7 @@ model:
     total_bytes: 4987202208
     index_total_bytes: 9974404416
     missing_files: [model-00002-of-00002.safetensors]
+    cut_files: []
     complete: false
 errors:
   description: Why a part is V(null), by the name of the part.
