@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import re
 import tarfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -77,6 +79,7 @@ class ImageWish:
         retries: further attempts at a pull after the first, where the cause may pass.
         backoff: seconds before the first of them, doubled before each next.
         force: pull or load even though the image is there.
+        stall_timeout: seconds without a sign of a pull's progress after which it is given up.
     """
 
     reference: str
@@ -90,6 +93,7 @@ class ImageWish:
     retries: int = 3
     backoff: float = 5.0
     force: bool = False
+    stall_timeout: float = 900.0
 
 
 @dataclass(frozen=True)
@@ -177,9 +181,16 @@ CAUSES = (
         "registry-unreachable",
         "The registry of {reference} fails or breaks the connection.",
         "Try again later (layers that are complete are kept, so a new pull goes on where this one ended), raise"
-        " vllm_image_retries, or use vllm_image_source: archive.",
+        " retries, or use vllm_image_source: archive.",
         transient=True,
     ),
+)
+STALLED = _cause(
+    r"(?!)",  # the engine says nothing at all
+    "pull-stalled",
+    "The pull of {reference} stands still.",
+    "Look at the network between this host and the registry, and run again: layers that are complete are kept. If the"
+    " connection is only slow, raise vllm_stall_timeout.",
 )
 
 
@@ -770,20 +781,55 @@ def _pull_once(
     progress.phase("pulling image", layers.text())
     auth = {"username": wish.username, "password": wish.password} if wish.username else None
     try:
-        events = engine.api.pull(
-            reference.repository,
-            tag=wish.digest or reference.tag,
-            platform=wish.platform,
-            stream=True,
-            decode=True,
-            auth_config=auth,
+        events = _while_moving(
+            lambda: engine.api.pull(
+                reference.repository,
+                tag=wish.digest or reference.tag,
+                platform=wish.platform,
+                stream=True,
+                decode=True,
+                auth_config=auth,
+            ),
+            wish.stall_timeout,
         )
         _follow(events, layers, progress, wish)
+    except TimeoutError as error:
+        raise PullFailure(STALLED, f"{error}; state: {layers.text()}", wish) from error
     except APIError as error:
         text = str(error.explanation or error)
         raise PullFailure(classify_pull_error(text), text, wish) from error
     except (DockerException, RequestException) as error:
         raise PullFailure(None, f"connection to the engine: {error}", wish) from error
+
+
+def _while_moving(start: Callable[[], Iterable[dict[str, Any]]], seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield the events of the pull that C(start) begins, or raise TimeoutError when none comes for C(seconds).
+
+    The engine waits for a silent registry without end. It ends the pull when its client is gone, so a thread left
+    behind here ends with the module.
+    """
+    arrived: queue.Queue[Any] = queue.Queue()
+    end = object()
+
+    def read() -> None:
+        try:
+            for event in start():
+                arrived.put(event)
+            arrived.put(end)
+        except Exception as error:  # raised again where the events are read
+            arrived.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            item = arrived.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError(f"the engine reported nothing for {seconds:g} s") from None
+        if item is end:
+            return
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def _event_error(event: dict[str, Any]) -> str:

@@ -81,6 +81,11 @@ options:
       - Seconds before the first further attempt; doubled before each next one.
     type: float
     default: 5
+  stall_timeout:
+    description:
+      - Seconds without any sign of progress after which a pull is given up.
+    type: float
+    default: 900
   force_pull:
     description:
       - Ask the registry, or load the archive, even though the image is on the host.
@@ -211,7 +216,7 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) (what the engine said) and C(details).
     - Names are V(image-not-found), V(registry-unauthorized), V(registry-unreachable), V(registry-untrusted),
       V(rate-limited), V(platform-missing), V(disk-full), V(digest-mismatch), V(archive-missing), V(archive-invalid),
-      V(image-missing), V(pull-failed), V(reference-invalid), V(digest-invalid), V(platform-invalid),
+      V(image-missing), V(pull-stalled), V(pull-failed), V(reference-invalid), V(digest-invalid), V(platform-invalid),
       V(engine-not-running) and V(engine-error).
   returned: failure
   type: dict
@@ -239,6 +244,7 @@ ARGUMENTS: dict[str, Any] = {
     "registry_password": {"type": "str", "default": "", "no_log": True},
     "retries": {"type": "int", "default": 3},
     "backoff": {"type": "float", "default": 5},
+    "stall_timeout": {"type": "float", "default": 900},
     "force_pull": {"type": "bool", "default": False},
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
@@ -260,6 +266,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         retries=params["retries"],
         backoff=params["backoff"],
         force=params["force_pull"],
+        stall_timeout=params["stall_timeout"],
     )
     progress = Progress(params["progress_file"])
     engine = connect(params["docker_host"], params["docker_timeout"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import json
@@ -406,13 +407,15 @@ def test_archive_that_is_not_there(scene: Scene, ensure: Ensure, tmp_path: Path)
 
 @dataclass
 class CuttingProxy:
-    """Passes connections on to a registry, but cuts the first few after some bytes of the answer."""
+    """Passes connections on to a registry, but cuts the first few after some bytes of the answer, or falls silent."""
 
     target: str
     cuts: int
     after: int = 0
+    silent: bool = False
     address: str = ""
     cut: int = 0
+    _stopped: threading.Event = field(default_factory=threading.Event)
     _listener: socket.socket = field(default_factory=socket.socket)
 
     def start(self) -> None:
@@ -423,7 +426,10 @@ class CuttingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening, and end what stands still."""
+        self._stopped.set()
+        # Closing alone does not wake the thread that accepts.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -432,7 +438,12 @@ class CuttingProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            threading.Thread(target=self._serve_until_broken, args=(client,), daemon=True).start()
+
+    def _serve_until_broken(self, client: socket.socket) -> None:
+        # Either end may leave whenever it likes.
+        with contextlib.suppress(OSError):
+            self._serve(client)
 
     def _serve(self, client: socket.socket) -> None:
         host, _, port = self.target.partition(":")
@@ -444,6 +455,8 @@ class CuttingProxy:
                 passed += len(piece)
                 if passed > self.after and self.cut < self.cuts:
                     self.cut += 1
+                    if self.silent:
+                        self._stopped.wait()
                     # To end with a reset, not politely.
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
                     client.shutdown(socket.SHUT_RD)
@@ -452,11 +465,9 @@ class CuttingProxy:
 
     @staticmethod
     def _pass_on(source: socket.socket, target: socket.socket) -> None:
-        try:
+        with contextlib.suppress(OSError):
             while piece := source.recv(65536):
                 target.sendall(piece)
-        except OSError:
-            pass
 
 
 @pytest.fixture
@@ -464,8 +475,8 @@ def cutting(registry: Registry) -> Iterator[Callable[..., CuttingProxy]]:
     """Start proxies in front of the registry that cut connections."""
     proxies: list[CuttingProxy] = []
 
-    def start(cuts: int, after: int = 0) -> CuttingProxy:
-        proxy = CuttingProxy(registry.address, cuts, after)
+    def start(cuts: int, after: int = 0, *, silent: bool = False) -> CuttingProxy:
+        proxy = CuttingProxy(registry.address, cuts, after, silent)
         proxy.start()
         proxies.append(proxy)
         return proxy
@@ -521,6 +532,30 @@ def test_layer_cut_in_the_middle_is_completed(
     assert result["image_id"] == image_id
     assert result["transfer"]["layers"] == 1
     assert result["transfer"]["bytes"] >= 8 * 2**20
+
+
+@pytest.mark.parametrize("after", [0, 2 * 2**20], ids=["from the start", "within a layer"])
+def test_registry_that_falls_silent(
+    engine: DockerClient,
+    registry: Registry,
+    run_name: str,
+    ensure: Ensure,
+    cutting: Callable[..., CuttingProxy],
+    after: int,
+) -> None:
+    name = f"{run_name}/silent:1"
+    import_image(engine, name, payload=4 * 2**20)
+    push(engine, name, registry.reference(name))
+    forget(engine, name)
+    reference = f"{cutting(cuts=100, after=after, silent=True).address}/{name}"
+
+    started = time.monotonic()
+    result = ensure(reference=reference, tag=f"{name}-deploy", stall_timeout=2)
+
+    assert result["error"]["name"] == "pull-stalled"
+    assert "vllm_stall_timeout" in result["msg"]
+    assert time.monotonic() - started < 10
+    assert id_of(engine, reference) == id_of(engine, f"{name}-deploy") == ""
 
 
 class RefusingRegistry(http.server.ThreadingHTTPServer):
