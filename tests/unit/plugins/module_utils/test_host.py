@@ -404,7 +404,7 @@ def test_a_model_of_one_file_needs_no_index(tmp_path: Path) -> None:
         ),
         ({"config.json": CONFIG, "model.safetensors": weights(10, cut=1)}, [], ["model.safetensors"]),
         ({"config.json": CONFIG, "model.safetensors": b""}, [], ["model.safetensors"]),
-        ({"config.json": CONFIG, "model.safetensors": b"version https://git-lfs.github.com"}, [], ["model.safetensors"]),
+        ({"config.json": CONFIG, "model.safetensors": b"version https://git-lfs"}, [], ["model.safetensors"]),
         ({"config.json": CONFIG, "model.safetensors": struct.pack("<Q", 2) + b"[]"}, [], ["model.safetensors"]),
         ({"model.safetensors": weights(10)}, [], []),
         ({"config.json": CONFIG}, [], []),
