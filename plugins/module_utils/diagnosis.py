@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
@@ -70,7 +71,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "gpu-memory-taken",
-        r"Free memory on device \S* ?\(?([\d.]+)/([\d.]+) GiB\)? on startup is less than desired GPU memory utilization",
+        r"Free memory on device \S* ?\(?([\d.]+)/([\d.]+) GiB\)? on startup is less than desired GPU memory",
         "Only {0} of the GPU's {1} GiB are free: something else holds its memory.",
         "End the process that holds the GPU (gpu_info lists it), choose another with vllm_gpu_selection, or lower"
         " vllm_gpu_memory_utilization.",
@@ -110,7 +111,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "shared-memory-too-small",
-        r"/dev/shm/nccl|Bus error|DataLoader worker .* killed by signal: Bus error|unable to (?:allocate|mmap).*shared"
+        r"(?:/dev/shm/nccl)|Bus error|DataLoader worker .* killed by signal: Bus error|unable to (?:allocate|mmap).*shared"
         r" memory",
         "The container's shared memory is too small.",
         "Run with the host's (ipc_mode host, the default) or give it more with shm_size.",
@@ -138,7 +139,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "kv-cache-dtype-not-supported",
-        r"(?:kv[-_ ]cache[-_ ]dtype|fp8 KV cache|FP8 KV cache)\b.*\bnot (?:yet )?supported|kv_cache_dtype not supported",
+        r"(?:kv[-_ ]cache[-_ ]dtype|(?:fp8|FP8) KV cache)\b.*\bnot (?:yet )?supported",
         "This device or attention backend cannot keep the KV cache in that type.",
         "Set vllm_kv_cache_dtype to auto.",
     ),
@@ -198,8 +199,8 @@ CAUSES: tuple[Cause, ...] = (
         "cdi-device-missing",
         r"unresolvable CDI devices? (.+)|CDI (?:device injection|devices?).*(?:fail|not supported|disabled)",
         "Docker knows no such CDI device.",
-        "On the host run nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml and see nvidia-ctk cdi list; Docker needs"
-        " version 25 or newer with CDI enabled. Or set vllm_gpu_access to gpus.",
+        "On the host run nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml and see nvidia-ctk cdi list; Docker"
+        " needs version 25 or newer with CDI enabled. Or set vllm_gpu_access to gpus.",
     ),
     Cause(
         "gpu-unknown",
@@ -249,7 +250,7 @@ CAUSES: tuple[Cause, ...] = (
         r"No CUDA GPUs are available|no CUDA-capable device is detected|Failed to infer device type"
         r"|Device string must not be empty",
         "The server sees no GPU in its container.",
-        "Check vllm_gpu_access and that nvidia-smi works on the host; on a machine without a GPU set vllm_device to cpu.",
+        "Check vllm_gpu_access and that nvidia-smi works on the host; on a machine without a GPU set vllm_device: cpu.",
     ),
     Cause(
         "illegal-instruction",
@@ -348,8 +349,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "weights-do-not-fit-model",
-        r"Following weights were not initialized from checkpoint|There is no module or parameter named|size mismatch for"
-        r"|assert param(?:_data)?\.(?:size|shape)|KeyError: '(?:model\.)?layers\.",
+        r"Following weights were not initialized from checkpoint|There is no module or parameter named"
+        r"|size mismatch for|assert param(?:_data)?\.(?:size|shape)|KeyError: '(?:model\.)?layers\.",
         "The weights do not belong to the model that its config.json describes, or this vLLM is too old for them.",
         "Check the files under vllm_model, or set vllm_version to a newer release.",
     ),
@@ -412,7 +413,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "combination-refused",
-        r"[Aa]sync[- ]scheduling .*(?:not (?:yet )?(?:support|compatible)|only supported)|does not support async scheduling",
+        r"[Aa]sync[- ]scheduling .*(?:not (?:yet )?(?:support|compatible)|only supported)"
+        r"|does not support async scheduling",
         "Asynchronous scheduling does not go with the rest of the configuration.",
         "Set async-scheduling out of vllm_extra_config (no-async-scheduling: true).",
     ),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import deque
-from typing import Any, Deque, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 CONTAINER = "container"
 ENGINE_START = "engine start"
@@ -26,9 +27,15 @@ PHASES = (CONTAINER, ENGINE_START, WEIGHTS, COMPILE, KV_CACHE, WARM_UP, SERVING)
 # A line that matches begins the phase. Most of vLLM's lines say that something has ended, so what they begin is next.
 PHASE_BEGINS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (ENGINE_START, re.compile(r"\S")),
-    (WEIGHTS, re.compile(r"Starting to load model |Loading safetensors checkpoint shards|Loading pt checkpoint shards")),
+    (
+        WEIGHTS,
+        re.compile(r"Starting to load model |Loading safetensors checkpoint shards|Loading pt checkpoint shards"),
+    ),
     (COMPILE, re.compile(r"Model loading took |Loading weights took |Using cache directory: .*torch_compile_cache")),
-    (KV_CACHE, re.compile(r"torch\.compile (?:takes|took) |Initial profiling/warmup run took|Available KV cache memory")),
+    (
+        KV_CACHE,
+        re.compile(r"torch\.compile (?:takes|took) |Initial profiling/warmup run took|Available KV cache memory"),
+    ),
     (WARM_UP, re.compile(r"(?:GPU|CPU) KV cache size: |# (?:GPU|CPU) blocks: |Warming up model for the compilation")),
     (SERVING, re.compile(r"init engine .* took |Starting vLLM (?:API )?server|Application startup complete")),
 )
@@ -69,7 +76,7 @@ class StartWatch:
         self._started = started
         self._finished: list[dict[str, Any]] = []
         self._head: list[str] = []
-        self._tail: Deque[str] = deque(maxlen=TAIL_LINES)
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._sample: Sample | None = None
 
     def feed(self, at: float, line: str) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Mapping
+from collections.abc import Mapping
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     COLLECTION,

@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Any, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
 
 LABEL_COLLECTION = "io.gpufleet.collection"
 LABEL_REPLICA = "io.gpufleet.replica"
@@ -112,12 +113,15 @@ def is_secret(name: str, value: str) -> bool:
     return bool(SECRET_NAME.search(name) or SECRET_VALUE.search(value))
 
 
-def build_spec(replica: Mapping[str, Any], wishes: Wishes, device_exists: Callable[[str], bool]) -> Spec:
+def build_spec(
+    replica: Mapping[str, Any], wishes: Wishes, secrets: Iterable[str], device_exists: Callable[[str], bool]
+) -> Spec:
     """Return the spec of one replica's container.
 
     Args:
         replica: an entry of the plan's C(replicas).
         wishes: what all replicas share; its environment holds no secrets (split_secrets).
+        secrets: names of the variables that reach the container besides; their values are no part of a spec.
         device_exists: tells whether a device file is there, for C(gpu_access) C(devices).
     """
     config = dict(replica["config"])
@@ -147,6 +151,7 @@ def build_spec(replica: Mapping[str, Any], wishes: Wishes, device_exists: Callab
         "command": ["serve", argument, "--config", CONFIG_PATH],
         "config": config,
         "environment": environment,
+        "secrets": sorted(secrets),
         "volumes": volumes + list(wishes.volumes),
         "gpu_access": access,
         "gpus": ids if access != "none" else [],
@@ -172,7 +177,7 @@ def _device_files(indexes: Iterable[int], device_exists: Callable[[str], bool]) 
 
 def _reachable(host: str) -> str:
     """Return the address at which a server that listens on C(host) is reached from its own machine."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
 
 
 def base_url(spec: Spec) -> str:
@@ -219,7 +224,7 @@ def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -
     from docker.types import DeviceRequest, LogConfig
 
     arguments: dict[str, Any] = {
-        "image": spec["image_id"],
+        "image": spec["image"],
         "entrypoint": ["vllm"],
         "command": spec["command"],
         "environment": {**spec["environment"], **secrets},
@@ -245,9 +250,7 @@ def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -
     if spec["shm_size"]:
         arguments["shm_size"] = spec["shm_size"]
     if spec["gpu_access"] == "gpus":
-        arguments["device_requests"] = [
-            DeviceRequest(driver="nvidia", device_ids=spec["gpus"], capabilities=[["gpu"]])
-        ]
+        arguments["device_requests"] = [DeviceRequest(driver="nvidia", device_ids=spec["gpus"], capabilities=[["gpu"]])]
     elif spec["gpu_access"] == "cdi":
         devices = [f"nvidia.com/gpu={gpu}" for gpu in spec["gpus"]]
         arguments["device_requests"] = [DeviceRequest(driver="cdi", device_ids=devices)]
@@ -279,32 +282,26 @@ def spec_changes(before: Spec | None, after: Spec) -> list[Change]:
     ]
 
 
-def secret_changes(actual_environment: Mapping[str, str], secrets: Mapping[str, str], spec: Spec | None) -> list[Change]:
-    """Return which secrets changed, without their values.
+def secret_changes(
+    actual_environment: Mapping[str, str], secrets: Mapping[str, str], spec: Spec | None
+) -> list[Change]:
+    """Return which secrets have other values than a container has, without the values.
 
     Args:
         actual_environment: the container's own variables.
         secrets: what it should have.
-        spec: the container's spec, which tells its public variables.
+        spec: the container's spec, which names the secrets that it was given.
     """
-    known = {name for name, value in actual_environment.items() if is_secret(name, value)}
-    public = set((spec or {}).get("environment", {}))
-    changes = []
-    for name in sorted((known - public) | set(secrets)):
-        before, after = actual_environment.get(name, ""), secrets.get(name, "")
-        if before != after and (after or name in ("VLLM_API_KEY", "HF_TOKEN")):
-            changes.append(Change(f"secret {name}", _hidden(before), _hidden(after, changed=bool(before))))
-    return changes
+    known = (spec or {}).get("secrets", [])
+    return [
+        Change(f"secret {name}", "(hidden)", "(hidden, changed)")
+        for name in sorted(secrets)
+        if name in known and actual_environment.get(name, "") != secrets[name]
+    ]
 
 
-def _hidden(value: str, changed: bool = False) -> str:
-    if not value:
-        return "(not set)"
-    return "(hidden, changed)" if changed else "(hidden)"
-
-
-# Fields of the spec that say how a thing is called, not what it is.
-INFORMATIVE = ("schema", "name", "image", "health_host", "health_port")
+# Fields that do not count as a change: names, what follows from other fields, and what Docker can change in place.
+INFORMATIVE = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
 
 
 def _flat(spec: Spec) -> dict[str, Any]:
@@ -335,9 +332,6 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def redacted(spec: Spec | None, secrets: Iterable[str] = ()) -> str:
-    """Return a spec as the text of a diff, with the names of its secrets only."""
-    if spec is None:
-        return ""
-    shown = {**spec, "secrets": sorted(secrets)} if secrets else spec
-    return json.dumps(shown, indent=2, sort_keys=True) + "\n"
+def diff_text(spec: Spec | None) -> str:
+    """Return a spec as the text of a diff."""
+    return json.dumps(spec, indent=2, sort_keys=True) + "\n" if spec else ""

@@ -1,0 +1,835 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has the wanted servers run on a host, and nothing of ours besides.
+
+A GPU holds one model, so a server is replaced by stopping the old one first. The steps are such that the run may be
+ended after any of them and the next run knows from the containers alone where it stopped:
+
+==================================== ==================================================================================
+containers that a run finds          what it does
+==================================== ==================================================================================
+name                                 nothing unfinished
+name-next (and others)               removes name-next, which was never started
+name-previous                        names it name again and starts it: the old server was stopped, none had taken over
+name as wanted, name-previous        goes on waiting for name: ready, it removes name-previous; failed, it puts back
+name not as wanted, name-previous    name answers: removes name-previous; it does not: puts name-previous back
+==================================== ==================================================================================
+
+A replacement creates name-next (so that what the engine refuses is known before anything is stopped), names the old
+container name-previous and stops it, names the new one name, starts it, and waits. Once the new server has answered a
+real request, it gets its restart policy and the old container is removed. If it fails, it is removed and the old one
+is named, configured and started as it was; the run then fails with the diagnosis of the new one.
+
+A container mounts its own copy of the configuration, C(<config_dir>/active/<name>-<hash>.yaml), because the file of
+the replica is rewritten before the server is replaced, and an old server that comes back must find what it had.
+
+Servers that need a GPU or a port which another of them still holds are replaced together; all others one after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import run_line
+from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
+from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
+    CACHES,
+    COLLECTION,
+    CONFIG_PATH,
+    LABEL_COLLECTION,
+    NEXT,
+    PREVIOUS,
+    Change,
+    Spec,
+    Wishes,
+    base_url,
+    build_spec,
+    create_arguments,
+    diff_text,
+    endpoint,
+    read_spec,
+    secret_changes,
+    spec_changes,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Start, wait_for
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+HEALTH_TIMEOUT_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to go about it.
+
+    Attributes:
+        config_dir: host folder of the replicas' configurations.
+        hf_home: host folder of the Hugging Face cache.
+        cache_dir: host folder of the compile caches.
+        prefix: what the names of this deployment's containers begin with, before the dash.
+        docker_host: address of the engine, for the run line.
+        wait: whether to wait until servers are ready.
+        ready_timeout: seconds for a server to become ready.
+        stall_timeout: seconds for which a starting server may do nothing.
+        drain_timeout: seconds between asking a server to stop and killing it.
+        check: only tell what would be done.
+    """
+
+    config_dir: str
+    hf_home: str
+    cache_dir: str
+    prefix: str
+    docker_host: str
+    wait: bool = True
+    ready_timeout: float = 3600
+    stall_timeout: float = 900
+    drain_timeout: int = 60
+    check: bool = False
+
+
+@dataclasses.dataclass
+class Step:
+    """What is to be done about one replica.
+
+    Attributes:
+        name: of the replica.
+        spec: what it should be; None for one that is no longer wanted.
+        old: the container that runs it now, if any.
+        changes: why C(old) cannot stay.
+        action: none, created, replaced, started, restarted, updated or removed.
+        why: for people.
+        new: the container that takes over.
+        resumed: whether C(new) was made by an earlier run that did not get to its end.
+        was_running: whether C(old) ran.
+        start: of the new container.
+    """
+
+    name: str
+    spec: Spec | None
+    old: Container | None
+    changes: list[Change] = dataclasses.field(default_factory=list)
+    action: str = "none"
+    why: list[str] = dataclasses.field(default_factory=list)
+    new: Container | None = None
+    resumed: bool = False
+    was_running: bool = False
+    start: Start | None = None
+
+    def needs(self) -> set[str]:
+        """Return the GPUs and ports that the new server takes."""
+        return _resources(self.spec)
+
+    def holds(self) -> set[str]:
+        """Return the GPUs and ports that the old server holds."""
+        return _resources(read_spec(self.old.labels)) if self.old else set()
+
+
+def _resources(spec: Spec | None) -> set[str]:
+    if spec is None:
+        return set()
+    return {f"gpu {gpu}" for gpu in spec["gpus"]} | {f"port {endpoint(spec)[1]}"}
+
+
+class Deployment:
+    """The servers of one host.
+
+    Args:
+        client: the Docker SDK's client.
+        settings: how to go about it.
+        secrets: environment variables that must not be seen; C(VLLM_API_KEY) among them if servers want a key.
+        progress: told what is being done.
+    """
+
+    def __init__(
+        self, client: DockerClient, settings: Settings, secrets: Mapping[str, str], progress: Progress
+    ) -> None:
+        self._client = client
+        self._settings = settings
+        self._secrets = dict(secrets)
+        self._progress = progress
+        self._recovered: list[str] = []
+        self._unfinished: dict[str, Container] = {}
+        self._changed_files = False
+
+    # States
+
+    def present(
+        self, replicas: Sequence[Mapping[str, Any]], wishes: Wishes, *, restart: bool = False
+    ) -> dict[str, Any]:
+        """Have exactly these replicas run; with C(restart), restart those that need no replacement.
+
+        Returns:
+            C(changed), C(replicas), C(removed), C(recovered), and C(diff) for Ansible.
+
+        Raises:
+            GpufleetError: what would fail, before anything is touched; or why a server did not become ready.
+        """
+        specs = [build_spec(replica, wishes, self._secrets, os.path.exists) for replica in replicas]
+        self._check_distinct(specs)
+        if not self._settings.check:
+            for spec in specs:
+                self._check_file(spec)
+            check_model(wishes.model_source)
+            self._recover({spec["name"]: spec for spec in specs})
+        steps = self._steps(specs, restart)
+        self._check_ports(steps)
+        if not self._settings.check:
+            self._make_folders()
+            self._act(steps)
+            self._tidy(steps)
+        return self._result(steps)
+
+    def absent(self, names: Iterable[str], *, purge_caches: bool) -> dict[str, Any]:
+        """Remove these replicas, or all of this prefix if C(names) is empty; with C(purge_caches) the caches too."""
+        wanted = set(names)
+        found = {name: box for name, box in self._containers().items() if not wanted or _base(name) in wanted}
+        bases = sorted({_base(name) for name in found} | wanted)
+        files = [path for name in bases for path in self._files_of(name) if os.path.lexists(path)]
+        caches = [path for path in (self._settings.hf_home, self._settings.cache_dir) if purge_caches]
+        caches = [check_removable(path) for path in caches if os.path.isdir(path)]
+        if not self._settings.check:
+            for name, container in sorted(found.items()):
+                self._progress.phase(f"{name}: stopping", f"(up to {self._settings.drain_timeout} s)")
+                self._remove(container, gently=True)
+            for path in files:
+                os.unlink(path)
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(self._settings.config_dir, "active"))
+            for path in caches:
+                self._progress.phase("removing caches", path)
+                shutil.rmtree(path)
+        removed = sorted(found)
+        return {
+            "changed": bool(found or files or caches),
+            "replicas": [],
+            "removed": removed,
+            "removed_paths": files + caches,
+            "recovered": [],
+            "diff": [
+                {"before_header": name, "after_header": name, "before": diff_text(read_spec(box.labels)), "after": ""}
+                for name, box in sorted(found.items())
+            ],
+        }
+
+    # What is there
+
+    def _containers(self) -> dict[str, Container]:
+        """Return this deployment's containers by name, with -previous and -next."""
+        with engine_errors("listing containers"):
+            found = self._client.containers.list(
+                all=True, filters={"label": f"{LABEL_COLLECTION}={COLLECTION}"}, ignore_removed=True
+            )
+        named = ((str(box.name), box) for box in found)
+        return {name: box for name, box in named if name.startswith(self._settings.prefix + "-")}
+
+    def _find(self, name: str) -> Container | None:
+        from docker.errors import NotFound
+
+        with engine_errors(f"looking for {name}"):
+            try:
+                return self._client.containers.get(name)
+            except NotFound:
+                return None
+
+    # Checks before anything is touched
+
+    def _check_distinct(self, specs: Sequence[Spec]) -> None:
+        taken: dict[int, str] = {}
+        for spec in specs:
+            port = endpoint(spec)[1]
+            if port in taken:
+                raise GpufleetError(
+                    f"The replicas {taken[port]} and {spec['name']} would both take port {port}.",
+                    name="port-in-use",
+                    remedy="Give each replica of a host a port of its own (vllm_port is the first one's).",
+                )
+            taken[port] = spec["name"]
+
+    def _check_file(self, spec: Spec) -> None:
+        path = self._config_path(spec["name"])
+        if not os.path.isfile(path):
+            raise GpufleetError(
+                f"The configuration {path} of replica {spec['name']} is missing.",
+                name="config-missing",
+                remedy="Write it first with gpufleet.vllm.vllm_config (entry point config of the role"
+                " gpufleet.vllm.vllm), and see that both use the same vllm_config_dir.",
+            )
+
+    def _check_ports(self, steps: Sequence[Step]) -> None:
+        """Raise C(port-in-use) if a server could not have its port, before any is stopped."""
+        ours = {
+            step.old.id for step in steps if step.old and step.action in ("replaced", "removed", "none", "restarted")
+        }
+        with engine_errors("listing containers"):
+            others = [box for box in self._client.containers.list(ignore_removed=True) if box.id not in ours]
+            own = [step.old for step in steps if step.old and step.old.id in ours]
+        for step in steps:
+            if step.spec is None or step.action not in ("created", "replaced", "started"):
+                continue
+            host, port = endpoint(step.spec)
+            for box in others:
+                if port in published_ports(box):
+                    raise port_in_use(step.name, host, port, f"the container {box.name}")
+            held = any(port in published_ports(box) or _host_port(box) == port for box in own if _running(box))
+            if not held and self._settings.docker_host.startswith("unix:"):
+                problem = bind_problem(host, port)
+                if problem == errno.EADDRINUSE:
+                    raise port_in_use(step.name, host, port, listener(port))
+                if problem == errno.EADDRNOTAVAIL:
+                    raise GpufleetError(
+                        f"This host has no address {host}, where replica {step.name} should listen.",
+                        name="address-not-available",
+                        remedy="Set vllm_host to an address of the host, 127.0.0.1 or 0.0.0.0.",
+                    )
+
+    # What to do
+
+    def _steps(self, specs: Sequence[Spec], restart: bool) -> list[Step]:
+        steps = [self._step(spec, restart) for spec in specs]
+        wanted = {spec["name"] for spec in specs}
+        for name, container in sorted(self._containers().items()):
+            # In check mode nothing was recovered, so leftovers of a wanted replica may still be there.
+            if _base(name) not in wanted:
+                why = ["not in the plan any more"]
+                steps.append(Step(name, None, container, action="removed", why=why, was_running=_running(container)))
+        return steps
+
+    def _step(self, spec: Spec, restart: bool) -> Step:
+        name = spec["name"]
+        container = self._find(name)
+        if container is None:
+            return Step(name, spec, None, action="created", why=["there was none"])
+        if container.labels.get(LABEL_COLLECTION) != COLLECTION:
+            raise GpufleetError(
+                f"There is a container {name} that this collection did not make.",
+                name="name-taken",
+                remedy="Remove or rename it, or set vllm_container_prefix to a prefix of your own.",
+                evidence=f"{container.name}: image {container.attrs['Config']['Image']}",
+            )
+        step = Step(name, spec, container, was_running=_running(container))
+        step.changes = spec_changes(read_spec(container.labels), spec)
+        step.changes += secret_changes(environment_of(container), self._secrets, read_spec(container.labels))
+        if name in self._unfinished:
+            step.action, step.resumed = "replaced", True
+            step.why = ["goes on with the replacement that an earlier run began"]
+        elif step.changes:
+            step.action, step.why = "replaced", [change.as_text() for change in step.changes]
+        elif restart:
+            step.action, step.why = "restarted", ["asked for (state restarted)"]
+        elif not step.was_running:
+            step.action, step.why = "started", [f"it was {container.status}"]
+        elif self._settings.wait and self._engine_dead(spec):
+            step.action, step.why = "restarted", ["its engine is dead: /health answers 503"]
+        elif _policy(container) != _policy_of(spec):
+            step.action = "updated"
+            step.changes = [Change("restart_policy", _policy(container)["Name"], spec["restart_policy"])]
+            step.why = [change.as_text() for change in step.changes]
+        return step
+
+    def _engine_dead(self, spec: Spec) -> bool:
+        return health_status(base_url(spec)) == 503
+
+    # Doing it
+
+    def _act(self, steps: Sequence[Step]) -> None:
+        for group in _groups([step for step in steps if step.action in ("created", "replaced", "removed")]):
+            if all(step.action == "removed" for step in group):
+                for step in group:
+                    self._progress.phase(f"{step.name}: stopping", f"(up to {self._settings.drain_timeout} s)")
+                    self._remove(_must(step.old), gently=True)
+            else:
+                self._replace(group)
+        for step in steps:
+            if step.action == "restarted":
+                self._progress.phase(f"{step.name}: stopping", f"(up to {self._settings.drain_timeout} s)")
+                with engine_errors(f"stopping {step.name}"):
+                    _must(step.old).stop(timeout=self._settings.drain_timeout)
+            if step.action in ("restarted", "started"):
+                step.new = step.old
+                self._start(step)
+                self._wait([step])
+                self._keep_running(step)
+        # Those that may stay: they may still be starting.
+        waiting = [step for step in steps if step.action in ("none", "updated")]
+        for step in waiting:
+            step.new = step.old
+        not_ready = [step for step in waiting if health_status(base_url(_must(step.spec))) != 200]
+        self._wait(not_ready)
+        for step in waiting:
+            self._keep_running(step)
+
+    def _replace(self, group: Sequence[Step]) -> None:
+        """Replace, create and remove the servers of a group together; put back what was there if one fails."""
+        self._create_next([step for step in group if step.spec and not step.resumed])
+        try:
+            for step in group:
+                if step.resumed:
+                    step.new, step.old = step.old, self._unfinished.pop(step.name)
+                elif step.old:
+                    self._set_aside(step)
+            for step in group:
+                if step.new is not None:
+                    self._start(step)
+            self._wait([step for step in group if step.new is not None])
+        except GpufleetError as error:
+            self._put_back(group, error)
+            raise
+        for step in group:
+            self._keep_running(step)
+            if step.old is not None and (self._settings.wait or step.new is None):
+                self._remove(step.old)
+
+    def _create_next(self, steps: Sequence[Step]) -> None:
+        """Create the new containers, not started; none is left if the engine refuses one."""
+        created: list[Container] = []
+        for step in steps:
+            spec = _must(step.spec)
+            try:
+                with engine_errors(f"creating the container of {step.name}"):
+                    arguments = create_arguments(spec, self._secrets, self._copy_config(spec))
+                    step.new = self._client.containers.create(name=step.name + NEXT, **arguments)
+                created.append(step.new)
+            except GpufleetError as error:
+                for container in created:
+                    self._remove(container)
+                raise self._refused(step, error) from error
+
+    def _set_aside(self, step: Step) -> None:
+        old = _must(step.old)
+        self._progress.phase(f"{step.name}: stopping the old server", f"(up to {self._settings.drain_timeout} s)")
+        with engine_errors(f"stopping the old server of {step.name}"):
+            old.rename(step.name + PREVIOUS)
+            old.update(restart_policy={"Name": "no"})
+            old.stop(timeout=self._settings.drain_timeout)
+
+    def _start(self, step: Step) -> None:
+        """Start the step's new container under its own name."""
+        container = _must(step.new)
+        self._progress.phase(f"{step.name}: container")
+        try:
+            with engine_errors(f"starting the container of {step.name}"):
+                container.reload()
+                if container.name != step.name:
+                    container.rename(step.name)
+                container.start()
+        except GpufleetError as error:
+            raise self._refused(step, error) from error
+        step.start = self._watch(container, step.name)
+
+    def _watch(self, container: Container, label: str) -> Start:
+        container.reload()
+        spec = read_spec(container.labels)
+        key = environment_of(container).get("VLLM_API_KEY", "")
+        return Start(container, label, base_url(_must(spec)), key)
+
+    def _refused(self, step: Step, error: GpufleetError) -> GpufleetError:
+        """Return the cause of the engine's refusal to create or start a container, if it is a known one."""
+        diagnosis = diagnose([error.evidence], what=f"The server {step.name}")
+        diagnosis.details["server"] = step.name
+        return diagnosis if diagnosis.name != "unknown-failure" else error
+
+    def _wait(self, steps: Sequence[Step]) -> None:
+        """Wait until the steps' new containers serve."""
+        if not self._settings.wait or not steps:
+            return
+        for step in steps:
+            step.start = step.start or self._watch(_must(step.new), step.name)
+        wait_for(
+            [_must(step.start) for step in steps],
+            ready_timeout=self._settings.ready_timeout,
+            stall_timeout=self._settings.stall_timeout,
+            progress=self._progress,
+        )
+
+    def _keep_running(self, step: Step) -> None:
+        """Give the new container the restart policy of its spec."""
+        if step.spec is None or step.new is None:
+            return
+        step.new.reload()
+        if _policy(step.new) != _policy_of(step.spec):
+            with engine_errors(f"setting the restart policy of {step.name}"):
+                step.new.update(restart_policy=_policy_of(step.spec))
+
+    def _put_back(self, group: Sequence[Step], error: GpufleetError) -> None:
+        """Remove the new servers of a failed group, and have the old ones as they were.
+
+        New servers that replaced none and are ready stay. What becomes of the old ones is added to C(error).
+        """
+        alone = all(step.old is None for step in group)
+        for step in group:
+            if step.new is not None and not (alone and step.start is not None and step.start.ready):
+                self._remove(step.new)
+        olds = [step for step in group if step.old is not None]
+        if not olds:
+            return
+        problems: list[str] = []
+        starts: list[Start] = []
+        for step in olds:
+            old = _must(step.old)
+            self._progress.phase(f"{step.name}: putting the old server back")
+            try:
+                with engine_errors(f"starting the old server of {step.name}"):
+                    self._restore(old, step.name, start=step.was_running or step.resumed)
+                if step.was_running or step.resumed:
+                    starts.append(self._watch(old, f"{step.name} (old)"))
+            except GpufleetError as problem:
+                problems.append(problem.as_text())
+        if starts and self._settings.wait:
+            try:
+                wait_for(
+                    starts,
+                    ready_timeout=self._settings.ready_timeout,
+                    stall_timeout=self._settings.stall_timeout,
+                    progress=self._progress,
+                )
+            except GpufleetError as problem:
+                problems.append(problem.as_text())
+        names = ", ".join(step.name for step in olds)
+        error.details["restored"] = not problems
+        error.details["restored_servers"] = [step.name for step in olds]
+        if problems:
+            error.message += f" The old server of {names} was put back, but it does not answer: " + " ".join(problems)
+        elif starts and self._settings.wait:
+            error.message += f" The old server of {names} was put back and answers again."
+        else:
+            error.message += f" The old server of {names} was put back as it was."
+
+    def _restore(self, old: Container, name: str, *, start: bool) -> None:
+        """Name a container that was set aside as it was, give it its restart policy back, and start it."""
+        old.reload()
+        if old.name != name:
+            old.rename(name)
+        spec = read_spec(old.labels)
+        if spec:
+            old.update(restart_policy=_policy_of(spec))
+        if start and not _running(old):
+            old.start()
+
+    def _remove(self, container: Container, *, gently: bool = False) -> None:
+        """Remove a container; gently means to let it end its requests."""
+        from docker.errors import NotFound
+
+        with engine_errors(f"removing {container.name}"), contextlib.suppress(NotFound):
+            if gently and _running(container):
+                container.stop(timeout=self._settings.drain_timeout)
+            container.remove(force=True)
+
+    # After an interrupted run
+
+    def _recover(self, wanted: Mapping[str, Spec]) -> None:
+        """Put right what an earlier run left unfinished, see the head of this file."""
+        found = self._containers()
+        for name in [name for name in found if name.endswith(NEXT)]:
+            self._remove(found.pop(name))
+            self._recovered.append(f"removed {name}, which was never started")
+        for name in [name for name in found if name.endswith(PREVIOUS)]:
+            self._recover_one(_base(name), found.get(_base(name)), found[name], wanted.get(_base(name)))
+
+    def _recover_one(self, name: str, current: Container | None, previous: Container, spec: Spec | None) -> None:
+        if current is not None and spec is not None and self._as_wanted(current, spec):
+            if self._settings.wait:
+                self._unfinished[name] = previous
+            return
+        current_spec = read_spec(current.labels) if current else None
+        if current is not None and current_spec and health_status(base_url(current_spec)) == 200:
+            self._remove(previous)
+            self._recovered.append(f"removed {previous.name}: the server that replaced it answers")
+            return
+        if current is not None:
+            self._remove(current)
+        with engine_errors(f"putting {previous.name} back"):
+            self._restore(previous, name, start=True)
+        self._recovered.append(f"put the old server {name} back: its replacement was interrupted")
+
+    def _as_wanted(self, container: Container, spec: Spec) -> bool:
+        old = read_spec(container.labels)
+        return not spec_changes(old, spec) and not secret_changes(environment_of(container), self._secrets, old)
+
+    # Files
+
+    def _config_path(self, name: str) -> str:
+        return os.path.join(self._settings.config_dir, f"{name}.yaml")
+
+    def _files_of(self, name: str) -> list[str]:
+        folder = self._settings.config_dir
+        copies = os.path.join(folder, "active")
+        own = [os.path.join(folder, name + suffix) for suffix in (".env", ".sh")]
+        if os.path.isdir(copies):
+            own += [os.path.join(copies, entry) for entry in sorted(os.listdir(copies)) if _copy_of(entry) == name]
+        return own
+
+    def _make_folders(self) -> None:
+        for path in [self._settings.hf_home, *(os.path.join(self._settings.cache_dir, name) for name in CACHES)]:
+            if not os.path.isdir(path):
+                os.makedirs(path, mode=0o755)
+
+    def _copy_config(self, spec: Spec) -> str:
+        """Return the copy of the replica's configuration that its container mounts, made if it is not there."""
+        with open(self._config_path(spec["name"]), encoding="utf-8") as stream:
+            text = stream.read()
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        folder = os.path.join(self._settings.config_dir, "active")
+        os.makedirs(folder, mode=0o750, exist_ok=True)
+        path = os.path.join(folder, f"{spec['name']}-{digest}.yaml")
+        write_file(path, text, 0o640)
+        return path
+
+    def _tidy(self, steps: Sequence[Step]) -> None:
+        """Write the run lines and secrets of the servers that run, and remove copies that no container mounts."""
+        for step in steps:
+            if step.spec is None:
+                for path in self._files_of(_base(step.name)):
+                    os.unlink(path)
+                continue
+            folder = self._settings.config_dir
+            secrets_file = os.path.join(folder, f"{step.name}.env")
+            if self._secrets:
+                self._changed_files |= write_file(secrets_file, run_line.secrets_text(self._secrets), 0o600)
+            elif os.path.exists(secrets_file):
+                os.unlink(secrets_file)
+            text = run_line.script(self._run_line(step), step.name)
+            self._changed_files |= write_file(os.path.join(folder, f"{step.name}.sh"), text, 0o640)
+        copies = os.path.join(self._settings.config_dir, "active")
+        mounted = {mounted_config(box) for box in self._containers().values()}
+        for entry in sorted(os.listdir(copies)) if os.path.isdir(copies) else []:
+            path = os.path.join(copies, entry)
+            if path not in mounted and _copy_of(entry).startswith(self._settings.prefix + "-"):
+                os.unlink(path)
+
+    def _run_line(self, step: Step) -> str:
+        container = step.new or step.old
+        spec = _must(step.spec)
+        return run_line.docker_run_line(
+            spec,
+            config_file=(container and mounted_config(container)) or self._config_path(spec["name"]),
+            secrets_file=os.path.join(self._settings.config_dir, f"{step.name}.env") if self._secrets else "",
+            docker_host=self._settings.docker_host,
+        )
+
+    # Result
+
+    def _result(self, steps: Sequence[Step]) -> dict[str, Any]:
+        acted = [step for step in steps if step.action != "none"]
+        return {
+            "changed": bool(acted or self._recovered or self._changed_files),
+            "replicas": [self._replica_result(step) for step in steps if step.spec],
+            "removed": [step.name for step in steps if step.action == "removed"],
+            "removed_paths": [],
+            "recovered": self._recovered,
+            "diff": [
+                {
+                    "before_header": step.name,
+                    "after_header": step.name,
+                    "before": diff_text(read_spec(step.old.labels)) if step.old else "",
+                    "after": diff_text(step.spec),
+                }
+                for step in acted
+                if step.changes or step.action in ("created", "removed")
+            ],
+        }
+
+    def _replica_result(self, step: Step) -> dict[str, Any]:
+        spec = _must(step.spec)
+        container = step.new or step.old
+        start = step.start
+        phases = start.watch.durations(time.time()) if start else []
+        return {
+            "name": step.name,
+            "action": step.action,
+            "why": step.why,
+            "changes": [change.as_result() for change in step.changes],
+            "container_id": container.id if container and not self._settings.check else "",
+            "url": base_url(spec),
+            "image": spec["image"],
+            "image_id": spec["image_id"],
+            "phases": phases,
+            "ready_s": round(sum(phase["seconds"] for phase in phases), 1),
+            "docker_run": self._run_line(step),
+        }
+
+
+# Small things
+
+
+def _must(value: Any) -> Any:
+    """Return a value that the caller knows to be there."""
+    if value is None:
+        raise AssertionError("a step lacks what its action needs")
+    return value
+
+
+def _base(name: str) -> str:
+    for suffix in (PREVIOUS, NEXT):
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _copy_of(entry: str) -> str:
+    return entry.rpartition("-")[0]
+
+
+def _running(container: Container) -> bool:
+    return container.status in ("running", "restarting", "paused")
+
+
+def _policy(container: Container) -> dict[str, Any]:
+    policy = container.attrs["HostConfig"].get("RestartPolicy") or {}
+    return {"Name": policy.get("Name") or "no", "MaximumRetryCount": policy.get("MaximumRetryCount") or 0}
+
+
+def _policy_of(spec: Spec) -> Any:
+    name, _colon, count = str(spec["restart_policy"]).partition(":")
+    return {"Name": name or "no", "MaximumRetryCount": int(count or 0)}
+
+
+def _host_port(container: Container) -> int:
+    """Return the port that one of our containers on the host's network takes; 0 for any other."""
+    spec = read_spec(container.labels)
+    return endpoint(spec)[1] if spec and not spec["publish"] else 0
+
+
+def published_ports(container: Container) -> set[int]:
+    """Return the host's ports that a container publishes."""
+    bindings = container.attrs["HostConfig"].get("PortBindings") or {}
+    return {int(entry["HostPort"]) for entries in bindings.values() for entry in entries or [] if entry.get("HostPort")}
+
+
+def mounted_config(container: Container) -> str:
+    """Return the host file that a container mounts as its configuration; empty if there is none."""
+    for bind in container.attrs["HostConfig"].get("Binds") or []:
+        source, _colon, rest = bind.partition(":")
+        if rest.split(":")[0] == CONFIG_PATH:
+            return str(source)
+    return ""
+
+
+def environment_of(container: Container) -> dict[str, str]:
+    """Return the container's environment variables."""
+    pairs = (entry.partition("=") for entry in container.attrs["Config"].get("Env") or [])
+    return {name: value for name, _equals, value in pairs}
+
+
+def health_status(url: str) -> int:
+    """Return the HTTP status of the server's /health; 0 when nothing answers."""
+    try:
+        Server(url, timeout=HEALTH_TIMEOUT_S).request("GET", "/health")
+    except GpufleetError as error:
+        return int(error.details.get("status", 0))
+    return 200
+
+
+def port_in_use(replica: str, host: str, port: int, holder: str) -> GpufleetError:
+    """Return the error for a port that something else holds."""
+    return GpufleetError(
+        f"Replica {replica} cannot have port {port} on {host}: {holder or 'something else'} holds it.",
+        name="port-in-use",
+        remedy=f"Set vllm_port (or vllm_host) to a free one, or end what holds port {port}.",
+        details={"port": port, "holder": holder},
+    )
+
+
+def check_model(model_source: Mapping[str, str]) -> None:
+    """Raise C(model-folder-missing) unless the folder to mount is there and holds a model."""
+    folder = model_source.get("mount") or ""
+    if not folder:
+        return
+    missing = "there is no such folder"
+    if os.path.isdir(folder):
+        if os.path.isfile(os.path.join(folder, "config.json")):
+            return
+        missing = "it has no config.json"
+    raise GpufleetError(
+        f"The model folder {folder} is not usable: {missing}.",
+        name="model-folder-missing",
+        remedy="Set vllm_model to a folder on the host that holds config.json and the weights, or to a model's name at"
+        " the hub.",
+    )
+
+
+def check_removable(path: str) -> str:
+    """Return a cache folder that may be removed with all it holds; refuse the root and folders just below it."""
+    real = os.path.realpath(path)
+    if len([part for part in real.split("/") if part]) < 2 or real == os.path.expanduser("~"):
+        raise GpufleetError(
+            f"The cache folder {path} is not removed: it is too high in the file system to be only a cache.",
+            name="cache-not-removable",
+            remedy="Remove it by hand if you mean it, or set vllm_hf_home and vllm_cache_dir to folders of their own.",
+        )
+    return path
+
+
+def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = False) -> str:
+    """Return the id of the image that a reference names here; C((not here yet)) if it may be missing and is.
+
+    Raises:
+        GpufleetError: C(image-missing).
+    """
+    from docker.errors import ImageNotFound
+
+    with engine_errors(f"looking for the image {reference}"):
+        try:
+            return str(client.images.get(reference).id)
+        except ImageNotFound as error:
+            if missing_ok:
+                return "(not here yet)"
+            raise GpufleetError(
+                f"There is no image {reference} on this host.",
+                name="image-missing",
+                remedy="Have it there first with gpufleet.vllm.vllm_image (entry point image of the role"
+                " gpufleet.vllm.vllm), or correct vllm_image and vllm_image_tag.",
+                evidence=str(error.explanation or error),
+            ) from error
+
+
+def write_file(path: str, text: str, mode: int) -> bool:
+    """Replace a file as a whole unless it is already as wanted; return whether it was not."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as stream:
+        if stream.read() == text and os.stat(path).st_mode & 0o777 == mode:
+            return False
+    temporary = f"{path}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        os.fchmod(descriptor, mode)
+        stream.write(text)
+        stream.flush()
+        os.fsync(descriptor)
+    os.replace(temporary, path)
+    return True
+
+
+def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Yield the steps in groups to be done together, in their order.
+
+    New servers that take no GPU and no port from another are one group and start at the same time. A server that needs
+    what another still holds is in that other's group. Everything else is alone.
+    """
+    groups: list[list[Step]] = []
+    for step in steps:
+        linked = [group for group in groups if any(_linked(step, other) for other in group)]
+        merged = [entry for group in linked for entry in group] + [step]
+        groups = [group for group in groups if group not in linked] + [merged]
+    fresh = [group[0] for group in groups if len(group) == 1 and group[0].action == "created"]
+    if fresh:
+        yield fresh
+    yield from (group for group in groups if group[0] not in fresh)
+
+
+def _linked(one: Step, other: Step) -> bool:
+    return bool(one.needs() & other.holds() or one.holds() & other.needs())

