@@ -56,7 +56,8 @@ class Load:
 class Budget:
     """Where the memory of one card goes, in GiB. C(kv) is what is left for keys and values and may be negative.
 
-    C(tokens) is the KV cache's size in tokens for the replica as a whole, as vLLM reports it.
+    C(tokens) is the KV cache's size in tokens for the replica as a whole, for requests no longer than the window of
+    local layers. A vLLM that keeps only that window reports more when max-model-len is longer.
     """
 
     card: float
@@ -70,10 +71,13 @@ class Budget:
 
     def as_sentence(self) -> str:
         """Return the sum as a person would write it down."""
+        if self.kv < 0:
+            left = f"{-self.kv:.1f} GiB more than there is, before any KV cache"
+        else:
+            left = f"which leaves {self.kv:.1f} GiB for a KV cache of {self.tokens} tokens"
         return (
             f"{self.share:.1f} GiB of {self.card:.1f} GiB per GPU may be used; weights take {self.weights:.1f},"
-            f" activations {self.activations:.1f}, the rest {self.graphs + self.other:.1f},"
-            f" which leaves {self.kv:.1f} GiB for the KV cache"
+            f" activations {self.activations:.1f}, the rest {self.graphs + self.other:.1f}, {left}"
         )
 
 
@@ -132,10 +136,11 @@ def budget(shape: Shape, card: float, load: Load) -> Budget:
 def longest_request(shape: Shape, found: Budget, load: Load) -> int:
     """Return the tokens of the longest single request that the KV cache can hold.
 
-    From the vLLM that keeps only the window of local layers on, long requests need less than their whole length there.
+    A vLLM that keeps only the window of local layers needs less than the request's whole length there: the window and
+    what is in flight, which asynchronous scheduling makes two batches.
     """
     hybrid = shape.local_layers and versions.HYBRID_KV_CACHE_WITH_CHUNKED_ATTENTION.holds(load.version)
-    window = shape.local_window + load.max_num_batched_tokens
+    window = shape.local_window + 2 * load.max_num_batched_tokens
     if not hybrid or found.tokens <= window or shape.local_layers == shape.layers:
         return found.tokens
     local = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, shape.local_layers)

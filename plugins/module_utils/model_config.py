@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,107 +19,85 @@ LOADED = 1.026
 # Bits of one quantised weight, with its scales.
 BITS = {"fp8": 8.0, "fp4": 4.5}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# A header of a safetensors file is a few MiB at most.
-LONGEST_HEADER = 100 * 1024 * 1024
-LONGEST_CONFIG = 16 * 1024 * 1024
 
 
-def locate(model: str, hf_home: str) -> str:
-    """Return the folder of a model: C(model) itself, or its newest snapshot in the cache under C(hf_home).
-
-    Returns an empty text when the cache does not have the repository.
+def snapshot(folder: str) -> str:
+    """Return the folder of a model's files: C(folder) itself, or the current snapshot when it is a repository's folder
+    in the Hugging Face cache, such as C(hub/models--nvidia--Llama-4-Scout-17B-16E-Instruct-FP8).
     """
-    if model.startswith("/"):
-        return model
-    repository = os.path.join(hf_home, "hub", "models--" + model.replace("/", "--"))
-    snapshots = os.path.join(repository, "snapshots")
-    main = _read_text(os.path.join(repository, "refs", "main")).strip()
+    snapshots = os.path.join(folder, "snapshots")
+    main = _read_text(os.path.join(folder, "refs", "main")).strip()
     if main and os.path.isfile(os.path.join(snapshots, main, "config.json")):
         return os.path.join(snapshots, main)
     try:
         found = [entry for entry in os.scandir(snapshots) if os.path.isfile(os.path.join(entry.path, "config.json"))]
     except OSError:
-        return ""
-    return max(found, key=lambda entry: entry.stat().st_mtime).path if found else ""
+        return folder
+    return max(found, key=lambda entry: entry.stat().st_mtime).path if found else folder
 
 
-def read(folder: str) -> dict[str, Any]:
-    """Return what a plan needs of the model in C(folder).
+def check(found: Mapping[str, Any]) -> None:
+    """Refuse a folder on the host that vLLM could not serve.
 
-    Returns:
-        C(path), C(config) (config.json as it is) and C(weights_bytes) (the tensors' bytes; 0 without any weights).
+    Args:
+        found: what the module host_info returned as C(model).
 
     Raises:
         GpufleetError: C(no-model-folder) or C(invalid-model-folder).
     """
-    if not os.path.isdir(folder):
+    folder = found.get("path", "")
+    if found.get("exists") is False:
         raise GpufleetError(
-            f"The model folder {folder} does not exist on this host.",
+            f"vllm_model: the folder {folder} does not exist on this host.",
             name="no-model-folder",
             remedy="Put the model there, or set vllm_model to the folder that has its config.json.",
         )
-    path = os.path.join(folder, "config.json")
-    config = _read_json(path)
-    if not isinstance(config, dict):
+    if not found.get("config"):
         raise GpufleetError(
-            f"{path} is missing or is not JSON; vLLM cannot serve that folder.",
+            f"vllm_model: {folder} is not a model's folder: {found.get('config_error') or 'it has no config.json.'}",
             name="invalid-model-folder",
             remedy="Set vllm_model to the folder that has the model's config.json and safetensors files.",
         )
-    return {"path": folder, "config": config, "weights_bytes": weights_bytes(folder)}
-
-
-def weights_bytes(folder: str) -> int:
-    """Return the bytes of the tensors in the folder's safetensors files, 0 when there are none."""
-    index = _read_json(os.path.join(folder, "model.safetensors.index.json"))
-    if isinstance(index, dict):
-        total = (index.get("metadata") or {}).get("total_size")
-        if isinstance(total, (int, float)) and total > 0:
-            return int(total)
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
-    return sum(_tensor_bytes(os.path.join(folder, name)) for name in names)
-
-
-def _tensor_bytes(path: str) -> int:
-    """Return the bytes of the tensors in one file, by its header: an 8-byte length and that much JSON."""
-    try:
-        with open(path, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length)) if length <= LONGEST_HEADER else {}
-    except (OSError, ValueError, struct.error) as error:
+    missing = found.get("missing_files") or []
+    if missing:
         raise GpufleetError(
-            f"{path} is not a complete safetensors file.",
+            f"vllm_model: {folder} lacks {len(missing)} of the files that its index names, such as {missing[0]}.",
             name="invalid-model-folder",
-            remedy="Copy the model again; an interrupted download leaves such files.",
-            evidence=str(error),
-        ) from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return max(ends, default=0)
+            remedy="Copy the model again; an interrupted download leaves such a folder.",
+        )
 
 
 def shape(found: Mapping[str, Any]) -> Shape:
-    """Return the sizes of the model that C(read) found.
+    """Return the sizes of the model that the module host_info found.
+
+    Args:
+        found: its C(model): C(config), C(quantization) (hf_quant_config.json), C(index_total_bytes) and C(total_bytes),
+            all but the first optional.
 
     Raises:
         GpufleetError: C(invalid-model-folder) when config.json lacks a number that every decoder has.
     """
     outer = found["config"]
     config = outer.get("text_config") or outer
+    quantization = (
+        outer.get("quantization_config") or config.get("quantization_config") or found.get("quantization") or {}
+    )
+    tensors = found.get("index_total_bytes") or found.get("total_bytes") or 0
     try:
-        return _shape(config, outer, int(found.get("weights_bytes") or 0))
+        return _shape(config, outer, quantization, int(tensors))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise GpufleetError(
-            f"The config.json in {found.get('path')} does not describe a decoder: {error}",
+            f"The config.json in {found.get('path') or 'the model folder'} does not describe a decoder: {error}",
             name="invalid-model-folder",
             remedy="Set vllm_model to a model that vLLM can generate text with.",
         ) from error
 
 
-def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], tensors: int) -> Shape:
+def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], quantization: Mapping[str, Any], tensors: int) -> Shape:
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     layers = int(config["num_hidden_layers"])
-    precision = _precision(config, outer)
     dtype = str(config.get("dtype") or config.get("torch_dtype") or outer.get("torch_dtype") or "bfloat16")
+    precision = _precision(quantization, dtype)
     local, window = _local_layers(config, layers)
     if tensors:
         weights, source = tensors / GIB * LOADED, "the size of its safetensors files and 2.6 % for loading"
@@ -149,14 +126,13 @@ def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], tensors: int) ->
     )
 
 
-def _precision(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
-    quantization = outer.get("quantization_config") or config.get("quantization_config") or {}
+def _precision(quantization: Mapping[str, Any], dtype: str) -> str:
     text = json.dumps(quantization).lower()
-    if "nvfp4" in text or "fp4" in text:
+    if "fp4" in text:
         return "fp4"
     if "fp8" in text or ('"float"' in text and '"num_bits": 8' in text):
         return "fp8"
-    return "fp32" if str(config.get("dtype") or config.get("torch_dtype")) == "float32" else "bf16"
+    return "fp32" if dtype.endswith("float32") else "bf16"
 
 
 def _active_width(config: Mapping[str, Any]) -> int:
@@ -214,16 +190,9 @@ def _computed_gib(config: Mapping[str, Any], precision: str, dtype: str) -> floa
     return (layers * (attention + feed_forward) * bits / 8 + embeddings * width) / GIB * LOADED
 
 
-def _read_json(path: str) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except ValueError:
-        return None
-
-
 def _read_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as stream:
-            return stream.read(LONGEST_CONFIG)
+            return stream.read(1024)
     except (OSError, UnicodeDecodeError):
         return ""

@@ -80,6 +80,7 @@ HYBRID_KV_CACHE_WITH_CHUNKED_ATTENTION = Span(since=(0, 14, 0))
 NOOPS_ELIMINATED_BY_DEFAULT = Span(since=(0, 17, 0))
 ALLREDUCE_FUSED_BY_DEFAULT = Span(since=(0, 20, 0))
 CUDA_GRAPHS_IN_BUDGET = Span(since=(0, 21, 0))
+CPU_FP8_KV_CACHE = Span(since=(0, 33, 0))
 CUDA_13 = Span(since=(0, 20, 0))
 
 

@@ -25,6 +25,7 @@ OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
 OPTIONS_WITH_VARIABLE = {
     "api-key": "vllm_api_key",
     "config": "vllm_extra_config",
+    "data-parallel-size": "vllm_replicas",
     "dtype": "vllm_precision",
     "gpu-memory-utilization": "vllm_gpu_memory_utilization",
     "hf-token": "vllm_hf_token",
@@ -242,6 +243,13 @@ def _version(value: Any) -> versions.Version:
     return found
 
 
+def _image(value: Any) -> str:
+    text = _text(value)
+    if "@" in text or ":" in text.rsplit("/", 1)[-1]:
+        raise ValueError("it must be without tag and digest; those are vllm_image_tag and vllm_image_digest")
+    return text
+
+
 def _model(value: Any) -> str:
     text = _text(value)
     if text.startswith("/"):
@@ -294,6 +302,8 @@ def _environment(value: Any) -> dict[str, str]:
         raise ValueError("it must be a dictionary of names and values")
     result = {}
     for key, content in value.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(key)):
+            raise ValueError(f"{key} is not a name of an environment variable")
         if key in VARIABLES_WITH_SECRETS:
             raise ValueError(f"{key} is a secret: set {VARIABLES_WITH_SECRETS[key]} instead")
         if isinstance(content, (Mapping, list)) or content is None:
@@ -311,6 +321,8 @@ def _extra_config(value: Any) -> dict[str, Any]:
         option = str(key).lstrip("-").replace("_", "-")
         if option in OPTIONS_WITH_VARIABLE:
             raise ValueError(f"{option} has its own variable, {OPTIONS_WITH_VARIABLE[option]}")
+        if option == "pipeline-parallel-size":
+            raise ValueError(f"{option} is not planned; vllm_tensor_parallel_size divides the model over GPUs")
         if content is None:
             raise ValueError(f"{option} has no value; leave it out or give one")
         if isinstance(content, Mapping):
@@ -379,7 +391,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "model": ("vllm_model", _auto(_model)),
     "model_source": ("vllm_model_source", _auto(_one_of("auto", "hub", "path", "pypi"))),
     "served_model_name": ("vllm_served_model_name", _text),
-    "image": ("vllm_image", _auto(_text)),
+    "image": ("vllm_image", _auto(_image)),
     "image_tag": ("vllm_image_tag", _auto(_text)),
     "image_source": ("vllm_image_source", _auto(_one_of("auto", "pull", "archive", "present", "build"))),
     "image_archive": ("vllm_image_archive", _path),
@@ -440,6 +452,19 @@ def _contradictions(given: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port"
         )
+    tagged = versions.parse(wishes.image_tag or "")
+    if wishes.version and tagged and tagged != wishes.version:
+        problems.append(
+            f"vllm_version: {versions.as_text(wishes.version)} contradicts vllm_image_tag: {wishes.image_tag}; leave"
+            " vllm_version at auto"
+        )
+    if wishes.image_archive and wishes.image_source not in (None, "archive"):
+        problems.append(
+            f"vllm_image_source: {wishes.image_source} contradicts vllm_image_archive: {wishes.image_archive}; leave"
+            " one of them at its default"
+        )
+    if wishes.device == "cpu" and wishes.gpus:
+        problems.append("vllm_gpus: contradicts vllm_device: cpu; leave vllm_gpus empty or set vllm_device: cuda")
     if wishes.device == "cpu" and wishes.precision in ("fp8", "fp4"):
         problems.append(f"vllm_precision: {wishes.precision} needs a GPU; leave it at auto with vllm_device: cpu")
     if wishes.device == "cpu" and (wishes.tensor_parallel_size or 1) > 1:
