@@ -126,7 +126,11 @@ def molecule() -> list[Command]:
         Command(
             scenario,
             [tool("molecule"), "-c", "molecule/config.yml", "test", "--scenario-name", scenario],
-            environment={"MOLECULE_EPHEMERAL_DIRECTORY": str(CACHE / "molecule" / scenario)},
+            environment={
+                "MOLECULE_EPHEMERAL_DIRECTORY": str(CACHE / "molecule" / scenario),
+                "MOLECULE_COMMAND_BORDERS": "false",  # they wrap what Ansible prints at 80 columns
+                "NO_COLOR": "1",
+            },
         )
         for scenario in scenarios
     ]

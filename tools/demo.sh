@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Deploys the small model of inventories/local on this machine, verifies it, and says where both can be seen.
+# Arguments are handed to the first ansible-playbook: tools/demo.sh --check --diff
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONUNBUFFERED=1
+inventory=(-i inventories/local)
+# The deployment writes to /etc and starts containers. Root needs no sudo; who has to give a password is asked for it.
+if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
+  inventory+=(--ask-become-pass)
+fi
+
+started=$SECONDS
+ansible-playbook playbooks/deploy.yml "${inventory[@]}" "$@"
+ansible-playbook playbooks/verify.yml "${inventory[@]}"
+
+url=$(ansible-inventory -i inventories/local --host localhost |
+  python -c 'import json, sys; v = json.load(sys.stdin); print("http://{}:{}".format(v.get("vllm_host", "127.0.0.1"), v.get("vllm_port", 8000)))')
+report=$(find reports -name '*.html' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -1 | cut -d' ' -f2-)
+echo
+echo "The server answers at $url (make demo took $((SECONDS - started)) s). Ask it yourself:"
+echo "  curl $url/v1/completions -H 'Content-Type: application/json' \\"
+echo "    -d '{\"model\": \"HuggingFaceTB/SmolLM2-135M-Instruct\", \"prompt\": \"The capital of France is\", \"max_tokens\": 20}'"
+[ -z "$report" ] || echo "The report of the verification: $PWD/$report"
+echo "Take it all away again:"
+echo "  .venv/bin/ansible-playbook playbooks/teardown.yml -i inventories/local"
