@@ -34,7 +34,7 @@ UNREACHABLE_BACKOFF = 2.0
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 REFERENCE = re.compile(
-    r"(?P<repository>(?:[a-zA-Z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)"
+    r"(?P<repository>(?:[a-zA-Z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[./]|_{1,2}|-+)[a-z0-9]+)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
@@ -295,15 +295,16 @@ class LayerProgress:
         self.note = ""
         detail = event.get("progressDetail") or {}
         if status == "Downloading":
-            self._current[layer] = int(detail.get("current") or 0)
-            self._total[layer] = int(detail.get("total") or 0)
+            rest = int(detail.get("total") or self._total.get(layer, 0))
+            # After an interruption the engine counts only what is left of the layer.
+            self._total[layer] = max(rest, self._total.get(layer, 0))
+            self._current[layer] = self._total[layer] - rest + int(detail.get("current") or 0)
         elif status in ("Download complete", "Verifying Checksum", "Extracting"):
             self._finish_download(layer)
         elif status in ("Pull complete", "Already exists"):
             self._finish_download(layer)
             self._extracted.add(layer)
         elif status.startswith("Retrying in"):
-            self._current[layer] = 0
             self.note = status.lower()
 
     def _finish_download(self, layer: str) -> None:
