@@ -20,6 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables impo
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},
+    "host_info": {"type": "dict", "default": {}},
     "host": {"type": "dict", "default": {}},
     "wishes": {"type": "dict", "default": {}},
     "validate_only": {"type": "bool", "default": False},
@@ -83,18 +84,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 
 def _host(arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the host: its gathered facts, then the probe, then what the task says."""
+    """Return what is known of the host: what the task says, then the probes, then its gathered facts."""
     facts = variables.get("ansible_facts") or {}
-    probe = arguments["gpu_info"]
+    probe, info = arguments["gpu_info"], arguments["host_info"]
+    memory, processors = info.get("memory") or {}, info.get("cpu") or {}
+    containers = (info.get("engine") or {}).get("containers") or []
     host = {
-        "architecture": facts.get("architecture", ""),
-        "cpus": facts.get("processor_vcpus", 0),
-        "memory_mib": facts.get("memtotal_mb", 0),
+        "architecture": (info.get("system") or {}).get("architecture") or facts.get("architecture", ""),
+        "cpus": processors.get("count") or facts.get("processor_vcpus", 0),
+        "cpu_flags": processors.get("flags") or [],
+        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
+        "memory_available_mib": memory.get("available_mib") or 0,
+        "own_containers": [container["id"] for container in containers if container.get("ours")],
+        "model": info.get("model") or {},
         "gpus": probe.get("gpus") or [],
         "driver_version": probe.get("driver_version") or "",
         "cuda_driver_version": probe.get("cuda_driver_version") or "",
         "gpu_state": probe.get("state") or "",
         "gpu_reason": probe.get("reason") or "",
+        "gpu_remedy": probe.get("remedy") or "",
     }
     return {**host, **arguments["host"]}
 

@@ -55,7 +55,7 @@ def _kv_reason(wishes: Wishes, chosen: Chosen) -> str:
         return "vllm_kv_cache_dtype"
     if chosen.fp8_kv:
         return "the recipe's fp8 halves the KV cache of a token against 16 bits"
-    return "left to vLLM: this checkpoint says nothing of an FP8 KV cache"
+    return "left to vLLM: the recipe's fp8 is for Llama 4"
 
 
 def _compilation(draft: Draft, config: dict[str, Any], version: versions.Version) -> None:

@@ -34,14 +34,22 @@ options:
       - What M(gpufleet.vllm.gpu_info) returned for this host. Not needed with C(vllm_gpus) or C(vllm_device=cpu).
     type: dict
     default: {}
+  host_info:
+    description:
+      - What M(gpufleet.vllm.host_info) returned for this host. Its C(model) tells the sizes of a model that is not in
+        the collection's catalogue; its containers tell which GPUs this collection uses itself.
+    type: dict
+    default: {}
   host:
     description:
-      - What else is known of the host; wins over the host's gathered facts and over O(gpu_info). All keys are optional.
-      - C(architecture) (x86_64 or aarch64), C(cpus), C(memory_mib), C(memory_available_mib), C(cpu_flags),
-        C(driver_version), C(cuda_driver_version).
-      - C(own_containers) is the list of ids of the containers that this collection runs on the host. The GPU memory
-        and main memory that they hold do not count as used by others.
-      - C(model_config) is what M(gpufleet.vllm.vllm_model_info) returned for the model's folder on the host.
+      - What else is known of the host; wins over O(gpu_info), O(host_info) and the gathered facts. All keys are
+        optional.
+      - C(architecture) (x86_64 or aarch64), C(cpus), C(cpu_flags), C(memory_mib), C(memory_available_mib),
+        C(driver_version).
+      - C(own_containers) lists the ids of the containers that this collection runs on the host. The GPU memory and main
+        memory that they hold do not count as used by others.
+      - C(model) is the part of that name of what M(gpufleet.vllm.host_info) returned; C(model_config) is the content of
+        the model's config.json alone.
     type: dict
     default: {}
   wishes:
@@ -72,9 +80,15 @@ EXAMPLES = r"""
   gpufleet.vllm.gpu_info:
   register: __vllm_gpus_found
 
+- name: See what else the host has
+  gpufleet.vllm.host_info:
+    model_path: /srv/models/Llama-4-Scout-17B-16E-Instruct-FP8
+  register: __vllm_host_found
+
 - name: Plan what this host serves
   gpufleet.vllm.vllm_plan:
     gpu_info: "{{ __vllm_gpus_found }}"
+    host_info: "{{ __vllm_host_found }}"
     plan_dir: "{{ vllm_plan_dir }}"
 
 - name: Plan for hosts that are not racked yet
@@ -115,6 +129,10 @@ plan:
         location: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
         mount: ""
         argument: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+    hardware:
+      description: What the plan uses, for a person.
+      type: str
+      sample: 8 x NVIDIA H200
     precision:
       description: Precision of the weights, V(fp8), V(fp4), V(bf16) or V(fp32).
       type: str

@@ -1,0 +1,184 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plans of a whole fleet on one page: alike hosts in one row, each warning once with its hosts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# Columns of the table: heading, and the text of a plan below it.
+HEADINGS = (
+    "hosts",
+    "which",
+    "hardware",
+    "model",
+    "precision",
+    "replicas",
+    "KV tokens/replica",
+    "requests/replica",
+    "vLLM",
+)
+LONGEST_HOSTS = 40
+LONGEST_MODEL = 44
+
+
+def table(plans: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the lines that a person reads of the plans of many hosts.
+
+    Args:
+        plans: host names to plans, or to the error that came instead: C(message), C(name) and C(remedy), or a text.
+
+    Returns:
+        C(table) (headings, a row for each kind of plan, the refused hosts and the warnings) and C(reasons) (for each
+        kind of plan, every decision with its reason).
+    """
+    good = {host: plan for host, plan in plans.items() if _is_plan(plan)}
+    refused = {host: _error_text(plan) for host, plan in plans.items() if host not in good}
+    kinds = _grouped({host: _kind(plan) for host, plan in good.items()})
+    rows = [_row(hosts, [good[host] for host in hosts]) for hosts in kinds]
+    lines = [_headline(len(plans), len(kinds), len(refused)), *_aligned([HEADINGS, *rows] if rows else [])]
+    if refused:
+        lines += ["", "Refused:", *_by_text(refused.items(), len(plans))]
+    warned = [(host, warning) for host, plan in good.items() for warning in plan["warnings"]]
+    if warned:
+        lines += ["", "Warnings:", *_by_text(warned, len(good))]
+    reasons = [line for hosts in kinds for line in _reasons(hosts, good[hosts[0]])]
+    return {"table": lines, "reasons": reasons}
+
+
+def fold(hosts: Iterable[str]) -> str:
+    """Return host names with runs of numbers folded as Ansible's inventories write them: C(gpu-[01:48])."""
+    runs: list[tuple[str, str, str, str]] = []
+    for host in sorted(hosts, key=_natural):
+        before, number, after = _parts(host)
+        if runs and number:
+            run_before, first, last, run_after = runs[-1]
+            follows = last and len(last) == len(number) and int(number) == int(last) + 1
+            if follows and (run_before, run_after) == (before, after):
+                runs[-1] = (before, first, number, after)
+                continue
+        runs.append((before, number, number, after))
+    return ", ".join(
+        f"{before}[{first}:{last}]{after}" if first != last else f"{before}{first}{after}"
+        for before, first, last, after in runs
+    )
+
+
+def _parts(host: str) -> tuple[str, str, str]:
+    """Return what stands before, in and after the last number of the host's own name, without its domain."""
+    name, dot, domain = host.partition(".")
+    found = re.search(r"\d+(?=\D*$)", name)
+    if not found or name.isdigit():
+        return host, "", ""
+    return name[: found.start()], found.group(), name[found.end() :] + dot + domain
+
+
+def _natural(host: str) -> tuple[Any, ...]:
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", host))
+
+
+def _is_plan(plan: Any) -> bool:
+    return isinstance(plan, Mapping) and "replicas" in plan
+
+
+def _error_text(error: Any) -> str:
+    if not isinstance(error, Mapping):
+        return str(error or "no plan; the host failed or was not reached")
+    texts = (error.get("message") or error.get("msg") or "no plan", error.get("remedy"))
+    return " ".join(str(text) for text in texts if text)
+
+
+def _kind(plan: Mapping[str, Any]) -> str:
+    """Return what two plans must have in common to be one row: all that runs, but not why, or on which card of a kind."""
+    replicas = [{**replica, "gpu_uuids": []} for replica in plan["replicas"]]
+    other = {key: value for key, value in plan.items() if key not in ("decisions", "warnings", "capacity")}
+    return json.dumps({**other, "replicas": replicas}, sort_keys=True)
+
+
+def _grouped(keys: Mapping[str, str]) -> list[list[str]]:
+    """Return the hosts that share a key, the largest group first."""
+    groups: dict[str, list[str]] = {}
+    for host, key in keys.items():
+        groups.setdefault(key, []).append(host)
+    return sorted(groups.values(), key=lambda hosts: (-len(hosts), _natural(hosts[0])))
+
+
+def _row(hosts: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    plan = plans[0]
+    first = plan["replicas"][0]
+    return (
+        str(len(hosts)),
+        _shortened(hosts),
+        str(plan.get("hardware", plan["device"])),
+        _tail(str(plan["model"])),
+        str(plan["precision"]),
+        f"{len(plan['replicas'])} x TP {first['tensor_parallel_size']}",
+        _least(plans, "kv_cache_tokens"),
+        _least(plans, "max_concurrent_requests"),
+        str(plan["image"]["vllm_version"]),
+    )
+
+
+def _least(plans: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the smallest capacity of a group, or a question mark where none is known."""
+    values = [plan["capacity"][name] for plan in plans if plan["capacity"][name] is not None]
+    return f"{min(values):,}" if values else "?"
+
+
+def _tail(model: str) -> str:
+    """Return a model's name without its organisation, and no longer than the column."""
+    name = model.rsplit("/", 1)[-1]
+    return name if len(name) <= LONGEST_MODEL else name[: LONGEST_MODEL - 3] + "..."
+
+
+def _shortened(hosts: Sequence[str]) -> str:
+    """Return the folded names, and only as many of them as a column holds."""
+    parts = fold(hosts).split(", ")
+    shown = parts[:1]
+    for part in parts[1:]:
+        if len(", ".join([*shown, part])) > LONGEST_HOSTS:
+            break
+        shown.append(part)
+    left = len(parts) - len(shown)
+    return ", ".join(shown) + (f" and {left} more" if left else "")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))] if rows else []
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _headline(hosts: int, kinds: int, refused: int) -> str:
+    text = f"{_count(hosts, 'host')}: {_count(kinds, 'kind')} of plan"
+    return text + (f", {refused} refused" if refused else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _by_text(pairs: Iterable[tuple[str, str]], total: int) -> list[str]:
+    """Return each text once, after the hosts that it is about; the one about most hosts first."""
+    hosts_of: dict[str, list[str]] = {}
+    for host, text in pairs:
+        hosts_of.setdefault(text, []).append(host)
+    ordered = sorted(hosts_of.items(), key=lambda item: (-len(item[1]), _natural(item[1][0])))
+    return [f"  {_who(hosts, total)}: {text}" for text, hosts in ordered]
+
+
+def _who(hosts: Sequence[str], total: int) -> str:
+    if len(hosts) == total and total > 1:
+        return f"all {total}"
+    return _shortened(hosts) + (f" ({len(hosts)} hosts)" if len(hosts) > 1 else "")
+
+
+def _reasons(hosts: Sequence[str], plan: Mapping[str, Any]) -> list[str]:
+    lines = [f"{_shortened(hosts)}:"]
+    for decision in plan["decisions"]:
+        value = "not sent" if decision["value"] is None else decision["value"]
+        lines.append(f"  {decision['field']} = {value}: {decision['reason']}")
+    return lines
