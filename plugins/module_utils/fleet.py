@@ -93,7 +93,7 @@ def _error_text(error: Any) -> str:
 
 
 def _kind(plan: Mapping[str, Any]) -> str:
-    """Return what two plans must have in common to be one row: all that runs, but not why, or on which card of a kind."""
+    """Return what two plans must have in common to be one row: all that runs, but not why nor on which very card."""
     replicas = [{**replica, "gpu_uuids": []} for replica in plan["replicas"]]
     other = {key: value for key, value in plan.items() if key not in ("decisions", "warnings", "capacity")}
     return json.dumps({**other, "replicas": replicas}, sort_keys=True)
