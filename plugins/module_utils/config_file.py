@@ -133,14 +133,19 @@ def check_config(config: dict[Any, Any]) -> dict[str, Any]:
 
 def yaml_scalar(value: Any) -> str:
     """Return a value as one line of YAML; text that would be read as something else is quoted."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_dump(item, '"') if isinstance(item, str) else _dump(item) for item in value) + "]"
+    text = _dump(value)
+    # Text of several lines is folded unless it is in double quotes.
+    return text if len(text.splitlines()) < 2 else _dump(value, '"')
+
+
+def _dump(value: Any, style: str | None = None) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-    text = text.rstrip("\n")
-    if text.endswith("\n..."):
-        text = text[: -len("\n...")]
-    # A text of several lines is folded by the dumper; JSON is YAML too and stays on its line.
-    return json.dumps(value) if "\n" in text else text
+    text: str = yaml.safe_dump(value, default_style=style, width=math.inf, allow_unicode=True)
+    # The dumper ends a document that is one plain scalar with a line of three dots.
+    return re.sub(r"\n(?:\.\.\.\n)?\Z", "", text)
 
 
 def render_config(
