@@ -339,18 +339,17 @@ def _ask(call: Callable[..., Any], *arguments: Any) -> Any:
 def _init_failure(error: NVMLError, module: dict[str, Any] | None, devices: list[str]) -> dict[str, str]:
     """Return C(state), C(reason) and C(remedy) of an NVML that did not start."""
     state = FAILURES.get(error.value, "degraded")
-    if state in ("no-library", "no-driver") and not devices:
-        seen = "no NVIDIA GPU is on this host's PCI bus"
-    else:
-        seen = f"{len(devices)} NVIDIA GPU(s) are on this host's PCI bus"
+    seen = f"{len(devices) or 'no'} NVIDIA GPU(s) on this host's PCI bus"
     loaded = f"the loaded kernel module is {module['version']}" if module else "no NVIDIA kernel module is loaded"
     install = (
         "Install the NVIDIA driver, 575 or newer, from the distribution's or NVIDIA's repository and load it with"
         " `modprobe nvidia`; on a host without a GPU set vllm_device: cpu."
     )
+    if module and state == "no-driver":
+        install = "Make the driver's device files with `nvidia-modprobe -c 0 -u`, or install its user-space part anew."
     texts = {
-        "no-library": (f"libnvidia-ml.so.1 cannot be loaded; {seen} and {loaded}.", install),
-        "no-driver": (f"The NVIDIA driver is not loaded; {seen}. dmesg says why it did not load.", install),
+        "no-library": (f"libnvidia-ml.so.1 cannot be loaded; {seen}, {loaded}.", install),
+        "no-driver": (f"The NVIDIA driver does not answer; {seen}, {loaded}. dmesg says more.", install),
         "driver-mismatch": (
             f"The driver's libraries and its kernel module are of different versions; {loaded}.",
             "The driver was upgraded under a running kernel module: reboot the host, or stop every GPU process and"
@@ -362,7 +361,7 @@ def _init_failure(error: NVMLError, module: dict[str, Any] | None, devices: list
             "Run the task with become: true, or give the user access to /dev/nvidia* and /dev/nvidiactl.",
         ),
         "degraded": (
-            f"NVML did not start: {error}; {seen} and {loaded}.",
+            f"NVML did not start: {error}; {seen}, {loaded}.",
             "Look for NVRM and Xid lines in `dmesg`; in a container that lost its GPUs, recreate the container.",
         ),
     }
@@ -420,4 +419,3 @@ def _enabled(value: int | None) -> bool | None:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-

@@ -1,7 +1,10 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build the NVML stub: python build.py FOLDER puts libnvidia-ml.so.1 and its scenarios into FOLDER."""
+"""Build the NVML stub: python build.py FOLDER [SCENARIO]
+
+Puts libnvidia-ml.so.1 and its scenarios into FOLDER; SCENARIO is the one to play where no variable names another.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,12 @@ SCENARIOS = HERE / "scenarios"
 VARIABLE = "GPUFLEET_NVML_SCENARIO"
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, default: str = "") -> Path:
     """Compile the stub into a folder, with the scenarios beside it, and return the library's path.
+
+    Args:
+        folder: where to; it can be copied or mounted elsewhere afterwards.
+        default: the scenario to play for processes without the variable, none if empty.
 
     Raises:
         RuntimeError: there is no C compiler, or it refuses the source; the text says which.
@@ -33,6 +40,8 @@ def build(folder: Path) -> Path:
     if done.returncode:
         raise RuntimeError(f"The C compiler refuses the NVML stub:\n{done.stderr}")
     shutil.copytree(SCENARIOS, folder / "scenarios", dirs_exist_ok=True)
+    if default:
+        shutil.copy(SCENARIOS / f"{default}.ini", folder / "scenarios" / "default.ini")
     return library
 
 
@@ -42,9 +51,9 @@ def environment(folder: Path, scenario: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     try:
-        print(build(Path(sys.argv[1])))
+        print(build(Path(sys.argv[1]), *sys.argv[2:]))
     except RuntimeError as failure:
         sys.exit(str(failure))

@@ -117,7 +117,7 @@ static FILE *open_scenario(void)
     char path[4096];
     Dl_info self;
     if (!name || !*name)
-        return NULL;
+        name = "default";
     if (strchr(name, '/'))
         return fopen(name, "r");
     if (!dladdr((void *)open_scenario, &self) || !self.dli_fname)
@@ -134,7 +134,7 @@ static int read_scenario(void)
     char line[512];
     int first = -1, last = -1;
     if (!file) {
-        fprintf(stderr, "NVML stub: GPUFLEET_NVML_SCENARIO names no readable scenario\n");
+        fprintf(stderr, "NVML stub: GPUFLEET_NVML_SCENARIO names no readable scenario and there is no default.ini\n");
         return UNKNOWN;
     }
     memset(&host, 0, sizeof host);

@@ -16,15 +16,21 @@ from typing import Any, Callable
 import pytest
 
 COLLECTION = Path(__file__).resolve().parents[3]
+# Runs a module once in each scenario; the stub reads its scenario whenever NVML starts.
 RUN_MODULE = """
-import importlib, json, sys
+import importlib, json, os, sys
 from ansible.module_utils.testing import patch_module_args
 module = importlib.import_module("ansible_collections.gpufleet.vllm.plugins.modules." + sys.argv[1])
-with patch_module_args(json.loads(sys.argv[2])):
-    module.main()
+for scenario in sys.argv[3:]:
+    os.environ["GPUFLEET_NVML_SCENARIO"] = scenario
+    with patch_module_args(json.loads(sys.argv[2])):
+        try:
+            module.main()
+        except SystemExit:
+            print()
 """
 
-RunOnStub = Callable[..., "dict[str, Any]"]
+RunOnStub = Callable[..., "list[dict[str, Any]]"]
 
 
 def _collections_root() -> str:
@@ -48,19 +54,18 @@ def nvml_stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def on_nvml_stub(nvml_stub: Path) -> RunOnStub:
-    """Run a module in a process of its own, where the real pynvml loads the stub in a scenario."""
+    """Run a module in a process of its own, where the real pynvml loads the stub, and return a result per scenario."""
 
     def run(
-        scenario: str, module: str = "gpu_info", library_folder: Path = nvml_stub, **arguments: Any
-    ) -> dict[str, Any]:
+        *scenarios: str, module: str = "gpu_info", library_folder: Path = nvml_stub, **arguments: Any
+    ) -> list[dict[str, Any]]:
         environment = {
             **os.environ,
             "LD_LIBRARY_PATH": str(library_folder),
-            "GPUFLEET_NVML_SCENARIO": scenario,
             "PYTHONPATH": os.pathsep.join([_collections_root(), *sys.path]),
         }
         done = subprocess.run(
-            [sys.executable, "-c", RUN_MODULE, module, json.dumps(arguments)],
+            [sys.executable, "-c", RUN_MODULE, module, json.dumps(arguments), *scenarios],
             env=environment,
             capture_output=True,
             text=True,
@@ -68,9 +73,9 @@ def on_nvml_stub(nvml_stub: Path) -> RunOnStub:
             check=False,
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
-        assert done.stdout, f"{module} printed nothing: {done.stderr}"
-        result: dict[str, Any] = json.loads(done.stdout)
-        result.setdefault("failed", False)
-        return result
+        lines = [line for line in done.stdout.split("\n") if line]
+        results: list[dict[str, Any]] = [{"failed": False, **json.loads(line)} for line in lines]
+        assert len(results) == len(scenarios), f"{module} answered {len(results)} of {scenarios}: {done.stderr}"
+        return results
 
     return run

@@ -14,23 +14,24 @@ import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.modules import gpu_info
 
-RunOnStub = Callable[..., "dict[str, Any]"]
+RunOnStub = Callable[..., "list[dict[str, Any]]"]
+Seen = Callable[[str], "dict[str, Any]"]
 
 
 @pytest.fixture(scope="session")
-def seen(on_nvml_stub: RunOnStub) -> RunOnStub:
-    """Return what gpu_info tells in a scenario; each scenario is asked once."""
-    answers: dict[str, dict[str, Any]] = {}
-
-    def look(scenario: str) -> dict[str, Any]:
-        if scenario not in answers:
-            answers[scenario] = on_nvml_stub(scenario)
-        return answers[scenario]
-
-    return look
+def answers(nvml_stub: Path, on_nvml_stub: RunOnStub) -> dict[str, dict[str, Any]]:
+    """What gpu_info tells in every scenario that the stub has."""
+    names = sorted(path.stem for path in (nvml_stub / "scenarios").glob("*.ini"))
+    return dict(zip(names, on_nvml_stub(*names)))
 
 
-def test_an_h200_is_told_as_the_driver_tells_it(seen: RunOnStub) -> None:
+@pytest.fixture(scope="session")
+def seen(answers: dict[str, dict[str, Any]]) -> Seen:
+    """Return what gpu_info tells in a scenario."""
+    return answers.__getitem__
+
+
+def test_an_h200_is_told_as_the_driver_tells_it(seen: Seen) -> None:
     result = seen("h200")
     assert result["state"] == "ok"
     assert (result["reason"], result["remedy"]) == ("", "")
@@ -85,7 +86,7 @@ def test_an_h200_is_told_as_the_driver_tells_it(seen: RunOnStub) -> None:
     ],
 )
 def test_every_generation_is_recognised(
-    seen: RunOnStub, scenario: str, count: int, name: str, capability: str, architecture: str, memory: int
+    seen: Seen, scenario: str, count: int, name: str, capability: str, architecture: str, memory: int
 ) -> None:
     result = seen(scenario)
     assert result["state"] == "ok"
@@ -101,7 +102,7 @@ def test_every_generation_is_recognised(
 @pytest.mark.parametrize(
     ("scenario", "state", "reason", "remedy"),
     [
-        ("no-driver", "no-driver", "driver is not loaded", "Install the NVIDIA driver"),
+        ("no-driver", "no-driver", "driver does not answer", "nvidia"),
         ("driver-mismatch", "driver-mismatch", "different versions", "reboot"),
         ("no-device", "no-device", "finds no GPU", "vllm_device: cpu"),
         ("no-permission", "insufficient-permissions", "cannot be opened", "become: true"),
@@ -111,7 +112,7 @@ def test_every_generation_is_recognised(
     ],
 )
 def test_every_absence_is_an_answer_with_its_remedy(
-    seen: RunOnStub, scenario: str, state: str, reason: str, remedy: str
+    seen: Seen, scenario: str, state: str, reason: str, remedy: str
 ) -> None:
     result = seen(scenario)
     assert result["failed"] is False
@@ -124,19 +125,20 @@ def test_every_absence_is_an_answer_with_its_remedy(
 def test_without_the_library_the_answer_is_no_library(on_nvml_stub: RunOnStub, tmp_path: Path) -> None:
     # A file that is no library hides one that the machine may really have.
     (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
-    result = on_nvml_stub("h200", library_folder=tmp_path)
+    (result,) = on_nvml_stub("h200", library_folder=tmp_path)
     assert (result["failed"], result["state"], result["gpus"]) == (False, "no-library", [])
     assert "libnvidia-ml.so.1" in result["reason"]
 
 
-def test_the_states_are_those_that_are_documented(seen: RunOnStub) -> None:
+def test_the_states_are_those_that_are_documented(seen: Seen) -> None:
     documented = yaml.safe_load(gpu_info.RETURN)["state"]["description"]
     for scenario in ("h200", "no-driver", "driver-mismatch", "no-device", "no-permission", "b200-x8-lost-gpu"):
         assert f"V({seen(scenario)['state']})" in " ".join(documented)
 
 
 def test_required_fails_and_still_tells_what_was_found(on_nvml_stub: RunOnStub) -> None:
-    result = on_nvml_stub("b200-x8-lost-gpu", required=True)
+    result, whole = on_nvml_stub("b200-x8-lost-gpu", "h200", required=True)
+    assert whole["failed"] is False
     assert result["failed"] is True
     assert result["error"]["name"] == "degraded"
     assert "index 5" in result["msg"]
@@ -144,11 +146,7 @@ def test_required_fails_and_still_tells_what_was_found(on_nvml_stub: RunOnStub) 
     assert len(result["gpus"]) == 8
 
 
-def test_required_is_content_with_whole_gpus(on_nvml_stub: RunOnStub) -> None:
-    assert on_nvml_stub("h200", required=True)["failed"] is False
-
-
-def test_a_lost_gpu_leaves_the_others_usable(seen: RunOnStub) -> None:
+def test_a_lost_gpu_leaves_the_others_usable(seen: Seen) -> None:
     gpus = seen("b200-x8-lost-gpu")["gpus"]
     assert [gpu["index"] for gpu in gpus if gpu["error"]] == [5]
     assert "lost" in gpus[5]["error"]
@@ -159,7 +157,7 @@ def test_a_lost_gpu_leaves_the_others_usable(seen: RunOnStub) -> None:
     assert all(gpu["memory_total_mib"] == 183359 for gpu in gpus if not gpu["error"])
 
 
-def test_nvswitch_makes_every_gpu_a_neighbour(seen: RunOnStub) -> None:
+def test_nvswitch_makes_every_gpu_a_neighbour(seen: Seen) -> None:
     gpus = seen("b200-x8")["gpus"]
     for gpu in gpus:
         assert gpu["peers"] == [other for other in range(8) if other != gpu["index"]]
@@ -169,7 +167,7 @@ def test_nvswitch_makes_every_gpu_a_neighbour(seen: RunOnStub) -> None:
     assert [gpu["numa_node"] for gpu in gpus] == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_bridges_make_neighbours_of_two(seen: RunOnStub) -> None:
+def test_bridges_make_neighbours_of_two(seen: Seen) -> None:
     first, second = seen("h100-nvl-x2")["gpus"]
     assert (first["peers"], second["peers"]) == ([1], [0])
     assert first["nvlink"]["active_links"] == 12
@@ -178,17 +176,17 @@ def test_bridges_make_neighbours_of_two(seen: RunOnStub) -> None:
     assert first["nvlink"]["remote_gpus"] == [second["pci_bus_id"]]
 
 
-def test_without_nvlink_there_are_no_neighbours(seen: RunOnStub) -> None:
+def test_without_nvlink_there_are_no_neighbours(seen: Seen) -> None:
     for gpu in seen("l40s-x4")["gpus"]:
         assert (gpu["nvlink"], gpu["peers"], gpu["mig_mode"]) == (None, [], None)
 
 
-def test_a_fabric_without_its_manager_is_seen(seen: RunOnStub) -> None:
+def test_a_fabric_without_its_manager_is_seen(seen: Seen) -> None:
     result = seen("b200-x8-no-fabric-manager")
     assert {gpu["fabric"]["state"] for gpu in result["gpus"]} == {"not-started"}
 
 
-def test_an_older_driver_tells_the_fabric_without_its_health(seen: RunOnStub) -> None:
+def test_an_older_driver_tells_the_fabric_without_its_health(seen: Seen) -> None:
     result = seen("h200-driver-570")
     assert result["driver_version"] == "570.172.08"
     assert result["cuda_driver_version"] == "12.8"
@@ -196,23 +194,23 @@ def test_an_older_driver_tells_the_fabric_without_its_health(seen: RunOnStub) ->
     assert (fabric["state"], fabric["status"], fabric["health"]) == ("completed", "success", None)
 
 
-def test_a_rack_tells_its_cluster(seen: RunOnStub) -> None:
+def test_a_rack_tells_its_cluster(seen: Seen) -> None:
     fabric = seen("gb200-x4")["gpus"][0]["fabric"]
     assert (fabric["cluster_uuid"], fabric["clique_id"]) == ("0" * 31 + "7", 32766)
 
 
-def test_generations_before_fabric_state_have_none(seen: RunOnStub) -> None:
+def test_generations_before_fabric_state_have_none(seen: Seen) -> None:
     gpu = seen("a100-x8")["gpus"][0]
     assert gpu["fabric"] is None
     assert gpu["nvlink"]["switched"] is True
     assert gpu["peers"] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_mig_is_told(seen: RunOnStub) -> None:
+def test_mig_is_told(seen: Seen) -> None:
     assert seen("h200-mig")["gpus"][0]["mig_mode"] is True
 
 
-def test_memory_errors_are_told(seen: RunOnStub) -> None:
+def test_memory_errors_are_told(seen: Seen) -> None:
     gpu = seen("h100-x8-ecc-errors")["gpus"][2]
     assert gpu["ecc"] == {
         "mode": True,
@@ -224,7 +222,7 @@ def test_memory_errors_are_told(seen: RunOnStub) -> None:
     assert gpu["remapped_rows"] == {"corrected": 1, "uncorrected": 2, "pending": True, "failure": False}
 
 
-def test_who_holds_memory_is_told_without_arguments(seen: RunOnStub) -> None:
+def test_who_holds_memory_is_told_without_arguments(seen: Seen) -> None:
     result = seen("h200-foreign-process")
     gpu = result["gpus"][0]
     assert gpu["processes"] == [{"pid": 4190042, "name": "python3", "used_mib": 61440, "container": ""}]
@@ -233,7 +231,7 @@ def test_who_holds_memory_is_told_without_arguments(seen: RunOnStub) -> None:
     assert "sk-not-for-your-eyes" not in json.dumps(result)
 
 
-def test_what_a_card_does_not_support_is_null(seen: RunOnStub) -> None:
+def test_what_a_card_does_not_support_is_null(seen: Seen) -> None:
     result = seen("bare-card")
     gpu = result["gpus"][0]
     assert result["state"] == "ok"
@@ -249,7 +247,7 @@ def test_what_a_card_does_not_support_is_null(seen: RunOnStub) -> None:
     }
 
 
-def test_documentation_names_every_key_of_the_result(seen: RunOnStub) -> None:
+def test_documentation_names_every_key_of_the_result(seen: Seen) -> None:
     returned = yaml.safe_load(gpu_info.RETURN)
     result = seen("b200-x8")
     assert set(returned) == set(result) - {"changed", "failed", "invocation", "warnings"}
@@ -267,3 +265,10 @@ def test_documentation_equals_the_argument_spec() -> None:
         for name, about in options.items()
     }
     assert documented == gpu_info.ARGUMENTS
+
+
+def test_every_scenario_of_the_stub_is_answered(answers: dict[str, dict[str, Any]]) -> None:
+    assert len(answers) > 20
+    for name, result in answers.items():
+        assert set(result) == set(answers["h200"]), name
+        assert bool(result["reason"]) is bool(result["remedy"]) is (result["state"] != "ok"), name
