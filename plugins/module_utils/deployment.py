@@ -200,7 +200,7 @@ class Deployment:
         wanted = set(names)
         found = {name: box for name, box in self._containers().items() if not wanted or _base(name) in wanted}
         bases = sorted({_base(name) for name in found} | wanted)
-        files = [path for name in bases for path in self._files_of(name) if os.path.lexists(path)]
+        files = [path for name in bases for path in self._files_of(name)]
         caches = [path for path in (self._settings.hf_home, self._settings.cache_dir) if purge_caches]
         caches = [check_removable(path) for path in caches if os.path.isdir(path)]
         if not self._settings.check:
@@ -567,12 +567,13 @@ class Deployment:
         return os.path.join(self._settings.config_dir, f"{name}.yaml")
 
     def _files_of(self, name: str) -> list[str]:
+        """Return the files that this class has written for a replica."""
         folder = self._settings.config_dir
         copies = os.path.join(folder, "active")
         own = [os.path.join(folder, name + suffix) for suffix in (".env", ".sh")]
         if os.path.isdir(copies):
             own += [os.path.join(copies, entry) for entry in sorted(os.listdir(copies)) if _copy_of(entry) == name]
-        return own
+        return [path for path in own if os.path.lexists(path)]
 
     def _make_folders(self) -> None:
         for path in [self._settings.hf_home, *(os.path.join(self._settings.cache_dir, name) for name in CACHES)]:

@@ -1,0 +1,161 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stands in for the program C(vllm) in the container of tests that need many starts: no model, no waiting.
+
+It reads its configuration file and its environment as vLLM does, prints the lines that vLLM prints, answers the part of
+the API that the collection uses, and fails where vLLM would:
+
+- a configuration key it does not know: C(unrecognized arguments), exit code 2;
+- C(max-model-len) above 131072: the engine's error, then the wrapper's, exit code 1.
+
+What cannot be told from a configuration is asked for by environment variables:
+
+- C(STAND_IN_DELAY): seconds between two lines;
+- C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT);
+- C(STAND_IN_SILENT): print a line and hang for ever;
+- C(STAND_IN_SICK): answer 503 at /health.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+KNOWN = {
+    "host",
+    "port",
+    "max-model-len",
+    "max-num-seqs",
+    "max-num-batched-tokens",
+    "served-model-name",
+    "dtype",
+    "gpu-memory-utilization",
+    "tensor-parallel-size",
+    "kv-cache-dtype",
+}
+LINES = """
+(APIServer pid=1) INFO 11-22 07:24:24 [api_utils.py:345] vLLM API server version 0.12.0
+(APIServer pid=1) INFO 11-22 07:24:43 [model.py:623] Resolved architecture: LlamaForCausalLM
+(APIServer pid=1) INFO 11-22 07:24:43 [model.py:1788] Using max model len 1024
+(EngineCore pid=8) INFO 11-22 07:25:03 [core.py:116] Initializing a V1 LLM engine (v0.12.0) with config: model='x'
+(EngineCore pid=8) INFO 11-22 07:25:06 [gpu_model_runner.py:5250] Starting to load model x...
+Loading safetensors checkpoint shards:   0% Completed | 0/2 [00:00<?, ?it/s]
+Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<?, ?it/s]
+(EngineCore pid=8) INFO 11-22 07:25:15 [gpu_model_runner.py:5347] Model loading took 0.5 GiB memory and 0.2 seconds
+(EngineCore pid=8) INFO 11-22 07:26:08 [monitor.py:53] torch.compile took 5.39 s in total
+(EngineCore pid=8) INFO 11-22 07:27:49 [kv_cache_utils.py:2177] GPU KV cache size: 215,548 tokens
+(EngineCore pid=8) INFO 11-22 07:28:12 [core.py:340] init engine (profile, create kv cache, warmup model) took 7.9 s
+(APIServer pid=1) INFO:     Application startup complete.
+"""
+TOO_LONG = """
+(EngineCore pid=8) ERROR 11-22 07:27:49 [core.py:1330] ValueError: To serve at least one request with the models's max seq
+ len ({}), (960.00 GiB KV cache is needed, which is larger than the available KV cache memory (19.73 GiB). Based on the
+ available memory, the estimated maximum model length is 131072. Try increasing `gpu_memory_utilization`.
+"""
+WRAPPER = (
+    "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def read_config(path: str) -> dict[str, str]:
+    """Return the entries of a configuration file of plain C(key: value) lines."""
+    config = {}
+    with open(path, encoding="utf-8") as stream:
+        for line in stream:
+            key, colon, value = line.partition(":")
+            if colon and not line.startswith("#"):
+                config[key.strip()] = value.strip().strip("'\"")
+    return config
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    model = "stand-in"
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self.answer(503 if os.environ.get("STAND_IN_SICK") else 200, {})
+        elif self.path == "/v1/models" and self.allowed():
+            self.answer(200, {"object": "list", "data": [{"id": self.model, "object": "model"}]})
+        elif self.path == "/metrics":
+            self.answer_text(
+                'vllm:num_requests_running{engine="0"} 2.0\n'
+                'vllm:num_requests_waiting{engine="0"} 1.0\n'
+                'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
+            )
+        elif self.path == "/version":
+            self.answer(200, {"version": "0.12.0"})
+        else:
+            self.answer(404, {"detail": "Not Found"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        if self.path != "/v1/completions" or not self.allowed():
+            self.answer(404, {"detail": "Not Found"})
+            return
+        choice = {"index": 0, "text": " city", "finish_reason": "length"}
+        count = body.get("max_tokens", 1)
+        usage = {"prompt_tokens": 4, "completion_tokens": count, "total_tokens": 4 + count}
+        self.answer(200, {"id": "x", "model": self.model, "choices": [choice], "usage": usage})
+
+    def allowed(self) -> bool:
+        key = os.environ.get("VLLM_API_KEY")
+        if key and self.headers.get("Authorization") != f"Bearer {key}":
+            self.answer(401, {"error": "Unauthorized"})
+            return False
+        return True
+
+    def answer(self, status: int, document: object) -> None:
+        self.send(status, "application/json", json.dumps(document).encode())
+
+    def answer_text(self, text: str) -> None:
+        self.send(200, "text/plain", text.encode())
+
+    def send(self, status: int, kind: str, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    argument, config = sys.argv[2], read_config(sys.argv[sys.argv.index("--config") + 1])
+    if os.environ.get("STAND_IN_LOG"):
+        with open(os.environ["STAND_IN_LOG"], encoding="utf-8") as stream:
+            say(stream.read())
+        sys.exit(int(os.environ.get("STAND_IN_EXIT", "1")))
+    if os.environ.get("STAND_IN_SILENT"):
+        say("(APIServer pid=1) INFO 11-22 07:24:24 [api_utils.py:345] vLLM API server version 0.12.0")
+        threading.Event().wait()
+    unknown = [f"--{key} {value}" for key, value in config.items() if key not in KNOWN]
+    if unknown:
+        say(f"usage: vllm serve [model_tag] [options]\nvllm: error: unrecognized arguments: {' '.join(unknown)}")
+        sys.exit(2)
+    for line in LINES.strip().splitlines():
+        time.sleep(float(os.environ.get("STAND_IN_DELAY", "0.02")))
+        if "KV cache size" in line and int(config.get("max-model-len", 1024)) > 131072:
+            say(TOO_LONG.strip().replace("\n", "").format(config["max-model-len"]))
+            say(WRAPPER)
+            sys.exit(1)
+        say(line)
+    Handler.model = config.get("served-model-name", argument)
+    address = (config.get("host", "0.0.0.0"), int(config.get("port", 8000)))
+    http.server.ThreadingHTTPServer(address, Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
