@@ -440,7 +440,7 @@ class Deployment:
 
     def _refused(self, step: Step, error: GpufleetError) -> GpufleetError:
         """Return the cause of the engine's refusal to create or start a container, if it is a known one."""
-        diagnosis = diagnose([error.evidence], what=f"The server {step.name}")
+        diagnosis = diagnose([error.evidence], what=f"The server {step.name} did not start")
         diagnosis.details["server"] = step.name
         return diagnosis if diagnosis.name != "unknown-failure" else error
 

@@ -111,8 +111,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "shared-memory-too-small",
-        r"(?:/dev/shm/nccl)|Bus error|DataLoader worker .* killed by signal: Bus error|unable to (?:allocate|mmap).*shared"
-        r" memory",
+        r"(?:/dev/shm/nccl)|Bus error|unable to (?:allocate|mmap).*shared memory",
         "The container's shared memory is too small.",
         "Run with the host's (ipc_mode host, the default) or give it more with shm_size.",
     ),
@@ -494,21 +493,15 @@ CAUSES: tuple[Cause, ...] = (
         "See dmesg on the host for Xid errors, and the vLLM issues for this message.",
         weak=True,
     ),
-    Cause(
-        "engine-died",
-        r"EngineDeadError|EngineCore encountered (?:an issue|a fatal error)",
-        "The engine behind the server died.",
-        "Restart the server (state restarted) and look at the lines above the error in its log.",
-        weak=True,
-    ),
 )
 
 # Errors of processes that only waited for the one that failed.
 WRAPPER = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|Engine process failed to start"
     r"|EngineDeadError|Executor failed|died unexpectedly|See root cause above|See stack trace|SystemExit"
-    r"|KeyboardInterrupt|EngineCore failed to start|WorkerProc (?:failed|hit an exception)"
+    r"|KeyboardInterrupt|EngineCore encountered|EngineCore failed to start|WorkerProc (?:failed|hit an exception)"
 )
+ENGINE_DIED = "EngineCore encountered a fatal error"
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|NotFound|Exit)\b(?::|$)")
 ERROR_LINE = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|[Ee]rror:|fatal:|failed)\b|^usage: ")
 
@@ -575,19 +568,24 @@ def split_line(line: str) -> tuple[str, str]:
 
 
 def diagnose(
-    lines: Iterable[str], *, exit_code: int | None = None, out_of_memory: bool = False, what: str = "The server"
+    lines: Iterable[str],
+    *,
+    exit_code: int | None = None,
+    out_of_memory: bool = False,
+    what: str = "The server did not start",
 ) -> GpufleetError:
-    """Return the one cause of a failed start.
+    """Return the one cause of a failed start, or of a server's later death.
 
     Args:
         lines: the log of the failed start, or the text of the engine's refusal.
         exit_code: of the container's process; None when it still runs or never did.
         out_of_memory: whether the engine says that the kernel killed it for lack of memory.
-        what: the subject of the message, such as C(Server vllm-0).
+        what: the beginning of the message, such as C(The server vllm-0 did not start).
 
     Returns:
-        An error whose name is that of the cause, or C(unknown-failure); its details hold C(exit_code) and, for unknown
-        failures, C(log): at most 15 lines around the first error.
+        An error whose name is that of the cause, C(engine-died) when a running engine failed for a reason that is not
+        among the known ones, or C(unknown-failure). Its details hold C(exit_code) and, for reasons that are not known,
+        C(log): at most 15 lines around the first error.
     """
     log = [split_line(line) for line in lines]
     stripped = [text for _level, text in log]
@@ -609,7 +607,7 @@ def diagnose(
 def _told(what: str, cause: Cause, groups: Sequence[str], line: str, details: dict[str, Any]) -> GpufleetError:
     ended = "" if details["exit_code"] is None else f" (exit code {details['exit_code']})"
     return GpufleetError(
-        f"{what} did not start{ended}. {cause.meaning.format(*groups)}",
+        f"{what}{ended}. {cause.meaning.format(*groups)}",
         name=cause.name,
         remedy=cause.remedy.format(*groups),
         evidence=_short(line),
@@ -629,9 +627,10 @@ def _unknown(what: str, stripped: list[str], position: int | None, details: dict
         evidence = stripped[position]
         context = [*before, evidence, *after]
     details["log"] = [_short(line) for line in context]
+    died = any(ENGINE_DIED in line for line in stripped)
     return GpufleetError(
-        f"{what} did not start ({ended}), for a reason that is not among the known ones.",
-        name="unknown-failure",
+        f"{what} ({ended}), for a reason that is not among the known ones." + (" Its engine died." if died else ""),
+        name="engine-died" if died else "unknown-failure",
         remedy="Look at the lines around its first error:\n  " + "\n  ".join(details["log"]),
         evidence=_short(evidence),
         details=details,

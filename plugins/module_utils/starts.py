@@ -135,7 +135,7 @@ class Start:
             self.watch.lines(),
             exit_code=exit_code,
             out_of_memory=bool(state.get("OOMKilled")),
-            what=f"The server {self.label}",
+            what=f"The server {self.label} did not start",
         )
 
     def _answers(self, now: float) -> bool:
@@ -162,7 +162,7 @@ class Start:
 
     def _check_time(self, now: float, ready_timeout: float, stall_timeout: float) -> None:
         if self._dead_since and now - self._dead_since > DEAD_ENGINE_S:
-            error = diagnose(self.watch.lines(), what=f"The server {self.label}")
+            error = diagnose(self.watch.lines(), what=f"The server {self.label} does not answer")
             raise (
                 error
                 if error.name != "unknown-failure"

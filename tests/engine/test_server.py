@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import subprocess
@@ -301,6 +302,50 @@ def test_a_container_of_someone_else_is_not_touched(fleet: Fleet) -> None:
     assert other.name == f"{fleet.prefix}-0"
 
 
+# What vllm_server_info tells
+
+
+def test_info_tells_what_a_serving_server_does(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": KEY})
+    (server,) = fleet.info()["servers"]
+    told = {key: server[key] for key in ("name", "state", "phase", "http_status", "model", "vllm_version", "diagnosis")}
+    assert told == {
+        "name": f"{fleet.prefix}-0",
+        "state": "running",
+        "phase": "serving",
+        "http_status": 200,
+        "model": "stand-in",
+        "vllm_version": "0.12.0",
+        "diagnosis": {},
+    }
+    assert server["load"] == {"requests_running": 2.0, "requests_waiting": 1.0, "kv_cache_usage": 0.25}
+    assert server["summary"].endswith("2 requests running, 1 waiting, KV cache 25 % used")
+    assert server["docker_run"].startswith("docker run")
+    assert KEY not in json.dumps(server)
+
+
+def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
+    fleet.run(
+        fleet.replica(0, environment={"STAND_IN_DELAY": "4"}),
+        fleet.replica(1),
+        fleet.replica(2, environment={"STAND_IN_SICK": "1"}),
+        fleet.replica(3, no_such_flag=1),
+        wait=False,
+    )
+    fleet.engine.containers.get(f"{fleet.prefix}-1").stop(timeout=3)
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        phases = {server["name"][-1]: server for server in fleet.info()["servers"]}
+        if phases["2"]["phase"] == "engine dead" and phases["3"]["restarts"]:
+            break
+        time.sleep(0.3)
+    assert phases["0"]["phase"] in ("container", "engine start")
+    assert phases["1"]["phase"] == "stopped"
+    assert phases["2"]["phase"] == "engine dead"
+    assert phases["3"]["diagnosis"]["name"] == "flag-unknown"
+    assert "no-such-flag" in phases["3"]["summary"]
+
+
 # Runs that were interrupted
 
 
@@ -386,10 +431,8 @@ def test_the_progress_file_tells_the_phases(fleet: Fleet) -> None:
 
     def watch() -> None:
         while not done.is_set():
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 seen.add(json.loads((fleet.folder / "progress").read_text())["phase"])
-            except (OSError, ValueError):
-                pass
             time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)

@@ -1,0 +1,188 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the servers of a host are doing: from their containers, their answers, and if they give none, their logs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import environment_of, health_status
+from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import SERVING, WARM_UP, watch_lines
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
+    COLLECTION,
+    LABEL_COLLECTION,
+    NEXT,
+    PREVIOUS,
+    Spec,
+    base_url,
+    read_spec,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import started_at
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+QUERY_TIMEOUT_S = 5.0
+ENGINE_DEAD = "engine dead"
+NOT_ANSWERING = "not answering"
+RESTARTING = "restarting"
+STOPPED = "stopped"
+DEAD = "dead"
+
+
+def server_states(client: DockerClient, prefix: str, config_dir: str, log_lines: int) -> list[dict[str, Any]]:
+    """Return the state of each server whose name begins with C(prefix), see the module's RETURN."""
+    with engine_errors("listing containers"):
+        found = client.containers.list(
+            all=True, filters={"label": f"{LABEL_COLLECTION}={COLLECTION}"}, ignore_removed=True
+        )
+    boxes = {str(box.name): box for box in found if str(box.name).startswith(prefix + "-")}
+    names = {name[: -len(PREVIOUS)] if name.endswith(PREVIOUS) else name for name in boxes if not name.endswith(NEXT)}
+    states = []
+    for name in sorted(names, key=_in_order):
+        # Between two steps of a replacement only the old container may be there.
+        box = boxes.get(name) or boxes[name + PREVIOUS]
+        state = _state(name, box, config_dir, log_lines)
+        old = boxes.get(name + PREVIOUS)
+        state["previous"] = old.status if old else ""
+        state["summary"] = summary(state)
+        states.append(state)
+    return states
+
+
+def _in_order(name: str) -> tuple[str, int]:
+    """Return the key that sorts vllm-10 after vllm-9."""
+    head, _dash, number = name.rpartition("-")
+    return (head, int(number)) if number.isdigit() else (name, 0)
+
+
+def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[str, Any]:
+    spec = read_spec(box.labels)
+    docker_state: dict[str, Any] = box.attrs["State"]
+    running = bool(docker_state.get("Running")) and not docker_state.get("Restarting")
+    state: dict[str, Any] = {
+        "name": name,
+        "state": box.status,
+        "phase": "",
+        "detail": "",
+        "health": (docker_state.get("Health") or {}).get("Status", "none"),
+        "http_status": health_status(base_url(spec)) if spec and running else 0,
+        "uptime_s": max(0, round(time.time() - started_at(box))) if running else 0,
+        "restarts": box.attrs.get("RestartCount", 0),
+        "exit_code": None if running else docker_state.get("ExitCode"),
+        "url": base_url(spec) if spec else "",
+        "model": served_name(spec),
+        "image": box.attrs["Config"]["Image"],
+        "vllm_version": "",
+        "gpus": spec["gpus"] if spec else [],
+        "load": {},
+        "docker_run": _run_line(config_dir, name),
+        "diagnosis": {},
+    }
+    if state["http_status"] == 200:
+        state["phase"] = SERVING
+        _ask(state, environment_of(box).get("VLLM_API_KEY", ""))
+    else:
+        _tell_why_not(state, box, docker_state, log_lines)
+    return state
+
+
+def served_name(spec: Spec | None) -> str:
+    """Return the name under which a server of this spec serves its model."""
+    if spec is None:
+        return ""
+    names = str(spec["config"].get("served-model-name") or spec["command"][1])
+    return names.split()[0]
+
+
+def _run_line(config_dir: str, name: str) -> str:
+    """Return the command in the script that vllm_server wrote."""
+    _comments, found, line = read_text(config_dir, f"{name}.sh").partition("\nexec ")
+    return line.rstrip("\n") if found else ""
+
+
+def _ask(state: dict[str, Any], api_key: str) -> None:
+    """Ask a serving server for its load, model and version; what it does not answer stays as it was."""
+    server = Server(state["url"], api_key=api_key, timeout=QUERY_TIMEOUT_S)
+    try:
+        state["load"] = server.metrics()
+        state["vllm_version"] = str(server.json("GET", "/version").get("version", ""))
+        state["model"] = server.served_model()
+    except GpufleetError as error:
+        state["detail"] = error.message
+
+
+def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str, Any], log_lines: int) -> None:
+    """Tell the phase of a server that does not serve, and the cause if it died."""
+    lines = _log(box, log_lines)
+    error = diagnose(
+        lines,
+        exit_code=None if state["uptime_s"] else docker_state.get("ExitCode"),
+        out_of_memory=bool(docker_state.get("OOMKilled")),
+        what=f"The server {state['name']} died"
+        if state["http_status"] != 503
+        else f"The engine of {state['name']} died",
+    )
+    if docker_state.get("Restarting"):
+        state["phase"] = RESTARTING
+    elif state["http_status"] == 503:
+        state["phase"] = ENGINE_DEAD
+    elif state["uptime_s"]:
+        watch = watch_lines(_log(box, log_lines, since=started_at(box)))
+        state["phase"], state["detail"] = watch.phase, watch.detail
+        if watch.phase == SERVING:
+            # Its log says that it serves, or is about to, but it does not answer.
+            state["phase"], state["detail"] = (NOT_ANSWERING if watch.detail else WARM_UP), ""
+        if not state["restarts"]:
+            return
+    elif state["state"] == "created" or (state["exit_code"] in (0, 143) and error.name == "unknown-failure"):
+        state["phase"] = STOPPED
+        return
+    else:
+        state["phase"] = DEAD
+    state["diagnosis"] = error.as_result()
+
+
+def _log(box: Container, tail: int, since: float = 0.0) -> list[str]:
+    """Return the last lines of a container's log, of those since a time if one is given."""
+    with engine_errors(f"reading the log of {box.name}"):
+        # The engine's clock and ours may differ by the rounding of a time; a start prints nothing in its first second.
+        data = box.logs(tail=tail, since=max(since - 0.5, 1.0))
+    return data.decode("utf-8", "replace").splitlines()
+
+
+def summary(state: dict[str, Any]) -> str:
+    """Return the state of a server as one line for people."""
+    parts = [state["phase"] + (f" {state['detail']}" if state["detail"] and not state["diagnosis"] else "")]
+    if state["model"]:
+        parts.append(f"model {state['model']}")
+    if state["uptime_s"]:
+        parts.append(f"up {_span(state['uptime_s'])}")
+    load = state["load"]
+    if "requests_running" in load:
+        parts.append(f"{load['requests_running']:.0f} requests running")
+        parts.append(f"{load.get('requests_waiting', 0):.0f} waiting")
+    if "kv_cache_usage" in load:
+        parts.append(f"KV cache {load['kv_cache_usage'] * 100:.0f} % used")
+    if state["restarts"]:
+        parts.append(f"restarted {state['restarts']} times")
+    if state["previous"]:
+        parts.append(f"an unfinished replacement keeps the old container ({state['previous']})")
+    if state["diagnosis"]:
+        parts.append(state["diagnosis"]["message"])
+    return ", ".join(parts)
+
+
+def _span(seconds: int) -> str:
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    hours = seconds // 3600
+    return f"{hours} h {seconds % 3600 // 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

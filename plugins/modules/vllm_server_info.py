@@ -1,0 +1,172 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tell what the vLLM servers of a host are doing."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_server_info
+short_description: Tell what the vLLM servers of a host are doing
+version_added: 0.1.0
+author: gpufleet contributors (@gpufleet)
+description:
+  - For each server that M(gpufleet.vllm.vllm_server) made on the host, its state, the phase of its start, its load, and
+    for one that died the cause.
+options:
+  container_prefix:
+    description:
+      - What the names of the deployment's containers begin with.
+    type: str
+    default: vllm
+  config_dir:
+    description:
+      - Folder with the servers' C(docker run) lines.
+    type: path
+    default: /etc/gpufleet
+  log_lines:
+    description:
+      - Number of lines from the end of the log of a server that does not serve, to tell its phase or the cause of its
+        death from.
+    type: int
+    default: 5000
+extends_documentation_fragment:
+  - gpufleet.vllm.common.reads
+  - gpufleet.vllm.common.docker
+seealso:
+  - module: gpufleet.vllm.vllm_server
+"""
+
+EXAMPLES = r"""
+- name: See what the servers of the host do
+  gpufleet.vllm.vllm_server_info:
+  register: servers
+
+- name: Show those that do not serve
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.summary }}"
+  loop: "{{ servers.servers | rejectattr('phase', 'eq', 'serving') }}"
+"""
+
+RETURN = r"""
+servers:
+  description: The servers, in the order of their names.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Name of the replica and its container.
+      type: str
+      sample: vllm-0
+    summary:
+      description: One line for people.
+      type: str
+      sample: "serving, model stand-in, up 2 h 5 min, 3 requests running, 0 waiting, KV cache 12 % used"
+    state:
+      description: The container's state in Docker's words.
+      type: str
+      sample: running
+    phase:
+      description:
+        - C(serving), a phase of the start (C(container), C(engine start), C(weights), C(compile), C(KV cache),
+          C(warm-up)), C(not answering), C(engine dead), C(restarting), C(stopped) or C(dead).
+      type: str
+      sample: serving
+    detail:
+      description: More about the phase, such as the percentage of the weights.
+      type: str
+      sample: 45 %
+    health:
+      description: What Docker's health check says, C(starting), C(healthy), C(unhealthy), or C(none).
+      type: str
+      sample: healthy
+    http_status:
+      description: HTTP status of the server's /health; 0 when nothing answers.
+      type: int
+      sample: 200
+    uptime_s:
+      description: Seconds since the container was started; 0 when it does not run.
+      type: int
+      sample: 7512
+    restarts:
+      description: How often Docker has restarted it.
+      type: int
+      sample: 0
+    exit_code:
+      description: Exit code of a server that has ended, otherwise null.
+      type: int
+      sample: 1
+    url:
+      description: Address of the server as seen from its host; empty when it is not known.
+      type: str
+      sample: http://127.0.0.1:8000
+    model:
+      description: Name under which the model is served.
+      type: str
+      sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+    image:
+      description: Reference of the image.
+      type: str
+      sample: vllm/vllm-openai:deploy
+    vllm_version:
+      description: Version that the server itself tells; empty unless it serves.
+      type: str
+      sample: 0.12.0
+    gpus:
+      description: Its GPUs, by UUID or index.
+      type: list
+      elements: str
+      sample: ["0"]
+    load:
+      description:
+        - C(requests_running), C(requests_waiting), C(kv_cache_usage) (0 to 1), C(preemptions) and more from the
+          server's metrics; empty unless it serves.
+      type: dict
+      sample: {"requests_running": 3, "requests_waiting": 0, "kv_cache_usage": 0.12}
+    docker_run:
+      description: The command that repeats by hand what was done; empty when it is not known.
+      type: str
+      sample: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve
+    diagnosis:
+      description:
+        - Cause of the death of a server that died, as an error with name, message, evidence and remedy; empty otherwise.
+        - For a server that Docker restarted and that does not serve yet, the cause of its earlier death.
+      type: dict
+      sample: {"name": "out-of-memory-kill", "evidence": "OOMKilled: true"}
+    previous:
+      description: State of the old container that an unfinished replacement keeps; empty when there is none.
+      type: str
+      sample: exited
+"""
+
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server_status import server_states
+
+ARGUMENTS: dict[str, Any] = {
+    "container_prefix": {"type": "str", "default": "vllm"},
+    "config_dir": {"type": "path", "default": "/etc/gpufleet"},
+    "log_lines": {"type": "int", "default": 5000},
+    **DOCKER_ARGUMENTS,
+}
+
+
+def work(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the task's result."""
+    client = connect(params["docker_host"], params["docker_timeout"])
+    states = server_states(client, params["container_prefix"], params["config_dir"], params["log_lines"])
+    return {"changed": False, "servers": states}
+
+
+def main() -> None:
+    """Run the module."""
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module.require("docker", "requests")
+    module.run(lambda: work(module.params))
+
+
+if __name__ == "__main__":
+    main()
