@@ -44,8 +44,15 @@ def cpu_options(
         "max-num-batched-tokens": batched,
         "max-num-seqs": seqs,
         "max-model-len": length,
+        "enforce-eager": True,
     }
-    small = "small, so that warming up takes two minutes and not many"
+    draft.decide(
+        "enforce_eager",
+        True,
+        "the CPU image has no C++ compiler, which torch.compile needs on processors; without it the server also starts"
+        " in a minute",
+    )
+    small = "small, so that warming up stays short"
     draft.decide(
         "max_num_batched_tokens", batched, "vllm_max_num_batched_tokens" if wishes.max_num_batched_tokens else small
     )
