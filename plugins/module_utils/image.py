@@ -548,7 +548,7 @@ def ensure_image(
 
     actions: list[str] = []
     transfer = {"layers": 0, "bytes": 0, "seconds": 0.0, "attempts": 0}
-    if reason:
+    if reason or image is None:
         actions.append(f"{'load ' + wish.archive if wish.source == 'archive' else 'pull ' + wish.reference}: {reason}")
         if check_mode:
             return _would_fetch(wish, names, before, archive, actions, transfer)
@@ -560,7 +560,6 @@ def ensure_image(
             problem = unsuitable(image, wish, archive)
             if problem:
                 raise problem
-    assert image is not None  # _why_fetch gives a reason when there is none
     for name in names:
         old = inspect_image(engine, name)
         if old is None or old["Id"] != image["Id"]:

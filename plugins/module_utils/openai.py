@@ -346,7 +346,9 @@ def check_usage(path: str, document: dict[str, Any], max_tokens: int) -> dict[st
     usage = document.get("usage")
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
-    prompt, completion, total = (count if type(count) is int else -1 for count in counts or [None] * 3)
+    prompt, completion, total = (
+        count if isinstance(count, int) and not isinstance(count, bool) else -1 for count in counts or [None] * 3
+    )
     if min(prompt, completion, total) < 0:
         raise malformed(path, "its usage has no token counts", document)
     if prompt + completion != total:

@@ -160,7 +160,7 @@ ARGUMENTS: dict[str, Any] = {
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},
     "model": {"type": "str", "default": ""},
     "prompt": {"type": "str", "default": RECIPE_PROMPT},
-    "max_tokens": {"type": "int", "default": 20},
+    "max_tokens": {"type": "int", "default": 20, "no_log": False},
     "temperature": {"type": "float", "default": 0},
     "chat": {"type": "bool", "default": False},
     "api_key": {"type": "str", "default": "", "no_log": True},
