@@ -132,12 +132,12 @@ def finish_options(
     if has_dummy_weights(wishes):
         draft.warn("load-format dummy: the weights are random and the answers mean nothing.")
     for option, value in wishes.extra_config.items():
-        gone = versions.GONE_OPTIONS.get(option)
-        if gone and not gone.holds(version):
+        span = versions.OPTIONS.get(option) or versions.GONE_OPTIONS.get(option)
+        if span and not span.holds(version):
             raise GpufleetError(
                 f"vllm_extra_config: vLLM {versions.as_text(version)} has no {option}.",
                 name="unknown-option",
-                remedy=f"Use {gone.instead}.",
+                remedy=f"Use {span.instead}.",
             )
         config.pop(option[3:] if option.startswith("no-") else f"no-{option}", None)
         config[option] = value

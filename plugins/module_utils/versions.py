@@ -39,6 +39,7 @@ OPTIONS: dict[str, Span] = {
     "async-scheduling": Span(),
     "compilation-config": Span(),
     "dtype": Span(),
+    "enforce-eager": Span(),
     "gpu-memory-utilization": Span(),
     "host": Span(),
     "kv-cache-dtype": Span(),
@@ -55,7 +56,7 @@ OPTIONS: dict[str, Span] = {
 
 # Options that guides of other versions name and that some of these versions refuse. Never sent.
 GONE_OPTIONS: dict[str, Span] = {
-    "cuda-graph-sizes": Span(until=(0, 14, 0), instead="cudagraph-capture-sizes"),
+    "cuda-graph-sizes": Span(until=(0, 13, 0), instead="cudagraph-capture-sizes"),
     "disable-log-requests": Span(until=(0, 17, 0), instead="nothing: requests are not logged by default"),
     "swap-space": Span(until=(0, 18, 0), instead="nothing: the engine does not swap any more"),
     "calculate-kv-scales": Span(until=(0, 33, 0), instead="a checkpoint with KV scales"),

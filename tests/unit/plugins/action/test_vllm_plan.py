@@ -1,0 +1,175 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action plugin vllm_plan: variables in, plan, facts and file out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import known_variables
+
+H200S = [{"name": "NVIDIA H200", "count": 8}]
+RunAction = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run_action(monkeypatch: pytest.MonkeyPatch) -> RunAction:
+    """Run the action as a task would, with the names of an argument spec that is the test's own."""
+    known = frozenset({"vllm_gpus", "vllm_accept_license", "vllm_port", "vllm_profile", "vllm_device"})
+    monkeypatch.setattr(vllm_plan, "known_variables", lambda: known)
+
+    def run(variables: dict[str, Any], check: bool = False, **arguments: Any) -> dict[str, Any]:
+        task = MagicMock(args=arguments, check_mode=check, diff=True, async_val=0)
+        templar = Templar(loader=DataLoader(), variables=variables)
+        action = vllm_plan.ActionModule(task, MagicMock(), MagicMock(), DataLoader(), templar, MagicMock())
+        result: dict[str, Any] = action.run(task_vars=variables)
+        return result
+
+    return run
+
+
+def ready(**more: Any) -> dict[str, Any]:
+    return {"inventory_hostname": "gpu-01", "vllm_accept_license": True, "vllm_gpus": H200S, **more}
+
+
+def test_the_plan_is_a_result_and_a_fact(run_action: RunAction) -> None:
+    result = run_action(ready())
+    assert result["changed"] is False
+    assert result["plan"] == result["ansible_facts"]["vllm_plan"]
+    assert len(result["plan"]["replicas"]) == 8
+    assert result["summary"][1] == "vllm-0: TP 1 on GPU 0, http://127.0.0.1:8000"
+
+
+def test_variables_are_templated(run_action: RunAction) -> None:
+    result = run_action(ready(base=9000, vllm_port=trust_as_template("{{ base + 1 }}")))
+    assert result["plan"]["replicas"][0]["port"] == 9001
+
+
+def test_a_variable_that_cannot_be_templated_is_named(run_action: RunAction) -> None:
+    result = run_action(ready(vllm_port=trust_as_template("{{ no_such_thing }}"), vllm_profile="x"))
+    assert result["failed"] is True
+    assert "vllm_port: cannot be templated" in result["msg"]
+    assert "no_such_thing" in result["msg"]
+    assert "vllm_profile: 'x' is not valid" in result["msg"]
+
+
+def test_wishes_of_the_task_win(run_action: RunAction) -> None:
+    result = run_action(ready(), wishes={"vllm_profile": "balanced"})
+    assert result["plan"]["profile"] == "balanced"
+
+
+def test_misspelt_variables_are_refused_with_the_nearest_name(run_action: RunAction) -> None:
+    result = run_action(ready(vllm_profil="balanced"))
+    assert result["failed"] is True
+    assert "vllm_profil: unknown; did you mean vllm_profile?" in result["msg"]
+    assert result["error"]["name"] == "invalid-wishes"
+
+
+def test_validation_alone_plans_nothing(run_action: RunAction) -> None:
+    result = run_action({"vllm_profile": "balanced"}, validate_only=True)
+    assert result["changed"] is False
+    assert "plan" not in result
+    assert "ansible_facts" not in result
+
+
+def test_validation_alone_finds_problems(run_action: RunAction) -> None:
+    assert run_action({"vllm_profile": "fast"}, validate_only=True)["failed"] is True
+
+
+def test_a_refusal_is_a_failed_task_with_its_parts(run_action: RunAction) -> None:
+    result = run_action(ready(vllm_gpus=[{"name": "NVIDIA H100 80GB HBM3"}]))
+    assert result["failed"] is True
+    assert result["error"]["name"] == "does-not-fit"
+    assert result["error"]["details"]["gpus_needed"] == 2
+    assert "Remedy: It needs 2 GPUs" in result["msg"]
+
+
+def test_the_probes_are_read(run_action: RunAction) -> None:
+    gpu = {
+        "index": 0,
+        "uuid": "GPU-a",
+        "name": "NVIDIA H200",
+        "compute_capability": "9.0",
+        "memory_total_mib": 143771,
+        "processes": [{"pid": 1, "name": "python3", "used_mib": 1, "container": "f" * 64}],
+    }
+    result = run_action(
+        {"vllm_accept_license": True},
+        gpu_info={"state": "ok", "gpus": [gpu], "driver_version": "580.1"},
+        host_info={
+            "system": {"architecture": "aarch64"},
+            "engine": {"containers": [{"id": "f" * 64, "ours": True}, {"id": "e" * 64, "ours": False}]},
+        },
+    )
+    assert result["plan"]["replicas"][0]["gpu_uuids"] == ["GPU-a"]
+    assert result["plan"]["image"]["platform"] == "linux/arm64"
+
+
+def test_what_the_task_says_of_the_host_wins(run_action: RunAction) -> None:
+    result = run_action(
+        {"vllm_device": "cpu", "ansible_facts": {"architecture": "x86_64", "memtotal_mb": 64000}},
+        host={"architecture": "aarch64"},
+    )
+    assert result["plan"]["image"]["platform"] == "linux/arm64"
+    assert result["plan"]["capacity"]["kv_cache_tokens"] > 0
+
+
+def test_no_gpu_is_never_silently_the_cpu(run_action: RunAction) -> None:
+    result = run_action(
+        {"vllm_accept_license": True},
+        gpu_info={"state": "no-driver", "reason": "No driver is loaded.", "remedy": "Load it."},
+    )
+    assert result["failed"] is True
+    assert result["error"]["name"] == "no-gpu"
+    assert "No driver is loaded." in result["msg"]
+    assert "Load it." in result["msg"]
+    assert "vllm_device: cpu" in result["msg"]
+
+
+def test_the_file_is_written_once(run_action: RunAction, tmp_path: Path) -> None:
+    folder = tmp_path / "plans"
+    first = run_action(ready(), plan_dir=str(folder))
+    assert first["changed"] is True
+    assert first["plan_file"] == str(folder / "gpu-01.json")
+    assert json.loads((folder / "gpu-01.json").read_text()) == first["plan"]
+    assert first["diff"][0]["before"] == ""
+    again = run_action(ready(), plan_dir=str(folder))
+    assert again["changed"] is False
+    assert "diff" not in again
+    assert [path.name for path in folder.iterdir()] == ["gpu-01.json"]
+
+
+def test_check_mode_writes_nothing(run_action: RunAction, tmp_path: Path) -> None:
+    result = run_action(ready(), check=True, plan_dir=str(tmp_path / "plans"))
+    assert result["changed"] is True
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(run_action: RunAction, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run_action(ready(), plan_dir=str(tmp_path / "file" / "plans"))
+    assert result["failed"] is True
+    assert result["error"]["name"] == "plan-not-written"
+    assert "vllm_plan_dir" in result["msg"]
+
+
+def test_the_names_come_from_every_entry_point(tmp_path: Path) -> None:
+    for role, text in (
+        ("one", "argument_specs: {main: {options: {vllm_a: {type: str}}}, other: {options: {vllm_b: {type: int}}}}"),
+        ("two", "argument_specs: {main: {short_description: nothing}}"),
+        ("three", ""),
+    ):
+        meta = tmp_path / role / "meta"
+        meta.mkdir(parents=True)
+        (meta / "argument_specs.yml").write_text(text)
+    assert known_variables(tmp_path) == {"vllm_a", "vllm_b"}

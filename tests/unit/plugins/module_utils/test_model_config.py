@@ -1,0 +1,178 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Models' sizes from their config.json, for families that differ in how they say it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import model_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+SCOUT_TEXT: dict[str, Any] = {
+    "model_type": "llama4_text",
+    "attention_chunk_size": 8192,
+    "head_dim": 128,
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "max_position_embeddings": 10485760,
+    "num_attention_heads": 40,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
+    "num_local_experts": 16,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 202048,
+}
+FP8 = {"quant_method": "modelopt", "quant_algo": "FP8"}
+LLAMA_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+QWEN3_30B_A3B: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "head_dim": 128,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+GPT_OSS_20B: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "head_dim": 64,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "sliding_window": 128,
+    "vocab_size": 201088,
+}
+
+
+def read(config: dict[str, Any], **more: Any) -> Any:
+    return model_config.shape({"path": "/m", "config": config, **more})
+
+
+def test_scout_is_what_the_catalogue_says() -> None:
+    found = read({**SCOUT_TEXT, "quantization_config": FP8})
+    known = SCOUT.shape_for("fp8")
+    names = (
+        "layers hidden heads kv_heads head_dim vocabulary intermediate max_position local_layers local_window precision"
+    )
+    assert {name: getattr(found, name) for name in names.split()} == {
+        name: getattr(known, name) for name in names.split()
+    }
+    assert found.weights_gib == pytest.approx(SCOUT_TEXT_FP8_GIB, rel=0.01)
+
+
+@pytest.mark.parametrize(("quantization", "gib"), [({"quant_algo": "NVFP4"}, 62), (None, 206)])
+def test_other_precisions_of_scout_are_as_large_as_known(quantization: dict[str, Any] | None, gib: float) -> None:
+    found = read({**SCOUT_TEXT, **({"quantization_config": quantization} if quantization else {})})
+    assert found.weights_gib == pytest.approx(gib, rel=0.03)
+
+
+def test_the_text_part_of_a_model_with_vision_counts() -> None:
+    found = read({"model_type": "llama4", "text_config": SCOUT_TEXT, "vision_config": {}, "quantization_config": FP8})
+    assert (found.layers, found.vision, found.precision) == (48, True, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"), [(LLAMA_8B, 8.03), (QWEN3_30B_A3B, 30.5)], ids=["Llama 3.1 8B", "Qwen3 30B A3B"]
+)
+def test_counted_parameters_are_the_published_ones(config: dict[str, Any], billions: float) -> None:
+    gib = read(config).weights_gib / model_config.LOADED
+    assert gib * model_config.GIB / 2 / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_the_index_beats_counting() -> None:
+    found = read(LLAMA_8B, index_total_bytes=16 * 1024**3, total_bytes=1)
+    assert found.weights_gib == pytest.approx(16 * 1.026)
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [(LLAMA_8B, 14336), (QWEN3_30B_A3B, 8 * 768), (SCOUT_TEXT, 16384), (GPT_OSS_20B, 4 * 2880)],
+    ids=["dense", "experts", "experts and a shared one", "experts without a width of their own"],
+)
+def test_the_width_that_a_token_passes(config: dict[str, Any], width: int) -> None:
+    assert read(config).intermediate == width
+
+
+def test_sliding_layers_are_local() -> None:
+    found = read(GPT_OSS_20B)
+    assert (found.local_layers, found.local_window) == (12, 128)
+
+
+def test_latent_attention() -> None:
+    found = read({**LLAMA_8B, "kv_lora_rank": 512, "qk_rope_head_dim": 64})
+    assert found.latent == 576
+
+
+@pytest.mark.parametrize(
+    ("config", "quantization", "precision"),
+    [
+        ({}, None, "bf16"),
+        ({"torch_dtype": "float32"}, None, "fp32"),
+        ({"torch_dtype": None, "dtype": "float32"}, None, "fp32"),
+        ({"quantization_config": {"quant_method": "fp8"}}, None, "fp8"),
+        ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float"}}}}}, None, "fp8"),
+        ({"quantization_config": {"quant_algo": "NVFP4"}}, None, "fp4"),
+        ({}, {"quantization": {"quant_algo": "NVFP4"}}, "fp4"),
+    ],
+)
+def test_precision(config: dict[str, Any], quantization: dict[str, Any] | None, precision: str) -> None:
+    assert read({**LLAMA_8B, **config}, quantization=quantization).precision == precision
+
+
+def test_what_is_no_decoder_is_refused() -> None:
+    with pytest.raises(GpufleetError, match="num_attention_heads") as caught:
+        read({"hidden_size": 5})
+    assert caught.value.name == "invalid-model-folder"
+
+
+def test_a_plain_folder_is_its_own_snapshot(tmp_path: Path) -> None:
+    assert model_config.snapshot(str(tmp_path)) == str(tmp_path)
+
+
+def test_the_snapshot_that_main_points_to(tmp_path: Path) -> None:
+    for revision in ("aaa", "bbb"):
+        folder = tmp_path / "snapshots" / revision
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("aaa\n")
+    assert model_config.snapshot(str(tmp_path)) == str(tmp_path / "snapshots" / "aaa")
+
+
+def test_a_snapshot_without_a_reference(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "ccc"
+    folder.mkdir(parents=True)
+    assert model_config.snapshot(str(tmp_path)) == str(tmp_path)
+    (folder / "config.json").write_text("{}")
+    assert model_config.snapshot(str(tmp_path)) == str(folder)
