@@ -505,7 +505,7 @@ ENGINE_DIED = "EngineCore encountered a fatal error"
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|NotFound|Exit)\b(?::|$)")
 ERROR_LINE = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|[Ee]rror:|fatal:|failed)\b|^usage: ")
 
-_PROCESS = re.compile(r"^\([A-Za-z]\w*(?:[ ,][^)]*)?\)\s?")
+_PROCESS = re.compile(r"^\([A-Za-z][^()]* pid=\d+[^()]*\)\s?")
 _HEADER = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] ?)?")
 
 # Exit codes of a process that a signal ended: 128 + the signal's number.

@@ -182,6 +182,8 @@ def summary(state: dict[str, Any]) -> str:
 
 
 def _span(seconds: int) -> str:
+    if seconds < 60:
+        return f"{seconds} s"
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     hours = seconds // 3600

@@ -130,7 +130,7 @@ servers:
       sample: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve
     diagnosis:
       description:
-        - Cause of the death of a server that died, as an error with name, message, evidence and remedy; empty otherwise.
+        - Cause of the death of a server that died, as an error with name, message, evidence and remedy; else empty.
         - For a server that Docker restarted and that does not serve yet, the cause of its earlier death.
       type: dict
       sample: {"name": "out-of-memory-kill", "evidence": "OOMKilled: true"}
