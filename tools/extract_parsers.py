@@ -52,6 +52,8 @@ SCHEMA_VERSION = 1
 PLATFORMS = ("manylinux_2_24_x86_64", "manylinux_2_28_x86_64", "manylinux_2_31_x86_64", "manylinux_2_35_x86_64")
 
 REQUIREMENTS = Path(__file__).resolve().parent / "extract_parsers.txt"
+TORCH = "torch==2.13.0+cpu"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI has the CUDA build only, which does not load alone
 
 PIP_DOWNLOAD = (
     *("-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--only-binary=:all:"),
@@ -247,15 +249,18 @@ def is_negative(action: argparse.Action, option: str) -> bool:
     return option in declared if declared is not None else option.startswith("--no-")
 
 
-def inside(stand_ins: Sequence[str], names: Sequence[str]) -> None:
+def inside(modules: Sequence[str], names: Sequence[str]) -> None:
     """Build the parser of the vLLM on the path and print it; say what is missing if it cannot be imported."""
     sys.argv = ["vllm", "serve", "--help"]  # vLLM leaves the help texts out unless help is asked for
-    sys.meta_path.append(_StandInFinder(stand_ins))
+    sys.meta_path.append(_StandInFinder(modules))
     try:
         for name in names:
             module, _, attribute = name.partition(":")
             setattr(importlib.import_module(module), attribute, stand_in_class(attribute))
-        print(ANSWER_MARK + json.dumps({"parser": read_parser()}))
+        parser = read_parser()
+        used = {name for name, module in sys.modules.items() if isinstance(module, _StandInModule)}
+        stand_ins = sorted({name for name in used if name.rpartition(".")[0] not in used} | set(names))
+        print(ANSWER_MARK + json.dumps({"parser": {**parser, "stand_ins": stand_ins}}))
     except ModuleNotFoundError as error:
         print(ANSWER_MARK + json.dumps({"missing": error.name}))
     except ImportError as error:
@@ -370,7 +375,8 @@ def build_parser(sources: Path, interpreter: str) -> dict[str, Any]:
                 raise ExtractionError(f"vLLM's parser could not be built:\n{process.stderr[-3000:]}")
             answer: dict[str, Any] = json.loads(answers[0][len(ANSWER_MARK) :])
             if "parser" in answer:
-                return {**answer["parser"], "stand_ins": sorted(modules + names)}
+                parser: dict[str, Any] = answer["parser"]
+                return parser
             (names if ":" in answer["missing"] else modules).append(answer["missing"])
     raise ExtractionError(f"more than {MOST_STAND_INS} stand-ins: {modules + names}")
 
@@ -380,10 +386,9 @@ def own_environment(folder: Path) -> str:
     interpreter = folder / "bin" / "python"
     if not (folder / "complete").exists():
         venv.create(folder, with_pip=True)
-        subprocess.run(
-            [str(interpreter), "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", str(REQUIREMENTS)],
-            check=True,
-        )
+        install = [str(interpreter), "-m", "pip", "install", "--quiet", "--no-deps"]
+        subprocess.run([*install, "--requirement", str(REQUIREMENTS)], check=True)
+        subprocess.run([*install, "--extra-index-url", TORCH_INDEX, TORCH], check=True)
         (folder / "complete").touch()
     return str(interpreter)
 
