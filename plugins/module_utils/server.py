@@ -325,7 +325,7 @@ def _target(volume: str) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "(not set)"
     if isinstance(value, str):
         return value[:19] if value.startswith("sha256:") else value

@@ -1,0 +1,45 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lock of a host: one at a time, told who holds it, free again however the holder ends."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
+
+
+def test_the_second_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with host_lock(str(path), "vllm_server, state present"):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(GpufleetError) as caught, host_lock(str(path), "another"):
+            pass
+    assert caught.value.name == "busy"
+    assert f"vllm_server, state present (process {os.getpid()})" in caught.value.message
+    with host_lock(str(path), "another"):
+        assert json.loads(path.read_text())["operation"] == "another"
+    assert path.read_text() == ""
+
+
+def test_it_is_free_after_a_failure(tmp_path: Path) -> None:
+    path = str(tmp_path / ".lock")
+    with pytest.raises(ValueError, match="x"), host_lock(path, "first"):
+        raise ValueError("x")
+    with host_lock(path, "second"):
+        pass
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_a_holder_that_wrote_nothing_is_still_told(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with host_lock(str(path), "x"):
+        path.write_text("")
+        with pytest.raises(GpufleetError, match=r"something else \(process unknown\)"), host_lock(str(path), "y"):
+            pass

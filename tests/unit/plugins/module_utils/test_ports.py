@@ -1,0 +1,43 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ports of this machine: free, taken, and by whom."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port of the loopback interface at which this process listens."""
+    with contextlib.closing(socket.socket()) as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        yield server.getsockname()[1]
+
+
+def test_a_taken_port_is_told_with_its_holder(taken: int) -> None:
+    assert bind_problem("127.0.0.1", taken) == errno.EADDRINUSE
+    assert bind_problem("0.0.0.0", taken) == errno.EADDRINUSE
+    assert listener(taken).endswith(f"(pid {os.getpid()})")
+
+
+def test_a_port_that_was_closed_a_moment_ago_is_free(taken: int) -> None:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert bind_problem("127.0.0.1", port) == 0
+    assert listener(port) == ""
+
+
+def test_an_address_of_another_machine_is_told() -> None:
+    assert bind_problem("192.0.2.1", 8000) == errno.EADDRNOTAVAIL
