@@ -148,7 +148,8 @@ def _shortened(hosts: Sequence[str]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))] if rows else []
+    """Return the rows, which have as many columns each, as lines."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
 
 
@@ -182,3 +183,37 @@ def _reasons(hosts: Sequence[str], plan: Mapping[str, Any]) -> list[str]:
         value = "not sent" if decision["value"] is None else decision["value"]
         lines.append(f"  {decision['field']} = {value}: {decision['reason']}")
     return lines
+
+
+def status_lines(servers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """Return the lines that a person reads of the servers of many hosts.
+
+    Args:
+        servers: host names to what the module vllm_server_info returned as C(servers).
+
+    Returns:
+        C(lines) (a headline, then a line for each replica, those that do not serve first, each with the cause of its
+        death and the remedy), C(docker_run) (the line that repeats each replica by hand) and C(not_serving)
+        (C(host/replica)).
+    """
+    replicas = [(host, server) for host in sorted(servers, key=_natural) for server in servers[host]]
+    failing = [(host, server) for host, server in replicas if server["phase"] != "serving"]
+    empty = [host for host, found in servers.items() if not found]
+    serving = [pair for pair in replicas if pair not in failing]
+    hosts = f"{len(servers)} host{'s' * (len(servers) != 1)}"
+    lines = [f"{len(serving)} of {len(replicas)} replicas serving on {hosts}"]
+    rows = [(host, server["name"], _with_diagnosis(server)) for host, server in [*failing, *serving]]
+    lines += _aligned([("host", "replica", "what it does"), *rows] if rows else [])
+    if empty:
+        lines.append(f"No server on {', '.join(fold(empty))}.")
+    return {
+        "lines": lines,
+        "docker_run": [f"{host} {server['name']}: {server['docker_run']}" for host, server in replicas],
+        "not_serving": [f"{host}/{server['name']}" for host, server in failing],
+    }
+
+
+def _with_diagnosis(server: Mapping[str, Any]) -> str:
+    diagnosis = server.get("diagnosis") or {}
+    parts = [server["summary"], diagnosis.get("evidence"), diagnosis.get("remedy")]
+    return "; ".join(" ".join(part.split()) for part in parts if part)
