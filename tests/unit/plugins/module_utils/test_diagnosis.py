@@ -21,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import (
 LOGS = Path(__file__).parents[2] / "data" / "logs"
 WRAPPERS = [
     "(APIServer pid=478) Traceback (most recent call last):",
-    "(APIServer pid=478) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    "(APIServer pid=478) RuntimeError: Engine core initialization failed. See root cause above. Failed: {}",
 ]
 
 TEXTS = [
@@ -62,7 +62,7 @@ TEXTS = [
     ("OSError: [Errno 28] No space left on device", "disk-full"),
     ("RuntimeError: [enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory", "host-out-of-memory"),
     (
-        "ValueError: The quantization method modelopt_fp4 is not supported for the current GPU. Minimum capability: 100.",
+        "ValueError: The quantization method modelopt_fp4 is not supported for the current GPU. Minimum: 100.",
         "precision-not-supported",
     ),
     ("ValueError: Current platform does not support NVFP4", "precision-not-supported"),

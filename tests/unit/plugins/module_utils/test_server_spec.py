@@ -177,12 +177,12 @@ def test_the_container_runs_as_the_recipe_runs_it() -> None:
         ({"environment": {}}, {}, ["environment.VLLM_LOGGING_LEVEL: INFO -> (not set)"]),
         (
             {},
-            {"cache_dir": "/fast"},
+            {"cache_dir": "/f"},
             [
                 "volume /root/.cache/flashinfer: /var/lib/gpufleet/cache/flashinfer:/root/.cache/flashinfer"
-                " -> /fast/flashinfer:/root/.cache/flashinfer",
-                "volume /root/.cache/vllm: /var/lib/gpufleet/cache/vllm:/root/.cache/vllm -> /fast/vllm:/root/.cache/vllm",
-                "volume /root/.triton: /var/lib/gpufleet/cache/triton:/root/.triton -> /fast/triton:/root/.triton",
+                " -> /f/flashinfer:/root/.cache/flashinfer",
+                "volume /root/.cache/vllm: /var/lib/gpufleet/cache/vllm:/root/.cache/vllm -> /f/vllm:/root/.cache/vllm",
+                "volume /root/.triton: /var/lib/gpufleet/cache/triton:/root/.triton -> /f/triton:/root/.triton",
             ],
         ),
         ({}, {"volumes": ("data:/data",)}, ["volume /data: (not set) -> data:/data"]),
