@@ -25,10 +25,12 @@ import pytest
 import requests
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import run_module as run_module
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import run_module
 
 if TYPE_CHECKING:
     from docker import DockerClient
+
+__all__ = ["run_module"]  # the fixture of the unit tests serves here, too
 
 CACHE = Path(os.environ.get("GPUFLEET_TEST_CACHE_DIR", "/var/cache/gpufleet-tests")) / "packages"
 START_TIMEOUT = 15.0  # seconds
@@ -109,7 +111,7 @@ def image_tarball(programs: dict[str, Path], payload: int = 0) -> bytes:
 
 def import_image(engine: DockerClient, name: str, *, payload: int = 0, changes: tuple[str, ...] = ()) -> str:
     """Make an image of a static busybox under C(name) and return its id."""
-    repository, _, tag = name.rpartition(":")
+    repository, _colon, tag = name.rpartition(":")
     busybox = debian_program("busybox-static", "bin/busybox")
     engine.api.import_image_from_data(
         image_tarball({"bin/busybox": busybox, "bin/sh": busybox}, payload),
@@ -196,7 +198,7 @@ def locked_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regist
 
 def push(engine: DockerClient, image: str, reference: str, auth: dict[str, str] | None = None) -> str:
     """Push an image of the engine to a registry as C(reference), which the engine forgets; return its digest."""
-    repository, _, tag = reference.rpartition(":")
+    repository, _colon, tag = reference.rpartition(":")
     engine.api.tag(image, repository, tag=tag)
     digest = ""
     for event in engine.api.push(repository, tag=tag, stream=True, decode=True, auth_config=auth or {"username": ""}):

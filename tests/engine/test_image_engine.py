@@ -435,7 +435,7 @@ class CuttingProxy:
     def _accept(self) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _peer = self._listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._serve_until_broken, args=(client,), daemon=True).start()
@@ -446,7 +446,7 @@ class CuttingProxy:
             self._serve(client)
 
     def _serve(self, client: socket.socket) -> None:
-        host, _, port = self.target.partition(":")
+        host, _colon, port = self.target.partition(":")
         with client, socket.create_connection((host, int(port))) as server:
             upward = threading.Thread(target=self._pass_on, args=(client, server), daemon=True)
             upward.start()

@@ -383,7 +383,7 @@ def test_no_retries_means_one_attempt() -> None:
 
 def test_image_that_is_there_is_not_pulled() -> None:
     engine = Engine({"x:1": DIGEST}, [])
-    result, _ = ensure(engine)
+    result, _pauses = ensure(engine)
     assert not result["changed"]
     assert result["diff"]["before"] == result["diff"]["after"]
 

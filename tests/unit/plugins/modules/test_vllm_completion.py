@@ -295,7 +295,7 @@ def test_answer_that_breaks_off(run_module: RunModule) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
-            connection, _ = listener.accept()
+            connection, _peer = listener.accept()
             connection.recv(1000)
             connection.close()
 
