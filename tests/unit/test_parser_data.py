@@ -132,6 +132,7 @@ def test_what_every_plan_sends_is_accepted_everywhere(version: str, option: str)
     [
         ("--cuda-graph-sizes", None, "0.13.0"),
         ("--swap-space", None, "0.18.0"),
+        ("--calculate-kv-scales", None, "0.28.0"),
         ("--moe-backend", "0.17.0", None),
         ("--shutdown-timeout", "0.18.0", None),
     ],
@@ -144,8 +145,8 @@ def test_options_come_and_go(version: str, option: str, since: str | None, until
 @pytest.mark.parametrize("name", ["VLLM_USE_FLASHINFER_MOE_FP8", "VLLM_USE_FLASHINFER_MOE_FP4"])
 def test_the_moe_variables_are_deprecated_then_gone(version: str, name: str) -> None:
     release = RELEASES[version]
-    assert (name in release["environment"]) == has(version, None, "0.23.0")
-    assert (name in release["environment_deprecated"]) == has(version, "0.22.0", "0.23.0")
+    assert (name in release["environment"]) == has(version, None, "0.24.0")
+    assert (name in release["environment_deprecated"]) == has(version, "0.22.0", "0.24.0")
 
 
 @pytest.mark.parametrize("version", RELEASES)
