@@ -16,7 +16,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import known_variables
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},
@@ -64,9 +64,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             except AnsibleError as error:
                 problems.append(f"{name}: cannot be templated: {error}")
         values.update(overrides)
-        documented = known_variables()
-        known = documented | readable if documented else frozenset()
-        return wishes.read({**dict.fromkeys(names), **values}, known, problems)
+        return wishes.read({**dict.fromkeys(names), **values}, KNOWN_VARIABLES, problems)
 
     def _written(self, plan: dict[str, Any], folder: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Write the plan below C(folder) on the controller, if one is given, and return what changed."""

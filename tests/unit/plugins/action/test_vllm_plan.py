@@ -12,11 +12,17 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import known_variables
+from ansible_collections.gpufleet.vllm.plugins.module_utils import wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import (
+    KNOWN_VARIABLES,
+    ROLES,
+    documented_variables,
+)
 
 H200S = [{"name": "NVIDIA H200", "count": 8}]
 RunAction = Callable[..., dict[str, Any]]
@@ -26,7 +32,7 @@ RunAction = Callable[..., dict[str, Any]]
 def run_action(monkeypatch: pytest.MonkeyPatch) -> RunAction:
     """Run the action as a task would, with the names of an argument spec that is the test's own."""
     known = frozenset({"vllm_gpus", "vllm_accept_license", "vllm_port", "vllm_profile", "vllm_device"})
-    monkeypatch.setattr(vllm_plan, "known_variables", lambda: known)
+    monkeypatch.setattr(vllm_plan, "KNOWN_VARIABLES", known)
 
     def run(variables: dict[str, Any], check: bool = False, **arguments: Any) -> dict[str, Any]:
         task = MagicMock(args=arguments, check_mode=check, diff=True, async_val=0)
@@ -172,4 +178,19 @@ def test_the_names_come_from_every_entry_point(tmp_path: Path) -> None:
         meta = tmp_path / role / "meta"
         meta.mkdir(parents=True)
         (meta / "argument_specs.yml").write_text(text)
-    assert known_variables(tmp_path) == {"vllm_a", "vllm_b"}
+    assert documented_variables(tmp_path) == {"vllm_a", "vllm_b"}
+
+
+def test_every_wish_is_documented() -> None:
+    assert {variable for variable, _reader in wishes.READERS.values()} <= KNOWN_VARIABLES
+
+
+def test_the_documented_defaults_are_valid_wishes() -> None:
+    specs = yaml.safe_load((ROLES / "vllm" / "meta" / "argument_specs.yml").read_text())["argument_specs"]
+    defaults = {
+        name: option["default"]
+        for entry_point in specs.values()
+        for name, option in (entry_point.get("options") or {}).items()
+        if "default" in option and "{{" not in str(option["default"])
+    }
+    assert wishes.read(defaults) == wishes.Wishes()
