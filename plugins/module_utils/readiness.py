@@ -39,10 +39,10 @@ PHASE_BEGINS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (WARM_UP, re.compile(r"(?:GPU|CPU) KV cache size: |# (?:GPU|CPU) blocks: |Warming up model for the compilation")),
     (SERVING, re.compile(r"init engine .* took |Starting vLLM (?:API )?server|Application startup complete")),
 )
+EAGER = re.compile(r"Enforce eager set|enforce_eager=True")
 PERCENT = re.compile(r"checkpoint shards:\s+(\d+)%")
 DETAILS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (WEIGHTS, re.compile(r"Time spent downloading weights .*?: ([\d.]+) sec"), "downloaded in {0} s"),
-    (WEIGHTS, re.compile(r"Model loading took ([\d.]+ Gi?B)"), "{0}"),
     (COMPILE, re.compile(r"Dynamo bytecode transform time"), "graph traced"),
     (COMPILE, re.compile(r"Directly load the compiled graph"), "from the cache"),
     (KV_CACHE, re.compile(r"Available KV cache memory: (\S+ Gi?B)"), "{0}"),
@@ -74,6 +74,7 @@ class StartWatch:
         self.last_activity = started
         self._since = started
         self._started = started
+        self._eager = False
         self._finished: list[dict[str, Any]] = []
         self._head: list[str] = []
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -88,9 +89,12 @@ class StartWatch:
             self._tail.append(line)
         if line.strip():
             self.last_line = line
+        self._eager = self._eager or bool(EAGER.search(line))
         for phase, pattern in PHASE_BEGINS:
-            if PHASES.index(phase) > PHASES.index(self.phase) and pattern.search(line):
-                self._enter(phase, at)
+            # An eager start compiles nothing: what begins after the weights is the phase after that.
+            begins = KV_CACHE if phase == COMPILE and self._eager else phase
+            if PHASES.index(begins) > PHASES.index(self.phase) and pattern.search(line):
+                self._enter(begins, at)
         self._read_detail(line)
 
     def sample(self, sample: Sample) -> None:

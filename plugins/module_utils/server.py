@@ -36,7 +36,7 @@ SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re
 SECRET_VALUE = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
 
 # The health check's first hour of failures does not count: a cold start takes minutes.
-HEALTH = {"interval_s": 15, "timeout_s": 10, "retries": 4, "start_period_s": 3600}
+HEALTH = {"interval_s": 30, "timeout_s": 10, "retries": 3, "start_period_s": 3600}
 
 Spec = dict[str, Any]
 

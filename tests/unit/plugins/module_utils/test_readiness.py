@@ -87,6 +87,7 @@ def test_a_refused_backend_dies_while_loading_weights() -> None:
             "compile",
             "from the cache",
         ),
+        (["WARNING [vllm.py:1703] Enforce eager set, disabling", "Loading weights took 1.01 seconds"], "KV cache", ""),
         (["torch.compile takes 26.01 s in total"], "KV cache", ""),
         (["monitor.py:53] torch.compile took 52.39 s in total"], "KV cache", ""),
         (["Available KV cache memory: 19.73 GiB"], "KV cache", "19.73 GiB"),

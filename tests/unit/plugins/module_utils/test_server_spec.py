@@ -123,7 +123,9 @@ def test_gpus_reach_the_container_in_every_way(
 ) -> None:
     spec = spec_of(replica, **wishes)
     arguments = create_arguments(spec, {}, "/etc/gpufleet/active/x.yaml")
-    given = {key: arguments[key] for key in ("device_requests", "runtime", "devices") if key in arguments}
+    given: dict[str, Any] = {
+        key: arguments[key] for key in ("device_requests", "runtime", "devices") if key in arguments
+    }
     assert given.keys() == sdk.keys()
     for key, value in sdk.items():
         if key == "device_requests":

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action that shows a module's phases: its lines, its polls on a real shell, and what it says when a job is lost."""
+"""The action that shows a module's phases: its lines, its polls on a real shell, what it says of a lost job."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils import long_task
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import (
@@ -154,10 +155,10 @@ class Action(LongTaskAction):
         self.commands: list[str] = []
         self.executed: list[dict[str, Any]] = []
         self._used_interpreter = None
-        self._task = SimpleNamespace(  # type: ignore[assignment]
+        self._task = SimpleNamespace(
             args={"state": "present"}, async_val=0, check_mode=check_mode, action="gpufleet.vllm.vllm_server"
         )
-        self._connection = SimpleNamespace(reset=lambda: self.commands.append("reset"))  # type: ignore[assignment]
+        self._connection = SimpleNamespace(reset=lambda: self.commands.append("reset"))
 
     def get_shell_option(self, option: str, default: Any = None) -> Any:
         return default
@@ -187,8 +188,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines that were displayed; polls do not wait."""
     lines: list[str] = []
     monkeypatch.setattr(long_task, "Display", lambda: SimpleNamespace(display=lines.append))
-    monkeypatch.setattr(long_task.time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(long_task.ActionBase, "run", lambda *_args: {})
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(ActionBase, "run", lambda *_args: {})
     return lines
 
 
