@@ -127,8 +127,8 @@ CAUSES = (
         r"toomanyrequests|\b429\b|rate limit",
         "rate-limited",
         "The registry limits how often this host may pull, and refused {reference}.",
-        "Wait, set vllm_registry_username and vllm_registry_password for a higher limit, or load the image from"
-        " an archive (vllm_image_source: archive).",
+        "Wait, log in for a higher limit (docker login on the host, as the user that Ansible becomes), or load the"
+        " image from an archive (vllm_image_source: archive).",
         transient=True,
     ),
     _cause(
@@ -160,7 +160,8 @@ CAUSES = (
         "registry-unauthorized",
         "The registry does not let this host pull {reference}: it wants credentials, refuses those it got, or has"
         " no such repository.",
-        "Check the name in vllm_image, and set vllm_registry_username and vllm_registry_password.",
+        "Check the name in vllm_image, and log in: docker login on the host, as the user that Ansible becomes (or"
+        " registry_username and registry_password of the module).",
     ),
     _cause(
         r"manifest unknown|name unknown|repository name not known|not found|\b404\b",
@@ -181,7 +182,7 @@ CAUSES = (
         "registry-unreachable",
         "The registry of {reference} fails or breaks the connection.",
         "Try again later (layers that are complete are kept, so a new pull goes on where this one ended), raise"
-        " retries, or use vllm_image_source: archive.",
+        " vllm_image_retries, or use vllm_image_source: archive.",
         transient=True,
     ),
 )
