@@ -11,17 +11,15 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
 
 COLLECTION_LABEL = "io.gpufleet.collection"
 REPLICA_LABEL = "io.gpufleet.replica"
 # Where packages put the daemon when the task's PATH is a short one.
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The keys of daemon.json that are safe to show: proxies and logging options may hold passwords.
 SHOWN_KEYS = (
     "cdi-spec-dirs",
@@ -67,7 +65,7 @@ def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
         "running": False,
         "reason": "",
         "docker_host": docker_host,
-        "dockerd": shutil.which("dockerd", path=os.pathsep.join((os.environ.get("PATH", ""), SYSTEM_PATH))),
+        "dockerd": program_path("dockerd"),
         "containers": [],
     }
     names = "version api_version os architecture root_dir storage_driver cgroup_driver runtimes default_runtime"

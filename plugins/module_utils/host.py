@@ -9,19 +9,19 @@ The parts are independent: one that cannot be told is None and its reason stands
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import ipaddress
 import json
 import os
 import platform
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import SYSTEM_PATH, daemon_config, engine
+from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import daemon_config, engine
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
     PCI_BRIDGE_CLASS,
     container_id,
@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
     list_folder,
     nvidia_pci_devices,
     program_name,
+    program_path,
     read_text,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.python_probe import ca_bundle, venv
@@ -70,6 +71,7 @@ def probe(
     ports: list[int] | None = None,
     host: str = "127.0.0.1",
     model_path: str | None = None,
+    programs: list[str] | None = None,
     root: str = "/",
 ) -> dict[str, Any]:
     """Return everything that the roles ask of a host, as plain data; see RETURN of the module host_info."""
@@ -94,6 +96,7 @@ def probe(
         "engine": part("engine", lambda: engine(docker_host)),
         "daemon_config": part("daemon_config", lambda: daemon_config(root)),
         "nvidia": part("nvidia", lambda: nvidia(root)),
+        "programs": part("programs", lambda: {name: program_path(name) for name in programs or []}),
         "disks": part("disks", lambda: {path: disk(path, root) for path in paths or []}),
         "model": part("model", lambda: model(model_path) if model_path else None),
     }
@@ -124,8 +127,22 @@ def system(root: str = "/") -> dict[str, Any]:
         },
         "init": "systemd" if os.path.isdir(os.path.join(root, "run/systemd/system")) else _first_process(root),
         "euid": os.geteuid(),
-        "python": {"executable": sys.executable, "version": platform.python_version()},
+        "python": {
+            "executable": sys.executable,
+            "version": platform.python_version(),
+            "makes_environments": makes_environments(),
+        },
     }
+
+
+def makes_environments() -> bool:
+    """Return whether this Python can make a virtual environment with pip in it, and Ansible's pip module can run.
+
+    Debian keeps ensurepip in a package of its own, and the module needs packaging or setuptools.
+    """
+    found = {name for name in ("ensurepip", "packaging", "setuptools") if importlib.util.find_spec(name)}
+    return "ensurepip" in found and len(found) > 1
+
 
 
 def _first_process(root: str) -> str:
@@ -222,7 +239,7 @@ def _running_programs(root: str) -> set[str]:
 
 def _tool(name: str) -> dict[str, Any]:
     """Return C(path) and C(version) of a program, both None when it is not installed."""
-    path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), SYSTEM_PATH)))
+    path = program_path(name)
     if path is None:
         return {"path": None, "version": None}
     try:

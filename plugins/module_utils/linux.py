@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from typing import Any
 
 NVIDIA_PCI_VENDOR = "0x10de"
 PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PCI_BRIDGE_CLASS = ("0x0680",)
 
 
@@ -65,3 +67,8 @@ def nvidia_pci_devices(root: str = "/", classes: tuple[str, ...] = PCI_DISPLAY_C
         if read_text(folder, name, "vendor").strip() == NVIDIA_PCI_VENDOR
         and read_text(folder, name, "class").startswith(classes)
     ]
+
+
+def program_path(name: str) -> str | None:
+    """Return where a program is, looking also where only root's search path leads; None when it is not installed."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), SYSTEM_PATH)))

@@ -55,6 +55,12 @@ options:
       - Address on which O(ports) are wanted.
     type: str
     default: 127.0.0.1
+  programs:
+    description:
+      - Programs to look for.
+    type: list
+    elements: str
+    default: []
   model_path:
     description:
       - Folder of a model to look at. Without it RV(model) is V(null).
@@ -95,7 +101,7 @@ system:
     distribution: {id: debian, version_id: "12", codename: bookworm, like: [], name: Debian GNU/Linux 12 (bookworm)}
     init: systemd
     euid: 0
-    python: {executable: /usr/bin/python3, version: 3.11.2}
+    python: {executable: /usr/bin/python3, version: 3.11.2, makes_environments: true}
 cpu:
   description: Number of usable processors, their model, and those instruction sets that matter to vLLM's CPU build.
   type: dict
@@ -197,6 +203,11 @@ nvidia:
     container_toolkit: {path: /usr/bin/nvidia-ctk, version: 1.18.0}
     fabric_manager: {path: /usr/bin/nv-fabricmanager, version: "580.159.04", running: true}
     persistence_daemon: {running: true}
+programs:
+  description: For each of O(programs), where it is; V(null) when it is not installed.
+  type: dict
+  returned: always
+  sample: {debootstrap: /usr/sbin/debootstrap}
 disks:
   description: For each of O(paths), the file system that holds it, or would. Paths with the same
       C(device_number) share their room.
@@ -264,6 +275,7 @@ ARGUMENTS: dict[str, Any] = {
     "paths": {"type": "list", "elements": "path", "default": []},
     "ports": {"type": "list", "elements": "int", "default": []},
     "host": {"type": "str", "default": "127.0.0.1"},
+    "programs": {"type": "list", "elements": "str", "default": []},
     "model_path": {"type": "path"},
 }
 

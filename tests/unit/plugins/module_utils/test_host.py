@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import host
+from ansible_collections.gpufleet.vllm.plugins.module_utils import host, linux
 
 NO_ENGINE = "unix:///nowhere/docker.sock"
 
@@ -137,7 +137,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/bin")
-    monkeypatch.setattr(host, "SYSTEM_PATH", str(folder))
+    monkeypatch.setattr(linux, "SYSTEM_PATH", str(folder))
     return folder
 
 
@@ -491,3 +491,28 @@ def test_only_the_standard_library_is_imported() -> None:
         [sys.executable, "-I", "-S", "-c", code, str(root)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"ensurepip", "packaging"}, True),
+        ({"ensurepip", "setuptools"}, True),
+        ({"ensurepip"}, False),
+        ({"packaging", "setuptools"}, False),
+    ],
+)
+def test_makes_environments(found: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's Python without python3-venv has no ensurepip; Ansible's pip module needs packaging or setuptools."""
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: object() if name in found else None)
+    assert host.makes_environments() is expected
+
+
+def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that only root's search path has is found; a missing one is None."""
+    tool = tmp_path / "debootstrap"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(linux, "SYSTEM_PATH", str(tmp_path))
+    found = host.probe(docker_host="unix:///nowhere", programs=["debootstrap", "no-such-program"])["programs"]
+    assert found == {"debootstrap": str(tool), "no-such-program": None}
