@@ -25,6 +25,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Prog
 if TYPE_CHECKING:
     from docker import DockerClient
 
+HTTP_CONFLICT = 409
+
 # What an archive may take from the engine's first byte to its last: tens of GiB from a slow disk.
 LOAD_TIMEOUT = 7200
 # A name that does not resolve or a closed port seldom mends itself: one more try, soon, then the error.
@@ -954,3 +956,31 @@ def _name_loaded(
             raise invalid_archive(wish.archive, f"the engine has no {names[0]} after loading")
         _tag(engine, image["Id"], reference.local_name)
     return image
+
+
+def remove_names(engine: DockerClient, names: Iterable[str], *, check_mode: bool) -> dict[str, Any]:
+    """Take names of images away and return the result of the module; an image goes with its last name.
+
+    Raises:
+        GpufleetError: C(image-in-use) when a container needs the image.
+    """
+    from docker.errors import APIError, ImageNotFound
+
+    present = [name for name in dict.fromkeys(names) if name and inspect_image(engine, name)]
+    if not check_mode:
+        for name in present:
+            with engine_errors(f"to remove the image {name}"):
+                try:
+                    engine.images.remove(name)
+                except ImageNotFound:
+                    continue
+                except APIError as error:
+                    if error.status_code != HTTP_CONFLICT:
+                        raise
+                    raise GpufleetError(
+                        f"The image {name} is not removed: a container uses it.",
+                        name="image-in-use",
+                        remedy="Remove that container first.",
+                        evidence=str(error.explanation or error),
+                    ) from error
+    return {"changed": bool(present), "actions": [f"removed {name}" for name in present]}

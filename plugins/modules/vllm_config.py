@@ -21,6 +21,13 @@ description:
   - Replaces each file as a whole, and keeps the text it had as C(<file>.previous). Nothing is written unless all of it
     can be rendered.
 options:
+  state:
+    description:
+      - V(absent) removes from O(directory) everything that this collection wrote there, and the folder if that leaves it
+        empty.
+    type: str
+    choices: [present, absent]
+    default: present
   path:
     description:
       - File to write, named C(.yaml) or C(.yml), for a single server.
@@ -150,6 +157,7 @@ error:
   type: dict
 """
 
+import contextlib
 import os
 import tempfile
 from typing import Any
@@ -160,6 +168,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
 
 ARGUMENTS: dict[str, Any] = {
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "path": {"type": "path"},
     "config": {"type": "dict"},
     "directory": {"type": "path"},
@@ -177,6 +186,8 @@ ARGUMENTS: dict[str, Any] = {
     "group": {"type": "str"},
 }
 PREVIOUS = ".previous"
+PLAN_NAME = "plan.json"
+LOCK_NAME = ".lock"  # of vllm_server
 
 
 class ConfigFiles:
@@ -323,7 +334,7 @@ def wanted_files(params: dict[str, Any]) -> list[WantedFile]:
             template_name=template_name,
         )
         wanted.append(WantedFile(config_file.config_path(params["directory"], replica["name"]), text))
-    plan_path = params["plan_path"] or (os.path.join(params["directory"], "plan.json") if params["directory"] else "")
+    plan_path = params["plan_path"] or (os.path.join(params["directory"], PLAN_NAME) if params["directory"] else "")
     if plan is not None and plan_path:
         wanted.append(WantedFile(plan_path, config_file.render_plan(plan)))
     return wanted
@@ -349,9 +360,26 @@ def unwanted_files(directory: str, wanted: list[WantedFile]) -> list[str]:
     return [path for path in paths if path not in keep and (read_text(path) or "").startswith(config_file.MARK)]
 
 
+def remove_all(module: GpufleetModule) -> dict[str, Any]:
+    """Remove what this collection wrote into the folder, then the folder if it is empty."""
+    directory = module.params["directory"]
+    files = ConfigFiles(module)
+    paths = unwanted_files(directory, [])
+    paths += [os.path.join(directory, name) for name in (PLAN_NAME, LOCK_NAME)]
+    for path in paths:
+        if os.path.lexists(path):
+            files.remove(path)
+    if not module.check_mode:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+    return files.result()
+
+
 def work(module: GpufleetModule) -> dict[str, Any]:
     """Have the files on the host and return the module's result."""
     params = module.params
+    if params["state"] == "absent":
+        return remove_all(module)
     wanted = wanted_files(params)
     unwanted = unwanted_files(params["directory"], wanted) if params["prune"] and params["directory"] else []
     files = ConfigFiles(module)
@@ -372,6 +400,7 @@ def main() -> None:
         required_one_of=[("path", "directory", "plan_path")],
         mutually_exclusive=[("path", "directory")],
         required_together=[("path", "config")],
+        required_if=[("state", "absent", ["directory"])],
         required_by={"replicas": ["directory"], "plan_path": ["plan"]},
     )
     module.require("jinja2", "yaml")

@@ -21,6 +21,12 @@ description:
     the task fails at once. A registry whose name does not resolve or whose port is closed is tried twice.
   - When the image turns out to be wrong after it was pulled or loaded, its names are put back where they pointed.
 options:
+  state:
+    description:
+      - V(absent) takes O(reference) and O(tag) away; the engine removes the image itself once nothing names or uses it.
+    type: str
+    choices: [present, absent]
+    default: present
   reference:
     description:
       - The image, such as V(vllm/vllm-openai:v0.12.0). A digest may stand in it, as in V(repository:tag@sha256:…).
@@ -225,7 +231,12 @@ error:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.image import ImageWish, ensure_image, normalize_platform
+from ansible_collections.gpufleet.vllm.plugins.module_utils.image import (
+    ImageWish,
+    ensure_image,
+    normalize_platform,
+    remove_names,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
     DOCKER_ARGUMENTS,
     PROGRESS_ARGUMENTS,
@@ -234,6 +245,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 
 ARGUMENTS: dict[str, Any] = {
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "reference": {"type": "str", "required": True},
     "tag": {"type": "str", "default": ""},
     "platform": {"type": "str", "default": "linux/amd64"},
@@ -270,6 +282,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     )
     progress = Progress(params["progress_file"])
     engine = connect(params["docker_host"], params["docker_timeout"])
+    if params["state"] == "absent":
+        return remove_names(engine, [params["reference"], params["tag"]], check_mode=module.check_mode)
     result = ensure_image(engine, wish, check_mode=module.check_mode, progress=progress)
     result["phases"] = progress.finish()
     if not module._diff:

@@ -510,9 +510,9 @@ def test_makes_environments(found: set[str], expected: bool, monkeypatch: pytest
 
 def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that only root's search path has is found; a missing one is None."""
-    tool = tmp_path / "debootstrap"
+    tool = tmp_path / "gpufleet-tool"
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setattr(linux, "SYSTEM_PATH", str(tmp_path))
-    found = host.probe(docker_host="unix:///nowhere", programs=["debootstrap", "no-such-program"])["programs"]
-    assert found == {"debootstrap": str(tool), "no-such-program": None}
+    found = host.probe(docker_host="unix:///nowhere", programs=["gpufleet-tool", "no-such-program"])["programs"]
+    assert found == {"gpufleet-tool": str(tool), "no-such-program": None}

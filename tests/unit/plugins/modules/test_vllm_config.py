@@ -213,3 +213,23 @@ def test_options_that_do_not_fit(run_module: RunModule, arguments: dict[str, Any
     result = run_module(vllm_config.main, arguments)
     assert result["failed"]
     assert text in result["msg"]
+
+
+def test_absent_removes_what_was_written_and_nothing_else(tmp_path: Path, run_module: RunModule) -> None:
+    """Teardown leaves no file of ours, keeps files of others, and removes the folder once it is empty."""
+    folder = tmp_path / "etc"
+    plan = {"replicas": [{"name": "vllm-0", "config": {"max-num-seqs": 8}}]}
+    run_module(vllm_config.main, {"directory": str(folder), "plan": plan})
+    plan["replicas"][0]["config"] = {"max-num-seqs": 4}
+    run_module(vllm_config.main, {"directory": str(folder), "plan": plan})
+    other = folder / "notes.yaml"
+    other.write_text("mine: true\n")
+    assert {path.name for path in folder.iterdir()} > {"vllm-0.yaml", "vllm-0.yaml.previous", "plan.json", other.name}
+
+    dry = run_module(vllm_config.main, {"state": "absent", "directory": str(folder)}, check=True)
+    assert dry["changed"] and (folder / "vllm-0.yaml").exists()
+    assert run_module(vllm_config.main, {"state": "absent", "directory": str(folder)})["changed"]
+    assert [path.name for path in folder.iterdir()] == [other.name]
+    other.unlink()
+    assert not run_module(vllm_config.main, {"state": "absent", "directory": str(folder)})["changed"]
+    assert not folder.exists()
