@@ -21,8 +21,8 @@ DEPLOY_TAG = "deploy"
 
 def choose_image(
     draft: Draft, host: Mapping[str, Any], wishes: Wishes, default: tuple[str, str], cards: Sequence[Gpu]
-) -> dict[str, str]:
-    """Return the plan's C(image).
+) -> tuple[dict[str, str], versions.Version]:
+    """Return the plan's C(image), and the vLLM in it.
 
     Args:
         draft: gathers the decisions.
@@ -59,7 +59,7 @@ def choose_image(
     )
     reference = f"{name}:{tag}"
     draft.decide("image", reference, f"vLLM {versions.as_text(version)}, source {source}")
-    return {
+    image = {
         "reference": reference,
         "tag": f"{name}:{DEPLOY_TAG}",
         "platform": _platform(draft, host, wishes, cards),
@@ -68,13 +68,7 @@ def choose_image(
         "archive": wishes.image_archive,
         "digest": wishes.image_digest,
     }
-
-
-def image_version(image: Mapping[str, str]) -> versions.Version:
-    """Return the version of the vLLM in the plan's C(image)."""
-    version = versions.parse(image["vllm_version"])
-    assert version is not None
-    return version
+    return image, version
 
 
 def _platform(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> str:

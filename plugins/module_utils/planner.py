@@ -21,7 +21,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.image_choice import 
     CPU_IMAGE,
     CUDA_IMAGE,
     choose_image,
-    image_version,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.model_choice import Chosen, choose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.serve_options import cuda_options, finish_options, listen
@@ -58,8 +57,7 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[st
     draft.decide("device", "cuda", "vllm_device")
     draft.decide("gpus", [gpu.index for gpu in cards], selection.reason)
     draft.warnings += selection.warnings
-    image = choose_image(draft, host, wishes, CUDA_IMAGE, cards)
-    version = image_version(image)
+    image, version = choose_image(draft, host, wishes, CUDA_IMAGE, cards)
     _check_driver(draft, host, wishes, version)
     chosen = choose(draft, host, wishes, cards)
     sizing = size_replica(draft, wishes, chosen, cards, version)
@@ -137,8 +135,7 @@ def _replicate(draft: Draft, wishes: Wishes, cards: Sequence[Gpu], size: int) ->
 
 def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     draft.decide("device", "cpu", "vllm_device: cpu")
-    image = choose_image(draft, host, wishes, CPU_IMAGE, ())
-    version = image_version(image)
+    image, version = choose_image(draft, host, wishes, CPU_IMAGE, ())
     chosen = choose(draft, host, wishes, ())
     chosen = replace(chosen, precision="bf16" if wishes.precision == "bf16" else "fp32")
     config = cpu_options(draft, host, wishes, chosen, version)

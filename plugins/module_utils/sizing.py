@@ -65,10 +65,10 @@ def size_replica(
         return _size_unknown(draft, wishes, load, cards)
     _check_length(wishes, chosen.shape)
     load = _utilisation(draft, wishes, chosen.shape, card, load)
-    load = _tensor_parallelism(draft, wishes, chosen, cards, card, load)
+    load = _tensor_parallelism(draft, wishes, chosen, chosen.shape, cards, card, load)
     load, seqs = _sequences(draft, wishes, chosen.shape, card, load)
     found = memory_model.budget(chosen.shape, card, load)
-    length = _model_len(draft, wishes, chosen, found, load)
+    length = _model_len(draft, wishes, chosen.shape, found, load)
     draft.decide("kv_cache", f"{found.tokens} tokens", found.as_sentence())
     sent = load.utilisation if wishes.gpu_memory_utilization or wishes.profile == "max_throughput" else None
     return Sizing(load, length, seqs, sent, found)
@@ -145,17 +145,15 @@ def _profile_size(wishes: Wishes, chosen: Chosen, cards: int) -> tuple[int, str]
 
 
 def _tensor_parallelism(
-    draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu], card: float, load: Load
+    draft: Draft, wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], card: float, load: Load
 ) -> Load:
-    shape = chosen.shape
-    assert shape is not None
     most = len(cards) // wishes.replicas if wishes.replicas else len(cards)
     if most < 1:
         raise too_few_gpus(f"vllm_replicas: {wishes.replicas}", wishes.replicas or 1, cards)
     if wishes.tensor_parallel_size:
         size, reason = _wished_size(wishes, shape, cards), "vllm_tensor_parallel_size"
         if not _fits(shape, card, replace(load, tensor_parallel_size=size), wishes):
-            raise _does_not_fit(wishes, chosen, cards, card, replace(load, tensor_parallel_size=size))
+            raise _does_not_fit(wishes, chosen, shape, cards, card, replace(load, tensor_parallel_size=size))
         draft.decide("tensor_parallel_size", size, reason)
         return replace(load, tensor_parallel_size=size)
     wanted, reason = _profile_size(wishes, chosen, most)
@@ -172,7 +170,7 @@ def _tensor_parallelism(
             reason += f"; raised to {size}, because at {start} {small.as_sentence()}, and {_needs(wishes)}"
         draft.decide("tensor_parallel_size", size, reason)
         return larger
-    raise _does_not_fit(wishes, chosen, cards, card, replace(load, tensor_parallel_size=sizes[-1]))
+    raise _does_not_fit(wishes, chosen, shape, cards, card, replace(load, tensor_parallel_size=sizes[-1]))
 
 
 def _wished_size(wishes: Wishes, shape: Shape, cards: Sequence[Gpu]) -> int:
@@ -218,9 +216,9 @@ def _fits(shape: Shape, card: float, load: Load, wishes: Wishes) -> bool:
     return found.kv > 0 and memory_model.longest_request(shape, found, load) >= _needed_tokens(wishes)
 
 
-def _does_not_fit(wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu], card: float, load: Load) -> GpufleetError:
-    shape = chosen.shape
-    assert shape is not None
+def _does_not_fit(
+    wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], card: float, load: Load
+) -> GpufleetError:
     found = memory_model.budget(shape, card, load)
     size = load.tensor_parallel_size
     enough = next(
@@ -296,9 +294,7 @@ def _held(shape: Shape, card: float, load: Load, length: int) -> int:
     return memory_model.budget(shape, card, load).tokens // length
 
 
-def _model_len(draft: Draft, wishes: Wishes, chosen: Chosen, found: Budget, load: Load) -> int:
-    shape = chosen.shape
-    assert shape is not None
+def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: Load) -> int:
     longest = memory_model.longest_request(shape, found, load)
     if wishes.max_model_len:
         length, reason = wishes.max_model_len, f"vllm_max_model_len; up to {longest} tokens fit"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,11 +72,12 @@ def gpus(card: tuple[str, str, int], count: int, *, peers: str = "all", start: i
     """Return what gpu_info says of C(count) cards; C(peers) is all, none or pairs."""
     name, capability, memory = card
     numbers = range(start, start + count)
-    linked = {
+    links: dict[str, dict[int, list[int]]] = {
         "all": {index: [other for other in numbers if other != index] for index in numbers},
         "none": {index: [] for index in numbers},
         "pairs": {index: [start + ((index - start) ^ 1)] for index in numbers},
-    }[peers]
+    }
+    linked = links[peers]
     return [
         {
             "index": index,
@@ -116,7 +118,7 @@ def plan(base: dict[str, Any], wished: dict[str, Any]) -> dict[str, Any]:
 def told(document: dict[str, Any], name: str) -> Any:
     """Return one value of a plan by the short name that the table uses."""
     first = document["replicas"][0]
-    short = {
+    short: dict[str, Callable[[], Any]] = {
         "tp": lambda: first["tensor_parallel_size"],
         "replicas": lambda: len(document["replicas"]),
         "gpus": lambda: [replica["gpus"] for replica in document["replicas"]],
