@@ -32,6 +32,7 @@ CACHE = ROOT / ".cache"
 COLLECTIONS = CACHE / "collections"
 LOGS = CACHE / "logs"
 BIN = Path(sys.executable).parent
+INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
 
 sys.path.insert(0, str(COLLECTIONS))
@@ -95,7 +96,7 @@ def lint() -> list[Command]:
 def units() -> list[Command]:
     """Return the unit tests: by pytest in this checkout, then by ansible-test as other collections run theirs."""
     return [
-        pytest("pytest", "units", ["tests/unit"]),
+        pytest("pytest", "units", ["--numprocesses=auto", "tests/unit"]),
         Command("ansible-test", ["ansible-test", "units", "--python", python_version()], folder=copied_checkout()),
     ]
 
@@ -289,6 +290,7 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        start_new_session=True,  # a process group of its own, so that all of it can be ended
     ) as process:
         try:
             for line in process.stdout or []:
@@ -296,13 +298,24 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
                 sys.stdout.flush()
                 log.write(line)
             status = process.wait()
-        except BaseException:
-            process.terminate()
+        except KeyboardInterrupt:
+            interrupt_group(process)
             raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what the command left running
     outcome = Outcome(stage, command.name, time.monotonic() - started, status)
     if command.junit:
         count_cases(command.junit, outcome)
     return outcome
+
+
+def interrupt_group(process: subprocess.Popen[str]) -> None:
+    """Interrupt a command and its children, and give them time to put away what they made."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=INTERRUPT_PATIENCE)
 
 
 def count_cases(junit: Path, outcome: Outcome) -> None:
@@ -381,8 +394,9 @@ def main(stages: list[str]) -> int:
     if unknown or not stages:
         print(f"usage: check.py STAGE...  (stages: {', '.join(STAGES)})", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    # SIGINT too: a shell starts what runs in the background with it ignored, and so would start our commands.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     outcomes: list[Outcome] = []
     try:
         for outcome in run_stages(stages):
