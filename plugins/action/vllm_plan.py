@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
 
 ARGUMENTS: dict[str, Any] = {
@@ -46,6 +47,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if arguments["validate_only"]:
                 return {**result, "changed": False, "msg": "The vllm_* variables are valid."}
             plan = planner.plan(_host(arguments, variables), wished)
+            check_host(plan, arguments["host_info"])
             written = self._written(plan, arguments["plan_dir"], variables)
         except GpufleetError as error:
             return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}

@@ -1,0 +1,59 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What would stop a plan on its host, seen before anything is fetched, made or stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+
+def check_host(plan: Mapping[str, Any], host_info: Mapping[str, Any]) -> None:
+    """Compare a plan with what the module host_info told of its host; parts that it did not look at count as fine.
+
+    Raises:
+        GpufleetError: C(port-in-use) or C(model-folder-missing).
+    """
+    seen = {entry["port"]: entry for entry in host_info.get("ports") or []}
+    for replica in plan["replicas"]:
+        entry = seen.get(replica["port"], {"free": True})
+        if not entry["free"] and not entry["ours"]:
+            raise port_in_use(replica["name"], replica["host"], replica["port"], port_holder(entry))
+    model = host_info.get("model")
+    if model and plan["model_source"]["kind"] == "path":
+        if not model["exists"]:
+            raise model_folder_missing(plan["model_source"]["mount"], "there is no such folder")
+        if not model["config"]:
+            raise model_folder_missing(plan["model_source"]["mount"], model["config_error"] or "it has no config.json")
+
+
+def port_holder(entry: Mapping[str, Any]) -> str:
+    """Return who holds a port, in words; empty when that is not known."""
+    if entry.get("container"):
+        return f"the container {entry['container']}"
+    if entry.get("process"):
+        return f"the process {entry['process']} (pid {entry.get('pid')})"
+    return ""
+
+
+def port_in_use(replica: str, host: str, port: int, holder: str) -> GpufleetError:
+    """Return the error for a port that something else holds."""
+    return GpufleetError(
+        f"Replica {replica} cannot have port {port} on {host}: {holder or 'something else'} holds it.",
+        name="port-in-use",
+        remedy=f"Set vllm_port (or vllm_host) to a free one, or end what holds port {port}.",
+        details={"port": port, "holder": holder},
+    )
+
+
+def model_folder_missing(folder: str, missing: str) -> GpufleetError:
+    """Return the error for a folder that holds no model."""
+    return GpufleetError(
+        f"The model folder {folder} is not usable: {missing}.",
+        name="model-folder-missing",
+        remedy="Set vllm_model to a folder on the host that holds config.json and the weights, or to a model's name at"
+        " the hub.",
+    )
