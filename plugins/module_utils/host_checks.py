@@ -15,19 +15,13 @@ def check_host(plan: Mapping[str, Any], host_info: Mapping[str, Any]) -> None:
     """Compare a plan with what the module host_info told of its host; parts that it did not look at count as fine.
 
     Raises:
-        GpufleetError: C(port-in-use) or C(model-folder-missing).
+        GpufleetError: C(port-in-use).
     """
     seen = {entry["port"]: entry for entry in host_info.get("ports") or []}
     for replica in plan["replicas"]:
         entry = seen.get(replica["port"], {"free": True})
         if not entry["free"] and not entry["ours"]:
             raise port_in_use(replica["name"], replica["host"], replica["port"], port_holder(entry))
-    model = host_info.get("model")
-    if model and plan["model_source"]["kind"] == "path":
-        if not model["exists"]:
-            raise model_folder_missing(plan["model_source"]["mount"], "there is no such folder")
-        if not model["config"]:
-            raise model_folder_missing(plan["model_source"]["mount"], model["config_error"] or "it has no config.json")
 
 
 def port_holder(entry: Mapping[str, Any]) -> str:
@@ -46,14 +40,4 @@ def port_in_use(replica: str, host: str, port: int, holder: str) -> GpufleetErro
         name="port-in-use",
         remedy=f"Set vllm_port (or vllm_host) to a free one, or end what holds port {port}.",
         details={"port": port, "holder": holder},
-    )
-
-
-def model_folder_missing(folder: str, missing: str) -> GpufleetError:
-    """Return the error for a folder that holds no model."""
-    return GpufleetError(
-        f"The model folder {folder} is not usable: {missing}.",
-        name="model-folder-missing",
-        remedy="Set vllm_model to a folder on the host that holds config.json and the weights, or to a model's name at"
-        " the hub.",
     )

@@ -17,40 +17,29 @@ PLAN: dict[str, Any] = {
         {"name": "vllm-0", "host": "127.0.0.1", "port": 8000},
         {"name": "vllm-1", "host": "127.0.0.1", "port": 8001},
     ],
-    "model_source": {"kind": "path", "mount": "/models/m"},
 }
 FREE = {"port": 8000, "free": True, "ours": False, "container": None, "pid": None, "process": None}
-MODEL: dict[str, Any] = {"exists": True, "config": {"model_type": "llama"}, "config_error": ""}
+TAKEN = {**FREE, "free": False}
+
+
+@pytest.mark.parametrize("ports", [None, [], [FREE], [{**TAKEN, "ours": True, "container": "vllm-0"}]])
+def test_free_and_own_ports_pass(ports: list[dict[str, Any]] | None) -> None:
+    """A port that is free, ours or was not looked at is no finding."""
+    check_host(PLAN, {"ports": ports})
 
 
 @pytest.mark.parametrize(
-    ("ports", "model", "error", "says"),
+    ("taken", "says"),
     [
-        ([], None, None, ""),
-        ([FREE], MODEL, None, ""),
-        ([{**FREE, "free": False, "ours": True, "container": "vllm-0"}], MODEL, None, ""),
-        ([FREE, {**FREE, "port": 8001, "free": False, "process": "nginx", "pid": 7}], MODEL, "port-in-use", "nginx"),
-        ([{**FREE, "free": False, "container": "web"}], MODEL, "port-in-use", "the container web"),
-        ([{**FREE, "free": False}], MODEL, "port-in-use", "something else"),
-        ([], {**MODEL, "exists": False, "config": None}, "model-folder-missing", "no such folder"),
-        ([], {**MODEL, "config": None}, "model-folder-missing", "no config.json"),
-        ([], {**MODEL, "config": None, "config_error": "line 3"}, "model-folder-missing", "line 3"),
+        ({**TAKEN, "port": 8001, "process": "nginx", "pid": 7}, "the process nginx (pid 7)"),
+        ({**TAKEN, "container": "web"}, "the container web"),
+        (TAKEN, "something else"),
     ],
 )
-def test_check_host(ports: list[dict[str, Any]], model: dict[str, Any] | None, error: str | None, says: str) -> None:
-    """A port of ours and a folder with a model pass; everything else is named with who or what is in the way."""
-    info = {"ports": ports, "model": model}
-    if error is None:
-        check_host(PLAN, info)
-        return
+def test_a_taken_port_names_its_holder(taken: dict[str, Any], says: str) -> None:
+    """The error says which replica wants which port, and who has it as far as that is known."""
     with pytest.raises(GpufleetError) as raised:
-        check_host(PLAN, info)
-    assert raised.value.name == error
+        check_host(PLAN, {"ports": [FREE, taken] if taken["port"] == 8001 else [taken]})
+    assert raised.value.name == "port-in-use"
     assert says in raised.value.message
-
-
-def test_a_model_of_the_hub_needs_no_folder() -> None:
-    """Only a plan that mounts a folder asks for one."""
-    check_host({**PLAN, "model_source": {"kind": "hub", "mount": ""}}, {"ports": [], "model": {"exists": False}})
-    with pytest.raises(GpufleetError):
-        check_host(PLAN, {"ports": [], "model": {"exists": False, "config": None, "config_error": ""}})
+    assert raised.value.details["port"] == taken["port"]
