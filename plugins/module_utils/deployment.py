@@ -408,6 +408,7 @@ class Deployment:
             except GpufleetError as error:
                 for container in created:
                     self._remove(container)
+                self._drop_copies()
                 raise self._refused(step, error) from error
 
     def _set_aside(self, step: Step) -> None:
@@ -475,6 +476,7 @@ class Deployment:
         for step in group:
             if step.new is not None and not (alone and step.start is not None and step.start.ready):
                 self._remove(step.new)
+        self._drop_copies()
         olds = [step for step in group if step.old is not None]
         if not olds:
             return
@@ -538,11 +540,13 @@ class Deployment:
         for name in [name for name in found if name.endswith(NEXT)]:
             self._remove(found.pop(name))
             self._recovered.append(f"removed {name}, which was never started")
-        for name in [name for name in found if name.endswith(PREVIOUS)]:
-            self._recover_one(_base(name), found.get(_base(name)), found[name], wanted.get(_base(name)))
+        for name, spec in wanted.items():
+            if name + PREVIOUS in found:
+                self._recover_one(name, found.get(name), found[name + PREVIOUS], spec)
 
-    def _recover_one(self, name: str, current: Container | None, previous: Container, spec: Spec | None) -> None:
-        if current is not None and spec is not None and self._as_wanted(current, spec):
+    def _recover_one(self, name: str, current: Container | None, previous: Container, spec: Spec) -> None:
+        """Put one replica right of which the old container is still there; those not wanted are removed anyway."""
+        if current is not None and self._as_wanted(current, spec):
             if self._settings.wait:
                 self._unfinished[name] = previous
             return
@@ -592,7 +596,7 @@ class Deployment:
         return path
 
     def _tidy(self, steps: Sequence[Step]) -> None:
-        """Write the run lines and secrets of the servers that run, and remove copies that no container mounts."""
+        """Write the run lines and secrets of the servers that run, and remove what belongs to none."""
         for step in steps:
             if step.spec is None:
                 for path in self._files_of(_base(step.name)):
@@ -606,6 +610,10 @@ class Deployment:
                 os.unlink(secrets_file)
             text = run_line.script(self._run_line(step), step.name)
             self._changed_files |= write_file(os.path.join(folder, f"{step.name}.sh"), text, 0o640)
+        self._drop_copies()
+
+    def _drop_copies(self) -> None:
+        """Remove the copies of configurations that no container mounts."""
         copies = os.path.join(self._settings.config_dir, "active")
         mounted = {mounted_config(box) for box in self._containers().values()}
         for entry in sorted(os.listdir(copies)) if os.path.isdir(copies) else []:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
 LABEL_COLLECTION = "io.gpufleet.collection"
 LABEL_REPLICA = "io.gpufleet.replica"
 LABEL_SPEC = "io.gpufleet.spec"
@@ -102,7 +104,18 @@ class Change:
 
 
 def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out."""
+    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out.
+
+    Raises:
+        GpufleetError: C(secret-invalid) for one of several lines, which no environment file can hold.
+    """
+    for name, value in secrets.items():
+        if "\n" in value:
+            raise GpufleetError(
+                f"The secret {name} has more than one line.",
+                name="secret-invalid",
+                remedy="Remove the line breaks; a file read with lookup('file', ...) may end with one more.",
+            )
     public = {name: value for name, value in environment.items() if not is_secret(name, value)}
     hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
     return public, {name: value for name, value in {**hidden, **secrets}.items() if value}
@@ -143,6 +156,7 @@ def build_spec(
     environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
     environment.update({str(name): str(value) for name, value in wishes.environment.items()})
     bridged = wishes.network_mode != "host"
+    theirs = {_target(volume) for volume in wishes.volumes}
     return {
         "schema": 1,
         "name": replica["name"],
@@ -152,12 +166,12 @@ def build_spec(
         "config": config,
         "environment": environment,
         "secrets": sorted(secrets),
-        "volumes": volumes + list(wishes.volumes),
+        "volumes": [own for own in volumes if _target(own) not in theirs] + list(wishes.volumes),
         "gpu_access": access,
         "gpus": ids if access != "none" else [],
         "devices": _device_files(replica.get("gpus") or [], device_exists) if access == "devices" else [],
         "network_mode": wishes.network_mode,
-        "publish": f"{replica['host']}:{replica['port']}:{container_port}" if bridged else "",
+        "publish": f"{_bracketed(replica['host'])}:{replica['port']}:{container_port}" if bridged else "",
         "health_port": container_port,
         "health_host": "127.0.0.1" if bridged else _reachable(str(config.get("host", "127.0.0.1"))),
         "ipc_mode": wishes.ipc_mode,
@@ -177,7 +191,12 @@ def _device_files(indexes: Iterable[int], device_exists: Callable[[str], bool]) 
 
 def _reachable(host: str) -> str:
     """Return the address at which a server that listens on C(host) is reached from its own machine."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    return _bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host))  # noqa: S104
+
+
+def _bracketed(host: str) -> str:
+    """Return an address as it stands before a port."""
+    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def base_url(spec: Spec) -> str:
@@ -190,14 +209,17 @@ def endpoint(spec: Spec) -> tuple[str, int]:
     """Return the host address and port that the server takes on its host."""
     if spec["publish"]:
         host, port, _container_port = spec["publish"].rsplit(":", 2)
-        return host, int(port)
+        return host.strip("[]"), int(port)
     return str(spec["config"].get("host", "0.0.0.0")), int(spec["health_port"])  # noqa: S104
 
 
 def health_command(spec: Spec) -> str:
     """Return the shell command of Docker's health check; the image may have no curl, so it is Python's."""
-    url = f"http://{spec['health_host']}:{spec['health_port']}/health"
-    return f"python3 -c \"import urllib.request as r; r.urlopen('{url}', timeout={HEALTH['timeout_s'] - 2})\""
+    address, timeout = f"{spec['health_host']}:{spec['health_port']}", HEALTH["timeout_s"] - 2
+    return (
+        f"python3 -c \"from http.client import HTTPConnection as C; c = C('{address}', timeout={timeout});"
+        " c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)\""
+    )
 
 
 def labels(spec: Spec) -> dict[str, str]:

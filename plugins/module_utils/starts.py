@@ -28,6 +28,7 @@ HEALTH_TIMEOUT_S = 5.0
 # The first request may compile kernels.
 REQUEST_TIMEOUT_S = 300.0
 READY_PROMPT = "San Francisco is a"
+MOST_ENGINE_FAILURES = 10
 # For so long may /health say that the engine is dead before the server counts as dead though it runs.
 DEAD_ENGINE_S = 20.0
 # An answer that is not what it should be is vllm_completion's to judge; a server that gives one does serve.
@@ -220,15 +221,19 @@ def wait_for(
     Raises:
         GpufleetError: of the first server that fails; its C(details) name it as C(server).
     """
-    pause = FIRST_PAUSE_S
+    pause, failures = FIRST_PAUSE_S, 0
     while True:
         for start in starts:
             if not start.ready:
                 try:
                     start.look(ready_timeout, stall_timeout)
+                    failures = 0
                 except GpufleetError as error:
-                    error.details["server"] = start.label
-                    raise
+                    # A busy engine may fail to answer in time; that is no reason to give up a server.
+                    failures += 1
+                    if error.name != "engine-error" or failures > MOST_ENGINE_FAILURES:
+                        error.details["server"] = start.label
+                        raise
         _report(starts, progress)
         if all(start.ready for start in starts):
             return

@@ -163,7 +163,7 @@ options:
     default: /var/lib/gpufleet/cache
   volumes:
     description:
-      - Further mounts, as C(docker run --volume) takes them.
+      - Further mounts, as C(docker run --volume) takes them. One with the target of a mount of ours replaces it.
     type: list
     elements: str
     default: []

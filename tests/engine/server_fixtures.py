@@ -67,7 +67,7 @@ def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def import_stand_in(engine: DockerClient, name: str, busybox: Path) -> None:
     """Make the image of the stand-in under C(name)."""
-    repository, _, tag = name.rpartition(":")
+    repository, _colon, tag = name.rpartition(":")
     engine.api.import_image_from_data(
         python_tarball(busybox),
         repository=repository,

@@ -43,7 +43,7 @@ def fleet(
     engine: DockerClient, docker_host: str, run_module: RunModule, run_name: str, stand_in: str, tmp_path: Path
 ) -> Iterator[Fleet]:
     """A deployment of its own."""
-    ports = [free_port() for _ in range(4)]
+    ports = [free_port() for _number in range(4)]
     fleet = Fleet(engine, docker_host, run_module, f"{run_name}-{ports[0]}", stand_in, tmp_path, ports)
     yield fleet
     fleet.clean()
@@ -57,6 +57,14 @@ def answer(fleet: Fleet, number: int = 0) -> int:
         return 0
 
 
+def health(fleet: Fleet) -> str:
+    """Return what the health check in the container says now, by running its command."""
+    container = fleet.engine.containers.get(f"{fleet.prefix}-0")
+    (kind, command) = container.attrs["Config"]["Healthcheck"]["Test"]
+    assert kind == "CMD-SHELL"
+    return "healthy" if container.exec_run(["/bin/sh", "-c", command]).exit_code == 0 else "unhealthy"
+
+
 def test_creates_a_server_and_leaves_it_alone_the_second_time(fleet: Fleet) -> None:
     first = fleet.run(fleet.replica())
     assert not first["failed"], first
@@ -64,6 +72,7 @@ def test_creates_a_server_and_leaves_it_alone_the_second_time(fleet: Fleet) -> N
     names = [phase["name"] for phase in first["replicas"][0]["phases"]]
     assert names == ["container", "engine start", "weights", "compile", "KV cache", "warm-up", "serving"]
     assert answer(fleet) == 200
+    assert health(fleet) == "healthy"
     container = fleet.engine.containers.get(f"{fleet.prefix}-0")
     assert container.attrs["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
     assert container.attrs["HostConfig"]["IpcMode"] == "host"
@@ -140,6 +149,7 @@ def test_a_first_server_that_dies_leaves_nothing_but_its_diagnosis(fleet: Fleet)
     assert time.monotonic() - began < 15
     assert fleet.names() == []
     assert sorted(path.name for path in fleet.config_dir.iterdir() if path.suffix) == [f"{fleet.prefix}-0.yaml"]
+    assert list((fleet.config_dir / "active").iterdir()) == []
 
 
 def test_a_recorded_failure_is_told_by_its_root_cause(fleet: Fleet) -> None:

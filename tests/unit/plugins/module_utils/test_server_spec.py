@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.run_line import docker_run_line, script, secrets_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     LABEL_SPEC,
@@ -66,6 +67,23 @@ def test_mounts_caches_that_survive_and_the_model_read_only() -> None:
         "/var/lib/gpufleet/cache/triton:/root/.triton",
         "/srv/m:/models/scout:ro",
     ]
+
+
+def test_a_users_mount_replaces_ours_with_the_same_target() -> None:
+    volumes = spec_of(volumes=("/nfs/hub:/root/.cache/huggingface:ro",))["volumes"]
+    assert [volume for volume in volumes if "huggingface" in volume] == ["/nfs/hub:/root/.cache/huggingface:ro"]
+
+
+def test_a_secret_of_several_lines_is_refused() -> None:
+    with pytest.raises(GpufleetError) as caught:
+        split_secrets({}, {"HF_TOKEN": "hf_x\n"})
+    assert caught.value.name == "secret-invalid"
+    assert "hf_x" not in caught.value.as_text()
+
+
+def test_an_ipv6_address_is_bracketed() -> None:
+    spec = spec_of({"host": "::1"})
+    assert (spec["publish"], endpoint(spec), base_url(spec)) == ("[::1]:8001:8000", ("::1", 8001), "http://[::1]:8001")
 
 
 def test_a_ca_bundle_is_mounted_and_named_for_every_library() -> None:
@@ -145,7 +163,7 @@ def test_bridge_publishes_and_host_does_not() -> None:
     host = spec_of({"config": {"host": "10.0.0.5", "port": 8001}}, network_mode="host")
     assert "ports" not in create_arguments(host, {}, "/x")
     assert (endpoint(host), base_url(host)) == (("10.0.0.5", 8001), "http://10.0.0.5:8001")
-    assert "http://10.0.0.5:8001/health" in health_command(host)
+    assert "C('10.0.0.5:8001'" in health_command(host)
     everywhere = spec_of({"host": "0.0.0.0"})
     assert base_url(everywhere) == "http://127.0.0.1:8001"
 
