@@ -95,7 +95,11 @@ def _host(arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any
         "cpu_flags": processors.get("flags") or [],
         "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
         "memory_available_mib": memory.get("available_mib") or 0,
-        "own_containers": [container["id"] for container in containers if container.get("ours")],
+        "own_containers": [
+            container["id"]
+            for container in containers
+            if container.get("ours") and container.get("state", "running") != "exited"
+        ],
         "model": info.get("model") or {},
         "gpus": probe.get("gpus") or [],
         "driver_version": probe.get("driver_version") or "",

@@ -36,7 +36,6 @@ class Shape:
         dtype_bytes: bytes of one unquantised weight.
         precision: C(fp8), C(fp4), C(bf16) or C(fp32).
         vision: whether a vision tower comes with it.
-        notes: what this description leaves out.
     """
 
     model_type: str
@@ -56,7 +55,6 @@ class Shape:
     latent: int = 0
     dtype_bytes: int = 2
     vision: bool = False
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,6 @@ class Model:
     repositories: dict[str, tuple[str, ...]]
     weights: dict[str, tuple[float, str]]
     gated: frozenset[str] = field(default_factory=frozenset)
-    licence: str = ""
     pypi: str = ""
 
     def shape_for(self, precision: str) -> Shape:
@@ -118,7 +115,6 @@ SCOUT = Model(
         "bf16": (202.3, "computed: 108.6 billion parameters of 16 bits"),
     },
     gated=frozenset({"meta-llama/Llama-4-Scout-17B-16E-Instruct"}),
-    licence=LLAMA4_LICENCE,
 )
 
 SMOLLM2 = Model(

@@ -101,6 +101,9 @@ def _used_by(gpu: dict[str, Any], own: set[str]) -> str:
             f"{process.get('name') or 'a process'} (pid {process['pid']}, {process.get('used_mib') or '?'} MiB)"
             for process in processes
         )
+    if own:
+        # Some drivers name no process of a container; then what runs here as ours is the likely holder.
+        return ""
     used = int(gpu.get("memory_used_mib") or 0)
     return f"{used} MiB held by a process that the driver does not name" if used > IDLE_MIB else ""
 

@@ -27,7 +27,7 @@ class Chosen:
         source: the plan's C(model_source).
         precision: that of its weights.
         shape: its sizes; None when nobody has read its config.json.
-        scout: whether the recipe's settings for Llama 4 apply.
+        llama4: whether the recipe's settings for Llama 4 apply.
         fp8_kv: whether its keys and values are kept in FP8 unless the user wishes otherwise.
     """
 
@@ -35,7 +35,7 @@ class Chosen:
     source: dict[str, str]
     precision: str
     shape: Shape | None
-    scout: bool = False
+    llama4: bool = False
     fp8_kv: bool = False
 
 
@@ -103,9 +103,9 @@ def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, reposito
             )
         mount = posixpath.join(wishes.state_dir, "models", folder)
         source = {"kind": "pypi", "location": model.pypi, "mount": mount, "argument": f"/models/{folder}"}
-    scout = model is catalogue.SCOUT
+    llama4 = model is catalogue.SCOUT
     return Chosen(
-        wishes.served_model_name or repository, source, precision, model.shape_for(precision), scout, fp8_kv=scout
+        wishes.served_model_name or repository, source, precision, model.shape_for(precision), llama4, fp8_kv=llama4
     )
 
 
@@ -117,7 +117,7 @@ def _folder(draft: Draft, wishes: Wishes, path: str, shape: Shape | None) -> Cho
     if shape is None:
         return Chosen(name, source, wishes.precision or "bf16", None)
     llama4 = shape.model_type.startswith("llama4")
-    return Chosen(name, source, shape.precision, shape, scout=llama4, fp8_kv=llama4)
+    return Chosen(name, source, shape.precision, shape, llama4, fp8_kv=llama4)
 
 
 def _mount(path: str) -> tuple[str, str]:
@@ -151,7 +151,8 @@ def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | No
         )
     source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     precision = shape.precision if shape else (wishes.precision or "bf16")
-    return Chosen(wishes.served_model_name or repository, source, precision, shape)
+    llama4 = bool(catalogue.licence_of(repository, shape.model_type if shape else ""))
+    return Chosen(wishes.served_model_name or repository, source, precision, shape, llama4, fp8_kv=llama4)
 
 
 def has_dummy_weights(wishes: Wishes) -> bool:

@@ -58,8 +58,10 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[st
     draft.decide("gpus", [gpu.index for gpu in cards], selection.reason)
     draft.warnings += selection.warnings
     image, version = choose_image(draft, host, wishes, CUDA_IMAGE, cards)
-    _check_driver(draft, host, wishes, version)
+    cuda = versions.cuda_of(version, image["reference"].rsplit(":", 1)[-1])
+    _check_driver(draft, host, wishes, cuda)
     chosen = choose(draft, host, wishes, cards)
+    _check_kernels(draft, chosen, cards, cuda)
     sizing = size_replica(draft, wishes, chosen, cards, version)
     groups = _replicate(draft, wishes, cards, sizing.load.tensor_parallel_size)
     config, environment = cuda_options(draft, wishes, chosen, cards, sizing)
@@ -97,21 +99,30 @@ def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
     return gpus.select(found, wishes.gpu_selection)
 
 
-def _check_driver(draft: Draft, host: Mapping[str, Any], wishes: Wishes, version: versions.Version) -> None:
+def _check_driver(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cuda: str) -> None:
     probed = "" if wishes.gpus else str(host.get("driver_version") or "")
     found = wishes.driver_version or probed
     if not found:
         return
-    oldest, cuda = versions.oldest_driver(version)
+    oldest = versions.oldest_driver(cuda)
     major = versions.parse(found if "." in found else f"{found}.0")
     if major is not None and major[0] < oldest:
         raise GpufleetError(
-            f"The driver {found} is older than {oldest}, which the image of vLLM {versions.as_text(version)}"
-            f" (CUDA {cuda}) needs.",
+            f"The driver {found} is older than {oldest}, which the image with CUDA {cuda} needs.",
             name="driver-too-old",
             remedy=f"Install driver {oldest} or newer, or set vllm_image_tag to a vLLM with an older CUDA.",
         )
-    draft.decide("driver", found, f"vLLM {versions.as_text(version)} (CUDA {cuda}) needs {oldest} or newer")
+    draft.decide("driver", found, f"the image with CUDA {cuda} needs {oldest} or newer")
+
+
+def _check_kernels(draft: Draft, chosen: Chosen, cards: Sequence[Gpu], cuda: str) -> None:
+    """Warn where the image has no FP4 kernels for the card, as reported in NVIDIA Model-Optimizer #2042."""
+    if chosen.precision == "fp4" and cards[0].compute_capability == (10, 3) and cuda.startswith("12"):
+        draft.warn(
+            f"{cards[0].name}: FP4 kernels for compute capability 10.3 come with CUDA 13, and this image has CUDA"
+            f" {cuda}: the server may die with `no kernel image is available`. Set vllm_image_tag to v0.20.0 or newer, or to a"
+            " tag that ends in -cu130."
+        )
 
 
 def _replicate(draft: Draft, wishes: Wishes, cards: Sequence[Gpu], size: int) -> list[list[Gpu]]:
@@ -211,7 +222,8 @@ def summary(plan_document: Mapping[str, Any]) -> list[str]:
     ]
     for replica in replicas:
         cards = " " + ",".join(str(index) for index in replica["gpus"]) if replica["gpus"] else ""
-        lines.append(f"{replica['name']}: {where}{cards}, http://{replica['host']}:{replica['port']}")
+        address = f"[{replica['host']}]" if ":" in replica["host"] else replica["host"]
+        lines.append(f"{replica['name']}: {where}{cards}, http://{address}:{replica['port']}")
     if capacity["kv_cache_tokens"] is not None:
         lines.append(
             f"per replica: {capacity['kv_cache_tokens']} tokens of KV cache, {capacity['max_concurrent_requests']}"

@@ -29,7 +29,7 @@ def cuda_options(
     if load.kv_dtype != "auto":
         config["kv-cache-dtype"] = load.kv_dtype
     draft.decide("kv_cache_dtype", config.get("kv-cache-dtype"), _kv_reason(wishes, chosen))
-    if cards[0].compute_capability[0] == 10 and chosen.scout:
+    if cards[0].compute_capability[0] == 10 and chosen.llama4:
         _compilation(draft, config, version)
     config["async-scheduling"] = True
     draft.decide("async_scheduling", True, "hides the scheduler's work behind the GPU's, as in the recipe")
@@ -45,7 +45,7 @@ def cuda_options(
     }
     config.update({key: value for key, value in optional.items() if value is not None})
     environment: dict[str, str] = {}
-    if chosen.scout:
+    if chosen.llama4:
         _moe_backend(draft, wishes, chosen, cards[0].compute_capability, version, config, environment)
     return finish_options(draft, wishes, chosen, version, config, environment)
 
@@ -96,8 +96,9 @@ def _moe_backend(
     """Turn FlashInfer's MoE kernels on where the recipe does: Blackwell 10.x, in the way this vLLM understands."""
     if capability[0] != 10 or chosen.precision not in ("fp4", "fp8"):
         return
-    flag = versions.OPTIONS["moe-backend"].holds(version)
-    if chosen.precision == "fp8" and (wishes.profile != "recipe" or (capability != (10, 0) and not flag)):
+    name = f"VLLM_USE_FLASHINFER_MOE_{chosen.precision.upper()}"
+    by_variable = versions.ENVIRONMENT[name].holds(version)
+    if chosen.precision == "fp8" and (wishes.profile != "recipe" or (capability != (10, 0) and by_variable)):
         draft.decide("moe_backend", None, "left to vLLM: FlashInfer's FP8 kernels have cost accuracy (vllm #31609)")
         return
     if chosen.precision == "fp8":
@@ -105,11 +106,10 @@ def _moe_backend(
             "The recipe's FlashInfer FP8 MoE kernels have cost accuracy without a word (vllm #31609): run the accuracy"
             " check, or choose another vllm_profile, which leaves them off."
         )
-    if flag:
+    if not by_variable:
         config["moe-backend"] = "flashinfer_trtllm"
         draft.decide("moe_backend", "flashinfer_trtllm", "FlashInfer's MoE kernels for Blackwell, as in the recipe")
         return
-    name = f"VLLM_USE_FLASHINFER_MOE_{chosen.precision.upper()}"
     environment[name] = "1"
     draft.decide("moe_backend", f"{name}=1", "FlashInfer's MoE kernels for Blackwell, as in the recipe")
 

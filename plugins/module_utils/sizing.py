@@ -69,9 +69,18 @@ def size_replica(
     load, seqs = _sequences(draft, wishes, chosen.shape, card, load)
     found = memory_model.budget(chosen.shape, card, load)
     length = _model_len(draft, wishes, chosen.shape, found, load)
-    draft.decide("kv_cache", f"{found.tokens} tokens", found.as_sentence())
+    draft.decide("weights", f"{chosen.shape.weights_gib:.2f} GiB", chosen.shape.weights_source)
+    draft.decide("kv_cache", f"{found.tokens} tokens", _kv_cache_reason(chosen.shape, found, load))
     sent = load.utilisation if wishes.gpu_memory_utilization or wishes.profile == "max_throughput" else None
     return Sizing(load, length, seqs, sent, found)
+
+
+def _kv_cache_reason(shape: Shape, found: Budget, load: Load) -> str:
+    per_token = memory_model.kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size)
+    reason = f"{found.as_sentence()} of {per_token} bytes per GPU"
+    if shape.local_layers:
+        reason += f"; {shape.local_layers} of {shape.layers} layers attend to {shape.local_window} tokens only"
+    return reason
 
 
 def _check_length(wishes: Wishes, shape: Shape) -> None:
@@ -133,14 +142,18 @@ def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: 
     return replace(load, utilisation=highest)
 
 
-def _profile_size(wishes: Wishes, chosen: Chosen, cards: int) -> tuple[int, str]:
+def _profile_size(wishes: Wishes, precision: str, shape: Shape, card: float, load: Load, cards: int) -> tuple[int, str]:
     """Return the tensor parallel size that the profile asks for, and why."""
     if wishes.profile == "balanced":
         return 2, "profile balanced: TP 2"
     if wishes.profile == "min_latency":
         return (8 if cards >= 8 else 4), "profile min_latency: TP 4 or 8, as many as the host has"
-    if wishes.profile == "max_throughput" and chosen.precision != "fp4":
-        return 2, f"profile max_throughput: {chosen.precision} weights leave room for a large batch from TP 2 on"
+    if wishes.profile == "max_throughput" and precision != "fp4":
+        alone, both = (memory_model.budget(shape, card, replace(load, tensor_parallel_size=size)) for size in (1, 2))
+        return 2, (
+            f"profile max_throughput: TP 2 for {precision}; the KV cache holds {both.tokens // 2} tokens a GPU against"
+            f" {alone.tokens} at TP 1"
+        )
     return 1, f"profile {wishes.profile}: TP 1 gives the most throughput per GPU"
 
 
@@ -156,7 +169,7 @@ def _tensor_parallelism(
             raise _does_not_fit(wishes, chosen, shape, cards, card, replace(load, tensor_parallel_size=size))
         draft.decide("tensor_parallel_size", size, reason)
         return replace(load, tensor_parallel_size=size)
-    wanted, reason = _profile_size(wishes, chosen, most)
+    wanted, reason = _profile_size(wishes, chosen.precision, shape, card, load, most)
     sizes = memory_model.tensor_parallel_sizes(shape, most)
     start = max(size for size in sizes if size <= wanted)
     if start < wanted:
@@ -231,15 +244,13 @@ def _does_not_fit(
     )
     if enough and enough > size:
         remedy = f"It needs {enough} GPUs of this kind together (tensor parallelism {enough})"
-        remedy += (
-            f"; this host has {len(cards)}." if enough > len(cards) else ": set vllm_tensor_parallel_size to auto."
-        )
+        remedy += _how_to_get(enough, wishes, cards)
     else:
         remedy = "No number of these GPUs holds it."
     if wishes.max_model_len and found.tokens > 0:
         fitting = memory_model.longest_request(shape, found, load)
         remedy += f" At this size the longest request that fits is {fitting} tokens (vllm_max_model_len)."
-    if chosen.precision != "fp4" and chosen.scout and cards[0].generation == "blackwell":
+    if chosen.precision != "fp4" and wishes.model is None and cards[0].generation == "blackwell":
         remedy += " FP4 weights are smaller: vllm_precision: fp4."
     return GpufleetError(
         f"{chosen.name} ({chosen.precision}, {shape.weights_gib:.1f} GiB of weights) does not fit {size} x"
@@ -248,6 +259,15 @@ def _does_not_fit(
         remedy=remedy,
         details={"gpus_needed": enough, "weights_gib": shape.weights_gib, "kv_cache_gib": round(found.kv, 2)},
     )
+
+
+def _how_to_get(enough: int, wishes: Wishes, cards: Sequence[Gpu]) -> str:
+    """Return the end of a sentence that says what to change so that a replica gets C(enough) GPUs."""
+    if enough > len(cards):
+        return f"; this host has {len(cards)}."
+    if wishes.replicas and wishes.replicas * enough > len(cards):
+        return f": set vllm_replicas to auto or to at most {len(cards) // enough}."
+    return ": set vllm_tensor_parallel_size to auto."
 
 
 def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Load) -> tuple[Load, int | None]:
@@ -303,7 +323,7 @@ def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: 
     if shape.model_type.startswith("llama4") and length > catalogue.SCOUT_TEMPERATURE_TUNING_ABOVE:
         draft.warn(
             f"max-model-len {length} is above {catalogue.SCOUT_TEMPERATURE_TUNING_ABOVE}: vLLM then turns attention"
-            " temperature tuning on, which changes the model's answers, also to short prompts."
+            " temperature tuning on, which changes the model's answers once a request has 8192 tokens."
         )
     wanted = wishes.expected_input_len + wishes.expected_output_len
     if wanted > length:

@@ -103,6 +103,14 @@ def default_gpu_memory_utilization(version: Version) -> float:
     return 0.92 if version >= (0, 20, 0) else 0.90
 
 
-def oldest_driver(version: Version) -> tuple[int, str]:
-    """Return the oldest major version of the driver for the image of this vLLM, and the CUDA in that image."""
-    return (580, "13.0") if CUDA_13.holds(version) else (575, "12.9")
+def cuda_of(version: Version, tag: str) -> str:
+    """Return the CUDA in an image: the tag's own suffix tells, such as C(v0.19.1-cu130), or else the version."""
+    found = re.search(r"-cu(\d\d)(\d)", tag)
+    if found:
+        return f"{found.group(1)}.{found.group(2)}"
+    return "13.0" if CUDA_13.holds(version) else "12.9"
+
+
+def oldest_driver(cuda: str) -> int:
+    """Return the oldest major version of the driver for an image with that CUDA."""
+    return 580 if cuda.startswith("13") else 575

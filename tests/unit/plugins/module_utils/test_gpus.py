@@ -75,7 +75,13 @@ def process(container: str) -> dict[str, Any]:
 )
 def test_who_uses_a_card(processes: list[dict[str, Any]], used_mib: int, used_by: str) -> None:
     probed = {"index": 0, "memory_used_mib": used_mib, "processes": processes}
-    assert gpus.from_probe([probed], [OURS])[0].used_by == used_by
+    ours = [OURS] if processes else []
+    assert gpus.from_probe([probed], ours)[0].used_by == used_by
+
+
+def test_memory_without_a_process_is_ours_where_we_run() -> None:
+    probed = {"index": 0, "memory_used_mib": 100000, "processes": []}
+    assert gpus.from_probe([probed], [OURS])[0].used_by == ""
 
 
 def test_a_card_that_says_nothing_is_kept_apart() -> None:

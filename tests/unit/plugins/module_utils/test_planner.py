@@ -648,13 +648,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         host(H200, driver_version="570.124.06"),
         {},
         "driver-too-old",
-        ["570.124.06", "575", "0.12.0"],
+        ["570.124.06", "575", "CUDA 12.9"],
     ),
     "a driver that is too old for a later image": (
         host(H200, driver_version="575.57.08"),
         {"image_tag": "v0.26.0"},
         "driver-too-old",
         ["580", "CUDA 13.0"],
+    ),
+    "a driver that is too old for the CUDA in the tag": (
+        host(H200, driver_version="575.57.08"),
+        {"image_tag": "v0.19.1-cu130"},
+        "driver-too-old",
+        ["580", "CUDA 13.0"],
+    ),
+    "more replicas than such small cards can carry": (
+        host(H100, 4),
+        {"replicas": 4},
+        "does-not-fit",
+        ["needs 2 GPUs", "vllm_replicas to auto or to at most 2"],
     ),
     "a promised driver that is too old": (
         {},
@@ -762,6 +774,7 @@ WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "more sequences than the cache holds": (host(H200), {"max_num_seqs": 512}, "vllm_max_num_seqs: 512 is more than"),
     "12.0 has other kernels": (host(RTX_6000), {}, "12.0: its kernels differ"),
     "FlashInfer's FP8 kernels": (host(B200), {"precision": "fp8"}, "vllm #31609"),
+    "FP4 on a B300 with CUDA 12": (host(B300), {}, "v0.20.0 or newer"),
     "an idle card": (host(H100, 3), {}, "GPU 2 stays idle"),
     "TP without NVLink": (host(H100, 2, peers="none"), {}, "No NVLink between all GPUs of a replica (0, 1)"),
     "a card in use": (changed(host(H200, 2), 1, **USED), {}, "GPU 1 left out: in use by python3"),
@@ -794,6 +807,12 @@ def test_warning(case: str) -> None:
 
 def test_a_quiet_plan_has_no_warnings() -> None:
     assert plan(host(B200, 8), {"profile": "balanced"})["warnings"] == []
+
+
+@pytest.mark.parametrize("tag", ["v0.20.2", "v0.19.1-cu130"])
+def test_a_b300_with_cuda_13_is_fine(tag: str) -> None:
+    document = plan(host(B300), {"image_tag": tag, "profile": "min_latency"})
+    assert not any("CUDA" in warning for warning in document["warnings"])
 
 
 def test_every_decision_has_a_reason() -> None:

@@ -118,3 +118,20 @@ def test_every_kv_dtype_that_may_be_wished_is_known(version: str, dtype: str) ->
 )
 def test_versions_in_tags(text: str, version: versions.Version | None) -> None:
     assert versions.parse(text) == version
+
+
+@pytest.mark.parametrize(
+    ("tag", "cuda", "driver"),
+    [
+        ("v0.12.0", "12.9", 575),
+        ("v0.20.0", "13.0", 580),
+        ("v0.19.1-cu130", "13.0", 580),
+        ("v0.26.0-cu129", "12.9", 575),
+        ("v0.26.0-aarch64-cu129-ubuntu2404", "12.9", 575),
+    ],
+)
+def test_cuda_in_images(tag: str, cuda: str, driver: int) -> None:
+    version = versions.parse(tag)
+    assert version
+    assert versions.cuda_of(version, tag) == cuda
+    assert versions.oldest_driver(cuda) == driver
