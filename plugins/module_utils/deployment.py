@@ -117,6 +117,7 @@ class Step:
         new: the container that takes over.
         resumed: whether C(new) was made by an earlier run that did not get to its end.
         was_running: whether C(old) ran.
+        old_policy: the restart policy that C(old) had.
         start: of the new container.
     """
 
@@ -129,6 +130,7 @@ class Step:
     new: Container | None = None
     resumed: bool = False
     was_running: bool = False
+    old_policy: Any = None
     start: Start | None = None
 
     def needs(self) -> set[str]:
@@ -334,6 +336,8 @@ class Deployment:
             step.action, step.why = "restarted", ["asked for (state restarted)"]
         elif not step.was_running:
             step.action, step.why = "started", [f"it was {container.status}"]
+        elif container.status == "restarting":
+            step.action, step.why = "restarted", ["it died again and again"]
         elif self._settings.wait and self._engine_dead(spec):
             step.action, step.why = "restarted", ["its engine is dead: /health answers 503"]
         elif _policy(container) != _policy_of(spec):
@@ -414,6 +418,7 @@ class Deployment:
     def _set_aside(self, step: Step) -> None:
         old = _must(step.old)
         self._progress.phase(f"{step.name}: stopping the old server", f"(up to {self._settings.drain_timeout} s)")
+        step.old_policy = _policy(old)
         with engine_errors(f"stopping the old server of {step.name}"):
             old.rename(step.name + PREVIOUS)
             old.update(restart_policy={"Name": "no"})
@@ -487,8 +492,9 @@ class Deployment:
             self._progress.phase(f"{step.name}: putting the old server back")
             try:
                 with engine_errors(f"starting the old server of {step.name}"):
-                    self._restore(old, step.name, start=step.was_running or step.resumed)
-                if step.was_running or step.resumed:
+                    self._restore(old, step.name, start=step.was_running or step.resumed, policy=step.old_policy)
+                # Without a spec it is not known where the server answers.
+                if (step.was_running or step.resumed) and read_spec(old.labels):
                     starts.append(self._watch(old, f"{step.name} (old)"))
             except GpufleetError as problem:
                 problems.append(problem.as_text())
@@ -512,14 +518,18 @@ class Deployment:
         else:
             error.message += f" The old server of {names} was put back as it was."
 
-    def _restore(self, old: Container, name: str, *, start: bool) -> None:
-        """Name a container that was set aside as it was, give it its restart policy back, and start it."""
+    def _restore(self, old: Container, name: str, *, start: bool, policy: Any = None) -> None:
+        """Name a container that was set aside as it was, give it its restart policy back, and start it.
+
+        After an interrupted run the policy is not known any more; then that of its spec counts.
+        """
         old.reload()
         if old.name != name:
             old.rename(name)
         spec = read_spec(old.labels)
-        if spec:
-            old.update(restart_policy=_policy_of(spec))
+        policy = policy or (_policy_of(spec) if spec else None)
+        if policy:
+            old.update(restart_policy=policy)
         if start and not _running(old):
             old.start()
 

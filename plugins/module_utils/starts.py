@@ -132,12 +132,14 @@ class Start:
         for at, line in self._log.read():
             self.watch.feed(at, line)
         exit_code = None if restarted and state["Running"] else state.get("ExitCode")
-        raise diagnose(
+        error = diagnose(
             self.watch.lines(),
             exit_code=exit_code,
             out_of_memory=bool(state.get("OOMKilled")),
             what=f"The server {self.label} did not start",
         )
+        error.details.update(phase=self.watch.phase, phases=self.watch.durations(time.time()))
+        raise error
 
     def _answers(self, now: float) -> bool:
         """Return whether the server has answered a real request."""

@@ -303,6 +303,38 @@ def test_a_stopped_server_is_started(fleet: Fleet) -> None:
     assert (result["changed"], result["replicas"][0]["action"], answer(fleet)) == (True, "started", 200)
 
 
+def test_a_server_made_by_hand_is_replaced_and_comes_back_when_that_fails(fleet: Fleet) -> None:
+    fleet.run(fleet.replica())
+    fleet.engine.containers.get(f"{fleet.prefix}-0").remove(force=True)
+    by_hand = fleet.engine.containers.run(
+        fleet.image,
+        ["/models/stand-in", "--config", "/etc/vllm/config.yaml"],
+        name=f"{fleet.prefix}-0",
+        detach=True,
+        ports={"8000/tcp": ("127.0.0.1", fleet.ports[0])},
+        volumes=[f"{fleet.config_dir}/{fleet.prefix}-0.yaml:/etc/vllm/config.yaml:ro"],
+        labels={"io.gpufleet.collection": "gpufleet.vllm"},
+        restart_policy={"Name": "always"},
+    )
+    failed = fleet.run(fleet.replica(no_such_flag=1))
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("flag-unknown", True)
+    by_hand.reload()
+    policy = by_hand.attrs["HostConfig"]["RestartPolicy"]["Name"]
+    assert (by_hand.name, by_hand.status in ("running", "restarting"), policy) == (f"{fleet.prefix}-0", True, "always")
+    result = fleet.run(fleet.replica())
+    assert (result["replicas"][0]["action"], answer(fleet)) == ("replaced", 200)
+
+
+def test_a_server_that_dies_again_and_again_is_restarted_and_diagnosed(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(no_such_flag=1), wait=False)
+    deadline = time.monotonic() + 20
+    while fleet.info()["servers"][0]["restarts"] < 3 and time.monotonic() < deadline:
+        time.sleep(0.3)
+    failed = fleet.run(fleet.replica(no_such_flag=1))
+    assert (failed["failed"], failed["error"]["name"]) == (True, "flag-unknown")
+    assert fleet.names() == [f"{fleet.prefix}-0"]
+
+
 def test_a_container_of_someone_else_is_not_touched(fleet: Fleet) -> None:
     other = fleet.engine.containers.create(fleet.image, name=f"{fleet.prefix}-0")
     failed = fleet.run(fleet.replica())
