@@ -32,6 +32,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
     program_path,
     read_text,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.model_config import snapshot
 from ansible_collections.gpufleet.vllm.plugins.module_utils.python_probe import ca_bundle, venv
 
 MIB = 1024 * 1024
@@ -142,7 +143,6 @@ def makes_environments() -> bool:
     """
     found = {name for name in ("ensurepip", "packaging", "setuptools") if importlib.util.find_spec(name)}
     return "ensurepip" in found and len(found) > 1
-
 
 
 def _first_process(root: str) -> str:
@@ -415,7 +415,7 @@ def _owners(inodes: set[str], root: str) -> dict[str, int]:
 
 
 def model(path: str) -> dict[str, Any]:
-    """Return what a model folder holds.
+    """Return what a model folder holds, or the current snapshot of a repository's folder in the Hugging Face cache.
 
     Returns:
         C(path), C(exists), C(config) and C(quantization) (config.json and hf_quant_config.json, None when missing,
@@ -424,6 +424,7 @@ def model(path: str) -> dict[str, Any]:
         C(missing_files) (named by the index but not there), C(cut_files) (shorter than they say themselves) and
         C(complete).
     """
+    path = snapshot(path)
     result: dict[str, Any] = {"path": path, "exists": os.path.isdir(path)}
     config, error = _json(os.path.join(path, "config.json"), LARGEST_CONFIG)
     names = list_folder(path)

@@ -120,8 +120,8 @@ def _check_kernels(draft: Draft, chosen: Chosen, cards: Sequence[Gpu], cuda: str
     if chosen.precision == "fp4" and cards[0].compute_capability == (10, 3) and cuda.startswith("12"):
         draft.warn(
             f"{cards[0].name}: FP4 kernels for compute capability 10.3 come with CUDA 13, and this image has CUDA"
-            f" {cuda}: the server may die with `no kernel image is available`. Set vllm_image_tag to v0.20.0 or newer, or to a"
-            " tag that ends in -cu130."
+            f" {cuda}: the server may die with `no kernel image is available`. Set vllm_image_tag to v0.20.0 or newer,"
+            " or to a tag that ends in -cu130."
         )
 
 

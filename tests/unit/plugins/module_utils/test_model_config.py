@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import model_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils import host, model_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
@@ -168,6 +168,14 @@ def test_the_snapshot_that_main_points_to(tmp_path: Path) -> None:
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "main").write_text("aaa\n")
     assert model_config.snapshot(str(tmp_path)) == str(tmp_path / "snapshots" / "aaa")
+
+
+def test_host_info_looks_into_the_snapshot(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "aaa"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"hidden_size": 8}')
+    found = host.model(str(tmp_path))
+    assert (found["path"], found["config"]) == (str(folder), {"hidden_size": 8})
 
 
 def test_a_snapshot_without_a_reference(tmp_path: Path) -> None:
