@@ -291,8 +291,9 @@ def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Lo
         )
         if held < load.max_num_seqs:
             draft.warn(
-                f"The KV cache holds about {held} requests of {lengths} at once. More concurrency, such as the 512 of"
-                " the recipe's benchmark, waits in the queue and is preempted."
+                f"vLLM takes {load.max_num_seqs} requests at once unless vllm_max_num_seqs is set; the KV cache holds"
+                f" fewer of {lengths} (see the plan's capacity). More concurrency, such as the 512 of the recipe's"
+                " benchmark, waits in the queue or is preempted."
             )
         return load, None
     if wishes.profile == "max_throughput":

@@ -768,7 +768,7 @@ def test_refusal(case: str) -> None:
 
 # host, wishes, a part of the warning that must come
 WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "512 concurrent requests do not fit an H200": (host(H200), {}, "about 80 requests of 1024 + 1024 tokens"),
+    "512 concurrent requests do not fit an H200": (host(H200), {}, "holds fewer of 1024 + 1024 tokens"),
     "prefix caching is off for benchmarks only": (host(H200), {}, "synthetic benchmarks only"),
     "beyond 32768 answers change": (host(H200), {"max_model_len": 40000}, "attention temperature tuning"),
     "more sequences than the cache holds": (host(H200), {"max_num_seqs": 512}, "vllm_max_num_seqs: 512 is more than"),
