@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Packs everything that a Hopper host with Python 3.12, PyTorch 2.11 (CUDA 13) and no network needs to run the
+# collection's playbooks on real vLLM 0.26.0: vLLM, a Docker engine, ansible-core and the modules' libraries.
+# usage: pack.sh OUTDIR [vllm]   writes OUTDIR/vllm.00, .01, … (56 MB each at most) and OUTDIR/tools.tar.xz
+#        with "tools" as second argument only the latter, with "vllm" only the former
+# On a Debian or Ubuntu machine with apt, pip, unzip and xz. host.sh unpacks it there.
+set -euo pipefail
+out=$(realpath -m "$1"); only=${2:-all}; here=$(dirname "$(realpath "$0")")
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+mkdir -p "$out" "$work"/{wheels,site,tools/wheels,tools/engine,debs}
+platforms=(); for n in $(seq 17 39); do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
+platforms+=(--platform manylinux1_x86_64 --platform manylinux2010_x86_64 --platform manylinux2014_x86_64)
+fetch() {
+  python3 -m pip download -q --only-binary=:all: --python-version 3.12 --implementation cp \
+    --abi cp312 --abi abi3 --abi none "${platforms[@]}" "$@"
+}
+
+if [ "$only" != vllm ]; then
+  fetch -d "$work/tools/wheels" 'ansible-core==2.19.*' docker==7.1.0 requests==2.32.5 \
+    nvidia-ml-py==13.580.126 Jinja2==3.1.6 PyYAML==6.0.3
+  (cd "$work/debs" && apt-get download -q docker.io containerd runc libdevmapper1.02.1 tini)
+  for deb in "$work"/debs/*.deb; do dpkg -x "$deb" "$work/tools/engine"; done
+  rm -rf "$work"/tools/engine/usr/{share,bin/dnet,sbin/ovrouter} "$work"/tools/engine/{etc,lib/systemd}
+  tar c -C "$work/tools" . | xz -T0 -3 >"$out/tools.tar.xz"
+fi
+if [ "$only" != tools ]; then
+  fetch --no-deps -d "$work/wheels" -r "$here/vllm-0.26-wheels.txt"
+  # left out: FlashAttention 2 (Hopper uses 3), the Rust front end, Blackwell's kernels, other Pythons' DeepGEMM
+  for wheel in "$work"/wheels/*.whl; do
+    unzip -qo "$wheel" -d "$work/site" -x '*/_vllm_fa2_C.abi3.so' 'vllm/vllm-rs' 'vllm/third_party/fmha_sm100/*' \
+      'vllm/third_party/deep_gemm/_C.cpython-31[0134]*' 'pycountry/locales/*' 2>/dev/null || [ $? -eq 11 ]
+  done
+  tar c -C "$work/site" . | xz -T0 -3 | split -b 56M -d - "$out/vllm."
+fi
+ls -l "$out"
