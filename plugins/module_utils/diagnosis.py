@@ -183,20 +183,21 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "container-toolkit-missing",
-        r"could not select device driver \"[^\"]*\" with capabilities: \[\[gpu\]\]",
+        r"could not select device driver \"(?:nvidia)?\" with capabilities: \[\[gpu\]\]",
         "Docker cannot hand GPUs to containers: the NVIDIA container toolkit is not configured on the host.",
         "Run the role gpufleet.vllm.nvidia_container_toolkit, or set vllm_gpu_access to what the host has"
         " (cdi, runtime or devices).",
     ),
     Cause(
         "container-toolkit-missing",
-        r"[Uu]nknown or invalid runtime name:? \"?nvidia",
+        r"[Uu]nknown (?:or invalid runtime name:?|runtime specified) \"?nvidia",
         "Docker has no runtime named nvidia: the NVIDIA container toolkit is not configured on the host.",
         "Run the role gpufleet.vllm.nvidia_container_toolkit, or set vllm_gpu_access to gpus, cdi or devices.",
     ),
     Cause(
         "cdi-device-missing",
-        r"unresolvable CDI devices? (.+)|CDI (?:device injection|devices?).*(?:fail|not supported|disabled)",
+        r"could not select device driver \"cdi\"|unresolvable CDI devices? (.+)"
+        r"|CDI (?:device injection|devices?).*(?:fail|not supported|disabled)",
         "Docker knows no such CDI device.",
         "On the host run nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml and see nvidia-ctk cdi list; Docker"
         " needs version 25 or newer with CDI enabled. Or set vllm_gpu_access to gpus.",

@@ -48,9 +48,10 @@ def _busy(path: str, text: str) -> GpufleetError:
     except ValueError:
         holder = {}
     pid, operation = holder.get("pid", "unknown"), holder.get("operation", "something else")
-    minutes = f" since {(time.time() - holder['since']) / 60:.0f} min" if "since" in holder else ""
+    seconds = time.time() - holder.get("since", time.time())
+    span = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     return GpufleetError(
-        f"Another run is working on this host{minutes}: {operation} (process {pid}).",
+        f"Another run is working on this host (for {span}): {operation} (process {pid}).",
         name="busy",
         remedy=f"Wait until it has ended and run the play again. A play that was interrupted goes on working on the"
         f" host until it is done; end process {pid} only if it hangs (the next run puts right what it left).",

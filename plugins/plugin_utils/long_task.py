@@ -172,7 +172,8 @@ class LongTaskAction(ActionBase):  # type: ignore[misc]
     def _follow(self, started: dict[str, Any], progress_file: str, task_vars: dict[str, Any]) -> dict[str, Any]:
         """Poll the job until it ends, showing its phases; return the module's result."""
         host = str(task_vars.get("inventory_hostname", "host"))
-        reporter = PhaseReporter(host, Display().display, _interval(task_vars))
+        value = self._templar.template(task_vars.get("vllm_progress_interval", DEFAULT_INTERVAL_S))
+        reporter = PhaseReporter(host, Display().display, interval_of(value))
         results_file = started["results_file"]
         command = poll_command(started["ansible_job_id"], progress_file, results_file)
         boot_id, pause, failures = "", FIRST_POLL_S, 0
@@ -233,9 +234,10 @@ class LongTaskAction(ActionBase):  # type: ignore[misc]
         }
 
 
-def _interval(task_vars: dict[str, Any]) -> float:
+def interval_of(value: Any) -> float:
+    """Return vllm_progress_interval as seconds; the default for what is no number."""
     try:
-        return max(0.0, float(task_vars.get("vllm_progress_interval", DEFAULT_INTERVAL_S)))
+        return max(0.0, float(value))
     except (TypeError, ValueError):
         return DEFAULT_INTERVAL_S
 

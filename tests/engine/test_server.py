@@ -211,6 +211,27 @@ def test_a_missing_model_folder_is_told(fleet: Fleet, spoil: str, name: str) -> 
     assert (failed["failed"], failed["error"]["name"], fleet.names()) == (True, name, [])
 
 
+@pytest.mark.parametrize(
+    ("access", "names"),
+    [
+        ("gpus", {"container-toolkit-missing", "gpu-unknown", "driver-libraries-missing"}),
+        ("cdi", {"cdi-device-missing"}),
+        ("runtime", {"container-toolkit-missing", "gpu-unknown", "driver-libraries-missing"}),
+        ("devices", {"gpu-unknown"}),
+    ],
+)
+def test_a_gpu_that_docker_cannot_give_is_told_and_the_old_server_stays(
+    fleet: Fleet, access: str, names: set[str]
+) -> None:
+    fleet.run(fleet.replica())
+    old = fleet.engine.containers.get(f"{fleet.prefix}-0").id
+    failed = fleet.run({**fleet.replica(), "gpus": [97]}, device="cuda", gpu_access=access)
+    assert failed["failed"]
+    assert failed["error"]["name"] in names, failed
+    assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (old, 200)
+    assert fleet.names() == [f"{fleet.prefix}-0"]
+
+
 def test_a_missing_image_and_a_missing_configuration_are_told(fleet: Fleet) -> None:
     replica = fleet.replica()
     assert fleet.run(replica, image="example.com/not/here:1")["error"]["name"] == "image-missing"

@@ -85,6 +85,8 @@ TEXTS = [
     ('could not select device driver "" with capabilities: [[gpu]]', "container-toolkit-missing"),
     ('could not select device driver "nvidia" with capabilities: [[gpu]]', "container-toolkit-missing"),
     ("Unknown runtime specified nvidia: unknown or invalid runtime name: nvidia", "container-toolkit-missing"),
+    ("Unknown runtime specified nvidia", "container-toolkit-missing"),
+    ('could not select device driver "cdi" with capabilities: []', "cdi-device-missing"),
     ("CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=7", "cdi-device-missing"),
     ("nvidia-container-cli: device error: GPU-1234: unknown device: unknown", "gpu-unknown"),
     (

@@ -155,6 +155,7 @@ class Action(LongTaskAction):
         self.commands: list[str] = []
         self.executed: list[dict[str, Any]] = []
         self._used_interpreter = None
+        self._templar = SimpleNamespace(template=lambda value: value)
         self._task = SimpleNamespace(
             args={"state": "present"}, async_val=0, check_mode=check_mode, action="gpufleet.vllm.vllm_server"
         )
@@ -270,4 +271,4 @@ def test_a_host_that_never_answers_again_is_given_up(shown: list[str]) -> None:
 
 @pytest.mark.parametrize(("value", "interval"), [("5", 5.0), (0, 0.0), (-3, 0.0), ("soon", 15.0), (None, 15.0)])
 def test_the_interval_is_a_number_of_seconds(value: Any, interval: float) -> None:
-    assert long_task._interval({"vllm_progress_interval": value}) == interval
+    assert long_task.interval_of(value) == interval
