@@ -118,7 +118,7 @@ def _kv_dtype(wishes: Wishes, chosen: Chosen) -> str:
 
 
 def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Load) -> Load:
-    default = versions.default_gpu_memory_utilization(load.version)
+    default = _default_utilisation(load)
     if wishes.gpu_memory_utilization:
         draft.decide("gpu_memory_utilization", wishes.gpu_memory_utilization, "vllm_gpu_memory_utilization")
         safe = memory_model.highest_utilisation(shape, card, load)
@@ -247,6 +247,8 @@ def _does_not_fit(
         remedy += _how_to_get(enough, wishes, cards)
     else:
         remedy = "No number of these GPUs holds it."
+    if wishes.gpu_memory_utilization and wishes.gpu_memory_utilization < _default_utilisation(load):
+        remedy += f" vllm_gpu_memory_utilization: {wishes.gpu_memory_utilization} leaves the rest of each GPU unused."
     if wishes.max_model_len and found.tokens > 0:
         fitting = memory_model.longest_request(shape, found, load)
         remedy += f" At this size the longest request that fits is {fitting} tokens (vllm_max_model_len)."
@@ -259,6 +261,10 @@ def _does_not_fit(
         remedy=remedy,
         details={"gpus_needed": enough, "weights_gib": shape.weights_gib, "kv_cache_gib": round(found.kv, 2)},
     )
+
+
+def _default_utilisation(load: Load) -> float:
+    return versions.default_gpu_memory_utilization(load.version)
 
 
 def _how_to_get(enough: int, wishes: Wishes, cards: Sequence[Gpu]) -> str:

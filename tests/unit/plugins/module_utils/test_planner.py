@@ -518,6 +518,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "does-not-fit",
         ["vllm_max_model_len needs 1000000 tokens", "165342 tokens", "needs 2 GPUs"],
     ),
+    "a utilisation that leaves too little": (
+        host(H200),
+        {"gpu_memory_utilization": 0.5},
+        "does-not-fit",
+        ["vllm_gpu_memory_utilization: 0.5 leaves"],
+    ),
     "a length beyond the model": (
         host(H200, 8),
         {"max_model_len": 20000000},
