@@ -489,7 +489,7 @@ class Deployment:
         starts: list[Start] = []
         for step in olds:
             old = _must(step.old)
-            self._progress.phase(f"{step.name}: putting the old server back")
+            self._progress.phase(f"{step.name}: failed ({error.name}), putting the old server back")
             try:
                 with engine_errors(f"starting the old server of {step.name}"):
                     self._restore(old, step.name, start=step.was_running or step.resumed, policy=step.old_policy)
