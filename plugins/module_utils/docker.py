@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 

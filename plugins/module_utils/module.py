@@ -13,7 +13,13 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
 # import name -> distribution on PyPI, for the message when it is missing
-DISTRIBUTIONS = {"docker": "docker", "requests": "requests", "jinja2": "Jinja2", "pynvml": "nvidia-ml-py", "yaml": "PyYAML"}
+DISTRIBUTIONS = {
+    "docker": "docker",
+    "requests": "requests",
+    "jinja2": "Jinja2",
+    "pynvml": "nvidia-ml-py",
+    "yaml": "PyYAML",
+}
 
 DOCKER_ARGUMENTS: dict[str, Any] = {
     "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},

@@ -24,9 +24,14 @@ class RunModule(Protocol):
 def run_module(capsys: pytest.CaptureFixture[str]) -> RunModule:
     """Run a module in this process as Ansible would and return the JSON that it prints."""
 
-    def run(main: Callable[[], None], args: dict[str, Any], *, check: bool = False, diff: bool = False) -> dict[str, Any]:
+    def run(
+        main: Callable[[], None], args: dict[str, Any], *, check: bool = False, diff: bool = False
+    ) -> dict[str, Any]:
         capsys.readouterr()
-        with patch_module_args({**args, "_ansible_check_mode": check, "_ansible_diff": diff}), pytest.raises(SystemExit):
+        with (
+            patch_module_args({**args, "_ansible_check_mode": check, "_ansible_diff": diff}),
+            pytest.raises(SystemExit),
+        ):
             main()
         result: dict[str, Any] = json.loads(capsys.readouterr().out)
         result.setdefault("failed", False)

@@ -32,8 +32,8 @@ def write(root: Path, path: str, text: str) -> None:
 
 OS_RELEASE = {
     "debian": 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nVERSION_ID="13"\nVERSION_CODENAME=trixie\nID=debian\n',
-    "ubuntu": "PRETTY_NAME=\"Ubuntu 24.04.3 LTS\"\nVERSION_ID=\"24.04\"\nID=ubuntu\nID_LIKE=debian\n",
-    "rocky": "PRETTY_NAME='Rocky Linux 9.6'\nID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.6\"\n",
+    "ubuntu": 'PRETTY_NAME="Ubuntu 24.04.3 LTS"\nVERSION_ID="24.04"\nID=ubuntu\nID_LIKE=debian\n',
+    "rocky": 'PRETTY_NAME=\'Rocky Linux 9.6\'\nID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.6"\n',
 }
 
 
