@@ -243,7 +243,7 @@ def _tool(name: str) -> dict[str, Any]:
     if path is None:
         return {"path": None, "version": None}
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return {"path": path, "version": None}
     found = re.search(r"\d+\.\d+(?:\.\d+)*(?:-rc\.\d+)?", done.stdout + done.stderr)

@@ -23,8 +23,8 @@ description:
 options:
   state:
     description:
-      - V(absent) removes from O(directory) everything that this collection wrote there, and the folder if that leaves it
-        empty.
+      - V(absent) removes from O(directory) everything that this collection wrote there, and the folder if that
+        leaves it empty.
     type: str
     choices: [present, absent]
     default: present

@@ -57,7 +57,7 @@ TOO_LONG = """
 (EngineCore pid=8) ERROR 11-22 07:27:49 [core.py:1330] ValueError: To serve at least one request with the models's max seq
  len ({}), (960.00 GiB KV cache is needed, which is larger than the available KV cache memory (19.73 GiB). Based on the
  available memory, the estimated maximum model length is 131072. Try increasing `gpu_memory_utilization`.
-"""
+"""  # noqa: E501 - as vLLM prints it
 WRAPPER = (
     "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
 )

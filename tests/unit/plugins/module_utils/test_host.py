@@ -504,7 +504,7 @@ def test_only_the_standard_library_is_imported() -> None:
 )
 def test_makes_environments(found: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian's Python without python3-venv has no ensurepip; Ansible's pip module needs packaging or setuptools."""
-    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: object() if name in found else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in found else None)
     assert host.makes_environments() is expected
 
 
