@@ -213,7 +213,8 @@ def test_the_recorded_failure_has_one_cause_far_above_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["start-cold-triton-moe.log", "start-cold-marlin-moe.log", "start-warm-triton-moe.log"]
+    "name",
+    ["start-cpu-0.32.log", "start-cold-triton-moe.log", "start-cold-marlin-moe.log", "start-warm-triton-moe.log"],
 )
 def test_nothing_in_a_good_start_looks_like_a_cause(name: str) -> None:
     assert diagnose((LOGS / name).read_text().splitlines()).name == "unknown-failure"

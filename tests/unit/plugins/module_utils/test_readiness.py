@@ -20,16 +20,22 @@ STAMP = re.compile(r"11-22 (\d\d):(\d\d):(\d\d)")
 
 def replay(name: str) -> tuple[StartWatch, float]:
     """Return a watch that has read a recording with the times that its lines carry, and the time of the last."""
-    at, watch = 0.0, None
-    for line in (LOGS / name).read_text(encoding="utf-8").splitlines():
+    text = (LOGS / name).read_text(encoding="utf-8")
+    first = STAMP.search(text)
+    assert first
+    at = seconds(first)
+    watch = StartWatch(at)
+    for line in text.splitlines():
         stamp = STAMP.search(line)
-        if stamp:
-            hour, minute, second = map(int, stamp.groups())
-            at = datetime(2026, 11, 22, hour, minute, second, tzinfo=timezone.utc).timestamp()
-        watch = watch or StartWatch(at)
+        at = seconds(stamp) if stamp else at
         watch.feed(at, line)
-    assert watch
     return watch, at
+
+
+def seconds(stamp: re.Match[str]) -> float:
+    """Return the time of a stamp in seconds since the epoch."""
+    hour, minute, second = map(int, stamp.groups())
+    return datetime(2026, 11, 22, hour, minute, second, tzinfo=timezone.utc).timestamp()
 
 
 def test_a_cold_start_takes_the_time_that_was_measured() -> None:
@@ -51,6 +57,14 @@ def test_a_warm_start_compiles_for_a_few_seconds() -> None:
     phases = {phase["name"]: phase["seconds"] for phase in watch.durations(end)}
     assert watch.phase == "serving"
     assert phases["compile"] < 12
+
+
+def test_an_eager_start_of_the_cpu_build_compiles_nothing() -> None:
+    watch, end = replay("start-cpu-0.32.log")
+    phases = {phase["name"]: phase["seconds"] for phase in watch.durations(end)}
+    assert tuple(phases) == ("container", "engine start", "weights", "KV cache", "warm-up", "serving")
+    assert phases["engine start"] == pytest.approx(119, abs=3)  # a machine under load
+    assert phases["warm-up"] == pytest.approx(6, abs=1)
 
 
 def test_a_silent_compiler_leaves_the_start_in_the_phase_before_the_kv_cache() -> None:
