@@ -20,8 +20,9 @@ if [ "$only" != vllm ]; then
     nvidia-ml-py==13.580.126 Jinja2==3.1.6 PyYAML==6.0.3
   (cd "$work/debs" && apt-get download -q docker.io containerd runc libdevmapper1.02.1 tini)
   for deb in "$work"/debs/*.deb; do dpkg -x "$deb" "$work/tools/engine"; done
-  rm -rf "$work"/tools/engine/usr/{share,bin/dnet,sbin/ovrouter} "$work"/tools/engine/{etc,lib/systemd}
-  tar c -C "$work/tools" . | xz -T0 -3 >"$out/tools.tar.xz"
+  rm -rf "$work"/tools/engine/{etc,lib/systemd} \
+    "$work"/tools/engine/usr/{share,sbin/ovrouter,bin/{dnet,ctr,containerd-stress,containerd-shim,containerd-shim-runc-v1}}
+  tar c -C "$work/tools" . | xz -T0 -6 >"$out/tools.tar.xz"
 fi
 if [ "$only" != tools ]; then
   fetch --no-deps -d "$work/wheels" -r "$here/vllm-0.26-wheels.txt"
