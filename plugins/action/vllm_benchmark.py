@@ -1,0 +1,73 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run M(gpufleet.vllm.vllm_benchmark) in the background, and compare what it measured with what is stored here."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+from ansible.module_utils.parsing.convert_bool import boolean
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, gates
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
+
+
+class ActionModule(LongTaskAction):
+    """Shows the module's phases live, then judges its figures by the baseline on the controller."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module and return its result with C(baseline) and the gates of the comparison."""
+        result = super().run(tmp, task_vars)
+        folder = self._task.args.get("baseline_dir")
+        if not folder or not result.get("points"):
+            return result
+        try:
+            return compared(
+                result,
+                os.path.abspath(os.path.expanduser(str(folder))),
+                save=boolean(self._task.args.get("save_baseline", False)),
+                tolerance=float(self._task.args.get("tolerance", 0.05)),
+                standard_errors=float(self._task.args.get("standard_errors", 2)),
+            )
+        except GpufleetError as error:
+            return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
+
+
+def compared(
+    result: dict[str, Any], folder: str, *, save: bool, tolerance: float, standard_errors: float
+) -> dict[str, Any]:
+    """Return the module's result, judged by the stored benchmark or stored as one.
+
+    Raises:
+        GpufleetError: as baseline.load and baseline.save.
+    """
+    key = baseline.key_of(result["comparable"])
+    failed_alone = bool(result.get("failed"))
+    if save:
+        saved = "" if failed_alone else _save(folder, key, result)
+        return {**result, "baseline": {"key": key, "found": False, "saved": saved, "date": ""}}
+    stored = baseline.load(folder, key)
+    if stored is None:
+        return {**result, "baseline": {"key": key, "found": False, "saved": "", "date": ""}}
+    found = gates.regression_gates(
+        result["points"], stored["points"], tolerance=tolerance, standard_errors=standard_errors
+    )
+    judged = {
+        **result,
+        "gates": [*result["gates"], *found],
+        "baseline": {"key": key, "found": True, "saved": "", "date": stored["date"]},
+    }
+    sentences = gates.failed(judged["gates"])
+    if sentences:
+        error = gates.failure(sentences)
+        judged.update(failed=True, msg=error.as_text(), error=error.as_result())
+    return judged
+
+
+def _save(folder: str, key: str, result: dict[str, Any]) -> str:
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return baseline.save(folder, key, result["comparable"], result["points"], date)

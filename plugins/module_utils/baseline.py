@@ -1,0 +1,80 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stored benchmarks that later ones are compared with, one file for each kind of measurement."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+SCHEMA_VERSION = 1
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """Return the key of everything that must be equal for two benchmarks to be comparable, as 16 hex digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(folder: str, key: str) -> dict[str, Any] | None:
+    """Return the stored benchmark, or None when there is none.
+
+    Raises:
+        GpufleetError: C(baseline-unreadable) when the file is there and holds something else.
+    """
+    path = path_of(folder, key)
+    try:
+        with open(path, encoding="utf-8") as stream:
+            document = json.load(stream)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise _unreadable(path, f"schema_version is not {SCHEMA_VERSION}")
+    return document
+
+
+def save(folder: str, key: str, parts: Mapping[str, Any], points: list[dict[str, Any]], date: str) -> str:
+    """Store a benchmark in the place of an older one and return its path.
+
+    Raises:
+        GpufleetError: C(baseline-not-written).
+    """
+    path = path_of(folder, key)
+    document = {"schema_version": SCHEMA_VERSION, "key": key, "date": date, "of": dict(parts), "points": points}
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".new-", delete=False, encoding="utf-8") as stream:
+            json.dump(document, stream, indent=2)
+            stream.write("\n")
+        os.chmod(stream.name, 0o644)
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise GpufleetError(
+            f"The baseline cannot be written to {path}.",
+            name="baseline-not-written",
+            remedy="Set vllm_baseline_dir to a folder on the controller that you may write to.",
+            evidence=str(error),
+        ) from error
+    return path
+
+
+def path_of(folder: str, key: str) -> str:
+    """Return the path of the file with this key."""
+    return os.path.join(folder, f"{key}.json")
+
+
+def _unreadable(path: str, why: str) -> GpufleetError:
+    return GpufleetError(
+        f"The baseline {path} cannot be read.",
+        name="baseline-unreadable",
+        remedy="Remove it and store a new one with vllm_benchmark_save_baseline: true.",
+        evidence=why,
+    )

@@ -1,0 +1,190 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Judges measurements: floors, ceilings, regressions against a baseline, and hosts that differ from their equals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+# Metrics compared with a baseline, and whether more is better.
+COMPARED = {"output_throughput": True, "median_ttft_ms": False, "median_tpot_ms": False}
+# So many median absolute deviations are as many standard deviations of a normal distribution.
+MAD_TO_STD = 1.4826
+FEWEST_EQUALS = 3
+
+Gate = dict[str, Any]
+
+
+def gate(kind: str, metric: str, value: float | None, limit: float, passed: bool, text: str) -> Gate:
+    """Return one judgement as data; C(text) is a sentence for people, with both numbers in it."""
+    return {"kind": kind, "metric": metric, "value": value, "limit": limit, "passed": passed, "text": text}
+
+
+def accuracy_gates(
+    scores: Sequence[Mapping[str, Any]], floors: Mapping[str, Mapping[str, float]], standard_errors: float
+) -> list[Gate]:
+    """Return a judgement of each score that has a floor, and a failed one for each floor without a score.
+
+    Args:
+        scores: what results.accuracy_scores returned.
+        floors: task to metric (as C(exact_match,strict-match)) to floor.
+        standard_errors: by how many standard errors of the score it may lie below the floor.
+    """
+    by_name = {(score["task"], score["metric"]): score for score in scores}
+    tasks = {score["task"] for score in scores}
+    gates = []
+    for task, metrics in floors.items():
+        if task not in tasks:
+            continue
+        for metric, floor in metrics.items():
+            score = by_name.get((task, metric))
+            name = f"{task} {metric}"
+            if score is None:
+                known = ", ".join(sorted(known for of, known in by_name if of == task))
+                text = f"{name}: lm_eval gives no such metric; it gives {known}"
+                gates.append(gate("accuracy", name, None, floor, False, text))
+                continue
+            gates.append(_accuracy_gate(name, score, floor, standard_errors))
+    return gates
+
+
+def _accuracy_gate(name: str, score: Mapping[str, Any], floor: float, standard_errors: float) -> Gate:
+    value, stderr = score["value"], score["stderr"] or 0.0
+    below = floor - value
+    passed = below <= standard_errors * stderr
+    error = f" ± {stderr:.4f}" if score["stderr"] is not None else ""
+    text = f"{name} = {value:.4f}{error}, floor {floor:.4f}"
+    if below > 0:
+        how = f"{below / stderr:.1f} standard errors" if stderr else f"{below:.4f}, with no standard error,"
+        text += f": {how} below it, {standard_errors:g} allowed"
+    return gate("accuracy", name, value, floor, passed, text)
+
+
+def limit_gates(
+    figures: Mapping[str, float], floors: Mapping[str, float], ceilings: Mapping[str, float], where: str
+) -> list[Gate]:
+    """Return a judgement of each figure that has a floor or a ceiling; a figure that is not there fails.
+
+    Args:
+        figures: names to means.
+        floors: names to the least allowed value.
+        ceilings: names to the greatest allowed value.
+        where: at what the figures were measured, such as C(concurrency 8).
+    """
+    gates = []
+    for kind, limits in (("floor", floors), ("ceiling", ceilings)):
+        for name, limit in limits.items():
+            value = figures.get(name)
+            if value is None:
+                text = f"{name} ({kind} {limit:g}) was not measured; measured are {', '.join(sorted(figures))}"
+                gates.append(gate(kind, name, None, limit, False, text))
+                continue
+            passed = value >= limit if kind == "floor" else value <= limit
+            text = f"{name} = {value:.6g} at {where}, {kind} {limit:g}"
+            gates.append(gate(kind, name, value, limit, passed, text))
+    return gates
+
+
+def requests_gate(completed: float, failed: float, where: str) -> Gate:
+    """Return the judgement that every request of a run must be answered."""
+    text = f"{completed:.0f} requests answered, {failed:.0f} failed at {where}"
+    return gate("requests", "failed", failed, 0, not failed, text)
+
+
+def regression_gates(
+    points: Sequence[Mapping[str, Any]],
+    baseline: Sequence[Mapping[str, Any]],
+    *,
+    tolerance: float,
+    standard_errors: float,
+) -> list[Gate]:
+    """Return a judgement of each compared metric at each concurrency that the baseline has.
+
+    A metric has regressed when it is worse than the baseline's mean by more than C(tolerance) and, where runs were
+    repeated, by more than C(standard_errors) standard errors of the difference as well.
+
+    Args:
+        points: C(concurrency), C(runs) and C(summary) (name to C(mean) and C(std)) of this measurement.
+        baseline: the same of the stored one.
+        tolerance: share of the baseline, such as 0.05.
+        standard_errors: how many of them count as noise.
+    """
+    stored = {point["concurrency"]: point for point in baseline}
+    gates = []
+    for point in points:
+        before = stored.get(point["concurrency"])
+        for name, more_is_better in COMPARED.items():
+            if before and name in before["summary"] and name in point["summary"]:
+                gates.append(_regression(name, point, before, more_is_better, tolerance, standard_errors))
+    return gates
+
+
+def _regression(
+    name: str,
+    point: Mapping[str, Any],
+    before: Mapping[str, Any],
+    more_is_better: bool,
+    tolerance: float,
+    standard_errors: float,
+) -> Gate:
+    now, old = point["summary"][name], before["summary"][name]
+    worse = (old["mean"] - now["mean"]) * (1 if more_is_better else -1)
+    noise = standard_errors * math.hypot(_standard_error(now, point), _standard_error(old, before))
+    allowed = max(tolerance * old["mean"], noise)
+    runs = min(len(point["runs"]), len(before["runs"]))
+    known = "noise of the repeated runs included" if runs > 1 else "one run: its noise is not known"
+    text = (
+        f"{name} = {now['mean']:.6g} at concurrency {point['concurrency']}, baseline {old['mean']:.6g}:"
+        f" {_percent(abs(worse), old['mean'])} {'worse' if worse > 0 else 'better'},"
+        f" {_percent(allowed, old['mean'])} allowed ({known})"
+    )
+    return gate("regression", name, now["mean"], old["mean"], worse <= allowed, text)
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{part / whole * 100:.1f} %" if whole else "?"
+
+
+def _standard_error(summary: Mapping[str, float], point: Mapping[str, Any]) -> float:
+    return summary["std"] / math.sqrt(len(point["runs"])) if point["runs"] else 0.0
+
+
+def outliers(values: Mapping[str, float], tolerance: float) -> dict[str, str]:
+    """Return the names whose value differs from their equals', each with a sentence.
+
+    A value is an outlier when it differs from the median by more than C(tolerance) of it and by more than three
+    standard deviations of the others, told robustly from the median absolute deviation. Fewer than three equals tell
+    nothing.
+    """
+    if len(values) < FEWEST_EQUALS:
+        return {}
+    median = statistics.median(values.values())
+    spread = MAD_TO_STD * statistics.median(abs(value - median) for value in values.values())
+    found = {}
+    for name, value in values.items():
+        if abs(value - median) > max(tolerance * median, 3 * spread):
+            share = (value - median) / median * 100
+            found[name] = f"{value:.6g}, {share:+.1f} % from the median {median:.6g} of {len(values)} equal servers"
+    return found
+
+
+def failed(gates: Sequence[Gate]) -> list[str]:
+    """Return the sentences of the judgements that failed."""
+    return [entry["text"] for entry in gates if not entry["passed"]]
+
+
+def failure(sentences: Sequence[str]) -> GpufleetError:
+    """Return the error for judgements that failed."""
+    count = len(sentences)
+    return GpufleetError(
+        f"{count} gate{'s' if count > 1 else ''} failed: {'; '.join(sentences)}.",
+        name="gates-failed",
+        remedy="Find out why the server does worse, or, if this is what it can do, change the gate's variable.",
+        details={"failed": list(sentences)},
+    )

@@ -1,0 +1,199 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Programs that run for minutes in a throw-away container beside a server, on the host's network."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Callable
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.run_line import DEFAULT_DOCKER_HOST
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+LABEL = "io.gpufleet.job"
+KEPT_LINES = 200
+POLL_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The server that is measured or judged, and the image that does so.
+
+    Attributes:
+        name: of the replica, for container names and messages.
+        url: base address, as seen from the host.
+        model: name under which it serves the model.
+        api_key: key that it wants, or C("").
+        image: reference of an image with vLLM.
+        environment: further variables of the container that asks.
+        secrets: those of them that reach no message, such as C(HF_TOKEN).
+        volumes: mounts of that container, as C(docker run --volume) takes them.
+    """
+
+    name: str
+    url: str
+    model: str
+    api_key: str = ""
+    image: str = ""
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    volumes: Sequence[str] = ()
+
+    def job_environment(self) -> dict[str, str]:
+        """Return the variables of the container that asks the server; no proxy stands between the two."""
+        host = self.url.split("://", 1)[-1].split("/", 1)[0].rpartition(":")[0]
+        return {"NO_PROXY": f"localhost,127.0.0.1,{host}", **self.environment, **self.all_secrets()}
+
+    def all_secrets(self) -> dict[str, str]:
+        """Return the secrets and the server's key under the name that both vllm bench and lm_eval read."""
+        return {**self.secrets, **({"OPENAI_API_KEY": self.api_key} if self.api_key else {})}
+
+    def docker_line(self, command: Sequence[str], volumes: Sequence[str] = (), docker_host: str = "") -> str:
+        """Return the C(docker run) command that repeats a job by hand; secrets stay in variables of the shell."""
+        docker = ["docker"] if docker_host in ("", DEFAULT_DOCKER_HOST) else ["docker", "--host", docker_host]
+        words = [*docker, "run", "--rm", "--network", "host"]
+        for volume in (*self.volumes, *volumes):
+            words += ["--volume", volume]
+        for name, value in sorted(self.environment.items()):
+            words += ["--env", f"{name}={value}"]
+        for name in sorted(self.all_secrets()):
+            words += ["--env", name]
+        return shlex.join([*words, "--entrypoint", command[0], self.image, *command[1:]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What runs in the container.
+
+    Attributes:
+        name: of the container; one that an interrupted run left under it is removed.
+        image: reference of the image.
+        command: program and arguments, in the place of the image's own entry point.
+        environment: variables of the container; may hold secrets, which reach no message.
+        volumes: mounts, as C(docker run --volume) takes them.
+        working_dir: folder of the container to start in.
+    """
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+    working_dir: str = "/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How it ended: the exit status and the last lines of its output, without the bars that show progress."""
+
+    exit_code: int
+    lines: list[str]
+
+
+def run_job(client: DockerClient, job: Job, *, timeout: float, on_poll: Callable[[], None] = lambda: None) -> Ended:
+    """Run C(job) to its end; its container is gone afterwards, however this ends.
+
+    Args:
+        client: the engine.
+        job: what to run.
+        timeout: seconds after which it is ended.
+        on_poll: called about once a second meanwhile; what it raises ends the job.
+
+    Raises:
+        GpufleetError: C(image-missing), C(job-too-slow), C(engine-error), or what C(on_poll) raises.
+    """
+    from docker.errors import ImageNotFound, NotFound
+    from docker.types import LogConfig
+
+    with engine_errors(f"running {job.name}"):
+        with contextlib.suppress(NotFound):
+            client.containers.get(job.name).remove(force=True, v=True)
+        try:
+            container = client.containers.create(
+                job.image,
+                name=job.name,
+                entrypoint=list(job.command[:1]),
+                command=list(job.command[1:]),
+                environment=job.environment,
+                volumes=list(job.volumes),
+                working_dir=job.working_dir,
+                network_mode="host",
+                init=True,
+                labels={LABEL: job.name},
+                log_config=LogConfig(type="json-file", config={"max-size": "50m"}),
+            )
+        except ImageNotFound as error:
+            raise GpufleetError(
+                f"The image {job.image} is not on this host.",
+                name="image-missing",
+                remedy="Deploy first (playbook gpufleet.vllm.deploy), or name an image with vLLM that is on the host in"
+                " vllm_verify_image.",
+            ) from error
+        try:
+            container.start()
+            deadline = time.monotonic() + timeout
+            while True:
+                container.reload()
+                if container.status in ("exited", "dead"):
+                    break
+                if time.monotonic() > deadline:
+                    raise GpufleetError(
+                        f"{job.name} had not ended after {timeout:.0f} s.",
+                        name="job-too-slow",
+                        remedy="Ask for less (fewer prompts, a smaller vllm_accuracy_limit), or raise the time limit of"
+                        " the stage.",
+                        evidence="\n".join(_lines(container.logs(tail=20))[-5:]),
+                    )
+                on_poll()
+                time.sleep(POLL_S)
+            return Ended(container.attrs["State"]["ExitCode"], _lines(container.logs(tail=KEPT_LINES * 5)))
+        finally:
+            with contextlib.suppress(NotFound):
+                container.remove(force=True, v=True)
+
+
+def _lines(data: bytes) -> list[str]:
+    """Return the last lines of a log; of a line that was written over and over, its last state."""
+    kept: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+    for line in data.decode("utf-8", "replace").split("\n"):
+        text = line.rstrip("\r ").rpartition("\r")[2].rstrip()
+        if text:
+            kept.append(text)
+    return list(kept)
+
+
+@contextlib.contextmanager
+def work_folder(parent: str, operation: str) -> Iterator[str]:
+    """Yield an empty folder below C(parent) and remove it afterwards; one run at a time may hold one there.
+
+    Args:
+        parent: made if it is not there.
+        operation: what is being done, for the message of whoever comes second.
+
+    Raises:
+        GpufleetError: C(busy), as host_lock.
+    """
+    os.makedirs(parent, mode=0o755, exist_ok=True)
+    with host_lock(os.path.join(parent, ".lock"), operation):
+        for entry in os.listdir(parent):
+            if entry.startswith("run-"):  # left by a run that was killed
+                shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix="run-", dir=parent)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

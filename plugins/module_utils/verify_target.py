@@ -1,0 +1,79 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options that the modules which verify a server share, and the server that they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
+from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server, base_url
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CA_BUNDLE_PATH, CA_BUNDLE_VARIABLES, HF_HOME
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+# Documented in doc_fragments/verify.py.
+TARGET_ARGUMENTS: dict[str, Any] = {
+    "url": {"type": "str", "default": "http://127.0.0.1:8000"},
+    "name": {"type": "str", "default": "vllm"},
+    "model": {"type": "str", "default": ""},
+    "api_key": {"type": "str", "default": "", "no_log": True},
+    "hf_token": {"type": "str", "default": "", "no_log": True},
+    "image": {"type": "str", "required": True},
+    "model_source": {"type": "dict", "default": {}},
+    "hf_home": {"type": "path", "default": "/var/lib/gpufleet/huggingface"},
+    "ca_bundle": {"type": "str", "default": ""},
+    "work_dir": {"type": "path", "default": "/var/lib/gpufleet/verify"},
+    "timeout": {"type": "int", "default": 7200},
+}
+
+
+def target_of(params: dict[str, Any]) -> Target:
+    """Return the server that a module's options name; it must answer.
+
+    Raises:
+        GpufleetError: as openai.Server.served_model.
+    """
+    server = Server(params["url"], api_key=params["api_key"], retries=2)
+    environment: dict[str, str] = {"HF_HOME": HF_HOME}
+    volumes = [f"{params['hf_home']}:{HF_HOME}"] if params["hf_home"] else []
+    source = params["model_source"]
+    if source.get("mount"):
+        volumes.append(f"{source['mount']}:{source['argument']}:ro")
+    if params["ca_bundle"]:
+        volumes.append(f"{params['ca_bundle']}:{CA_BUNDLE_PATH}:ro")
+        environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
+    return Target(
+        name=params["name"],
+        url=base_url(params["url"]),
+        model=server.served_model(params["model"]),
+        api_key=params["api_key"],
+        image=params["image"],
+        environment=environment,
+        secrets={"HF_TOKEN": params["hf_token"]} if params["hf_token"] else {},
+        volumes=tuple(volumes),
+    )
+
+
+def image_id_of(client: DockerClient, image: str) -> str:
+    """Return the id of an image on the host.
+
+    Raises:
+        GpufleetError: C(image-missing).
+    """
+    from docker.errors import ImageNotFound
+
+    with engine_errors(f"looking for the image {image}"):
+        try:
+            return str(client.images.get(image).id)
+        except ImageNotFound as error:
+            raise GpufleetError(
+                f"The image {image} is not on this host.",
+                name="image-missing",
+                remedy="Deploy first (playbook gpufleet.vllm.deploy), or name an image with vLLM that is on the host in"
+                " vllm_verify_image.",
+            ) from error
