@@ -100,7 +100,7 @@ class Server:
         self.timeout = timeout
         self.retries = retries
         self.pause = pause
-        self._verify = verify
+        self.verify = verify
         self._api_key = api_key
         self._sleep = sleep
         self._session = requests.Session()
@@ -172,10 +172,10 @@ class Server:
     def curl(self, path: str, body: dict[str, Any] | None = None) -> str:
         """Return the curl command of a request; the key stays in C($VLLM_API_KEY)."""
         words = ["curl", "-sS", shlex.quote(self.url + path)]
-        if self._verify is False:
+        if self.verify is False:
             words.append("-k")
-        elif isinstance(self._verify, str):
-            words += ["--cacert", shlex.quote(self._verify)]
+        elif isinstance(self.verify, str):
+            words += ["--cacert", shlex.quote(self.verify)]
         if self._api_key:
             words += ["-H", f'"Authorization: Bearer ${KEY_VARIABLE}"']
         if body is not None:
@@ -212,7 +212,7 @@ class Server:
 
         try:
             response = self._session.request(
-                method, self.url + path, json=body, timeout=(CONNECT_TIMEOUT, self.timeout), verify=self._verify
+                method, self.url + path, json=body, timeout=(CONNECT_TIMEOUT, self.timeout), verify=self.verify
             )
         except requests.exceptions.SSLError as error:
             raise GpufleetError(
@@ -285,6 +285,53 @@ class Server:
             latency=latency,
             curl=self.curl(path, body),
         )
+
+
+def check_endpoints(server: Server, api_key: str, *, required: bool) -> dict[str, Any]:
+    """Check what a vLLM server offers besides completions.
+
+    Args:
+        server: the server.
+        api_key: the key that it was given, or C("").
+        required: whether all of it must be there, as with vLLM; otherwise what another server lacks is left out.
+
+    Returns:
+        C(healthy), C(version), C(load) (as parse_metrics returns it) and C(refuses_without_key) (None without a key).
+
+    Raises:
+        GpufleetError: what is wrong with an endpoint, C(metrics-missing), or C(key-not-enforced).
+    """
+    found: dict[str, Any] = {"healthy": None, "version": "", "load": {}, "refuses_without_key": None}
+    try:
+        server.request("GET", "/health")
+        found["healthy"] = True
+        found["version"] = str(server.json("GET", "/version")["version"])
+        found["load"] = server.metrics()
+    except (GpufleetError, KeyError, TypeError) as error:
+        if required and isinstance(error, GpufleetError):
+            raise
+        if required:
+            raise malformed("/version", "it names no version", str(error)) from error
+    if required and "requests_running" not in found["load"]:
+        raise malformed("/metrics", "it does not tell how many requests are running", found["load"])
+    if api_key:
+        found["refuses_without_key"] = _refuses_without_key(server)
+    return found
+
+
+def _refuses_without_key(server: Server) -> bool:
+    try:
+        Server(server.url, timeout=server.timeout, verify=server.verify).request("GET", "/v1/models")
+    except GpufleetError as error:
+        if error.name == "unauthorized":
+            return True
+        raise
+    raise GpufleetError(
+        f"{server.url}/v1 answers without an API key, though vllm_api_key is set.",
+        name="key-not-enforced",
+        remedy="Deploy again, so that the server is started with the key (VLLM_API_KEY); whoever reaches the port can"
+        " use it until then.",
+    )
 
 
 def ready_request(url: str, model: str = "", api_key: str = "", *, timeout: float = 60) -> Answer:

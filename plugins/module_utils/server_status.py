@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import SERVING, WARM_UP, watch_lines
+from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import (
+    SERVING,
+    WARM_UP,
+    StartWatch,
+    watch_lines,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     COLLECTION,
     LABEL_COLLECTION,
@@ -24,13 +31,16 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     base_url,
     read_spec,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import started_at
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import parse_time, started_at
 
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
 
 QUERY_TIMEOUT_S = 5.0
+PLAN_FILE = "plan.json"
+# No start prints more; a log that has lost its beginning is not read to its end for nothing.
+START_LINES = 20000
 ENGINE_DEAD = "engine dead"
 NOT_ANSWERING = "not answering"
 RESTARTING = "restarting"
@@ -38,7 +48,9 @@ STOPPED = "stopped"
 DEAD = "dead"
 
 
-def server_states(client: DockerClient, prefix: str, config_dir: str, log_lines: int) -> list[dict[str, Any]]:
+def server_states(
+    client: DockerClient, prefix: str, config_dir: str, log_lines: int, *, starts: bool = False
+) -> list[dict[str, Any]]:
     """Return the state of each server whose name begins with C(prefix), see the module's RETURN."""
     with engine_errors("listing containers"):
         found = client.containers.list(
@@ -54,6 +66,8 @@ def server_states(client: DockerClient, prefix: str, config_dir: str, log_lines:
         old = boxes.get(name + PREVIOUS)
         state["previous"] = old.status if old else ""
         state["summary"] = summary(state)
+        if starts:
+            state["start"] = start_phases(box) if state["phase"] == SERVING else []
         states.append(state)
     return states
 
@@ -93,6 +107,29 @@ def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[s
     else:
         _tell_why_not(state, box, docker_state, log_lines)
     return state
+
+
+def start_phases(box: Container) -> list[dict[str, Any]]:
+    """Return the phases of a container's last start, each C(name) and C(seconds); none if its log has lost them."""
+    began = started_at(box)
+    watch = StartWatch(began)
+    with engine_errors(f"reading the log of {box.name}"):
+        stream = box.logs(timestamps=True, since=max(began - 0.5, 1.0), stream=True, follow=False)
+        for raw in itertools.islice(stream, START_LINES):
+            stamp, _space, line = raw.decode("utf-8", "replace").partition(" ")
+            watch.feed(parse_time(stamp), line.rstrip())
+            if watch.phase == SERVING:
+                return watch.durations(parse_time(stamp))[:-1]
+    return []
+
+
+def applied_plan(config_dir: str) -> dict[str, Any]:
+    """Return the plan that was last applied on the host; empty when there is none that can be read."""
+    try:
+        plan = json.loads(read_text(config_dir, PLAN_FILE) or "{}")
+    except ValueError:
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
 def served_name(spec: Spec | None) -> str:

@@ -46,6 +46,13 @@ options:
       - Send O(prompt) as a chat message, too. The model needs a chat template for that.
     type: bool
     default: false
+  endpoints:
+    description:
+      - Check /health, /version and /metrics, too, and with O(api_key) that a request without it is refused.
+      - With V(all) each must be there, as with vLLM. With V(offered) those that another server lacks are left out.
+    type: str
+    choices: [none, offered, all]
+    default: none
   api_key:
     description:
       - Key of the server, sent as bearer token.
@@ -142,11 +149,17 @@ chat:
   description: The same for the chat message, C(text), C(finish_reason), C(usage), C(model), C(latency_s) and C(curl).
   returned: success and O(chat=true)
   type: dict
+endpoints:
+  description:
+    - C(healthy), C(version), C(load) (from /metrics), and C(refuses_without_key), which is null without O(api_key).
+  returned: success and O(endpoints) is not V(none)
+  type: dict
+  sample: {"healthy": true, "version": "0.12.0", "load": {"requests_running": 0}, "refuses_without_key": true}
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(not-ready) (nothing listens), V(server-unreachable), V(timeout), V(unauthorized), V(model-not-served),
-      V(server-error), V(malformed-answer), V(empty-answer) and V(url-invalid).
+      V(server-error), V(malformed-answer), V(empty-answer), V(key-not-enforced) and V(url-invalid).
   returned: failure
   type: dict
 """
@@ -154,7 +167,7 @@ error:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import RECIPE_PROMPT, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import RECIPE_PROMPT, Server, check_endpoints
 
 ARGUMENTS: dict[str, Any] = {
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},
@@ -163,6 +176,7 @@ ARGUMENTS: dict[str, Any] = {
     "max_tokens": {"type": "int", "default": 20, "no_log": False},
     "temperature": {"type": "float", "default": 0},
     "chat": {"type": "bool", "default": False},
+    "endpoints": {"type": "str", "choices": ["none", "offered", "all"], "default": "none"},
     "api_key": {"type": "str", "default": "", "no_log": True},
     "timeout": {"type": "float", "default": 60},
     "retries": {"type": "int", "default": 2},
@@ -185,6 +199,8 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     result = {"changed": False, "models": models, **server.complete(*question).as_result()}
     if params["chat"]:
         result["chat"] = server.chat(*question).as_result()
+    if params["endpoints"] != "none":
+        result["endpoints"] = check_endpoints(server, params["api_key"], required=params["endpoints"] == "all")
     return result
 
 

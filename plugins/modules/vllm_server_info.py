@@ -21,7 +21,7 @@ options:
     default: vllm
   config_dir:
     description:
-      - Folder with the servers' C(docker run) lines.
+      - Folder with the applied plan and the servers' C(docker run) lines.
     type: path
     default: /etc/gpufleet
   log_lines:
@@ -30,6 +30,11 @@ options:
         death from.
     type: int
     default: 5000
+  starts:
+    description:
+      - Also tell the phases of each serving server's last start, from its log.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - gpufleet.vllm.common.reads
   - gpufleet.vllm.common.docker
@@ -134,22 +139,33 @@ servers:
         - For a server that Docker restarted and that does not serve yet, the cause of its earlier death.
       type: dict
       sample: {"name": "out-of-memory-kill", "evidence": "OOMKilled: true"}
+    start:
+      description: Phases of the last start, each C(name) and C(seconds); empty if its log has lost them.
+      type: list
+      elements: dict
+      sample: [{"name": "weights", "seconds": 10.2}]
     previous:
       description: State of the old container that an unfinished replacement keeps; empty when there is none.
       type: str
       sample: exited
+plan:
+  description: The plan that was applied on the host; empty when there is none.
+  returned: success
+  type: dict
+  sample: {"schema_version": 1, "model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"}
 """
 
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server_status import server_states
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server_status import applied_plan, server_states
 
 ARGUMENTS: dict[str, Any] = {
     "container_prefix": {"type": "str", "default": "vllm"},
     "config_dir": {"type": "path", "default": "/etc/gpufleet"},
     "log_lines": {"type": "int", "default": 5000},
+    "starts": {"type": "bool", "default": False},
     **DOCKER_ARGUMENTS,
 }
 
@@ -157,8 +173,10 @@ ARGUMENTS: dict[str, Any] = {
 def work(params: dict[str, Any]) -> dict[str, Any]:
     """Return the task's result."""
     client = connect(params["docker_host"], params["docker_timeout"])
-    states = server_states(client, params["container_prefix"], params["config_dir"], params["log_lines"])
-    return {"changed": False, "servers": states}
+    states = server_states(
+        client, params["container_prefix"], params["config_dir"], params["log_lines"], starts=params["starts"]
+    )
+    return {"changed": False, "servers": states, "plan": applied_plan(params["config_dir"])}
 
 
 def main() -> None:
