@@ -1,0 +1,109 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write the report of a verification run over all hosts, and show its summary."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import tempfile
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
+
+ARGUMENTS: dict[str, Any] = {
+    "hosts": {"type": "dict", "required": True},
+    "report_dir": {"type": "str", "required": True},
+    "outlier_tolerance": {"type": "float", "default": 0.1},
+    "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
+}
+NO_PLOTS = "The plots are left out: matplotlib is not installed on the controller, beside ansible-core (pip install matplotlib)."
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action plugin behind gpufleet.vllm.vllm_report."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write both files, print the summary, and return which hosts failed and why."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        created = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        document = report.build(_plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
+        folder = os.path.abspath(os.path.expanduser(arguments["report_dir"]))
+        notes: list[str] = []
+        try:
+            drawn = plots.draw(document)
+        except ImportError:
+            drawn = {}
+            notes.append(NO_PLOTS)
+            self._display.warning(NO_PLOTS)
+        page = os.path.join(folder, "report.html")
+        lines = report.summary_lines(document, page)
+        failed = {
+            entry["name"]: "; ".join(failure["message"] for failure in entry["failures"])
+            for entry in document["hosts"]
+            if entry["failures"]
+        }
+        texts = {
+            "report.json": json.dumps(document, indent=2) + "\n",
+            "report.html": report.html(document, drawn, notes),
+        }
+        hidden = [secret for secret in arguments["secrets"] if secret]
+        if not self._task.check_mode:
+            try:
+                for name, text in texts.items():
+                    _replace(os.path.join(folder, name), _without(text, hidden))
+            except GpufleetError as error:
+                result.update(failed=True, msg=error.as_text(), error=error.as_result())
+        self._display.display(_without("\n".join(["", *lines, ""]), hidden))
+        return {
+            **result,
+            "changed": False,
+            "verdict": document["verdict"],
+            "failed_hosts": {name: _without(text, hidden) for name, text in failed.items()},
+            "report": page,
+            "summary": [_without(line, hidden) for line in lines],
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as plain data, without what Ansible attaches to it."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _without(text: str, secrets: list[str]) -> str:
+    """Return the text without the secrets, should a server or program have repeated one."""
+    for secret in secrets:
+        text = text.replace(secret, "********")
+    return text
+
+
+def _replace(path: str, text: str) -> None:
+    """Put C(text) in the place of the file as a whole.
+
+    Raises:
+        GpufleetError: C(report-not-written).
+    """
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".new-", delete=False, encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(stream.name, 0o644)
+        os.replace(stream.name, path)
+    except OSError as error:
+        raise GpufleetError(
+            f"The report cannot be written to {path}.",
+            name="report-not-written",
+            remedy="Set vllm_report_dir to a folder on the controller that you may write to.",
+            evidence=str(error),
+        ) from error

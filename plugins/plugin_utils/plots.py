@@ -1,0 +1,217 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plots of the report, by matplotlib, as SVG that lives in the page: its text is text, its colours are the page's.
+
+Each plot is drawn twice, wide and narrow; the page shows the one that fits the screen. matplotlib has no notion of a
+page's colours, so it draws in stand-ins, each of which is then replaced by a variable of the page's style sheet.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, MUTED, GRID, GOOD, BAD = "#010101", "#020202", "#030303", "#040404", "#050505"
+SERIES = ("#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b")
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    GOOD: "var(--good)",
+    BAD: "var(--bad)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)},
+}
+MARKERS = "osD^vP"
+SIZES = {"wide": (8.6, 3.9), "narrow": (4.3, 4.1)}
+MOST_SCORES = 24
+MOST_LINES = 40
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+
+def draw(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the plots of a report (report.build) that its measurements allow: names to SVG.
+
+    Raises:
+        ImportError: when matplotlib is not installed.
+    """
+    found = {}
+    scores, lines = scores_of(document), curves_of(document)
+    if scores:
+        found["accuracy"] = _both("accuracy", lambda axes: _draw_scores(axes, scores), 0.9 + 0.42 * len(scores))
+    if any(len(line["points"]) > 1 for line in lines):
+        found["curve"] = _both("curve", lambda axes: _draw_curves(axes, lines))
+    return found
+
+
+def scores_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the scores to plot, those with failed gates first: C(label), C(value), C(stderr), C(floor), C(passed)."""
+    found = []
+    several = sum(len(entry["stages"]["accuracy"]) for entry in document["hosts"]) > 1
+    for entry in document["hosts"]:
+        for item in entry["stages"]["accuracy"]:
+            gates = {gate["metric"]: gate for gate in item.get("gates", [])}
+            for score in item.get("scores", []):
+                gate = gates.get(f"{score['task']} {score['metric']}")
+                where = f"{entry['name']} {item['server']}\n" if several else ""
+                found.append(
+                    {
+                        "label": f"{where}{score['task']}\n{score['metric']}",
+                        "value": score["value"],
+                        "stderr": score["stderr"] or 0.0,
+                        "floor": gate["limit"] if gate else None,
+                        "passed": not gate or gate["passed"],
+                    }
+                )
+    return sorted(found, key=lambda score: score["passed"])[:MOST_SCORES]
+
+
+def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a line for each measured server: C(kind) (what it shares its colour with) and C(points), by concurrency.
+
+    A point is C(concurrency), C(latency_s) (median E2EL) and C(throughput) (output tokens/s, for each GPU if there are).
+    """
+    found = []
+    for entry in document["hosts"]:
+        for item in entry["stages"]["performance"]:
+            points = []
+            for point in item.get("points", []):
+                summary = {name: values["mean"] for name, values in point["summary"].items()}
+                throughput = summary.get("output_throughput_per_gpu", summary.get("output_throughput"))
+                if throughput and "median_e2el_ms" in summary:
+                    latency_s = summary["median_e2el_ms"] / 1000
+                    points.append(
+                        {"concurrency": point["concurrency"], "latency_s": latency_s, "throughput": throughput}
+                    )
+            if points:
+                found.append({"kind": _kind(entry["plan"]), "points": sorted(points, key=lambda p: p["concurrency"])})
+    return found[:MOST_LINES]
+
+
+def _kind(plan: Mapping[str, Any]) -> str:
+    if not plan:
+        return "endpoint"
+    size = plan["replicas"][0]["tensor_parallel_size"]
+    return f"{plan['profile']}, {plan['precision']}" + (f", TP {size}" if plan["device"] != "cpu" else "")
+
+
+def _draw_scores(axes: Axes, scores: Sequence[Mapping[str, Any]]) -> None:
+    rows = range(len(scores))
+    for row, score in zip(rows, scores, strict=True):
+        colour = GOOD if score["passed"] else BAD
+        axes.errorbar(
+            score["value"], row, xerr=score["stderr"], fmt="o", color=colour, markersize=6, capsize=4, linewidth=1.6
+        )
+        axes.annotate(
+            f"{score['value']:.3f}", (score["value"], row), (0, 7), textcoords="offset points", ha="center", color=INK
+        )
+        if score["floor"] is not None:
+            axes.plot([score["floor"]] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=2)
+            axes.annotate(
+                "floor",
+                (score["floor"], row - 0.32),
+                (0, -3),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                color=MUTED,
+                fontsize=9,
+            )
+    axes.set_yticks(list(rows), [score["label"] for score in scores])
+    axes.set_ylim(len(scores) - 0.4, -0.75)
+    edges = [score["value"] + sign * 2.5 * score["stderr"] for score in scores for sign in (-1, 1)]
+    edges += [score["floor"] for score in scores if score["floor"] is not None]
+    low, high = min(edges), max(edges)
+    margin = max(0.03, (high - low) * 0.12)
+    axes.set_xlim(max(low - margin, -0.02), min(high + margin, 1.02))
+    axes.set_xlabel("score ± one standard error")
+    axes.grid(axis="y", visible=False)
+
+
+def _draw_curves(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
+    kinds = list(dict.fromkeys(line["kind"] for line in lines))
+    labelled: set[str] = set()
+    for line in lines:
+        number = kinds.index(line["kind"]) % len(SERIES)
+        points = line["points"]
+        axes.plot(
+            [point["latency_s"] for point in points],
+            [point["throughput"] for point in points],
+            color=SERIES[number],
+            marker=MARKERS[number],
+            markersize=6,
+            linewidth=1.8,
+            label=line["kind"] if line["kind"] not in labelled else None,
+        )
+        if line["kind"] not in labelled:
+            for point in points:
+                axes.annotate(
+                    str(point["concurrency"]),
+                    (point["latency_s"], point["throughput"]),
+                    (0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    color=MUTED,
+                    fontsize=9,
+                )
+        labelled.add(line["kind"])
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.margins(0.08)
+    axes.set_xlabel("median end-to-end latency, s")
+    axes.set_ylabel("output tokens/s")
+    if len(kinds) > 1:
+        axes.legend(loc="lower right")
+
+
+def _both(name: str, paint: Callable[[Axes], None], height: float | None = None) -> str:
+    """Return the plot as two SVG pictures, of which the page's style sheet shows one."""
+    return "".join(_svg(name, size, paint, (width, height or tall)) for size, (width, tall) in SIZES.items())
+
+
+def _svg(name: str, size: str, paint: Callable[[Axes], None], inches: tuple[float, float]) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Pictures of one page must not share the names of their parts; the salt makes those names the same each time.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{name}-{size}"}):
+        figure = Figure(figsize=inches, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure.add_subplot())
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" class="plot {size}" role="img">', svg, count=1
+    )
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg

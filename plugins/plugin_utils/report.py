@@ -1,0 +1,293 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The report of a verification run over many hosts: one document, told as JSON, as HTML and as a few lines of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import fold
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gates import outliers
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import is_secret
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import duration
+
+SCHEMA_VERSION = 1
+STAGES = ("basic", "accuracy", "performance")
+TEMPLATE = Path(__file__).parent / "report.html.j2"
+# What of a stage's result is kept; a result also holds what Ansible adds, and what the module was called with.
+KEPT = {
+    "basic": ("text", "finish_reason", "usage", "model", "latency_s", "curl", "chat", "endpoints"),
+    "accuracy": ("model", "scores", "gates", "command", "seconds"),
+    "performance": (*("model", "points", "gates", "notes", "comparable", "baseline", "command", "seconds"),),
+}
+# The recipe's own words for what vllm bench measures.
+LATENCY_WORDS = {
+    "ttft": ("Time to First Token (TTFT)", "from sending a request to the first token of its answer"),
+    "tpot": ("Time per Output Token (TPOT)", "for each token after the first"),
+    "itl": ("Inter-token Latency (ITL)", "between one token and the next"),
+    "e2el": ("End-to-End Latency (E2EL)", "from sending a request to the last token of its answer"),
+}
+
+
+def build(hosts: Mapping[str, Mapping[str, Any]], created: str, outlier_tolerance: float) -> dict[str, Any]:
+    """Return the document of a run.
+
+    Args:
+        hosts: each host of the play to what role verify found there: C(plan), C(servers), C(gpus), C(driver), C(url) and
+            C(stages) (stage to the results of its task, one a server), or C(error), or nothing if it was not reached.
+        created: time of the run.
+        outlier_tolerance: share of the median by which equal servers may differ.
+
+    Returns:
+        C(verdict) (passed or failed), C(hosts), C(failures), C(outliers), C(plans) (each kind of plan once) and more; it
+        holds no secret as long as no plan does.
+    """
+    entries = [_host(name, found) for name, found in hosts.items()]
+    failures = [failure for entry in entries for failure in entry["failures"]]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": created,
+        "verdict": "failed" if failures else "passed",
+        "failures": failures,
+        "outliers": _outliers(entries, outlier_tolerance),
+        "plans": _plans(entries),
+        "hosts": entries,
+    }
+
+
+def _host(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    stages = {stage: [_result(stage, item) for item in found.get("stages", {}).get(stage, [])] for stage in STAGES}
+    failures = [
+        {"host": name, "server": item["server"], "stage": stage, **item["failure"]}
+        for stage, items in stages.items()
+        for item in items
+        if item["failure"]
+    ]
+    missing = "" if found else "The host was not reached, or failed before its verification began."
+    error = str(found.get("error") or missing)
+    if error:
+        failures.insert(0, {"host": name, "server": "", "stage": "", **_failure({"msg": error})})
+    return {
+        "name": name,
+        "verdict": "failed" if failures else "passed",
+        "url": found.get("url", ""),
+        "gpus": list(found.get("gpus", [])),
+        "driver": found.get("driver", ""),
+        "plan": _public_plan(found.get("plan") or {}),
+        "servers": [
+            {key: server.get(key) for key in ("name", "url", "model", "vllm_version", "image", "start", "docker_run")}
+            for server in found.get("servers", [])
+        ],
+        "stages": stages,
+        "failures": failures,
+    }
+
+
+def _public_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan; the environment of its replicas without values that look like secrets."""
+    replicas = [
+        {
+            **replica,
+            "environment": {
+                name: "(hidden)" if is_secret(name, str(value)) else value
+                for name, value in (replica.get("environment") or {}).items()
+            },
+        }
+        for replica in plan.get("replicas", [])
+    ]
+    return {**plan, "replicas": replicas} if plan else {}
+
+
+def _result(stage: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of one result of a stage's task."""
+    target = item.get("__verify_target") or {}
+    kept = {key: item[key] for key in KEPT[stage] if key in item}
+    failed = bool(item.get("failed"))
+    return {
+        "server": str(target.get("name", item.get("name", ""))),
+        "passed": not failed and not item.get("skipped"),
+        "skipped": bool(item.get("skipped")),
+        "failure": _failure(item) if failed else None,
+        **kept,
+    }
+
+
+def _failure(item: Mapping[str, Any]) -> dict[str, str]:
+    error = item.get("error")
+    if not isinstance(error, Mapping):
+        return {"name": "failed", "message": str(item.get("msg", "failed")), "remedy": "", "evidence": ""}
+    return {key: str(error.get(key) or "") for key in ("name", "message", "remedy", "evidence")}
+
+
+def _plans(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each kind of plan once, with its hosts; the GPUs' own identities do not count."""
+    kinds: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    for entry in entries:
+        if entry["plan"]:
+            plan = entry["plan"]
+            replicas = [{**replica, "gpu_uuids": []} for replica in plan["replicas"]]
+            key = json.dumps({**plan, "replicas": replicas, "warnings": []}, sort_keys=True)
+            kinds.setdefault(key, ([], plan))[0].append(entry["name"])
+    return [{"hosts": fold(hosts), "count": len(hosts), "plan": plan} for hosts, plan in kinds.values()]
+
+
+def _outliers(entries: Sequence[Mapping[str, Any]], tolerance: float) -> list[dict[str, Any]]:
+    """Return the servers whose throughput differs from that of the servers which were measured alike."""
+    groups: dict[str, dict[tuple[str, str], float]] = {}
+    for entry in entries:
+        for item in entry["stages"]["performance"]:
+            for point in item.get("points", []):
+                figure = point["summary"].get("output_throughput")
+                if figure:
+                    # Drivers may differ in a fleet, and that may be the cause.
+                    alike = dict(item.get("comparable", {}))
+                    alike["hardware"] = sorted((alike.get("hardware") or {}).get("gpus") or [])
+                    key = json.dumps([alike, point["concurrency"]], sort_keys=True)
+                    groups.setdefault(key, {})[entry["name"], item["server"]] = figure["mean"]
+    found = []
+    for key, values in groups.items():
+        concurrency = json.loads(key)[1]
+        names = {"/".join(pair): pair for pair in values}
+        told = outliers({name: values[pair] for name, pair in names.items()}, tolerance)
+        found += [
+            {"host": names[name][0], "server": names[name][1], "concurrency": concurrency, "text": text}
+            for name, text in told.items()
+        ]
+    return found
+
+
+# As text
+
+
+def summary_lines(document: Mapping[str, Any], path: str) -> list[str]:
+    """Return what a person reads of the run in ten seconds; the failures stand last, next to the prompt."""
+    hosts = document["hosts"]
+    bad = sum(entry["verdict"] == "failed" for entry in hosts)
+    verdict = "passed" if document["verdict"] == "passed" else f"FAILED on {bad} of {len(hosts)} hosts"
+    if not bad and len(hosts) > 1:
+        verdict += f" on all {len(hosts)} hosts"
+    rows = [("host", "server", *STAGES), *(row for entry in hosts for row in _rows(entry))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"Verification {verdict}", ""]
+    lines += ["  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for title, entries in (("Unlike their equals", document["outliers"]), ("Failures", document["failures"])):
+        if entries:
+            lines += ["", f"{title}:", *(line for entry in entries for line in _telling(entry))]
+    return [*lines, "", f"Report: {path}"]
+
+
+def _telling(entry: Mapping[str, Any]) -> list[str]:
+    where = " ".join(part for part in (entry["host"], entry["server"], entry.get("stage", "")) if part)
+    if "text" in entry:
+        return [f"  {where}: {entry['text']} (output tokens/s at concurrency {entry['concurrency']})"]
+    lines = [f"  {where}: {entry['message']}"]
+    if entry["evidence"]:
+        lines.append(f"    evidence: {entry['evidence'].strip().splitlines()[0][:200]}")
+    if entry["remedy"]:
+        lines.append(f"    remedy: {entry['remedy']}")
+    return lines
+
+
+def _rows(entry: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    names = list(dict.fromkeys(item["server"] for items in entry["stages"].values() for item in items))
+    if not names:
+        yield (entry["name"], "-", *("-" for _stage in STAGES))
+    for name in names:
+        cells = []
+        for stage in STAGES:
+            item = next((item for item in entry["stages"][stage] if item["server"] == name), None)
+            cells.append(cell(stage, item))
+        yield (entry["name"], name, *cells)
+
+
+def cell(stage: str, item: Mapping[str, Any] | None) -> str:
+    """Return the result of a stage in a few words."""
+    if item is None or item["skipped"]:
+        return "-"
+    figures = _headline(stage, item)
+    if item["passed"]:
+        return figures or "ok"
+    return f"FAILED {figures}".rstrip()
+
+
+def _headline(stage: str, item: Mapping[str, Any]) -> str:
+    if stage == "accuracy" and item.get("scores"):
+        score = item["scores"][0]
+        error = f" ± {score['stderr']:.3f}" if score["stderr"] is not None else ""
+        return f"{score['task']} {score['value']:.3f}{error}"
+    if stage == "performance" and item.get("points"):
+        point = max(item["points"], key=lambda point: point["concurrency"])
+        summary = {name: values["mean"] for name, values in point["summary"].items()}
+        name, unit = ("output_throughput_per_gpu", "tok/s/GPU")
+        if name not in summary:
+            name, unit = ("output_throughput", "tok/s")
+        parts = [f"{summary[name]:.0f} {unit}"] if name in summary else []
+        parts += [
+            f"{label} {summary[key]:.0f} ms"
+            for label, key in (("TTFT", "median_ttft_ms"), ("TPOT", "median_tpot_ms"))
+            if key in summary
+        ]
+        return ", ".join(parts) + f" at {point['concurrency']}"
+    if stage == "basic" and item["passed"]:
+        return f"ok, {item['latency_s']:.1f} s"
+    return ""
+
+
+# As HTML
+
+
+def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[str]) -> str:
+    """Return the page.
+
+    Args:
+        document: what build returned.
+        plots: names to SVG pairs, already safe; those missing are left out.
+        notes: sentences about the page itself, such as why it has no plots.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=duration, figure=figure)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        report=document,
+        plots=plots,
+        notes=notes,
+        stages=STAGES,
+        cell=cell,
+        latencies=LATENCY_WORDS,
+        passed_hosts=sum(entry["verdict"] == "passed" for entry in document["hosts"]),
+        servers=[_server_rows(entry) for entry in document["hosts"]],
+    )
+
+
+def _server_rows(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rows of a host in the table of servers."""
+    names = list(dict.fromkeys(item["server"] for items in entry["stages"].values() for item in items)) or [""]
+    rows = [
+        {
+            "server": name,
+            "stages": {
+                stage: next((item for item in entry["stages"][stage] if item["server"] == name), None)
+                for stage in STAGES
+            },
+        }
+        for name in names
+    ]
+    return {"host": entry["name"], "verdict": entry["verdict"], "rows": rows}
+
+
+def figure(value: float | None) -> str:
+    """Return a figure with as many digits as it deserves: C(2,461), C(44.8), C(0.895)."""
+    if value is None:
+        return "–"
+    magnitude = abs(value)
+    if magnitude >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if magnitude >= 10 else f"{value:.3g}"
