@@ -22,7 +22,7 @@ ARGUMENTS: dict[str, Any] = {
     "outlier_tolerance": {"type": "float", "default": 0.1},
     "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
 }
-NO_PLOTS = "The plots are left out: matplotlib is not installed on the controller, beside ansible-core (pip install matplotlib)."
+NO_PLOTS = "The plots are left out: matplotlib is not installed beside ansible-core (pip install matplotlib)."
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

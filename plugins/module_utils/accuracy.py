@@ -132,7 +132,8 @@ def install(
                 remedy="The container uses the network and the pip configuration (index, proxy, certificates) of this"
                 " host: check pip config list. Without a package index, name a folder of wheels in"
                 " vllm_accuracy_wheels.",
-                evidence="\n".join(line for line in ended.lines if "WARNING" not in line)[-1500:],
+                evidence="\n".join([line for line in ended.lines if "ERROR" in line] or ended.lines[-3:])[-1500:],
+                details={"log": ended.lines[-60:]},
             )
         for entry in os.listdir(parent):
             if entry != "work":
@@ -158,7 +159,10 @@ def pip_settings(wheels: str, ca_bundle: str) -> tuple[dict[str, str], list[str]
     volumes = []
     for name in PATH_OPTIONS:
         for word in options.get(name, "").split():
-            path = word.removeprefix("file://")
+            path = word.removeprefix("file://").rstrip("/")
+            # The pages of an index in a folder link to files beside it.
+            if os.path.basename(path) == "simple" and os.path.dirname(path) != "/":
+                path = os.path.dirname(path)
             if path.startswith("/") and os.path.isdir(path):
                 volumes.append(f"{path}:{path}:ro")
     bundle = ca_bundle or options.get("cert", "")

@@ -62,7 +62,7 @@ def draw(document: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     scores, lines = scores_of(document), curves_of(document)
     if scores:
-        found["accuracy"] = _both("accuracy", lambda axes: _draw_scores(axes, scores), 0.9 + 0.42 * len(scores))
+        found["accuracy"] = _both("accuracy", lambda axes: _draw_scores(axes, scores), 0.8 + 0.6 * len(scores))
     if any(len(line["points"]) > 1 for line in lines):
         found["curve"] = _both("curve", lambda axes: _draw_curves(axes, lines))
     return found
@@ -80,7 +80,7 @@ def scores_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                 where = f"{entry['name']} {item['server']}\n" if several else ""
                 found.append(
                     {
-                        "label": f"{where}{score['task']}\n{score['metric']}",
+                        "label": f"{where}{score['task']} {_short(score['metric'])}",
                         "value": score["value"],
                         "stderr": score["stderr"] or 0.0,
                         "floor": gate["limit"] if gate else None,
@@ -90,10 +90,16 @@ def scores_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda score: score["passed"])[:MOST_SCORES]
 
 
+def _short(metric: str) -> str:
+    """Return the part of a metric's name that tells it from others of its task: the filter, if there is one."""
+    name, _comma, filter_name = metric.partition(",")
+    return name if filter_name in ("", "none") else filter_name
+
+
 def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a line for each measured server: C(kind) (what it shares its colour with) and C(points), by concurrency.
 
-    A point is C(concurrency), C(latency_s) (median E2EL) and C(throughput) (output tokens/s, for each GPU if there are).
+    A point is C(concurrency), C(latency_s) (median E2EL) and C(throughput), output tokens/s, for each GPU if there are.
     """
     found = []
     for entry in document["hosts"]:
@@ -127,23 +133,18 @@ def _draw_scores(axes: Axes, scores: Sequence[Mapping[str, Any]]) -> None:
             score["value"], row, xerr=score["stderr"], fmt="o", color=colour, markersize=6, capsize=4, linewidth=1.6
         )
         axes.annotate(
-            f"{score['value']:.3f}", (score["value"], row), (0, 7), textcoords="offset points", ha="center", color=INK
+            f"{score['value']:.3f}",
+            (score["value"] + score["stderr"], row),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
         )
         if score["floor"] is not None:
-            axes.plot([score["floor"]] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=2)
-            axes.annotate(
-                "floor",
-                (score["floor"], row - 0.32),
-                (0, -3),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                color=MUTED,
-                fontsize=9,
-            )
+            axes.plot([score["floor"]] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=2.5, zorder=1)
     axes.set_yticks(list(rows), [score["label"] for score in scores])
     axes.set_ylim(len(scores) - 0.4, -0.75)
-    edges = [score["value"] + sign * 2.5 * score["stderr"] for score in scores for sign in (-1, 1)]
+    edges = [score["value"] + sign * score["stderr"] for score in scores for sign in (-1.2, 3)]
     edges += [score["floor"] for score in scores if score["floor"] is not None]
     low, high = min(edges), max(edges)
     margin = max(0.03, (high - low) * 0.12)
@@ -179,9 +180,9 @@ def _draw_curves(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
                     fontsize=9,
                 )
         labelled.add(line["kind"])
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.margins(0.08)
+    every = [point for line in lines for point in line["points"]]
+    axes.set_xlim(0, max(point["latency_s"] for point in every) * 1.08)
+    axes.set_ylim(0, max(point["throughput"] for point in every) * 1.15)
     axes.set_xlabel("median end-to-end latency, s")
     axes.set_ylabel("output tokens/s")
     if len(kinds) > 1:

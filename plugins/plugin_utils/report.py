@@ -26,27 +26,40 @@ KEPT = {
     "accuracy": ("model", "scores", "gates", "command", "seconds"),
     "performance": (*("model", "points", "gates", "notes", "comparable", "baseline", "command", "seconds"),),
 }
-# The recipe's own words for what vllm bench measures.
-LATENCY_WORDS = {
-    "ttft": ("Time to First Token (TTFT)", "from sending a request to the first token of its answer"),
-    "tpot": ("Time per Output Token (TPOT)", "for each token after the first"),
-    "itl": ("Inter-token Latency (ITL)", "between one token and the next"),
-    "e2el": ("End-to-End Latency (E2EL)", "from sending a request to the last token of its answer"),
-}
+# Rows of the table of figures in the words that vllm bench and the recipe use, with their scale.
+COUNTED = (
+    ("completed", "Successful requests", 1),
+    ("failed", "Failed requests", 1),
+    ("duration", "Benchmark duration (s)", 1),
+    ("request_throughput", "Request throughput (req/s)", 1),
+    ("request_goodput", "Request goodput (req/s)", 1),
+    ("output_throughput", "Output token throughput (tok/s)", 1),
+    ("output_throughput_per_gpu", "Output token throughput per GPU (tok/s)", 1),
+    ("total_token_throughput", "Total token throughput (tok/s)", 1),
+    ("preemptions", "Preemptions", 1),
+    ("requests_waiting_max", "Requests waiting at most", 1),
+    ("kv_cache_usage_max", "KV cache used at most (%)", 100),
+)
+LATENCIES = (
+    ("ttft", "Time to First Token", "from sending a request to the first token of its answer"),
+    ("tpot", "Time per Output Token", "for each token after the first"),
+    ("itl", "Inter-token Latency", "between one token and the next"),
+    ("e2el", "End-to-end Latency", "from sending a request to the last token of its answer"),
+)
+KINDS = (("mean", "Mean"), ("median", "Median"), ("p90", "P90"), ("p99", "P99"))
 
 
 def build(hosts: Mapping[str, Mapping[str, Any]], created: str, outlier_tolerance: float) -> dict[str, Any]:
     """Return the document of a run.
 
     Args:
-        hosts: each host of the play to what role verify found there: C(plan), C(servers), C(gpus), C(driver), C(url) and
+        hosts: each host of the play to what role verify found there: C(plan), C(servers), C(gpus), C(driver), C(url),
             C(stages) (stage to the results of its task, one a server), or C(error), or nothing if it was not reached.
         created: time of the run.
         outlier_tolerance: share of the median by which equal servers may differ.
 
     Returns:
-        C(verdict) (passed or failed), C(hosts), C(failures), C(outliers), C(plans) (each kind of plan once) and more; it
-        holds no secret as long as no plan does.
+        C(verdict) (passed or failed), C(hosts), C(failures), C(outliers), C(plans) (each kind of plan once) and more.
     """
     entries = [_host(name, found) for name, found in hosts.items()]
     failures = [failure for entry in entries for failure in entry["failures"]]
@@ -169,7 +182,7 @@ def summary_lines(document: Mapping[str, Any], path: str) -> list[str]:
     """Return what a person reads of the run in ten seconds; the failures stand last, next to the prompt."""
     hosts = document["hosts"]
     bad = sum(entry["verdict"] == "failed" for entry in hosts)
-    verdict = "passed" if document["verdict"] == "passed" else f"FAILED on {bad} of {len(hosts)} hosts"
+    verdict = "passed" if document["verdict"] == "passed" else f"FAILED on {bad} of {len(hosts)} host{'s' * (len(hosts) > 1)}"
     if not bad and len(hosts) > 1:
         verdict += f" on all {len(hosts)} hosts"
     rows = [("host", "server", *STAGES), *(row for entry in hosts for row in _rows(entry))]
@@ -261,10 +274,24 @@ def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[
         notes=notes,
         stages=STAGES,
         cell=cell,
-        latencies=LATENCY_WORDS,
+        figure_groups=_figure_groups(),
+        measured=sum(len(entry["stages"]["performance"]) for entry in document["hosts"]),
         passed_hosts=sum(entry["verdict"] == "passed" for entry in document["hosts"]),
         servers=[_server_rows(entry) for entry in document["hosts"]],
     )
+
+
+def _figure_groups() -> list[dict[str, Any]]:
+    """Return the groups of rows in the table of figures."""
+
+    def row(name: str, words: str, scale: float = 1) -> dict[str, Any]:
+        return {"name": name, "words": words, "scale": scale}
+
+    groups: list[dict[str, Any]] = [{"title": "", "words": "", "rows": [row(*entry) for entry in COUNTED]}]
+    for key, title, words in LATENCIES:
+        rows = [row(f"{kind}_{key}_ms", f"{name} {key.upper()} (ms)") for kind, name in KINDS]
+        groups.append({"title": title, "words": words, "rows": rows})
+    return groups
 
 
 def _server_rows(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,7 +313,7 @@ def _server_rows(entry: Mapping[str, Any]) -> dict[str, Any]:
 def figure(value: float | None) -> str:
     """Return a figure with as many digits as it deserves: C(2,461), C(44.8), C(0.895)."""
     if value is None:
-        return "–"
+        return "-"
     magnitude = abs(value)
     if magnitude >= 100 or value == int(value):
         return f"{value:,.0f}"
