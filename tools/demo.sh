@@ -19,11 +19,10 @@ read -r url model < <(ansible-inventory -i inventories/local --host localhost | 
 import json, sys
 wishes = json.load(sys.stdin)
 print("http://{}:{}".format(wishes.get("vllm_host", "127.0.0.1"), wishes.get("vllm_port", 8000)), wishes["vllm_model"])')
-report=$(find reports -name '*.html' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -1 | cut -d' ' -f2-)
 echo
 echo "The server answers at $url (make demo took $((SECONDS - started)) s). Ask it yourself:"
 echo "  curl $url/v1/completions -H 'Content-Type: application/json' \\"
 echo "    -d '{\"model\": \"$model\", \"prompt\": \"The capital of France is\", \"max_tokens\": 20}'"
-[ -z "$report" ] || echo "The report of the verification: $PWD/$report"
 echo "Take it all away again:"
 echo "  .venv/bin/ansible-playbook playbooks/teardown.yml -i inventories/local"
+echo "The report of the verification: $PWD/reports/report.html"
