@@ -29,6 +29,7 @@ class ActionModule(LongTaskAction):
             return compared(
                 result,
                 os.path.abspath(os.path.expanduser(str(folder))),
+                fail=boolean(self._task.args.get("fail_on_gates", True)),
                 save=boolean(self._task.args.get("save_baseline", False)),
                 tolerance=float(self._task.args.get("tolerance", 0.05)),
                 standard_errors=float(self._task.args.get("standard_errors", 2)),
@@ -38,7 +39,7 @@ class ActionModule(LongTaskAction):
 
 
 def compared(
-    result: dict[str, Any], folder: str, *, save: bool, tolerance: float, standard_errors: float
+    result: dict[str, Any], folder: str, *, save: bool, tolerance: float, standard_errors: float, fail: bool = True
 ) -> dict[str, Any]:
     """Return the module's result, judged by the stored benchmark or stored as one.
 
@@ -46,9 +47,8 @@ def compared(
         GpufleetError: as baseline.load and baseline.save.
     """
     key = baseline.key_of(result["comparable"])
-    failed_alone = bool(result.get("failed"))
     if save:
-        saved = "" if failed_alone else _save(folder, key, result)
+        saved = "" if gates.failed(result["gates"]) else _save(folder, key, result)
         return {**result, "baseline": {"key": key, "found": False, "saved": saved, "date": ""}}
     stored = baseline.load(folder, key)
     if stored is None:
@@ -61,11 +61,7 @@ def compared(
         "gates": [*result["gates"], *found],
         "baseline": {"key": key, "found": True, "saved": "", "date": stored["date"]},
     }
-    sentences = gates.failed(judged["gates"])
-    if sentences:
-        error = gates.failure(sentences)
-        judged.update(failed=True, msg=error.as_text(), error=error.as_result())
-    return judged
+    return gates.verdict(judged, fail=fail)
 
 
 def _save(folder: str, key: str, result: dict[str, Any]) -> str:

@@ -133,7 +133,7 @@ def install(
                 " host: check pip config list. Without a package index, name a folder of wheels in"
                 " vllm_accuracy_wheels.",
                 evidence="\n".join([line for line in ended.lines if "ERROR" in line] or ended.lines[-3:])[-1500:],
-                details={"log": ended.lines[-60:]},
+                details={"log": ended.lines[-25:]},
             )
         for entry in os.listdir(parent):
             if entry != "work":
@@ -282,7 +282,7 @@ def _results(folder: str, ended: jobs.Ended) -> Any:
 
 def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
     """Return what made lm_eval fail, told from its log and, where that hides it, from the server's own answer."""
-    details = {"log": ended.lines[-60:]}
+    details = {"log": ended.lines[-25:]}
     for pattern in REQUEST_ERRORS:
         found = next((match.group(0) for match in map(pattern.search, ended.lines) if match), "")
         if found:

@@ -147,7 +147,7 @@ class Benchmark:
                 name="benchmark-failed",
                 remedy=cause.remedy if cause else "See its last lines below.",
                 evidence=(cause.evidence if cause else "") or "\n".join(ended.lines[-8:]),
-                details={"log": ended.lines[-60:]},
+                details={"log": ended.lines[-25:]},
             ) from error
         return results.benchmark_figures(document, prompts=load.prompts, gpus=self._gpus)
 
@@ -158,7 +158,7 @@ class Benchmark:
             name="requests-failed",
             remedy=cause.remedy if cause else "Look at the server's log (docker logs): the cause stands there.",
             evidence=(cause.evidence if cause else "") or "\n".join(ended.lines[-8:]),
-            details={"log": ended.lines[-60:]},
+            details={"log": ended.lines[-25:]},
         )
 
     def _refusal(self) -> GpufleetError | None:

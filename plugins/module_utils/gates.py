@@ -179,6 +179,21 @@ def failed(gates: Sequence[Gate]) -> list[str]:
     return [entry["text"] for entry in gates if not entry["passed"]]
 
 
+def verdict(result: dict[str, Any], *, fail: bool) -> dict[str, Any]:
+    """Return a task's result with C(passed), and where one of its C(gates) failed, with C(error) and maybe C(failed).
+
+    Args:
+        result: with C(gates).
+        fail: whether a failed gate fails the task.
+    """
+    sentences = failed(result["gates"])
+    if not sentences:
+        return {**result, "passed": True}
+    error = failure(sentences)
+    judged = {**result, "passed": False, "msg": error.as_text(), "error": error.as_result()}
+    return {**judged, "failed": True} if fail else judged
+
+
 def failure(sentences: Sequence[str]) -> GpufleetError:
     """Return the error for judgements that failed."""
     count = len(sentences)

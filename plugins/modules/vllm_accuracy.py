@@ -11,23 +11,23 @@ short_description: Judge the model that a vLLM server serves with lm_eval
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
-  - Runs the real lm_eval with the recipe's arguments against the server, in a throw-away container of the serving image,
-    which has torch and transformers. lm_eval itself is installed once for each image into a folder of the host.
-  - Fails when a score lies below its floor by more than O(standard_errors) of its standard errors, and when lm_eval gives
-    no score, which it then explains.
+  - Runs the real lm_eval with the recipe's arguments against the server, in a throw-away container of the serving
+    image, which has torch and transformers. lm_eval itself is installed once for each image into a folder of the host.
+  - Fails when a score lies below its floor by more than O(standard_errors) of its standard errors, and when
+    lm_eval gives no score, which it then explains.
 options:
   requirements:
     description:
       - What pip installs for lm_eval, on top of what the image has.
-      - lm_eval 0.4.9.1 does not load with transformers 5, which newer images have; its own copy of transformers 4 beside
-        it is all that it takes. 0.4.13 needs none.
+      - lm_eval 0.4.9.1 does not load with transformers 5, which newer images have; its own copy of transformers 4
+        beside it is all that it takes. 0.4.13 needs none.
     type: list
     elements: str
     default: ["lm-eval[api]==0.4.9.1", "transformers<5"]
   wheels:
     description:
-      - Folder of the host with every package that is needed, for hosts without a package index. Empty for the index that
-        pip is configured for on the host.
+      - Folder of the host with every package that is needed, for hosts without a package index. Empty for the
+        index that pip is configured for on the host.
     type: str
     default: ""
   tasks:
@@ -38,8 +38,8 @@ options:
     default: [gsm8k]
   tasks_dir:
     description:
-      - Folder of the host with tasks of your own, mounted as C(/tasks), where lm_eval also starts. Name their data files
-        relative to it. Empty for none.
+      - Folder of the host with tasks of your own, mounted as C(/tasks), where lm_eval also starts. Name their data
+        files relative to it. Empty for none.
     type: str
     default: ""
   limit:
@@ -82,6 +82,11 @@ options:
       - By how many of its standard errors a score may lie below its floor.
     type: float
     default: 2
+  fail_on_gates:
+    description:
+      - Fail when a gate failed. Otherwise the task succeeds and C(passed) is false.
+    type: bool
+    default: true
 extends_documentation_fragment:
   - gpufleet.vllm.verify
   - gpufleet.vllm.common.docker
@@ -121,8 +126,8 @@ model:
   sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP4
 scores:
   description:
-    - For each task and metric C(task), C(metric) (with its filter), C(value), C(stderr) (null if lm_eval gives none) and
-      C(samples).
+    - For each task and metric C(task), C(metric) (with its filter), C(value), C(stderr) (null if lm_eval gives
+      none) and C(samples).
   returned: success or failed gate
   type: list
   elements: dict
@@ -134,6 +139,11 @@ gates:
   type: list
   elements: dict
   sample: [{"kind": "accuracy", "metric": "gsm8k exact_match,strict-match", "value": 0.8779, "passed": true}]
+passed:
+  description: Whether every gate passed.
+  returned: success or failed gate
+  type: bool
+  sample: true
 command:
   description: The docker run line that repeats it by hand.
   returned: success or failed gate
@@ -150,7 +160,7 @@ error:
     - Names are V(gates-failed), V(requests-failed), V(server-gone), V(task-unknown), V(task-missing),
       V(dataset-unreachable), V(no-samples), V(no-results), V(result-unreadable), V(install-failed), V(lm-eval-failed),
       V(job-too-slow), V(image-missing), V(busy) and those of M(gpufleet.vllm.vllm_completion).
-  returned: failure
+  returned: failure, or a gate failed
   type: dict
 """
 
@@ -185,6 +195,7 @@ ARGUMENTS: dict[str, Any] = {
     "extra_args": {"type": "list", "elements": "str", "default": []},
     "floors": {"type": "dict", "default": {}},
     "standard_errors": {"type": "float", "default": 2},
+    "fail_on_gates": {"type": "bool", "default": True},
     **TARGET_ARGUMENTS,
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
@@ -254,14 +265,7 @@ def main() -> None:
     module.require("docker", "requests")
     params = module.params
 
-    def judged() -> dict[str, Any]:
-        result = work(params, Progress(params["progress_file"]))
-        failed = gates.failed(result["gates"])
-        if failed:
-            module.fail_on(gates.failure(failed), **result)
-        return result
-
-    module.run(judged)
+    module.run(lambda: gates.verdict(work(params, Progress(params["progress_file"])), fail=params["fail_on_gates"]))
 
 
 if __name__ == "__main__":

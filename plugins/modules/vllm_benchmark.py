@@ -11,8 +11,8 @@ short_description: Measure a vLLM server with vllm bench serve and judge what wa
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
-  - Runs C(vllm bench serve) with the recipe's arguments in a throw-away container of the serving image, once or more for
-    each concurrency, and reads the server's metrics meanwhile.
+  - Runs C(vllm bench serve) with the recipe's arguments in a throw-away container of the serving image, once or
+    more for each concurrency, and reads the server's metrics meanwhile.
   - Judges by the requests answered and failed, never by the program's exit status, which is 0 even if all failed.
   - Fails when a request failed, a figure at the highest concurrency is beyond its limit, or a figure is worse than that
     of a stored benchmark of the same GPUs, driver, image, plan and load. What was measured is returned all the same.
@@ -49,8 +49,8 @@ options:
     default: 1
   goodput:
     description:
-      - Limits in milliseconds that a good request keeps, of C(ttft), C(tpot) and C(e2el). Good requests a second are then
-        measured, too.
+      - Limits in milliseconds that a good request keeps, of C(ttft), C(tpot) and C(e2el). Good requests a second
+        are then measured, too.
     type: dict
     default: {}
   floors:
@@ -65,8 +65,8 @@ options:
     default: {}
   tokenizer:
     description:
-      - The model's tokenizer as the container finds it. That of the O(model_source), or else the model's name, when left
-        out.
+      - The model's tokenizer as the container finds it. That of the O(model_source), or else the model's name,
+        when left out.
     type: str
     default: ""
   extra_args:
@@ -82,8 +82,8 @@ options:
     default: {}
   plan:
     description:
-      - What the server was planned to be, C(config), C(tensor_parallel_size), C(precision) and more. Part of what makes two
-        benchmarks comparable.
+      - What the server was planned to be, C(config), C(tensor_parallel_size), C(precision) and more. Part of what
+        makes two benchmarks comparable.
     type: dict
     default: {}
   baseline_dir:
@@ -106,6 +106,11 @@ options:
       - Differences of fewer standard errors than these count as noise, where runs were repeated.
     type: float
     default: 2
+  fail_on_gates:
+    description:
+      - Fail when a gate failed. Otherwise the task succeeds and C(passed) is false.
+    type: bool
+    default: true
 extends_documentation_fragment:
   - gpufleet.vllm.verify
   - gpufleet.vllm.common.docker
@@ -147,8 +152,8 @@ model:
   sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
 points:
   description:
-    - For each concurrency C(concurrency), C(prompts), C(runs) (the figures of each run) and C(summary) (C(mean) and C(std)
-      of each figure over the runs).
+    - For each concurrency C(concurrency), C(prompts), C(runs) (the figures of each run) and C(summary) (C(mean)
+      and C(std) of each figure over the runs).
     - Figures are named as vllm bench does, C(output_throughput) in tokens a second, C(median_ttft_ms) in milliseconds,
       and C(output_throughput_per_gpu), C(preemptions), C(kv_cache_usage_max) (0 to 1), C(requests_waiting_max).
   returned: success or failed gate
@@ -173,10 +178,16 @@ comparable:
   type: dict
   sample: {"hardware": {"gpus": ["NVIDIA H200"], "driver": "580.159.04"}}
 baseline:
-  description: C(key) of the stored benchmark, C(found), C(saved) (its path when it was stored) and C(date) of the found one.
+  description: C(key) of the stored benchmark, C(found), C(saved) (its path when it was stored) and C(date) of the
+    found one.
   returned: success or failed gate, by the action plugin
   type: dict
   sample: {"key": "0c37c43dd3a0f8f9", "found": false, "saved": ""}
+passed:
+  description: Whether every gate passed.
+  returned: success or failed gate
+  type: bool
+  sample: true
 command:
   description: The docker run line that repeats the last run by hand.
   returned: success or failed gate
@@ -192,7 +203,7 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(gates-failed), V(requests-failed) (none was answered), V(server-gone), V(benchmark-failed),
       V(benchmark-too-long), V(job-too-slow), V(image-missing), V(busy) and those of M(gpufleet.vllm.vllm_completion).
-  returned: failure
+  returned: failure, or a gate failed
   type: dict
 """
 
@@ -231,6 +242,7 @@ ARGUMENTS: dict[str, Any] = {
     "save_baseline": {"type": "bool", "default": False},
     "tolerance": {"type": "float", "default": 0.05},
     "standard_errors": {"type": "float", "default": 2},
+    "fail_on_gates": {"type": "bool", "default": True},
     **TARGET_ARGUMENTS,
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
@@ -302,14 +314,7 @@ def main() -> None:
     module.require("docker", "requests")
     params = module.params
 
-    def judged() -> dict[str, Any]:
-        result = work(params, Progress(params["progress_file"]))
-        failed = gates.failed(result["gates"])
-        if failed:
-            module.fail_on(gates.failure(failed), **result)
-        return result
-
-    module.run(judged)
+    module.run(lambda: gates.verdict(work(params, Progress(params["progress_file"])), fail=params["fail_on_gates"]))
 
 
 if __name__ == "__main__":

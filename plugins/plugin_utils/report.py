@@ -121,7 +121,7 @@ def _result(stage: str, item: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of one result of a stage's task."""
     target = item.get("__verify_target") or {}
     kept = {key: item[key] for key in KEPT[stage] if key in item}
-    failed = bool(item.get("failed"))
+    failed = bool(item.get("failed")) or not item.get("passed", True)
     return {
         "server": str(target.get("name", item.get("name", ""))),
         "passed": not failed and not item.get("skipped"),
@@ -182,7 +182,9 @@ def summary_lines(document: Mapping[str, Any], path: str) -> list[str]:
     """Return what a person reads of the run in ten seconds; the failures stand last, next to the prompt."""
     hosts = document["hosts"]
     bad = sum(entry["verdict"] == "failed" for entry in hosts)
-    verdict = "passed" if document["verdict"] == "passed" else f"FAILED on {bad} of {len(hosts)} host{'s' * (len(hosts) > 1)}"
+    verdict = (
+        "passed" if document["verdict"] == "passed" else f"FAILED on {bad} of {len(hosts)} host{'s' * (len(hosts) > 1)}"
+    )
     if not bad and len(hosts) > 1:
         verdict += f" on all {len(hosts)} hosts"
     rows = [("host", "server", *STAGES), *(row for entry in hosts for row in _rows(entry))]
@@ -201,7 +203,7 @@ def _telling(entry: Mapping[str, Any]) -> list[str]:
         return [f"  {where}: {entry['text']} (output tokens/s at concurrency {entry['concurrency']})"]
     lines = [f"  {where}: {entry['message']}"]
     if entry["evidence"]:
-        lines.append(f"    evidence: {entry['evidence'].strip().splitlines()[0][:200]}")
+        lines.append(f"    evidence: {entry['evidence'].strip().splitlines()[-1][:200]}")
     if entry["remedy"]:
         lines.append(f"    remedy: {entry['remedy']}")
     return lines

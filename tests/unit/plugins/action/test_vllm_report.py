@@ -1,0 +1,265 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The report of a run: what it says, to programs, in the page and on the terminal, and what it must not say."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.action import vllm_report
+from ansible_collections.gpufleet.vllm.plugins.module_utils import benchmark, gates, results
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
+
+DATA = Path(__file__).resolve().parents[2] / "data" / "results"
+TARGET = {"__verify_target": {"name": "vllm-0"}}
+PLAN = {
+    "schema_version": 1,
+    "device": "cuda",
+    "hardware": "1 x NVIDIA H200",
+    "model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8",
+    "precision": "fp8",
+    "profile": "recipe",
+    "image": {"vllm_version": "0.26.0"},
+    "replicas": [
+        {
+            "name": "vllm-0",
+            "gpus": [0],
+            "gpu_uuids": ["GPU-1"],
+            "tensor_parallel_size": 1,
+            "environment": {"AWS_SECRET_ACCESS_KEY": "plan-secret"},
+        }
+    ],
+    "decisions": [{"field": "kv_cache_dtype", "value": "fp8", "reason": "the recipe's <choice>"}],
+    "warnings": [],
+}
+
+
+def measured(factor: float = 1.0) -> dict[str, Any]:
+    """Return a result of vllm_benchmark, of recorded runs whose throughput is scaled."""
+    points = []
+    for concurrency, prompts in ((8, 16), (128, 256), (512, 512)):
+        document = json.loads((DATA / f"bench-triton-c{concurrency}.json").read_text(encoding="utf-8"))
+        run = results.benchmark_figures(document, prompts=prompts, gpus=1)
+        run["output_throughput"] *= factor
+        run["median_e2el_ms"] = run["median_ttft_ms"] + 1023 * run["median_tpot_ms"]
+        points.append(
+            {"concurrency": concurrency, "prompts": prompts, "runs": [run], "summary": results.summarise([run])}
+        )
+    load = {"input_len": 1024, "output_len": 1024, "goodput": {}}
+    return {
+        **TARGET,
+        "model": "m",
+        "points": points,
+        "gates": benchmark.judge(points, {}, {}),
+        "notes": [],
+        "comparable": {"hardware": {"gpus": ["NVIDIA H200"], "driver": "580"}, "load": load},
+        "command": "docker run",
+        "invocation": {"module_args": {"api_key": "an-api-key"}},
+    }
+
+
+def judged(value: float = 0.93) -> dict[str, Any]:
+    """Return a result of vllm_accuracy with a floor of 0.92."""
+    metric = "exact_match,flexible-extract"
+    scores = [{"task": "gsm8k", "metric": metric, "value": value, "stderr": 0.007, "samples": 1319}]
+    found = gates.accuracy_gates(scores, {"gsm8k": {metric: 0.92}}, 2)
+    result: dict[str, Any] = {**TARGET, "scores": scores, "gates": found, "command": "docker run"}
+    if gates.failed(found):
+        error = gates.failure(gates.failed(found))
+        result.update(failed=True, msg=error.as_text(), error=error.as_result())
+    return result
+
+
+def answered() -> dict[str, Any]:
+    usage = {"prompt_tokens": 5, "completion_tokens": 20, "total_tokens": 25}
+    return {**TARGET, "text": " a <vibrant> city", "usage": usage, "model": "m", "latency_s": 0.412, "curl": "curl x"}
+
+
+def host(factor: float = 1.0, accuracy: float = 0.93) -> dict[str, Any]:
+    start = [{"name": "weights", "seconds": 10.2}, {"name": "compile", "seconds": 52.0}]
+    return {
+        "plan": PLAN,
+        "servers": [{"name": "vllm-0", "start": start, "docker_run": "docker run --detach"}],
+        "gpus": ["NVIDIA H200"],
+        "driver": "580",
+        "stages": {"basic": [answered()], "accuracy": [judged(accuracy)], "performance": [measured(factor)]},
+    }
+
+
+def built(**hosts: dict[str, Any]) -> dict[str, Any]:
+    return report.build(hosts, "2026-11-22 15:00:00 UTC", 0.1)
+
+
+def test_a_run_that_passed() -> None:
+    document = built(gpu1=host(), gpu2=host())
+    assert document["verdict"] == "passed" and document["failures"] == []
+    assert [(kind["hosts"], kind["count"]) for kind in document["plans"]] == [("gpu[1:2]", 2)]
+    lines = report.summary_lines(document, "/r/report.html")
+    assert lines[0] == "Verification passed on all 2 hosts"
+    assert lines[-1] == "Report: /r/report.html"
+    assert any("gsm8k 0.930 ± 0.007" in line and "2715 tok/s/GPU" in line and "at 512" in line for line in lines)
+
+
+def test_failures_name_host_server_and_stage_with_cause_and_remedy() -> None:
+    refused = {
+        "failed": True,
+        "msg": "x",
+        "error": {"name": "timeout", "message": "m", "remedy": "r", "evidence": "a\nb"},
+    }
+    stages = {"basic": [{**TARGET, **refused}], "accuracy": [], "performance": []}
+    document = built(gpu1=host(accuracy=0.88), gpu2={}, gpu3={"error": "no engine"}, gpu4={**host(), "stages": stages})
+    found = [(entry["host"], entry["stage"], entry["name"]) for entry in document["failures"]]
+    assert found == [
+        ("gpu1", "accuracy", "gates-failed"),
+        ("gpu2", "", "failed"),
+        ("gpu3", "", "failed"),
+        ("gpu4", "basic", "timeout"),
+    ]
+    lines = report.summary_lines(document, "/r")
+    assert lines[0] == "Verification FAILED on 4 of 4 hosts"
+    assert "  gpu4 vllm-0 basic: m" in lines and "    evidence: b" in lines and "    remedy: r" in lines
+    page = report.html(document, {}, [])
+    assert page.index("no engine") < page.index("<h2>Servers</h2>"), "failures come first"
+
+
+def test_a_slow_host_among_equals_is_named() -> None:
+    document = built(a=host(), b=host(1.01), c=host(0.99), d=host(0.7))
+    assert {(entry["host"], entry["concurrency"]) for entry in document["outliers"]} == {
+        ("d", 8),
+        ("d", 128),
+        ("d", 512),
+    }
+    assert any(line.startswith("  d vllm-0: ") for line in report.summary_lines(document, "/r"))
+
+
+def test_hosts_measured_otherwise_are_no_equals() -> None:
+    other = host(0.5)
+    other["stages"]["performance"][0]["comparable"]["load"] = {"input_len": 64, "output_len": 64, "goodput": {}}
+    assert built(a=host(), b=host(), c=host(), d=other)["outliers"] == []
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a page would fetch, and tags left open."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "path", "use", "rect"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+                self.fetched.append(f"{tag} {value}")
+        if tag not in self.VOID:
+            self.open.append(tag)
+        assert tag not in ("script", "link", "iframe", "img")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else() -> None:
+    document = built(gpu1=host(), gpu2=host(0.9))
+    page = report.html(document, plots.draw(document), [])
+    parsed = Page()
+    parsed.feed(page)
+    assert parsed.fetched == [] and parsed.open == []
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "a &lt;vibrant&gt; city" in page and "the recipe&#39;s &lt;choice&gt;" in page
+    for words in ("Output token throughput per GPU (tok/s)", "Median TTFT (ms)", "P99 TPOT (ms)", "Median E2EL (ms)"):
+        assert words in page
+
+
+def test_plots_have_the_colours_of_the_page_and_two_sizes() -> None:
+    drawn = plots.draw(built(gpu1=host(), gpu2=host(accuracy=0.8)))
+    assert set(drawn) == {"accuracy", "curve"}
+    for svg in drawn.values():
+        assert svg.count('class="plot wide"') == svg.count('class="plot narrow"') == 1
+        assert not re.findall(r"#0[0-9a-b]0[0-9a-b]0[0-9a-b]\b", svg), "a stand-in was left"
+        assert "var(--muted)" in svg
+    assert "var(--bad)" in drawn["accuracy"] and "var(--good)" in drawn["accuracy"]
+    assert drawn == plots.draw(built(gpu1=host(), gpu2=host(accuracy=0.8))), "the same run gives the same pictures"
+
+
+def test_one_concurrency_is_no_curve() -> None:
+    single = host()
+    del single["stages"]["performance"][0]["points"][1:]
+    assert "curve" not in plots.draw(built(gpu1=single))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2715.27, "2,715"), (44.79, "44.8"), (0.44977, "0.45"), (0, "0"), (16, "16"), (None, "-")]
+)
+def test_figures_have_as_many_digits_as_they_deserve(value: float | None, text: str) -> None:
+    assert report.figure(value) == text
+
+
+# The action
+
+
+@pytest.fixture
+def action(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the action plugin with these arguments; returns its result and what it displayed."""
+
+    def run(check_mode: bool = False, **arguments: Any) -> tuple[dict[str, Any], str]:
+        shown: list[str] = []
+        plugin = vllm_report.ActionModule.__new__(vllm_report.ActionModule)
+        plugin._task = SimpleNamespace(check_mode=check_mode)
+        plugin._display = SimpleNamespace(display=shown.append, warning=shown.append)
+        values = {"outlier_tolerance": 0.1, "secrets": [], **arguments}
+        monkeypatch.setattr(ActionBase, "run", lambda *_arguments: {})
+        monkeypatch.setattr(vllm_report.ActionModule, "validate_argument_spec", lambda *_a, **_k: (None, values))
+        return plugin.run(), "\n".join(shown)
+
+    return run
+
+
+def test_both_files_are_written_and_no_secret_is_in_them(action: Any, tmp_path: Path) -> None:
+    found = host(accuracy=0.8)
+    found["stages"]["basic"][0]["text"] = "your key is an-api-key"
+    result, shown = action(hosts={"gpu1": found}, report_dir=str(tmp_path / "reports"), secrets=["an-api-key", ""])
+    assert result["verdict"] == "failed" and "floor 0.9200" in result["failed_hosts"]["gpu1"]
+    assert not result.get("failed"), "the play fails after the report, not at it"
+    for name in ("report.html", "report.json"):
+        text = (tmp_path / "reports" / name).read_text(encoding="utf-8")
+        assert "an-api-key" not in text and "plan-secret" not in text
+        assert "your key is ********" in text
+    assert json.loads((tmp_path / "reports/report.json").read_text())["hosts"][0]["name"] == "gpu1"
+    assert "Report: " + str(tmp_path / "reports" / "report.html") in shown
+
+
+def test_without_matplotlib_there_are_tables_and_a_word_on_it(
+    action: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_document: Any) -> dict[str, str]:
+        raise ImportError("No module named 'matplotlib'")
+
+    monkeypatch.setattr(plots, "draw", missing)
+    _result, shown = action(hosts={"gpu1": host()}, report_dir=str(tmp_path))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "pip install matplotlib" in shown and "pip install matplotlib" in page
+    assert "Median TTFT (ms)" in page
+
+
+def test_nothing_is_written_in_check_mode(action: Any, tmp_path: Path) -> None:
+    action(hosts={"gpu1": host()}, report_dir=str(tmp_path / "reports"), check_mode=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(action: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    result, shown = action(hosts={"gpu1": host()}, report_dir=str(tmp_path / "file"))
+    assert result["failed"] and result["error"]["name"] == "report-not-written"
+    assert "Verification passed" in shown, "the summary is shown all the same"

@@ -1,0 +1,51 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stored benchmarks: found again by what they measured, replaced as a whole, refused when broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+PARTS = {
+    "hardware": {"gpus": ["NVIDIA H200"], "driver": "580.159.04"},
+    "image_id": "sha256:1",
+    "load": {"input_len": 1024},
+}
+
+
+def test_saved_is_found_and_replaced(tmp_path: Path) -> None:
+    key, folder = baseline.key_of(PARTS), str(tmp_path / "baselines")
+    assert baseline.load(folder, key) is None
+    for concurrency in (8, 128):
+        baseline.save(folder, key, PARTS, [{"concurrency": concurrency}], "2026-11-22")
+    stored = baseline.load(folder, key)
+    assert stored is not None
+    assert stored["points"] == [{"concurrency": 128}] and stored["of"] == PARTS
+    assert [path.name for path in (tmp_path / "baselines").iterdir()] == [f"{key}.json"]
+
+
+def test_the_key_follows_what_was_measured_not_the_order() -> None:
+    assert baseline.key_of(dict(reversed(PARTS.items()))) == baseline.key_of(PARTS)
+    for name in PARTS:
+        assert baseline.key_of({**PARTS, name: "other"}) != baseline.key_of(PARTS)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 99}'])
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "k.json").write_text(text, encoding="utf-8")
+    with pytest.raises(GpufleetError, match=r"k\.json") as raised:
+        baseline.load(str(tmp_path), "k")
+    assert raised.value.name == "baseline-unreadable"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(GpufleetError) as raised:
+        baseline.save(str(tmp_path / "file"), "k", {}, [], "")
+    assert raised.value.name == "baseline-not-written"

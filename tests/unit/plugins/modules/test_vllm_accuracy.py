@@ -1,0 +1,182 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module vllm_accuracy with a server on this machine and an engine whose containers are functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import accuracy
+from ansible_collections.gpufleet.vllm.plugins.modules import vllm_accuracy
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+
+Run = Callable[..., "dict[str, Any]"]
+Does = Callable[["list[str]", "dict[str, str]"], "tuple[int, str]"]
+
+
+def installed(folders: dict[str, str]) -> None:
+    """Do what pip does for lm_eval, as far as it is looked at."""
+    package = Path(folders["/lm_eval"], "lib/python3.12/site-packages/lm_eval")
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__main__.py").write_text("", encoding="utf-8")
+
+
+def lm_eval(value: float = 0.9, stderr: float = 0.01, samples: int = 100, code: int = 0, log: str = "") -> Does:
+    """Return a program that installs, or evaluates and leaves a result unless it fails."""
+
+    def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        if "pip" in command:
+            installed(folders)
+            return 0, "Successfully installed lm-eval"
+        if not code:
+            folder = Path(folders["/results"], "the-model")
+            folder.mkdir()
+            results = {"gsm8k": {"exact_match,strict-match": value, "exact_match_stderr,strict-match": stderr}}
+            document = {"results": results, "n-samples": {"gsm8k": {"effective": samples}}}
+            (folder / "results_2026.json").write_text(json.dumps(document), encoding="utf-8")
+        return code, log
+
+    return does
+
+
+@pytest.fixture
+def run(run_module: RunModule, tmp_path: Path, verified_server: Any, program: Any) -> Run:
+    """Run the module against the server with these options."""
+
+    def call(**options: Any) -> dict[str, Any]:
+        common = {"url": verified_server.url, "image": "image:1", "work_dir": str(tmp_path / "verify")}
+        return run_module(vllm_accuracy.main, {**common, **options})
+
+    return call
+
+
+def test_the_recipes_arguments_and_one_installation(run: Run, program: Any) -> None:
+    program.does = lm_eval()
+    first, second = run(), run(limit=10, tasks_dir="/srv/tasks")
+    assert (first["changed"], second["changed"]) == (True, False)
+    install, evaluation, again = program.created
+    assert install["command"][-2:] == ["lm-eval[api]==0.4.9.1", "transformers<5"]
+    command = evaluation["command"]
+    arguments = command[command.index("--model_args") + 1]
+    assert arguments.endswith(
+        "/v1/completions,model=the-model,tokenized_requests=False,tokenizer_backend=None,"
+        "num_concurrent=128,timeout=120,max_retries=5"
+    )
+    assert evaluation["environment"]["PYTHONPATH"] == "/lm_eval/lib/python3.12/site-packages"
+    assert "--limit" not in command and "--include_path" not in command
+    assert again["command"][again["command"].index("--limit") + 1] == "10"
+    assert "/srv/tasks:/tasks:ro" in again["volumes"] and again["working_dir"] == "/tasks"
+    assert first["scores"][0]["value"] == 0.9
+
+
+def test_another_version_or_image_is_installed_anew_in_place_of_the_old(run: Run, program: Any, tmp_path: Path) -> None:
+    program.does = lm_eval()
+    assert run()["changed"]
+    assert run(requirements=["lm-eval[api]==0.4.13"])["changed"]
+    program.images["image:1"] = "sha256:2"
+    assert run(requirements=["lm-eval[api]==0.4.13"])["changed"]
+    folders = [path.name for path in (tmp_path / "verify" / "lm_eval").iterdir() if path.name != "work"]
+    assert len(folders) == 1
+
+
+def test_an_interrupted_installation_does_not_count(run: Run, program: Any) -> None:
+    program.does = lambda _command, _folders: (1, "WARNING: x\nERROR: No matching distribution found for lm-eval")
+    result = run()
+    assert result["error"]["name"] == "install-failed"
+    assert result["error"]["evidence"] == "ERROR: No matching distribution found for lm-eval"
+    program.does = lm_eval()
+    assert run()["changed"]
+
+
+@pytest.mark.parametrize(("value", "failed"), [(0.8779, False), (0.859, False), (0.857, True)])
+def test_the_floor_is_judged_with_the_standard_error(run: Run, program: Any, value: float, failed: bool) -> None:
+    program.does = lm_eval(value)
+    result = run(floors={"gsm8k": {"exact_match,strict-match": 0.8779}})
+    assert result["failed"] is failed
+    assert result["scores"][0]["value"] == value
+    if failed:
+        assert result["error"]["name"] == "gates-failed"
+        assert "floor 0.8779: 2.1 standard errors below it, 2 allowed" in result["msg"]
+
+
+REFUSED = "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 127.0.0.1:1"
+UNBOUND = "UnboundLocalError: cannot access local variable 'outputs' where it is not associated with a value"
+
+
+@pytest.mark.parametrize(
+    ("log", "name", "evidence"),
+    [
+        (f"x\n{REFUSED}\n{UNBOUND}", "requests-failed", REFUSED),
+        (f"Traceback\n{UNBOUND}", "requests-failed", UNBOUND),
+        (
+            "WARNING API request failed with error message: Internal Server Error. Retrying...",
+            "requests-failed",
+            "API request failed with error message: Internal Server Error. Retrying...",
+        ),
+        (
+            "ValueError: Tasks not found: gsm9k. Try `lm-eval --tasks list`",
+            "task-unknown",
+            "ValueError: Tasks not found: gsm9k. Try `lm-eval --tasks list`",
+        ),
+        (
+            "ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)",
+            "dataset-unreachable",
+            "ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)",
+        ),
+        ("Killed", "lm-eval-failed", "Killed"),
+    ],
+)
+def test_what_made_lm_eval_fail_is_told(run: Run, program: Any, log: str, name: str, evidence: str) -> None:
+    program.does = lm_eval(code=1, log=log)
+    result = run()
+    assert result["error"]["name"] == name
+    assert result["error"]["evidence"] == evidence
+
+
+def test_a_server_that_answers_500_is_told(run: Run, program: Any, verified_server: Any) -> None:
+    program.does = lm_eval(code=1, log=UNBOUND)
+    verified_server.status = 500
+    assert "HTTP 500" in run()["msg"]
+
+
+def test_no_samples_and_no_results_are_failures(run: Run, program: Any) -> None:
+    program.does = lm_eval(samples=0)
+    assert run()["error"]["name"] == "no-samples"
+
+    def saves_nothing(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        return 0, "WARNING: could not save results: No space left on device"
+
+    program.does = saves_nothing
+    result = run()
+    assert result["error"]["name"] == "no-results"
+    assert "No space left" in result["error"]["evidence"]
+
+
+def test_pip_in_the_container_does_what_the_hosts_pip_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundle, index = tmp_path / "ca.crt", tmp_path / "mirror" / "simple"
+    bundle.write_text("", encoding="utf-8")
+    index.mkdir(parents=True)
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    options = {"index-url": "https://mirror/simple", "extra-index-url": f"file://{index}", "cert": str(bundle)}
+    monkeypatch.setattr(accuracy, "host_pip_options", lambda: options)
+    environment, volumes = accuracy.pip_settings("", "")
+    assert environment["PIP_INDEX_URL"] == "https://mirror/simple"
+    assert environment["PIP_EXTRA_INDEX_URL"] == f"file://{index}"
+    assert environment["PIP_CERT"] == accuracy.CA_BUNDLE_PATH and environment["https_proxy"] == "http://proxy:3128"
+    assert volumes == sorted([f"{bundle}:{accuracy.CA_BUNDLE_PATH}:ro", f"{index.parent}:{index.parent}:ro"])
+
+
+def test_a_folder_of_wheels_needs_no_index() -> None:
+    assert accuracy.pip_settings("/srv/wheels", "") == (
+        {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"},
+        ["/srv/wheels:/wheels:ro"],
+    )

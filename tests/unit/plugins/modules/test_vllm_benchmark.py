@@ -1,0 +1,202 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module vllm_benchmark with a server on this machine and an engine whose containers are functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import benchmark, load_watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
+from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+
+DATA = Path(__file__).resolve().parents[2] / "data" / "results"
+Run = Callable[..., "dict[str, Any]"]
+
+
+def value_of(command: list[str], option: str) -> str:
+    return command[command.index(option) + 1]
+
+
+def bench(**changes: Any) -> Callable[[list[str], dict[str, str]], tuple[int, str]]:
+    """Return a program that leaves a recorded result with these changes, and exits with 0 as the real one does."""
+
+    def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        prompts = int(value_of(command, "--num-prompts"))
+        document = json.loads((DATA / "bench-triton-c8.json").read_text(encoding="utf-8"))
+        document.update(completed=prompts, failed=0, **changes)
+        Path(folders["/results"], value_of(command, "--result-filename")).write_text(
+            json.dumps(document), encoding="utf-8"
+        )
+        return 0, "done"
+
+    return does
+
+
+@pytest.fixture
+def run(run_module: RunModule, tmp_path: Path, verified_server: Any, program: Any) -> Run:
+    """Run the module against the server with these options."""
+
+    def call(**options: Any) -> dict[str, Any]:
+        common = {"url": verified_server.url, "image": "image:1", "work_dir": str(tmp_path), "concurrency": [2]}
+        return run_module(vllm_benchmark.main, {**common, **options})
+
+    return call
+
+
+def test_a_curve_of_repeated_runs(run: Run, program: Any, tmp_path: Path) -> None:
+    program.does = bench()
+    result = run(concurrency=[8, 2], runs=2, hardware={"gpus": ["NVIDIA H200"]}, floors={"output_throughput": 460})
+    assert not result["failed"]
+    assert [(point["concurrency"], point["prompts"], len(point["runs"])) for point in result["points"]] == [
+        (2, 10, 2),
+        (8, 40, 2),
+    ]
+    assert result["points"][0]["summary"]["output_throughput_per_gpu"] == {"mean": 460.566, "std": 0.0}
+    assert result["points"][0]["runs"][0]["preemptions"] == 0
+    assert [gate["kind"] for gate in result["gates"]] == ["requests", "requests", "floor"]
+    assert program.removed == len(program.created) == 4
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "nothing of a run stays"
+
+
+def test_the_recipes_arguments(run: Run, program: Any) -> None:
+    program.does = bench()
+    run(concurrency=[512], goodput={"ttft": 2000, "tpot": 50}, model_source={"mount": "/m", "argument": "/models/m"})
+    options = program.created[0]
+    command = [*options["entrypoint"], *options["command"]]
+    assert command[:3] == ["vllm", "bench", "serve"]
+    expected = {
+        "--dataset-name": "random",
+        "--random-input-len": "1024",
+        "--random-output-len": "1024",
+        "--max-concurrency": "512",
+        "--num-prompts": "2560",
+        "--temperature": "0",
+        "--percentile-metrics": "ttft,tpot,itl,e2el",
+        "--tokenizer": "/models/m",
+        "--model": "the-model",
+    }
+    assert {name: value_of(command, name) for name in expected} == expected
+    assert "--ignore-eos" in command
+    assert command[command.index("--goodput") + 1 :][:2] == ["tpot:50", "ttft:2000"]
+    assert "/m:/models/m:ro" in options["volumes"] and options["network_mode"] == "host"
+
+
+def test_the_key_is_in_the_environment_only(run: Run, program: Any, verified_server: Any) -> None:
+    program.does = bench()
+    result = run(api_key="very-secret", hf_token="hub-secret")
+    options = program.created[0]
+    assert options["environment"]["OPENAI_API_KEY"] == "very-secret"
+    assert options["environment"]["HF_TOKEN"] == "hub-secret"
+    assert "secret" not in json.dumps(options["command"])
+    result.pop("invocation")
+    assert "secret" not in json.dumps(result)
+    assert "--env OPENAI_API_KEY" in result["command"]
+    assert set(verified_server.keys) == {"Bearer very-secret"}
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "says"),
+    [
+        ({"floors": {"output_throughput": 461}}, {}, "output_throughput = 460.566 at concurrency 2, floor 461"),
+        ({"ceilings": {"p99_ttft_ms": 2000}}, {}, "p99_ttft_ms = 2423.1 at concurrency 2, ceiling 2000"),
+    ],
+)
+def test_a_failed_gate_fails_the_task_and_returns_the_figures(
+    run: Run, program: Any, options: dict[str, Any], changes: dict[str, Any], says: str
+) -> None:
+    program.does = bench(**changes)
+    result = run(**options)
+    assert result["failed"] and result["error"]["name"] == "gates-failed"
+    assert says in result["msg"]
+    assert result["points"][0]["summary"]["output_throughput"]["mean"] == 460.566
+
+
+def test_some_failed_requests_fail_the_task(run: Run, program: Any) -> None:
+    def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        code, log = bench()(command, folders)
+        (path,) = Path(folders["/results"]).glob("*.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "completed": 7, "failed": 3}))
+        return code, log
+
+    program.does = does
+    result = run()
+    assert result["failed"]
+    assert "7 requests answered, 3 failed at concurrency 2" in result["msg"]
+
+
+def test_a_server_that_answers_500(run: Run, program: Any, verified_server: Any) -> None:
+    def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        code, log = bench()(command, folders)
+        (path,) = Path(folders["/results"]).glob("*.json")
+        path.write_text(json.dumps({"completed": 0, "failed": 10}))
+        verified_server.status = 500
+        return code, log
+
+    program.does = does
+    result = run()
+    assert result["error"]["name"] == "requests-failed"
+    assert "None of 10 requests was answered" in result["msg"] and "HTTP 500" in result["msg"]
+
+
+def test_a_program_that_leaves_no_result_is_quoted(run: Run, program: Any) -> None:
+    program.does = lambda _command, _folders: (1, "0%|   | 1/8\r 50%|  | 4/8\nValueError: no tokenizer")
+    result = run()
+    assert result["error"]["name"] == "benchmark-failed"
+    assert result["error"]["evidence"] == " 50%|  | 4/8\nValueError: no tokenizer"
+
+
+def test_a_load_that_does_not_fit_is_refused_before_anything_runs(run: Run, program: Any) -> None:
+    result = run(max_model_len=2047)
+    assert result["error"]["name"] == "benchmark-too-long"
+    assert "1024 + 1024" in result["msg"] and not program.created
+
+
+def test_an_image_that_is_not_there(run: Run) -> None:
+    assert run(image="other:1")["error"]["name"] == "image-missing"
+
+
+def test_a_server_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch, verified_server: Any) -> None:
+    now = [100.0]
+    monkeypatch.setattr(load_watch.time, "monotonic", lambda: now[0])
+    shown: list[int] = []
+    watch = load_watch.LoadWatch(Target(name="vllm-0", url=verified_server.url, model="m"), shown.append)
+    verified_server.metrics += 'vllm:request_success_total{finished_reason="length"} 5\n'
+    now[0] += 3
+    watch.look()
+    assert shown == [5]
+    verified_server.close()
+    now[0] += 3
+    watch.look()
+    now[0] += load_watch.GONE_S + 1
+    with pytest.raises(GpufleetError) as raised:
+        watch.look()
+    assert raised.value.name == "server-gone" and raised.value.evidence
+
+
+def test_preemptions_and_cache_use_are_read_from_the_metrics(
+    verified_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(load_watch.time, "monotonic", lambda: now[0])
+    watch = load_watch.LoadWatch(Target(name="vllm-0", url=verified_server.url, model="m"), lambda _done: None)
+    for usage, preemptions in ((0.9, 100), (0.4, 352)):
+        verified_server.metrics = f"vllm:kv_cache_usage_perc {usage}\nvllm:num_preemptions_total {preemptions}\n"
+        now[0] += 3
+        watch.look()
+    assert watch.figures() == {"kv_cache_usage_max": 0.9, "preemptions": 349.0}
+
+
+def test_notes_on_preemptions_and_short_runs() -> None:
+    point = {"concurrency": 512, "prompts": 512, "summary": {"preemptions": {"mean": 349.0, "std": 0.0}}}
+    short, preempted = benchmark.notes(point)
+    assert "at least 2560" in short
+    assert "349 preemptions" in preempted and "vllm_max_num_seqs" in preempted
