@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
@@ -135,7 +138,7 @@ def _metrics(values: Mapping[str, Any]) -> Iterable[tuple[str, float, float | No
         yield key, float(value), _rounded(stderr) if _is_number(stderr) else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -101,10 +101,10 @@ def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     A point is C(concurrency), C(latency_s) (median E2EL) and C(throughput), output tokens/s, for each GPU if there are.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for entry in document["hosts"]:
         for item in entry["stages"]["performance"]:
-            points = []
+            points: list[dict[str, Any]] = []
             for point in item.get("points", []):
                 summary = {name: values["mean"] for name, values in point["summary"].items()}
                 throughput = summary.get("output_throughput_per_gpu", summary.get("output_throughput"))
@@ -200,7 +200,8 @@ def _svg(name: str, size: str, paint: Callable[[Axes], None], inches: tuple[floa
     from matplotlib.figure import Figure
 
     # Pictures of one page must not share the names of their parts; the salt makes those names the same each time.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"{name}-{size}"}):
+    style: Any = {**STYLE, "svg.hashsalt": f"{name}-{size}"}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
