@@ -208,12 +208,37 @@ def command(target: jobs.Target, evaluation: Evaluation) -> list[str]:
     return [*words, "--output_path", RESULT_FOLDER, *evaluation.extra]
 
 
+def job_of(target: jobs.Target, evaluation: Evaluation, installed: str, folder: str) -> jobs.Job:
+    """Return the container in which lm_eval runs.
+
+    Args:
+        target: the server.
+        evaluation: what is asked.
+        installed: folder of the host with lm_eval.
+        folder: an empty folder of the host for its results.
+    """
+    environment = {"PYTHONPATH": f"{INSTALL_FOLDER}/{_packages(installed)}", "PYTHONUNBUFFERED": "1"}
+    volumes = [*target.volumes, f"{installed}:{INSTALL_FOLDER}:ro", f"{folder}:{RESULT_FOLDER}"]
+    if evaluation.tasks_dir:
+        volumes.append(f"{evaluation.tasks_dir}:{TASKS_FOLDER}:ro")
+        # Tasks of one's own change; a kept copy of their data would not.
+        environment["HF_DATASETS_CACHE"] = "/tmp/datasets"  # noqa: S108  in the container
+    return jobs.Job(
+        name=f"{target.name}-accuracy",
+        image=target.image,
+        command=tuple(command(target, evaluation)),
+        environment={**target.job_environment(), **environment},
+        volumes=tuple(volumes),
+        working_dir=TASKS_FOLDER if evaluation.tasks_dir else "/",
+    )
+
+
 def evaluate(
     client: DockerClient,
     target: jobs.Target,
     evaluation: Evaluation,
+    job: jobs.Job,
     *,
-    installed: str,
     folder: str,
     timeout: float,
     progress: Progress,
@@ -224,8 +249,8 @@ def evaluate(
         client: the engine.
         target: the server.
         evaluation: what is asked.
-        installed: folder of the host with lm_eval.
-        folder: an empty folder of the host for its results.
+        job: what job_of returned.
+        folder: the folder of the host for its results.
         timeout: seconds for all of it.
         progress: told what is going on.
 
@@ -235,20 +260,6 @@ def evaluate(
     """
     what = f"{target.name}: {', '.join(evaluation.tasks)}"
     progress.phase(what, "starting lm_eval")
-    environment = {"PYTHONPATH": f"{INSTALL_FOLDER}/{_packages(installed)}", "PYTHONUNBUFFERED": "1"}
-    volumes = [*target.volumes, f"{installed}:{INSTALL_FOLDER}:ro", f"{folder}:{RESULT_FOLDER}"]
-    if evaluation.tasks_dir:
-        volumes.append(f"{evaluation.tasks_dir}:{TASKS_FOLDER}:ro")
-        # Tasks of one's own change; a kept copy of their data would not.
-        environment["HF_DATASETS_CACHE"] = "/tmp/datasets"  # noqa: S108  in the container
-    job = jobs.Job(
-        name=f"{target.name}-accuracy",
-        image=target.image,
-        command=tuple(command(target, evaluation)),
-        environment={**target.job_environment(), **environment},
-        volumes=tuple(volumes),
-        working_dir=TASKS_FOLDER if evaluation.tasks_dir else "/",
-    )
     watch = LoadWatch(target, lambda done: progress.phase(what, f"{done} requests answered"))
     ended = jobs.run_job(client, job, timeout=timeout, on_poll=watch.look)
     if ended.exit_code:

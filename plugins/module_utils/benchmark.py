@@ -109,6 +109,16 @@ class Benchmark:
             "summary": results.summarise(found),
         }
 
+    def job(self, load: Load, seed: int, result_name: str) -> jobs.Job:
+        """Return the container in which a run of vllm bench serve runs."""
+        return jobs.Job(
+            name=f"{self._target.name}-benchmark",
+            image=self._target.image,
+            command=tuple(bench_command(self._target, load, seed, result_name)),
+            environment=self._target.job_environment(),
+            volumes=(*self._target.volumes, f"{self._folder}:{RESULT_FOLDER}"),
+        )
+
     def run(self, load: Load, number: int = 1, of: int = 1) -> dict[str, float]:
         """Measure once and return the figures.
 
@@ -121,13 +131,7 @@ class Benchmark:
         # Prompts that the server has seen before would be answered from its prefix cache.
         seed = int(time.time() * 10) % 2**31
         name = f"{seed}.json"
-        job = jobs.Job(
-            name=f"{self._target.name}-benchmark",
-            image=self._target.image,
-            command=tuple(bench_command(self._target, load, seed, name)),
-            environment=self._target.job_environment(),
-            volumes=(*self._target.volumes, f"{self._folder}:{RESULT_FOLDER}"),
-        )
+        job = self.job(load, seed, name)
         watch = LoadWatch(self._target, lambda done: self._progress.phase(what, f"{done}/{load.prompts} requests"))
         ended = jobs.run_job(self._client, job, timeout=self._timeout, on_poll=watch.look)
         figures = self._figures(os.path.join(self._folder, name), ended, load)

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 LABEL = "io.gpufleet.job"
+# Stands for the current folder until the rest of a command line is quoted.
+CURRENT_FOLDER = "/CURRENT"
 KEPT_LINES = 200
 POLL_S = 1.0
 
@@ -61,18 +63,6 @@ class Target:
     def all_secrets(self) -> dict[str, str]:
         """Return the secrets and the server's key under the name that both vllm bench and lm_eval read."""
         return {**self.secrets, **({"OPENAI_API_KEY": self.api_key} if self.api_key else {})}
-
-    def docker_line(self, command: Sequence[str], volumes: Sequence[str] = (), docker_host: str = "") -> str:
-        """Return the C(docker run) command that repeats a job by hand; secrets stay in variables of the shell."""
-        docker = ["docker"] if docker_host in ("", DEFAULT_DOCKER_HOST) else ["docker", "--host", docker_host]
-        words = [*docker, "run", "--rm", "--network", "host"]
-        for volume in (*self.volumes, *volumes):
-            words += ["--volume", volume]
-        for name, value in sorted(self.environment.items()):
-            words += ["--env", f"{name}={value}"]
-        for name in sorted(self.all_secrets()):
-            words += ["--env", name]
-        return shlex.join([*words, "--entrypoint", command[0], self.image, *command[1:]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +164,28 @@ def _lines(data: bytes) -> list[str]:
         if text:
             kept.append(text)
     return list(kept)
+
+
+def docker_line(job: Job, secrets: Iterable[str], folder: str, docker_host: str) -> str:
+    """Return the C(docker run) command that repeats a job by hand.
+
+    Args:
+        job: what ran.
+        secrets: names of its variables whose values stay in variables of the shell.
+        folder: of the results, which is gone; the command leaves them in the current folder.
+        docker_host: address of the engine.
+    """
+    hidden = set(secrets)
+    words = ["docker"] if docker_host in ("", DEFAULT_DOCKER_HOST) else ["docker", "--host", docker_host]
+    words += ["run", "--rm", "--network", "host"]
+    for volume in job.volumes:
+        words += ["--volume", volume.replace(folder, CURRENT_FOLDER, 1) if volume.startswith(folder) else volume]
+    for name, value in sorted(job.environment.items()):
+        words += ["--env", name if name in hidden else f"{name}={value}"]
+    if job.working_dir != "/":
+        words += ["--workdir", job.working_dir]
+    line = shlex.join([*words, "--entrypoint", job.command[0], job.image, *job.command[1:]])
+    return line.replace(CURRENT_FOLDER, '"$PWD"')
 
 
 @contextlib.contextmanager

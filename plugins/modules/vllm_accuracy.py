@@ -241,20 +241,20 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 ca_bundle=params["ca_bundle"],
                 progress=progress,
             )
+        job = accuracy.job_of(target, evaluation, installed, folder)
         scores = accuracy.evaluate(
-            client, target, evaluation, installed=installed, folder=folder, timeout=params["timeout"], progress=progress
+            client, target, evaluation, job, folder=folder, timeout=params["timeout"], progress=progress
         )
     floors = {
         task: {metric: float(floor) for metric, floor in metrics.items()} for task, metrics in params["floors"].items()
     }
-    volumes = [f"{installed}:{accuracy.INSTALL_FOLDER}:ro", f"$PWD:{accuracy.RESULT_FOLDER}"]
     return {
         "changed": changed,
         "name": target.name,
         "model": target.model,
         "scores": scores,
         "gates": gates.accuracy_gates(scores, floors, params["standard_errors"]),
-        "command": target.docker_line(accuracy.command(target, evaluation), volumes, params["docker_host"]),
+        "command": jobs.docker_line(job, target.all_secrets(), folder, params["docker_host"]),
         "seconds": round(time.monotonic() - started, 1),
     }
 

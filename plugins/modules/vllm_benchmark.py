@@ -234,7 +234,7 @@ ARGUMENTS: dict[str, Any] = {
     "goodput": {"type": "dict", "default": {}},
     "floors": {"type": "dict", "default": {}},
     "ceilings": {"type": "dict", "default": {}},
-    "tokenizer": {"type": "str", "default": ""},
+    "tokenizer": {"type": "str", "default": "", "no_log": False},
     "extra_args": {"type": "list", "elements": "str", "default": []},
     "hardware": {"type": "dict", "default": {}},
     "plan": {"type": "dict", "default": {}},
@@ -285,7 +285,7 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
             progress=progress,
         )
         points = [measure.point(load, params["runs"]) for load in loads]
-    last = benchmark.bench_command(target, loads[-1], 0, "result.json")
+    last = measure.job(loads[-1], seed=0, result_name="result.json")
     floors, ceilings = ({name: float(limit) for name, limit in params[kind].items()} for kind in LIMITS[1:])
     return {
         "changed": False,
@@ -303,7 +303,7 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 name: params[name] for name in ("input_len", "output_len", "num_prompts", "goodput", "extra_args")
             },
         },
-        "command": target.docker_line(last, ["$PWD:/results"], params["docker_host"]),
+        "command": jobs.docker_line(last, target.all_secrets(), folder, params["docker_host"]),
         "seconds": round(time.monotonic() - started, 1),
     }
 

@@ -73,6 +73,7 @@ def test_the_recipes_arguments_and_one_installation(run: Run, program: Any) -> N
     assert again["command"][again["command"].index("--limit") + 1] == "10"
     assert "/srv/tasks:/tasks:ro" in again["volumes"] and again["working_dir"] == "/tasks"
     assert first["scores"][0]["value"] == 0.9
+    assert "--env PYTHONPATH=/lm_eval/lib/python3.12/site-packages" in first["command"]
 
 
 def test_another_version_or_image_is_installed_anew_in_place_of_the_old(run: Run, program: Any, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_the_key_is_in_the_environment_only(run: Run, program: Any, verified_ser
     result.pop("invocation")
     assert "secret" not in json.dumps(result)
     assert "--env OPENAI_API_KEY" in result["command"]
+    assert '--volume "$PWD":/results' in result["command"]
     assert set(verified_server.keys) == {"Bearer very-secret"}
 
 
