@@ -138,7 +138,7 @@ def _regression(
     noise = standard_errors * math.hypot(_standard_error(now, point), _standard_error(old, before))
     allowed = max(tolerance * old["mean"], noise)
     runs = min(len(point["runs"]), len(before["runs"]))
-    known = "noise of the repeated runs included" if runs > 1 else "one run: its noise is not known"
+    known = f"noise of {runs} runs included" if runs > 1 else "one run"
     text = (
         f"{name} = {now['mean']:.6g} at concurrency {point['concurrency']}, baseline {old['mean']:.6g}:"
         f" {_percent(abs(worse), old['mean'])} {'worse' if worse > 0 else 'better'},"

@@ -131,11 +131,13 @@ def _result(stage: str, item: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _failure(item: Mapping[str, Any]) -> dict[str, str]:
+def _failure(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a person is told of a failure; C(gates) are the sentences of failed gates, one each."""
     error = item.get("error")
     if not isinstance(error, Mapping):
-        return {"name": "failed", "message": str(item.get("msg", "failed")), "remedy": "", "evidence": ""}
-    return {key: str(error.get(key) or "") for key in ("name", "message", "remedy", "evidence")}
+        return {"name": "failed", "message": str(item.get("msg", "failed")), "remedy": "", "evidence": "", "gates": []}
+    texts = {key: str(error.get(key) or "") for key in ("name", "message", "remedy", "evidence")}
+    return {**texts, "gates": list((error.get("details") or {}).get("failed") or [])}
 
 
 def _plans(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -201,7 +203,10 @@ def _telling(entry: Mapping[str, Any]) -> list[str]:
     where = " ".join(part for part in (entry["host"], entry["server"], entry.get("stage", "")) if part)
     if "text" in entry:
         return [f"  {where}: {entry['text']} (output tokens/s at concurrency {entry['concurrency']})"]
-    lines = [f"  {where}: {entry['message']}"]
+    if entry["gates"]:
+        lines = [f"  {where}:", *(f"    {sentence}" for sentence in entry["gates"])]
+    else:
+        lines = [f"  {where}: {entry['message']}"]
     if entry["evidence"]:
         lines.append(f"    evidence: {entry['evidence'].strip().splitlines()[-1][:200]}")
     if entry["remedy"]:
