@@ -205,7 +205,7 @@ def status_lines(servers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str
     rows = [(host, server["name"], _with_diagnosis(server)) for host, server in [*failing, *serving]]
     lines += _aligned([("host", "replica", "what it does"), *rows] if rows else [])
     if empty:
-        lines.append(f"No server on {', '.join(fold(empty))}.")
+        lines.append(f"No server on {fold(empty)}.")
     return {
         "lines": lines,
         "docker_run": [f"{host} {server['name']}: {server['docker_run']}" for host, server in replicas],

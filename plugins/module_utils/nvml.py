@@ -65,6 +65,11 @@ FAILURES = {
 }
 
 
+def _mib(size: int | None) -> int | None:
+    """Return bytes as MiB, a part of one counted as one, as nvidia-smi does."""
+    return None if size is None else -(-size // MIB)
+
+
 def probe(root: str = "/") -> dict[str, Any]:
     """Return the host's GPUs and driver as plain data.
 
@@ -172,10 +177,10 @@ def _memory(handle: Any) -> dict[str, int | None]:
         return {}
     reserved = getattr(memory, "reserved", None)
     return {
-        "memory_total_mib": memory.total // MIB,
-        "memory_used_mib": memory.used // MIB,
-        "memory_free_mib": memory.free // MIB,
-        "memory_reserved_mib": None if reserved is None else reserved // MIB,
+        "memory_total_mib": _mib(memory.total),
+        "memory_used_mib": _mib(memory.used),
+        "memory_free_mib": _mib(memory.free),
+        "memory_reserved_mib": _mib(reserved),
     }
 
 
@@ -281,7 +286,7 @@ def _processes(handle: Any, root: str) -> list[dict[str, Any]]:
             {
                 "pid": process.pid,
                 "name": _process_name(process.pid, root),
-                "used_mib": None if used is None else used // MIB,
+                "used_mib": _mib(used),
                 "container": container_id(process.pid, root),
             }
         )

@@ -166,7 +166,7 @@ plan:
       sample:
         weights_gib_per_gpu: 106.55
         kv_cache_gib_per_gpu: 15.14
-        kv_cache_tokens: 165342
+        kv_cache_tokens: 165185
         max_concurrent_requests: 80
     decisions:
       description: Every choice with its C(field), C(value) and C(reason). A value of V(null) means that the option is

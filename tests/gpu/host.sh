@@ -19,20 +19,24 @@ driver=$(dirname "$(find / -xdev -name 'libcuda.so.1' -not -path '*/stubs/*' 2>/
 [ "$driver" != . ] || driver=$(dirname "$(find /usr/local/nvidia -name libcuda.so.1 | head -1)")
 cat >"$root/environment" <<EOF
 export PATH=$root/ansible/bin:$root/tools/engine/usr/sbin:$root/tools/engine/usr/bin:\$PATH
-export PYTHONPATH=$root/ansible LD_LIBRARY_PATH=$root/tools/engine/usr/lib/x86_64-linux-gnu:$driver
+export PYTHONPATH=$root/ansible LD_LIBRARY_PATH=$root/tools/engine/lib/x86_64-linux-gnu:$root/tools/engine/usr/lib/x86_64-linux-gnu:$driver
 export ANSIBLE_COLLECTIONS_PATH=$root/collections ANSIBLE_CALLBACK_RESULT_FORMAT=yaml PYTHONUNBUFFERED=1
 export DOCKER_HOST=unix:///run/gpufleet-test.sock DRIVER_FOLDER=$driver
 EOF
 . "$root/environment"
 
-setsid dockerd --iptables=false --bridge=none --data-root /var/lib/gpufleet-test-engine --host "$DOCKER_HOST" \
+docker info >/dev/null 2>&1 || setsid dockerd --iptables=false --bridge=none --data-root /var/lib/gpufleet-test-engine --host "$DOCKER_HOST" \
   --pidfile /run/gpufleet-test.pid >"$root/dockerd.log" 2>&1 </dev/null &
 for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 0.5; done
 docker info --format '{{.ServerVersion}} {{.Driver}} cgroup {{.CgroupVersion}}'
 
 cd "$root/image"
-mkdir -p usr opt etc tmp proc sys dev root run var/tmp srv/site srv/bin
-for name in bin sbin lib lib64; do ln -sfn "usr/$name" "$name"; done
+rm -rf "$root"/image/*; mkdir -p usr opt etc tmp proc sys dev root run var/tmp srv/site srv/bin
+for name in bin lib lib64; do ln -sfn "usr/$name" "$name"; done
+# A folder of its own: docker run --init mounts its program there, which a read-only /usr would not let it.
+mkdir -p sbin; for name in ldconfig ldconfig.real; do ln -sfn "../usr/sbin/$name" "sbin/$name"; done
+cp /etc/ld.so.cache etc/
+printf 'root:x:0:0:root:/root:/bin/sh\n' >etc/passwd; printf 'root:x:0:\n' >etc/group
 printf '#!/bin/sh\nexec %s -m vllm.entrypoints.cli.main "$@"\n' "$(command -v python3)" >srv/bin/vllm
 chmod 755 srv/bin/vllm; chmod 1777 tmp var/tmp
 tar c . | docker import -c "ENV PATH=/srv/bin:$(dirname "$(command -v python3)"):/usr/local/cuda/bin:/usr/bin:/bin" \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs our playbooks on a GPU host that host.sh has prepared. usage: run.sh STAGE OUTDIR
-# stages: probe, deploy (cold, again, status), settings (the memory model against what vLLM reports), faults
+# stages: probe, deploy (cold, again, status), settings and point (the memory model against what vLLM reports), faults,
+#   taken (the card's memory held by another process)
 set -uo pipefail
 cd "$(dirname "$(realpath "$0")")/../.."
 . /opt/gpufleet-test/environment
@@ -35,7 +36,11 @@ probe)
   play plan plan -v ;;
 deploy)
   play cold deploy; phases cold; reported
+  if grep -q '^fatal' "$out/cold.log"; then grep -A60 '^fatal' "$out/cold.log" | cut -c1-400; exit 1; fi
   play again deploy; play status status -v; grep -A3 'replicas serving' "$out/status.log" ;;
+point)
+  play point deploy -e vllm_max_num_batched_tokens=16384 -e vllm_max_num_seqs=128; reported
+  docker logs vllm-0 >"$out/vllm-point.log" 2>&1; nvidia-smi --query-gpu=memory.used,memory.free --format=csv ;;
 settings)
   play utilisation deploy -e vllm_gpu_memory_utilization=0.95; phases utilisation; reported
   play batched deploy -e vllm_max_num_batched_tokens=16384; phases batched; reported

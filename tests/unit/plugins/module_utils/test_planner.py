@@ -516,7 +516,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         host(H200),
         {"max_model_len": 1000000},
         "does-not-fit",
-        ["vllm_max_model_len needs 1000000 tokens", "165342 tokens", "needs 2 GPUs"],
+        ["vllm_max_model_len needs 1000000 tokens", "165185 tokens", "needs 2 GPUs"],
     ),
     "a utilisation that leaves too little": (
         host(H200),
