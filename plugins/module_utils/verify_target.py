@@ -67,6 +67,12 @@ def image_id_of(client: DockerClient, image: str) -> str:
     """
     from docker.errors import ImageNotFound
 
+    if not image:
+        raise GpufleetError(
+            "No image is named in which lm_eval and vllm bench could run.",
+            name="image-missing",
+            remedy="With vllm_url, name an image with vLLM that is on the host in vllm_verify_image.",
+        )
     with engine_errors(f"looking for the image {image}"):
         try:
             return str(client.images.get(image).id)

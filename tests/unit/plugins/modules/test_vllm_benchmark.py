@@ -161,8 +161,11 @@ def test_a_load_that_does_not_fit_is_refused_before_anything_runs(run: Run, prog
     assert "1024 + 1024" in result["msg"] and not program.created
 
 
-def test_an_image_that_is_not_there(run: Run) -> None:
-    assert run(image="other:1")["error"]["name"] == "image-missing"
+@pytest.mark.parametrize("image", ["other:1", ""])
+def test_an_image_that_is_not_there(run: Run, image: str) -> None:
+    result = run(image=image)
+    assert result["error"]["name"] == "image-missing"
+    assert "vllm_verify_image" in result["msg"]
 
 
 def test_a_server_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch, verified_server: Any) -> None:
