@@ -1,12 +1,35 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run M(gpufleet.vllm.vllm_server) in the background and show the server's phases while it starts."""
+"""Run M(gpufleet.vllm.vllm_server) in the background, show the server's phases, and at the end what was done and why."""
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction, duration
 
 
 class ActionModule(LongTaskAction):
-    """See LongTaskAction: there is nothing more to it."""
+    """See LongTaskAction; one line a replica that was not left alone is added."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module and say what it did."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        host = (task_vars or {}).get("inventory_hostname", "")
+        for line in summary(result):
+            self._display.display(f"[{host}] {line}")
+        return result
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """Return what the module did, a line for each replica that was not left alone, with the reasons."""
+    lines = []
+    for replica in result.get("replicas") or []:
+        if replica["action"] == "none":
+            continue
+        why = f" ({'; '.join(replica['why'])})" if replica["why"] else ""
+        ready = f", ready after {duration(replica['ready_s'])}" if replica["ready_s"] else ""
+        lines.append(f"{replica['name']}: {replica['action']}{why}{ready}")
+    lines += [f"{name}: removed" for name in result.get("removed") or []]
+    return lines + list(result.get("recovered") or [])

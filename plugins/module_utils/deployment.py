@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 HEALTH_TIMEOUT_S = 5.0
+HTTP_CONFLICT = 409
 
 
 @dataclasses.dataclass(frozen=True)
@@ -535,12 +536,18 @@ class Deployment:
 
     def _remove(self, container: Container, *, gently: bool = False) -> None:
         """Remove a container; gently means to let it end its requests."""
-        from docker.errors import NotFound
+        from docker.errors import APIError, NotFound
 
         with engine_errors(f"removing {container.name}"), contextlib.suppress(NotFound):
             if gently and _running(container):
                 container.stop(timeout=self._settings.drain_timeout)
-            container.remove(force=True)
+            try:
+                container.remove(force=True)
+            except APIError as error:
+                # Somebody else is removing it at this moment: it will be gone as wanted.
+                if error.status_code != HTTP_CONFLICT or "already in progress" not in str(error.explanation):
+                    raise
+                container.wait(condition="removed", timeout=self._settings.drain_timeout)
 
     # After an interrupted run
 

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Compares gpu_info with nvidia-smi, field by field, on a host with GPUs; exits 1 where they differ.
 
-    ansible gpu-host -i tests/gpu/inventory -m gpufleet.vllm.gpu_info -o > answer.txt
-    python3 tests/gpu/compare_gpu_info.py answer.txt
+ansible gpu-host -i tests/gpu/inventory -m gpufleet.vllm.gpu_info -o > answer.txt
+python3 tests/gpu/compare_gpu_info.py answer.txt
 """
 
 from __future__ import annotations

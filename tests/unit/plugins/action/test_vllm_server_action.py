@@ -1,0 +1,35 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What vllm_server's action says at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.action.vllm_server import summary
+
+
+def replica(**parts: Any) -> dict[str, Any]:
+    """Return one replica of the module's result."""
+    return {"name": "vllm-0", "action": "none", "why": [], "ready_s": 0.0, **parts}
+
+
+def test_a_replaced_replica_is_told_with_its_reasons() -> None:
+    """The reader sees what changed without asking for a difference."""
+    done = replica(action="replaced", why=["config.max-num-seqs: 8 -> 4", "image: a -> b"], ready_s=67.4)
+    assert summary({"replicas": [done]}) == [
+        "vllm-0: replaced (config.max-num-seqs: 8 -> 4; image: a -> b), ready after 1 min 7 s"
+    ]
+
+
+def test_what_was_left_alone_is_not_told() -> None:
+    """A converged host prints nothing."""
+    assert summary({"replicas": [replica()]}) == []
+    assert summary({"failed": True, "msg": "no"}) == []
+
+
+def test_removed_and_recovered_are_told() -> None:
+    """Containers that are gone and what an interrupted run left are part of it."""
+    done = {"replicas": [], "removed": ["vllm-1"], "recovered": ["removed vllm-0-next, which was never started"]}
+    assert summary(done) == ["vllm-1: removed", "removed vllm-0-next, which was never started"]
