@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run M(gpufleet.vllm.vllm_server) in the background, show the server's phases, and at the end what was done and why."""
+"""Run M(gpufleet.vllm.vllm_server) in the background, show its phases, and say at the end what was done and why."""
 
 from __future__ import annotations
 
