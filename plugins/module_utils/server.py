@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
 
 LABEL_COLLECTION = "io.gpufleet.collection"
 LABEL_REPLICA = "io.gpufleet.replica"
@@ -33,9 +34,6 @@ CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", 
 DEFAULT_PORT = 8000
 GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 
-# Names and values of environment variables that are treated as secrets wherever they come from.
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
 
 # The health check's first hour of failures does not count: a cold start takes minutes.
 HEALTH = {"interval_s": 30, "timeout_s": 10, "retries": 3, "start_period_s": 3600}
@@ -119,11 +117,6 @@ def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) ->
     public = {name: value for name, value in environment.items() if not is_secret(name, value)}
     hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
     return public, {name: value for name, value in {**hidden, **secrets}.items() if value}
-
-
-def is_secret(name: str, value: str) -> bool:
-    """Return whether an environment variable looks like a secret, by its name or a password in an address."""
-    return bool(SECRET_NAME.search(name) or SECRET_VALUE.search(value))
 
 
 def build_spec(

@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import versions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
 
 PROFILES = ("recipe", "max_throughput", "balanced", "min_latency")
 PREFIXES = ("vllm_", "nvidia_container_toolkit_")
@@ -140,13 +141,20 @@ def _invalid(problems: list[str]) -> GpufleetError:
     return GpufleetError(
         f"{count} problem{'s' if count > 1 else ''} in the vllm_* variables:\n{listed}",
         name="invalid-wishes",
-        remedy="Set the variables as said above; README.md lists them all.",
+        remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.vllm lists them all.",
         details={"problems": problems},
     )
 
 
 _ABSENT: Any = object()
 Reader = Callable[[Any], Any]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as messages show it: of a dictionary the keys alone, for the values may be secrets."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: …" for key in value) + "}"
+    return repr(_plain(value))
 
 
 def _value(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader], problems: list[str]) -> Any:
@@ -156,7 +164,7 @@ def _value(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader], 
     try:
         return read_value(variables[variable])
     except ValueError as error:
-        shown = "(hidden)" if name.startswith("has_") else repr(_plain(variables[variable]))
+        shown = "(hidden)" if name.startswith("has_") else _shown(variables[variable])
         problems.append(f"{variable}: {shown} is not valid: {error}")
         return _ABSENT
 
@@ -308,6 +316,8 @@ def _environment(value: Any) -> dict[str, str]:
             raise ValueError(f"{key} is a secret: set {VARIABLES_WITH_SECRETS[key]} instead")
         if isinstance(content, (Mapping, list)) or content is None:
             raise ValueError(f"{key} must be a text or a number")
+        if is_secret(str(key), str(content)):
+            raise ValueError(f"{key} looks like a secret, and a plan is shown and kept: set vllm_secret_environment instead")
         result[str(key)] = str(int(content)) if isinstance(content, bool) else str(content)
     return result
 

@@ -168,3 +168,16 @@ def test_a_secret_is_never_shown() -> None:
 
 def test_the_defaults_are_valid() -> None:
     assert wishes.read({}) == wishes.Wishes()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"AWS_SECRET_ACCESS_KEY": "abc123"}, {"HF_TOKEN": "abc123"}, {"HTTPS_PROXY": "http://me:abc123@proxy:3128"}],
+)
+def test_a_secret_in_the_environment_is_refused_and_not_shown(environment: dict[str, str]) -> None:
+    """Plans are printed and kept, so a secret must not get into one, nor into the error that says so."""
+    with pytest.raises(GpufleetError) as raised:
+        wishes.read({"vllm_environment": environment})
+    text = raised.value.as_text() + str(raised.value.as_result())
+    assert next(iter(environment)) in text
+    assert "abc123" not in text
