@@ -317,7 +317,7 @@ def _environment(value: Any) -> dict[str, str]:
         if isinstance(content, (Mapping, list)) or content is None:
             raise ValueError(f"{key} must be a text or a number")
         if is_secret(str(key), str(content)):
-            raise ValueError(f"{key} looks like a secret, and a plan is shown and kept: set vllm_secret_environment instead")
+            raise ValueError(f"{key} looks like a secret, and plans are shown: set vllm_secret_environment instead")
         result[str(key)] = str(int(content)) if isinstance(content, bool) else str(content)
     return result
 
