@@ -32,7 +32,7 @@ options:
     required: true
   outlier_tolerance:
     description:
-      - Servers that were measured alike are named when their throughput differs from the median by more than this share.
+      - Servers that were measured alike are named when their throughput is off the median by more than this share.
     type: float
     default: 0.1
   secrets:
