@@ -32,7 +32,7 @@ HEADER = (
 
 DEFAULT_TEMPLATE = """\
 {% for key, value in config.items() %}
-{{ key }}: {{ value | yaml_scalar }}
+{{ key | yaml_scalar }}: {{ value | yaml_scalar }}
 {% else %}
 {}
 {% endfor %}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.config_file import (
@@ -137,6 +137,7 @@ VALUES = st.one_of(
 
 
 @settings(deadline=None)
+@example({"on": True})
 @given(st.dictionaries(KEYS, VALUES, max_size=6))
 def test_every_value_reads_back_as_itself(config: dict[str, Any]) -> None:
     found = yaml.safe_load(render_config(config))
