@@ -13,7 +13,7 @@ import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.modules import host_info
 
-RunModule = Callable[..., "dict[str, Any]"]
+RunModule = Callable[..., dict[str, Any]]
 NO_ENGINE = "unix:///nowhere/docker.sock"
 
 
