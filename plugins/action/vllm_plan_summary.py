@@ -7,25 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import table
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet_page import FleetPage
 
-ARGUMENTS: dict[str, Any] = {"plans": {"type": "dict", "required": True}}
 
-
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(FleetPage):
     """The action plugin behind gpufleet.vllm.vllm_plan_summary."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
+    option, shown, verbose = "plans", "table", "reasons"
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Print the table, and with -v every reason, and return both."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
-        found = table(arguments["plans"])
-        self._display.display("\n".join(found["table"]))
-        self._display.v("\n".join(found["reasons"]))
-        return {**result, "changed": False, **found}
+    def page(self, hosts: dict[str, Any]) -> dict[str, list[str]]:
+        """Return the table and the reasons."""
+        return table(hosts)
