@@ -14,7 +14,7 @@ import jinja2
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import fold
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gates import outliers
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import duration
 
 SCHEMA_VERSION = 1
