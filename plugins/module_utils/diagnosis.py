@@ -45,7 +45,7 @@ CAUSES: tuple[Cause, ...] = (
     # Memory of the card
     Cause(
         "no-memory-for-kv-cache",
-        r"No available memory for the cache blocks",
+        r"No available memory for the cache blocks|Cannot auto-fit max_model_len: not enough",
         "The weights and activations leave no memory for the KV cache.",
         "Lower vllm_max_num_batched_tokens, raise vllm_gpu_memory_utilization, use a larger"
         " vllm_tensor_parallel_size or a smaller vllm_precision.",
@@ -96,6 +96,20 @@ CAUSES: tuple[Cause, ...] = (
         "Lower vllm_gpu_memory_utilization, which the CPU build reads as the share of the host's memory.",
     ),
     Cause(
+        "cpu-memory-short",
+        r"Available memory on node \S+ .* on kv cache allocation is less than requested memory for kv",
+        "The host has less free memory than the KV cache shall take.",
+        "End other processes on the host, or lower vllm_gpu_memory_utilization (or what sets the cache's size:"
+        " kv-cache-memory-bytes in vllm_extra_config, VLLM_CPU_KVCACHE_SPACE in vllm_environment).",
+    ),
+    Cause(
+        "cpu-memory-share-too-small",
+        r"already uses ([\d.]+) GiB .*more than the ([\d.]+) GiB of CPU memory reserved",
+        "The weights and the server itself take {0} GiB, more than the {1} GiB of the host's memory that it may use.",
+        "Raise vllm_gpu_memory_utilization, which the CPU build reads as the share of the host's memory, or use a host"
+        " with more.",
+    ),
+    Cause(
         "gpu-out-of-memory",
         r"(?:torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error: out of memory)",
         "The GPU's memory did not suffice.",
@@ -130,6 +144,24 @@ CAUSES: tuple[Cause, ...] = (
         "Set vllm_precision to auto, or to one that the GPU has (fp8 from compute capability 8.9, fp4 from 10.0).",
     ),
     Cause(
+        "no-moe-backend",
+        r"No (\S.*?) MoE backend supports the deployment configuration",
+        "This vLLM has no backend that runs a mixture of experts in {0} in this configuration on this GPU.",
+        "Set vllm_precision and vllm_tensor_parallel_size to auto, or vllm_version to a newer release.",
+    ),
+    Cause(
+        "moe-backend-not-supported",
+        r"Found (VLLM_USE_FLASHINFER_MOE_FP\d+)=1, but no",
+        "{0}=1 asks for FlashInfer's MoE backend, which cannot run this model on this GPU.",
+        "Set {0} to '0' in vllm_environment and let vLLM choose.",
+    ),
+    Cause(
+        "moe-backend-not-supported",
+        r"moe_backend='(\S*)' is not supported for (\S.*?) MoE",
+        "This vLLM has no MoE backend {0} for {1}.",
+        "Correct moe-backend in vllm_extra_config, or take it out and let vLLM choose.",
+    ),
+    Cause(
         "moe-backend-not-supported",
         r"backend is disabled for this configuration|does not support the deployment configuration",
         "The MoE backend that was asked for cannot run this model on this GPU.",
@@ -138,7 +170,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "kv-cache-dtype-not-supported",
-        r"(?:kv[-_ ]cache[-_ ]dtype|(?:fp8|FP8) KV cache)\b.*\bnot (?:yet )?supported",
+        r"(?:kv[-_ ]cache[-_ ]dtype|(?:fp8|FP8) KV cache)\b.*\bnot (?:yet )?supported"
+        r"|FP8 KV cache is unsupported|not compatible with FP8 KV cache",
         "This device or attention backend cannot keep the KV cache in that type.",
         "Set vllm_kv_cache_dtype to auto.",
     ),
@@ -150,6 +183,12 @@ CAUSES: tuple[Cause, ...] = (
         "Set dtype in vllm_extra_config to float16 or auto.",
     ),
     Cause(
+        "quantization-mismatch",
+        r"Quantization method specified in the model config \(([^)]*)\) does not match .*\(([^)]*)\)",
+        "The model's files are quantized as {0}, but the configuration says {1}.",
+        "Take quantization out of vllm_extra_config: vLLM reads it from the model.",
+    ),
+    Cause(
         "attention-backend-not-supported",
         r"(?:Selected backend \S+ is not valid for this configuration|No valid attention backend found)",
         "The attention backend cannot run this configuration.",
@@ -157,8 +196,14 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "compiler-missing",
+        r"No working C\+\+ compiler found",
+        "The image has no C++ compiler for what torch compiles at start-up.",
+        "Set enforce-eager: true in vllm_extra_config, or use an image that has g++ (vllm_image).",
+    ),
+    Cause(
+        "compiler-missing",
         r"Failed to find C compiler|(?:nvcc|ninja|gcc|g\+\+): (?:command )?not found|Could not find nvcc"
-        r"|Ninja is required|No such file or directory: '(?:nvcc|ninja|gcc|g\+\+|cc)'|InvalidCxxCompiler",
+        r"|Ninja is required|No such file or directory: '(?:nvcc|ninja|gcc|g\+\+|cc)'",
         "The image has no compiler for the kernels that are compiled at start-up.",
         "Use an image that has one (vllm_image), or avoid the compiling backend through vllm_extra_config.",
     ),
@@ -185,14 +230,15 @@ CAUSES: tuple[Cause, ...] = (
         "container-toolkit-missing",
         r"could not select device driver \"(?:nvidia)?\" with capabilities: \[\[gpu\]\]",
         "Docker cannot hand GPUs to containers: the NVIDIA container toolkit is not configured on the host.",
-        "Run the role gpufleet.vllm.nvidia_container_toolkit, or set vllm_gpu_access to what the host has"
-        " (cdi, runtime or devices).",
+        "Install the toolkit on the host, run nvidia-ctk runtime configure --runtime=docker there and restart Docker;"
+        " or set vllm_gpu_access to what the host has (cdi, runtime or devices).",
     ),
     Cause(
         "container-toolkit-missing",
         r"[Uu]nknown (?:or invalid runtime name:?|runtime specified) \"?nvidia",
         "Docker has no runtime named nvidia: the NVIDIA container toolkit is not configured on the host.",
-        "Run the role gpufleet.vllm.nvidia_container_toolkit, or set vllm_gpu_access to gpus, cdi or devices.",
+        "Install the toolkit on the host, run nvidia-ctk runtime configure --runtime=docker there and restart Docker;"
+        " or set vllm_gpu_access to gpus, cdi or devices.",
     ),
     Cause(
         "cdi-device-missing",
@@ -216,6 +262,12 @@ CAUSES: tuple[Cause, ...] = (
         "The NVIDIA driver's libraries are not found.",
         "Install the driver on the host (nvidia-smi must work there), then run the play again; with vllm_gpu_access"
         " devices mount the driver's libraries through vllm_volumes.",
+    ),
+    Cause(
+        "driver-libraries-not-listed",
+        r"/sbin/ldconfig.* returned non-zero exit status|No such file or directory: '/sbin/ldconfig'",
+        "Triton could not learn from the image's ldconfig where the driver's libcuda is.",
+        "Set TRITON_LIBCUDA_PATH in vllm_environment to the folder of libcuda.so.1 in the container.",
     ),
     Cause(
         "fabric-manager-not-running",
@@ -268,7 +320,15 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "too-few-gpus",
-        r"World size .* is larger than the number of|invalid device ordinal",
+        r"[Tt]ensor parallel size \(?(\d+)\)? cannot be larger than the number of available GPUs \(?(\d+)"
+        r"|local_world_size \(?(\d+)\)? must be less than or equal to the number of visible devices \(?(\d+)",
+        "The server was told to use {0}{2} GPUs but sees {1}{3}.",
+        "Lower vllm_tensor_parallel_size or give it more GPUs with vllm_gpu_selection.",
+    ),
+    Cause(
+        "too-few-gpus",
+        r"World size .* is larger than the number of|invalid device ordinal|DP adjusted local rank \S+ is out of bounds"
+        r"|local_?world_?size .*less than or equal to the number of visible devices",
         "The server was told to use more GPUs than it sees.",
         "Lower vllm_tensor_parallel_size or give it more GPUs with vllm_gpu_selection.",
     ),
@@ -356,7 +416,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "architecture-not-supported",
-        r"Model architectures (\[.*?\]) (?:are not supported|failed to be inspected)"
+        r"Model architectures (\S.*?) (?:are not supported|failed to be inspected)"
         r"|model type `?(\S+?)`? but Transformers does not recognize this architecture",
         "This vLLM does not know the model's architecture.",
         "Set vllm_version to a release that supports it.",
@@ -395,7 +455,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "config-file-unreadable",
-        r"yaml\.(?:parser|scanner)\.\w+|The config file.*(?:invalid|must be)|Failed to parse config file",
+        r"yaml\.(?:parser|scanner)\.\w+|The config file.*(?:invalid|must be)|Failed to parse config file"
+        r"|Config file must be of a yaml/yml type|No config file specified",
         "vLLM cannot read the configuration file.",
         "Run the play again, which writes it anew; look at vllm_extra_config.",
     ),
@@ -424,10 +485,30 @@ CAUSES: tuple[Cause, ...] = (
         "An environment variable has a value that vLLM refuses.",
         "Correct it in vllm_environment.",
     ),
+    Cause(
+        "environment-variable-unknown",
+        r"^ValueError: Unknown vLLM environment variable detected: (\w+)",
+        "This vLLM knows no variable {0}, and was told to refuse such.",
+        "Take it out of vllm_environment, or fail-on-environ-validation out of vllm_extra_config.",
+    ),
+    # Time
+    Cause(
+        "engine-start-timeout",
+        r"Timed out waiting for engine(?:s| core processes) to",
+        "The API server gave the engine up before it had loaded the weights.",
+        "Set VLLM_ENGINE_READY_TIMEOUT_S in vllm_environment to more seconds (from 0.17 on), or put vllm_hf_home on a"
+        " faster disk; a second start finds the weights there.",
+    ),
+    Cause(
+        "front-end-lost",
+        r"Did not receive response from front-end process within (\d+)",
+        "The engine waited {0} minutes in vain for the API server, which has ended or is starved of processor time.",
+        "See whether the host is overloaded, then run the play again.",
+    ),
     # Ports, image, permissions
     Cause(
         "port-in-use",
-        r"port is already allocated|[Aa]ddress already in use|Errno 98",
+        r"port is already allocated|[Aa]ddress already in use(?!\. Retrying)|Errno 98",
         "The port is taken.",
         "Set vllm_port to a free one, or end what listens there.",
     ),
@@ -454,6 +535,12 @@ CAUSES: tuple[Cause, ...] = (
         r"bind source path does not exist: (\S+)|error mounting \"([^\"]+)\"|invalid mount config",
         "A folder that should be mounted into the container is missing or cannot be mounted.",
         "Make the folder, or correct vllm_volumes, vllm_hf_home and vllm_cache_dir.",
+    ),
+    Cause(
+        "user-unknown",
+        r"getpwuid\(\): uid not found: ?(\d*)",
+        "The container runs as user {0}, whom the image does not know.",
+        "Set LOGNAME in vllm_environment to any name, so that nobody asks for the user's.",
     ),
     Cause(
         "permission-denied",
@@ -496,6 +583,14 @@ CAUSES: tuple[Cause, ...] = (
     ),
 )
 
+# What is left to say when neither a cause nor any other error is in the log.
+KILLED_PROCESS = Cause(
+    "process-killed",
+    r"(?:Worker|Engine core) proc \S+ died unexpectedly",
+    "One of the server's processes was ended from outside, most often by the host's out-of-memory killer.",
+    "See dmesg for 'Out of memory'; give the host more memory, or lower what the server takes.",
+)
+
 # Errors of processes that only waited for the one that failed.
 WRAPPER = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|Engine process failed to start"
@@ -508,6 +603,8 @@ ERROR_LINE = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|[Ee]rror:|fatal:|failed)\b|^
 
 _PROCESS = re.compile(r"^\([A-Za-z][^()]* pid=\d+[^()]*\)\s?")
 _HEADER = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] ?)?")
+# What torch's C++ code warns of: [W1122 13:36:35.945111661 utils.cpp:41] Warning: ...
+_TORCH_WARNING = re.compile(r"^\[?W\d{4} \d\d:\d\d:\d\d\.\d+ [^\]]*\] ?")
 
 # Exit codes of a process that a signal ended: 128 + the signal's number.
 EXIT_CAUSES: dict[int, Cause] = {
@@ -564,6 +661,9 @@ def split_line(line: str) -> tuple[str, str]:
         if shorter == text:
             break
         text = shorter
+    warning = _TORCH_WARNING.match(text)
+    if warning:
+        return "WARNING", text[warning.end() :]
     header = _HEADER.match(text)
     return (header.group(1), text[header.end() :]) if header else ("", text)
 
@@ -599,6 +699,10 @@ def diagnose(
             cause, match, line = found
             return _told(what, cause, tuple(group or "" for group in match.groups()), line, details)
     position = _first_error(log)
+    if position is None or not EXCEPTION.search(stripped[position]):
+        killed = next((line for line in stripped if re.search(KILLED_PROCESS.pattern, line)), "")
+        if killed:
+            return _told(what, KILLED_PROCESS, (), killed, details)
     if exit_code in EXIT_CAUSES and position is None:
         last = next((line for line in reversed(stripped) if line.strip()), "")
         return _told(what, EXIT_CAUSES[exit_code], (), f"exit code {exit_code}; last line: {_short(last)}", details)

@@ -40,6 +40,10 @@ PHASE_BEGINS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (SERVING, re.compile(r"init engine .* took |Starting vLLM (?:API )?server|Application startup complete")),
 )
 EAGER = re.compile(r"Enforce eager set|enforce_eager=True")
+# The engine has ended; the API server's process, and with it the container, may outlive it by minutes.
+ENGINE_ENDED = re.compile(
+    r"EngineCore failed to start|EngineCore encountered a fatal error|Engine core initialization failed"
+)
 PERCENT = re.compile(r"checkpoint shards:\s+(\d+)%")
 DETAILS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (WEIGHTS, re.compile(r"Time spent downloading weights .*?: ([\d.]+) sec"), "downloaded in {0} s"),
@@ -72,6 +76,7 @@ class StartWatch:
         self.detail = ""
         self.last_line = ""
         self.last_activity = started
+        self.engine_ended = False
         self._since = started
         self._started = started
         self._eager = False
@@ -81,21 +86,10 @@ class StartWatch:
         self._sample: Sample | None = None
 
     def feed(self, at: float, line: str) -> None:
-        """Take one line of the log, received at the time C(at)."""
+        """Take one line of the log, received at the time C(at); a progress bar's carriage returns divide it."""
         self.last_activity = max(self.last_activity, at)
-        if len(self._head) < HEAD_LINES:
-            self._head.append(line)
-        else:
-            self._tail.append(line)
-        if line.strip():
-            self.last_line = line
-        self._eager = self._eager or bool(EAGER.search(line))
-        for phase, pattern in PHASE_BEGINS:
-            # An eager start compiles nothing: what begins after the weights is the phase after that.
-            begins = KV_CACHE if phase == COMPILE and self._eager else phase
-            if PHASES.index(begins) > PHASES.index(self.phase) and pattern.search(line):
-                self._enter(begins, at)
-        self._read_detail(line)
+        for part in [part for part in line.split("\r") if part] or [""]:
+            self._take(at, part)
 
     def sample(self, sample: Sample) -> None:
         """Take a sample of what the container has used; use since the last sample counts as activity."""
@@ -123,6 +117,22 @@ class StartWatch:
     def lines(self) -> list[str]:
         """Return the kept lines of the log, oldest first: the beginning and the end of a long one."""
         return [*self._head, *self._tail]
+
+    def _take(self, at: float, line: str) -> None:
+        if len(self._head) < HEAD_LINES:
+            self._head.append(line)
+        else:
+            self._tail.append(line)
+        if line.strip():
+            self.last_line = line
+        self._eager = self._eager or bool(EAGER.search(line))
+        self.engine_ended = self.engine_ended or bool(ENGINE_ENDED.search(line))
+        for phase, pattern in PHASE_BEGINS:
+            # An eager start compiles nothing: what begins after the weights is the phase after that.
+            begins = KV_CACHE if phase == COMPILE and self._eager else phase
+            if PHASES.index(begins) > PHASES.index(self.phase) and pattern.search(line):
+                self._enter(begins, at)
+        self._read_detail(line)
 
     def _enter(self, phase: str, at: float) -> None:
         at = max(at, self._since)

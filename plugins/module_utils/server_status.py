@@ -175,6 +175,10 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
     elif state["uptime_s"]:
         watch = watch_lines(_log(box, log_lines, since=started_at(box)))
         state["phase"], state["detail"] = watch.phase, watch.detail
+        if watch.engine_ended:
+            state["phase"], state["detail"] = ENGINE_DEAD, ""
+            state["diagnosis"] = error.as_result()
+            return
         if watch.phase == SERVING:
             # Its log says that it serves, or is about to, but it does not answer.
             state["phase"], state["detail"] = (NOT_ANSWERING if watch.detail else WARM_UP), ""

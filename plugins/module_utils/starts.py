@@ -31,6 +31,9 @@ READY_PROMPT = "San Francisco is a"
 MOST_ENGINE_FAILURES = 10
 # For so long may /health say that the engine is dead before the server counts as dead though it runs.
 DEAD_ENGINE_S = 20.0
+# For so long may a container run on after the log said that its engine ended: what follows that line, such as the
+# traceback and the exit of the container, is worth waiting for.
+ENGINE_ENDED_S = 5.0
 # An answer that is not what it should be is vllm_completion's to judge; a server that gives one does serve.
 ANSWERED = ("empty-answer", "malformed-answer")
 
@@ -69,7 +72,7 @@ class LogReader:
             # The engine takes fractions of a second; one millisecond of overlap makes up for their rounding.
             data = self._container.logs(timestamps=True, since=max(self._since - 0.001, 0.001))
         new = []
-        for raw in data.decode("utf-8", "replace").splitlines():
+        for raw in data.decode("utf-8", "replace").split("\n"):
             stamp, _space, line = raw.partition(" ")
             if not stamp[:4].isdigit() or stamp < self._last or (stamp == self._last and raw in self._at_last):
                 continue
@@ -104,6 +107,7 @@ class Start:
         self._server = Server(url, api_key=api_key, timeout=HEALTH_TIMEOUT_S)
         self._url, self._api_key = url, api_key
         self._dead_since = 0.0
+        self._ended_since = 0.0
         self._sampled = 0.0
 
     def look(self, ready_timeout: float, stall_timeout: float) -> None:
@@ -118,6 +122,7 @@ class Start:
             self.watch.feed(at, line)
         self._check_alive()
         now = time.time()
+        self._check_engine(now)
         if self._answers(now):
             self.watch.serving(now)
             self.ready = True
@@ -139,6 +144,20 @@ class Start:
             what=f"The server {self.label} did not start",
         )
         error.details.update(phase=self.watch.phase, phases=self.watch.durations(time.time()))
+        raise error
+
+    def _check_engine(self, now: float) -> None:
+        """Raise the diagnosis when the log says that the engine has ended, though the container runs on."""
+        if not self.watch.engine_ended:
+            return
+        self._ended_since = self._ended_since or now
+        if now - self._ended_since < ENGINE_ENDED_S:
+            return
+        error = diagnose(
+            self.watch.lines(),
+            what=f"The server {self.label} did not start: its engine has ended, though its container still runs",
+        )
+        error.details.update(phase=self.watch.phase, phases=self.watch.durations(now))
         raise error
 
     def _answers(self, now: float) -> bool:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,15 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import (
     CAUSES,
     EXIT_CAUSES,
     MOST_CONTEXT_LINES,
+    WRAPPER,
     diagnose,
     split_line,
 )
 
 LOGS = Path(__file__).parents[2] / "data" / "logs"
+MESSAGES: list[dict[str, Any]] = json.loads((LOGS.parent / "vllm_messages.json").read_text(encoding="utf-8"))[
+    "messages"
+]
 WRAPPERS = [
     "(APIServer pid=478) Traceback (most recent call last):",
     "(APIServer pid=478) RuntimeError: Engine core initialization failed. See root cause above. Failed: {}",
@@ -167,6 +173,17 @@ TEXTS = [
     ("OSError: libnuma.so.1: cannot open shared object file: No such file or directory", "library-missing"),
     ("ImportError: /x/_C.abi3.so: undefined symbol: _ZN3c106detail", "library-mismatch"),
     ("ModuleNotFoundError: No module named 'flashinfer'", "python-package-missing"),
+    (
+        "torch._inductor.exc.InductorError: InvalidCxxCompiler: No working C++ compiler found in"
+        " torch._inductor.config.cpp.cxx: (None, 'g++')",
+        "compiler-missing",
+    ),
+    ("KeyError: 'getpwuid(): uid not found: 1000'", "user-unknown"),
+    (
+        "subprocess.CalledProcessError: Command '['/sbin/ldconfig', '-p']' returned non-zero exit status 1.",
+        "driver-libraries-not-listed",
+    ),
+    ("ValueError: Unknown vLLM environment variable detected: VLLM_NOPE", "environment-variable-unknown"),
     ("torch.AcceleratorError: CUDA error: an illegal memory access was encountered", "cuda-error"),
 ]
 
@@ -188,9 +205,15 @@ def test_a_cause_is_found_between_prefix_and_wrappers(text: str, name: str) -> N
     assert "{" not in error.message + error.remedy
 
 
+def said_by_vllm(messages: list[dict[str, Any]]) -> set[str]:
+    """Return every text that was found for these messages in vLLM's sources."""
+    return {place["text"] for message in messages for places in message["found"].values() for place in places}
+
+
 def test_every_entry_of_the_table_is_tried_above() -> None:
-    untried = [cause.name for cause in CAUSES if not any(re.search(cause.pattern, text) for text, _name in TEXTS)]
-    # These have no text of their own among the above; each is tried by its pattern here.
+    texts = [text for text, _name in TEXTS] + [f"ValueError: {text}" for text in said_by_vllm(MESSAGES)]
+    untried = [cause.name for cause in CAUSES if not any(re.search(cause.pattern, text) for text in texts)]
+    # These have no text of their own among those; each is tried by its pattern here.
     others = {
         "attention-backend-not-supported": "ValueError: Selected backend X is not valid for this configuration.",
         "chat-template-missing": "ValueError: The supplied chat template (x.jinja) looks like a file path",
@@ -203,6 +226,138 @@ def test_every_entry_of_the_table_is_tried_above() -> None:
     assert sorted(set(untried) - set(others)) == []
     for name, text in others.items():
         assert diagnose([text]).name == name
+
+
+# What each pattern that was found in vLLM's sources means. Of the patterns that others print, a whole line is added.
+MESSAGE_NAMES = {
+    "No available memory for the cache blocks": "no-memory-for-kv-cache",
+    "To serve at least one request with the model(s's|'s) max seq len": "max-model-len-too-long",
+    "Free memory on device .* is less than desired GPU memory utilization": "gpu-memory-taken",
+    r"Available memory on node \S+ .* is less than desired CPU memory utilization": "cpu-memory-short",
+    r"quantization method \S+ is not supported for the current GPU": "precision-not-supported",
+    "does not support NVFP4": "precision-not-supported",
+    "No valid NVFP4 GEMM backend": "precision-not-supported",
+    "backend is disabled for this configuration": "moe-backend-not-supported",
+    "support(s)? the deployment configuration": ("moe-backend-not-supported", "no-moe-backend"),
+    "World size .* is larger than the number of": "too-few-gpus",
+    r"more than the \S+ GiB of CPU memory reserved": "cpu-memory-share-too-small",
+    "on kv cache allocation is less than requested memory for kv": "cpu-memory-short",
+    "cannot be larger than the number of available GPUs": "too-few-gpus",
+    r"DP adjusted local rank \S+ is out of bounds|[Ll]ocal_?[Ww]orld_?[Ss]ize .*less than or equal to the number of"
+    " visible devices": "too-few-gpus",
+    r"User-specified max_model_len \((\d+)\) is greater than the derived max_model_len": "max-model-len-beyond-model",
+    "Cannot auto-fit max_model_len: not enough GPU memory": "no-memory-for-kv-cache",
+    r"attention heads \S+ must be divisible by tensor parallel size": "tensor-parallel-size-does-not-divide",
+    r"max_num_batched_tokens \S+ must be greater than or equal to max_num_seqs": "max-num-batched-tokens-too-small",
+    r"max_num_batched_tokens \S+ is smaller than max_model_len": "max-num-batched-tokens-too-small",
+    "CUDA out of memory occurred when warming up sampler with": "gpu-out-of-memory",
+    r"Error in memory profiling\. Initial free memory": "gpu-memory-changed",
+    "Cannot find any model weights with": "weights-missing",
+    "weights were not initialized from checkpoint": "weights-do-not-fit-model",
+    "Invalid repository ID or local directory specified": "model-not-found",
+    "Could not detect config format for no config file found": "config-json-missing",
+    "Model architectures .* are not supported for now": "architecture-not-supported",
+    "No valid attention backend found for": "attention-backend-not-supported",
+    r"Selected backend \S+ is not valid for this configuration": "attention-backend-not-supported",
+    "Bfloat16 is only supported on GPUs with compute capability of at least": "dtype-not-supported",
+    "Failed to infer device type": "no-gpu-in-container",
+    r"Quantization method specified in the model config \S+ does not match the quantization method"
+    " specified": "quantization-mismatch",
+    r"Found VLLM_USE_FLASHINFER_MOE_FP\d+=1, but no FlashInfer \S+ MoE backend supports the"
+    " configuration": "moe-backend-not-supported",
+    r"moe_backend='\S*' is not supported for \S+ MoE": "moe-backend-not-supported",
+    "FP8 KV cache (not yet supported|is unsupported)|not compatible with FP8 KV cache": "kv-cache-dtype-not-supported",
+    "Did not receive response from front-end process within": "front-end-lost",
+    "Timed out waiting for engine(s| core processes)": "engine-start-timeout",
+    r"Worker proc \S+ died unexpectedly|Engine core proc \S+ died unexpectedly": "process-killed",
+    "Config file must be of a yaml/yml type|No config file specified": "config-file-unreadable",
+    "Unknown vLLM environment variable detected": "environment-variable-unknown",
+}
+LINES_OF_OTHERS = {
+    "You are trying to access a gated repo": ("OSError: You are trying to access a gated repo.", "model-gated"),
+    "40[13] Client Error": ("requests.exceptions.HTTPError: 401 Client Error: Unauthorized", "hub-refused"),
+    "is not a local folder and is not a valid model identifier": (
+        "OSError: org/x is not a local folder and is not a valid model identifier listed on the hub",
+        "model-not-found",
+    ),
+    "couldn't connect to '": ("OSError: We couldn't connect to 'https://hub.example.com' to load", "hub-unreachable"),
+    "429 Client Error": ("requests.exceptions.HTTPError: 429 Client Error: Too Many Requests", "hub-rate-limit"),
+    "unsatisfied condition: cuda>=": ("requirement error: unsatisfied condition: cuda>=12.9", "driver-too-old"),
+    r'could not select device driver "" with capabilities: \[\[gpu\]\]': (
+        'could not select device driver "" with capabilities: [[gpu]]',
+        "container-toolkit-missing",
+    ),
+    "Error 80[34]": ("RuntimeError: Error 803: system has unsupported display driver", "driver-mismatch"),
+    "Error 802": ("RuntimeError: Error 802: system not yet initialized", "fabric-manager-not-running"),
+    "Failed to initialize NVML: Unknown Error": ("Failed to initialize NVML: Unknown Error", "gpu-lost-by-container"),
+    "/dev/shm/nccl": ("Error while creating shared memory segment /dev/shm/nccl-a", "shared-memory-too-small"),
+    "ncclSystemError": ("RuntimeError: NCCL error: ncclSystemError: System call failed", "nccl-error"),
+    "unrecognized arguments:": ("vllm: error: unrecognized arguments: --swap-space", "flag-unknown"),
+    "Address already in use": ("OSError: [Errno 98] Address already in use", "port-in-use"),
+    "Illegal instruction": ("Fatal Python error: Illegal instruction", "illegal-instruction"),
+}
+# Lines that are no cause: those of processes that waited, and a part of a message that stands above.
+WRAPPER_MESSAGES = ("Engine core initialization failed", "WorkerProc initialization failed")
+PARTS = (r"estimated maximum model length is (\d+)",)
+
+
+def test_every_message_has_a_name() -> None:
+    named = {*MESSAGE_NAMES, *LINES_OF_OTHERS, *WRAPPER_MESSAGES, *PARTS}
+    assert {message["pattern"] for message in MESSAGES} == named
+
+
+@pytest.mark.parametrize("pattern", MESSAGE_NAMES, ids=lambda pattern: pattern[:40])
+def test_what_vllm_says_is_recognised_in_every_version(pattern: str) -> None:
+    wanted = MESSAGE_NAMES[pattern]
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    told = set()
+    for text in said_by_vllm([message for message in MESSAGES if message["pattern"] == pattern]):
+        log = [
+            "(EngineCore pid=8) ERROR 11-22 08:15:43 [core.py:1330] EngineCore failed to start.",
+            *f"(EngineCore pid=8) ERROR 11-22 08:15:43 [core.py:1330] ValueError: {text}".splitlines(),
+            *WRAPPERS,
+            "(APIServer pid=1) ERROR 11-22 08:15:44 [x.py:1] Engine core proc EngineCore_DP0 died unexpectedly",
+        ]
+        error = diagnose(log, exit_code=1)
+        told.add(error.name)
+        assert error.name in names, f"{error.name}: {text}"
+        assert "{" not in error.message + error.remedy
+    assert told == set(names)
+
+
+@pytest.mark.parametrize("pattern", LINES_OF_OTHERS)
+def test_what_others_say_is_recognised(pattern: str) -> None:
+    line, name = LINES_OF_OTHERS[pattern]
+    assert re.search(pattern, line)
+    assert diagnose([line, *WRAPPERS]).name == name
+
+
+@pytest.mark.parametrize("pattern", WRAPPER_MESSAGES)
+def test_wrappers_are_no_cause(pattern: str) -> None:
+    assert WRAPPER.search(pattern)
+    error = diagnose([f"RuntimeError: {pattern}", "vllm.NovelError: the moon is full"])
+    assert (error.name, error.evidence) == ("unknown-failure", "vllm.NovelError: the moon is full")
+
+
+def test_a_port_that_is_tried_again_is_not_in_use() -> None:
+    assert diagnose(["Address already in use. Retrying with a new port."]).name == "unknown-failure"
+
+
+def test_a_killed_process_is_told_only_when_no_other_error_is_there() -> None:
+    killed = "ERROR 11-22 08:15:44 [x.py:1] Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down"
+    numa = "[W1122 13:36:35.945111661 utils.cpp:41] Warning: numa_migrate_pages failed. errno: 1"
+    assert diagnose([numa, killed, *WRAPPERS], exit_code=1).name == "process-killed"
+    assert diagnose(["vllm.NovelError: the moon is full", killed, *WRAPPERS]).name == "unknown-failure"
+    # Nor does a warning of torch hide what an exit code tells.
+    assert diagnose([numa], exit_code=132).name == "illegal-instruction"
+
+
+def test_the_engine_without_a_compiler_is_told_how_to_do_without() -> None:
+    log = (LOGS / "engine-dead-container-alive-cpu-0.32.log").read_text(encoding="utf-8").splitlines()
+    error = diagnose(log)
+    assert error.name == "compiler-missing"
+    assert error.evidence.startswith("torch._inductor.exc.InductorError: InvalidCxxCompiler: No working C++ compiler")
+    assert "enforce-eager" in error.remedy
 
 
 def test_the_recorded_failure_has_one_cause_far_above_its_end() -> None:
@@ -289,6 +444,8 @@ def test_an_empty_log_is_said_to_be_empty() -> None:
         ("ERROR 11-22 08:15:43 engine.py:1] old", "ERROR", "engine.py:1] old"),
         ("(in parentheses, not a process) text", "", "(in parentheses, not a process) text"),
         ("plain\r\n", "", "plain"),
+        ("[W1122 13:36:35.945 utils.cpp:41] Warning: numa failed", "WARNING", "Warning: numa failed"),
+        ("W1122 14:09:30.606000 7 torch/_library/triton.py:53] no Triton", "WARNING", "no Triton"),
     ],
 )
 def test_what_vllm_puts_in_front_is_taken_off(line: str, level: str, text: str) -> None:

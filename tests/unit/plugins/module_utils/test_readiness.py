@@ -119,6 +119,17 @@ def test_phases_from_the_lines_of_many_versions(lines: list[str], phase: str, de
     assert watch.detail.startswith(detail)
 
 
+def test_a_carriage_return_divides_a_line() -> None:
+    bar = "Loading safetensors checkpoint shards: {}% Completed"
+    watch = watch_lines(["Starting to load model x...", "\r".join(["", bar.format(0), bar.format(45), ""])])
+    assert (watch.phase, watch.detail) == ("weights", "45 %")
+    assert watch.lines()[1:] == [bar.format(0), bar.format(45)]
+
+
+def test_recordings_have_plain_line_endings() -> None:
+    assert [path.name for path in LOGS.glob("*.log") if b"\r" in path.read_bytes()] == []
+
+
 def test_use_of_processor_network_or_disk_is_activity_and_idling_is_not() -> None:
     watch = StartWatch(100.0)
     watch.feed(101.0, "Starting to load model x...")

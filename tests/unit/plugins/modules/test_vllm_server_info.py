@@ -84,6 +84,12 @@ def test_an_engine_that_does_not_run_is_told(run_module: RunModule, tmp_path: Pa
             "restarting",
             "flag-unknown",
         ),
+        # Its API server may outlive an engine by minutes.
+        (
+            Box("vllm-0", "running", "CUDA out of memory\nEngineCore failed to start."),
+            "engine dead",
+            "gpu-out-of-memory",
+        ),
         (Box("vllm-0", "running", "CUDA out of memory", restarts=2), "engine start", "gpu-out-of-memory"),
     ],
 )

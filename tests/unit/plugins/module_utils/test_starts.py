@@ -1,0 +1,89 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Waiting for a start, with a clock of our own and a container that plays a recorded log."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import starts
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import LogReader, Start, wait_for
+
+LOGS = Path(__file__).parents[2] / "data" / "logs"
+STAMP = re.compile(r"11-22 (\d\d:\d\d:\d\d)")
+ENGINE_FAILED = datetime(2026, 11, 22, 13, 37, 44, tzinfo=timezone.utc).timestamp()
+
+
+class Clock:
+    """Stands in for the module C(time)."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Box:
+    """A running container that prints lines at their times."""
+
+    def __init__(self, lines: list[tuple[str, str]], clock: Clock) -> None:
+        self.name = "vllm-0"
+        self._clock = clock
+        self._lines = lines
+        self.attrs: dict[str, Any] = {"State": {"Status": "running", "Running": True, "StartedAt": lines[0][0]}}
+
+    def reload(self) -> None:
+        pass
+
+    def logs(self, **_options: Any) -> bytes:
+        said = [f"{at} {line}\n" for at, line in self._lines if starts.parse_time(at) <= self._clock.now]
+        return "".join(said).encode()
+
+    def stats(self, **_options: Any) -> dict[str, Any]:
+        return {}
+
+
+def recording(name: str) -> list[tuple[str, str]]:
+    """Return the lines of a recording with the times at which the engine would have received them."""
+    lines, last = [], "13:35:50"
+    for number, line in enumerate((LOGS / name).read_text(encoding="utf-8").splitlines()):
+        stamp = STAMP.search(line)
+        last = stamp.group(1) if stamp else last
+        lines.append((f"2026-11-22T{last}.{number:09}Z", line))
+    return lines
+
+
+def test_an_engine_that_ended_is_noticed_while_its_container_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = recording("engine-dead-container-alive-cpu-0.32.log")
+    clock = Clock(starts.parse_time(lines[0][0]))
+    monkeypatch.setattr(starts, "time", clock)
+    box: Any = Box(lines, clock)
+    start = Start(box, "vllm-0", "http://127.0.0.1:1", "")
+    with pytest.raises(GpufleetError) as caught:
+        wait_for([start], ready_timeout=3600, stall_timeout=900, progress=Progress(None), sleep=clock.sleep)
+    error = caught.value
+    assert error.name == "compiler-missing"
+    assert "its container still runs" in error.message
+    assert "enforce-eager" in error.remedy
+    assert (error.details["server"], error.details["phase"]) == ("vllm-0", "warm-up")
+    assert 0 < clock.now - ENGINE_FAILED < 10
+
+
+def test_a_line_keeps_what_follows_a_carriage_return() -> None:
+    clock = Clock(4e9)
+    box: Any = Box([("2026-11-22T07:24:24.5Z", "0%\r50%\r100%"), ("2026-11-22T07:24:25.5Z", "done\r")], clock)
+    reader = LogReader(box, 0.0)
+    assert [line for _at, line in reader.read()] == ["0%\r50%\r100%", "done\r"]
+    assert reader.read() == []
