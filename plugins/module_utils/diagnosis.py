@@ -586,7 +586,7 @@ CAUSES: tuple[Cause, ...] = (
 # What is left to say when neither a cause nor any other error is in the log.
 KILLED_PROCESS = Cause(
     "process-killed",
-    r"(?:Worker|Engine core) proc \S+ died unexpectedly",
+    r"(?:Worker|Engine core) proc \S+ died unexpectedly|Failed core proc\(s\): \{[^}]*: -(?:4|7|9|11)\b",
     "One of the server's processes was ended from outside, most often by the host's out-of-memory killer.",
     "See dmesg for 'Out of memory'; give the host more memory, or lower what the server takes.",
 )
@@ -700,9 +700,9 @@ def diagnose(
             return _told(what, cause, tuple(group or "" for group in match.groups()), line, details)
     position = _first_error(log)
     if position is None or not EXCEPTION.search(stripped[position]):
-        killed = next((line for line in stripped if re.search(KILLED_PROCESS.pattern, line)), "")
-        if killed:
-            return _told(what, KILLED_PROCESS, (), killed, details)
+        for line in stripped:
+            if re.search(KILLED_PROCESS.pattern, line):
+                return _told(what, _ended_by(line), (), line, details)
     if exit_code in EXIT_CAUSES and position is None:
         last = next((line for line in reversed(stripped) if line.strip()), "")
         return _told(what, EXIT_CAUSES[exit_code], (), f"exit code {exit_code}; last line: {_short(last)}", details)
@@ -718,6 +718,12 @@ def _told(what: str, cause: Cause, groups: Sequence[str], line: str, details: di
         evidence=_short(line),
         details=details,
     )
+
+
+def _ended_by(line: str) -> Cause:
+    """Return the cause that the line on a killed process names by a signal, as C(-4), or the general one."""
+    signal = re.search(r": -(4|7|9|11)\b", line)
+    return EXIT_CAUSES[128 + int(signal.group(1))] if signal else KILLED_PROCESS
 
 
 def _unknown(what: str, stripped: list[str], position: int | None, details: dict[str, Any]) -> GpufleetError:

@@ -344,12 +344,28 @@ def test_a_port_that_is_tried_again_is_not_in_use() -> None:
 
 
 def test_a_killed_process_is_told_only_when_no_other_error_is_there() -> None:
-    killed = "ERROR 11-22 08:15:44 [x.py:1] Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down"
+    killed = "ERROR 11-22 08:15:44 [x.py:1] Worker proc VllmWorker-0 died unexpectedly, shutting down executor."
     numa = "[W1122 13:36:35.945111661 utils.cpp:41] Warning: numa_migrate_pages failed. errno: 1"
     assert diagnose([numa, killed, *WRAPPERS], exit_code=1).name == "process-killed"
     assert diagnose(["vllm.NovelError: the moon is full", killed, *WRAPPERS]).name == "unknown-failure"
     # Nor does a warning of torch hide what an exit code tells.
     assert diagnose([numa], exit_code=132).name == "illegal-instruction"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor.", "killed"),
+        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}", "killed"),
+        (
+            "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': -4}",
+            "illegal-instruction",
+        ),
+        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}", "unknown-failure"),
+    ],
+)
+def test_the_signal_that_ended_a_process_is_told(line: str, name: str) -> None:
+    assert diagnose([line], exit_code=1).name == name
 
 
 def test_the_engine_without_a_compiler_is_told_how_to_do_without() -> None:
