@@ -33,13 +33,14 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import run_line
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -90,6 +91,7 @@ class Settings:
         stall_timeout: seconds for which a starting server may do nothing.
         drain_timeout: seconds between asking a server to stop and killing it.
         check: only tell what would be done.
+        check_config: whether the image's vLLM parses a new configuration before anything is touched.
     """
 
     config_dir: str
@@ -102,6 +104,7 @@ class Settings:
     stall_timeout: float = 900
     drain_timeout: int = 60
     check: bool = False
+    check_config: bool = True
 
 
 @dataclasses.dataclass
@@ -169,6 +172,7 @@ class Deployment:
         self._recovered: list[str] = []
         self._unfinished: dict[str, Container] = {}
         self._changed_files = False
+        self._warnings: list[str] = []
 
     # States
 
@@ -178,7 +182,7 @@ class Deployment:
         """Have exactly these replicas run; with C(restart), restart those that need no replacement.
 
         Returns:
-            C(changed), C(replicas), C(removed), C(recovered), and C(diff) for Ansible.
+            C(changed), C(replicas), C(removed), C(recovered), and C(diff) and C(warnings) for Ansible.
 
         Raises:
             GpufleetError: what would fail, before anything is touched; or why a server did not become ready.
@@ -192,6 +196,8 @@ class Deployment:
             self._recover({spec["name"]: spec for spec in specs})
         steps = self._steps(specs, restart)
         self._check_ports(steps)
+        if self._settings.check_config:
+            self._check_configs(steps)
         if not self._settings.check:
             self._make_folders()
             self._act(steps)
@@ -207,6 +213,7 @@ class Deployment:
         caches = [path for path in (self._settings.hf_home, self._settings.cache_dir) if purge_caches]
         caches = [check_removable(path) for path in caches if os.path.isdir(path)]
         if not self._settings.check:
+            config_check.remove_left(self._client, self._settings.prefix)
             for name, container in sorted(found.items()):
                 self._progress.phase(f"{name}: stopping", f"(up to {self._settings.drain_timeout} s)")
                 self._remove(container, gently=True)
@@ -300,6 +307,21 @@ class Deployment:
                         name="address-not-available",
                         remedy="Set vllm_host to an address of the host, 127.0.0.1 or 0.0.0.0.",
                     )
+
+    def _check_configs(self, steps: Sequence[Step]) -> None:
+        """Raise C(config-refused) if the image's vLLM refuses the configuration of a server that is to be made."""
+        candidates = [
+            config_check.Candidate(step.spec, self._config_text(step.spec))
+            for step in steps
+            if step.spec and step.spec["image_id"].startswith("sha256:") and _unparsed(step)
+        ]
+        if candidates:
+            first = candidates[0].spec["name"]
+            others = f"(and {len(candidates) - 1} more)" if len(candidates) > 1 else ""
+            self._progress.phase(f"{first}: checking the configuration", others)
+            self._warnings += config_check.check_configs(
+                self._client, candidates, self._settings.prefix, dry=self._settings.check
+            )
 
     # What to do
 
@@ -587,6 +609,15 @@ class Deployment:
     def _config_path(self, name: str) -> str:
         return os.path.join(self._settings.config_dir, f"{name}.yaml")
 
+    def _config_text(self, spec: Spec) -> str:
+        """Return the text of the replica's configuration; in check mode nobody has written the file."""
+        if self._settings.check:
+            # JSON's texts and numbers are YAML's.
+            entries = [f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in spec["config"].items()]
+            return "".join(entries) or "{}\n"
+        with open(self._config_path(spec["name"]), encoding="utf-8") as stream:
+            return stream.read()
+
     def _files_of(self, name: str) -> list[str]:
         """Return the files that this class has written for a replica."""
         folder = self._settings.config_dir
@@ -603,8 +634,7 @@ class Deployment:
 
     def _copy_config(self, spec: Spec) -> str:
         """Return the copy of the replica's configuration that its container mounts, made if it is not there."""
-        with open(self._config_path(spec["name"]), encoding="utf-8") as stream:
-            text = stream.read()
+        text = self._config_text(spec)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         folder = os.path.join(self._settings.config_dir, "active")
         os.makedirs(folder, mode=0o750, exist_ok=True)
@@ -658,6 +688,7 @@ class Deployment:
             "removed": [step.name for step in steps if step.action == "removed"],
             "removed_paths": [],
             "recovered": self._recovered,
+            "warnings": self._warnings,
             "diff": [
                 {
                     "before_header": step.name,
@@ -691,6 +722,13 @@ class Deployment:
 
 
 # Small things
+
+
+def _unparsed(step: Step) -> bool:
+    """Return whether the step makes a server of which the configuration, or what reads it, is new."""
+    if step.resumed:
+        return False
+    return step.action == "created" or (step.action == "replaced" and config_check.matters(step.changes))
 
 
 def _must(value: Any) -> Any:

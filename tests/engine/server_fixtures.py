@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An image whose C(vllm) is tests/fakes/vllm_stand_in.py, and a deployment of it for one test.
+"""An image whose C(vllm), program and package, is tests/fakes/vllm_stand_in.py, and a deployment of it for one test.
 
 The image is made of this machine's own Python, its standard library and the libraries they load, so that it needs no
 registry and no base image.
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 STAND_IN = Path(__file__).parents[1] / "fakes" / "vllm_stand_in.py"
+PACKAGES = "usr/local/lib/stand-in"
+# The modules of vLLM that the check of a configuration imports.
+MODULES = {
+    "vllm/__init__.py": "",
+    "vllm/platforms/__init__.py": "from vllm.stand_in import NoPlatform\ncurrent_platform = NoPlatform()\n",
+    "vllm/platforms/cuda.py": "raise ImportError('libcuda.so.1: cannot open shared object file')\n",
+    "vllm/platforms/cpu.py": "from vllm.stand_in import NoPlatform as CpuPlatform\n",
+    "vllm/utils/argparse_utils.py": "from vllm.stand_in import FlexibleArgumentParser\n",
+    "vllm/entrypoints/cli/serve.py": "from vllm.stand_in import cmd_init\n",
+}
 LEFT_OUT = re.compile(r"/(?:site-packages|dist-packages|test|idlelib|tkinter|ensurepip|lib2to3|config-[^/]+)$")
 
 
@@ -54,6 +64,9 @@ def python_tarball(busybox: Path) -> bytes:
             tar.add(os.path.realpath(path), arcname=path.lstrip("/"))
         add_file(tar, "usr/local/bin/vllm", f"#!{python}\n{STAND_IN.read_text(encoding='utf-8')}".encode())
         add_file(tar, "usr/local/bin/python3", f'#!/bin/sh\nexec {python} "$@"\n'.encode())
+        add_file(tar, f"{PACKAGES}/vllm/stand_in.py", STAND_IN.read_bytes())
+        for path_in_package, text in MODULES.items():
+            add_file(tar, f"{PACKAGES}/{path_in_package}", text.encode())
         add_file(tar, "tmp/.keep", b"")
     return buffer.getvalue()
 
@@ -72,7 +85,10 @@ def import_stand_in(engine: DockerClient, name: str, busybox: Path) -> None:
         python_tarball(busybox),
         repository=repository,
         tag=tag,
-        changes=["ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1", 'ENTRYPOINT ["vllm", "serve"]'],
+        changes=[
+            f"ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONPATH=/{PACKAGES} PYTHONDONTWRITEBYTECODE=1",
+            'ENTRYPOINT ["vllm", "serve"]',
+        ],
     )
 
 

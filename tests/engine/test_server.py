@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check
 from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program, free_port
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -142,7 +143,7 @@ def test_a_new_server_that_fails_brings_the_old_one_back(fleet: Fleet) -> None:
 
 def test_a_first_server_that_dies_leaves_nothing_but_its_diagnosis(fleet: Fleet) -> None:
     began = time.monotonic()
-    failed = fleet.run(fleet.replica(no_such_flag=1))
+    failed = fleet.run(fleet.replica(no_such_flag=1), check_config=False)
     assert (failed["failed"], failed["error"]["name"]) == (True, "flag-unknown")
     assert "--no-such-flag" in failed["error"]["evidence"]
     assert failed["error"]["details"]["exit_code"] == 2
@@ -229,6 +230,61 @@ def test_a_gpu_that_docker_cannot_give_is_told_and_the_old_server_stays(
     assert failed["failed"]
     assert failed["error"]["name"] in names, failed
     assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (old, 200)
+    assert fleet.names() == [f"{fleet.prefix}-0"]
+
+
+def test_a_configuration_that_vllm_refuses_is_told_and_the_old_server_goes_on(fleet: Fleet) -> None:
+    fleet.run(fleet.replica())
+    before = fleet.engine.containers.get(f"{fleet.prefix}-0")
+    cases: list[tuple[dict[str, Any], bool, str, str]] = [
+        ({"no_such_flag": 1}, True, "unrecognized arguments: --no-such-flag 1", "Take no-such-flag out of vllm_extra_"),
+        ({"no_such_flag": 1}, False, "unrecognized arguments: --no-such-flag 1", "Take no-such-flag out of vllm_extra"),
+        ({"kv_cache_dtype": "fp99"}, False, "invalid choice: 'fp99'", "Correct vllm_kv_cache_dtype."),
+        ({"max_num_seqs": "many"}, False, "invalid int value: 'many'", "Correct vllm_max_num_seqs."),
+    ]
+    for config, check, said, remedy in cases:
+        failed = fleet.run(fleet.replica(**config), check=check)
+        assert (failed["failed"], failed["error"]["name"]) == (True, "config-refused"), failed
+        assert said in failed["error"]["evidence"]
+        assert remedy in failed["error"]["remedy"]
+    after = fleet.engine.containers.get(f"{fleet.prefix}-0")
+    assert (after.id, after.attrs["State"]["StartedAt"]) == (before.id, before.attrs["State"]["StartedAt"])
+    assert (answer(fleet), fleet.names()) == (200, [f"{fleet.prefix}-0"])
+
+
+@pytest.mark.parametrize(("how", "reason"), [("1", "libcuda.so.1: cannot open"), ("hang", "no answer within 2 s")])
+def test_a_check_that_cannot_be_run_is_a_warning(
+    fleet: Fleet, how: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_check, "TIMEOUT_S", 2.0)
+    result = fleet.run(fleet.replica(environment={"STAND_IN_NO_PARSER": how}))
+    assert not result["failed"], result
+    # Ansible keeps the warnings of earlier runs in one process.
+    assert reason in str(result["warnings"][-1])
+    assert (answer(fleet), fleet.names()) == (200, [f"{fleet.prefix}-0"])
+
+
+def test_servers_that_stay_cost_no_check(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[list[str]] = []
+
+    def note(_client: Any, candidates: Any, _prefix: str, *, dry: bool) -> list[str]:
+        checked.append([candidate.spec["name"] for candidate in candidates])
+        return []
+
+    monkeypatch.setattr(config_check, "check_configs", note)
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    assert checked == [[f"{fleet.prefix}-0", f"{fleet.prefix}-1"]]
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    assert fleet.run(fleet.replica(0), log_max_files=2)["replicas"][0]["action"] == "replaced"
+    assert len(checked) == 1
+    fleet.run(fleet.replica(0), fleet.replica(1, max_num_seqs=8), log_max_files=2)
+    assert checked[1:] == [[f"{fleet.prefix}-1"]]
+
+
+def test_what_an_interrupted_check_left_is_removed(fleet: Fleet) -> None:
+    label = {config_check.LABEL_CHECK: fleet.prefix}
+    fleet.engine.containers.create(fleet.image, name=f"{fleet.prefix}-config-check-1", labels=label)
+    assert not fleet.run(fleet.replica())["failed"]
     assert fleet.names() == [f"{fleet.prefix}-0"]
 
 
@@ -337,7 +393,7 @@ def test_a_server_made_by_hand_is_replaced_and_comes_back_when_that_fails(fleet:
         labels={"io.gpufleet.collection": "gpufleet.vllm"},
         restart_policy={"Name": "always"},
     )
-    failed = fleet.run(fleet.replica(no_such_flag=1))
+    failed = fleet.run(fleet.replica(no_such_flag=1), check_config=False)
     assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("flag-unknown", True)
     by_hand.reload()
     policy = by_hand.attrs["HostConfig"]["RestartPolicy"]["Name"]
@@ -347,7 +403,7 @@ def test_a_server_made_by_hand_is_replaced_and_comes_back_when_that_fails(fleet:
 
 
 def test_a_server_that_dies_again_and_again_is_restarted_and_diagnosed(fleet: Fleet) -> None:
-    fleet.run(fleet.replica(no_such_flag=1), wait=False)
+    fleet.run(fleet.replica(no_such_flag=1), wait=False, check_config=False)
     deadline = time.monotonic() + 20
     while fleet.info()["servers"][0]["restarts"] < 3 and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -382,7 +438,7 @@ def test_info_tells_what_a_serving_server_does(fleet: Fleet) -> None:
     }
     assert server["load"] == {"requests_running": 2.0, "requests_waiting": 1.0, "kv_cache_usage": 0.25}
     assert server["summary"].endswith("2 requests running, 1 waiting, KV cache 25 % used")
-    assert server["docker_run"].startswith("docker run")
+    assert server["docker_run"].startswith("docker ") and " run --detach" in server["docker_run"]
     assert KEY not in json.dumps(server)
 
 
@@ -393,6 +449,7 @@ def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
         fleet.replica(2, environment={"STAND_IN_SICK": "1"}),
         fleet.replica(3, no_such_flag=1),
         wait=False,
+        check_config=False,
     )
     fleet.engine.containers.get(f"{fleet.prefix}-1").stop(timeout=3)
     deadline = time.monotonic() + 15

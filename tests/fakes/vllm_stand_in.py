@@ -9,16 +9,21 @@ the API that the collection uses, and fails where vLLM would:
 - a configuration key it does not know: C(unrecognized arguments), exit code 2;
 - C(max-model-len) above 131072: the engine's error, then the wrapper's, exit code 1.
 
+As the package C(vllm) of the image it also stands in for vLLM's parser, for what imports that and starts no server. It
+knows a few options, by Python's argparse; vLLM's own parser is met where the CPU image is deployed.
+
 What cannot be told from a configuration is asked for by environment variables:
 
 - C(STAND_IN_DELAY): seconds between two lines;
 - C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT);
 - C(STAND_IN_SILENT): print a line and hang for ever;
-- C(STAND_IN_SICK): answer 503 at /health.
+- C(STAND_IN_SICK): answer 503 at /health;
+- C(STAND_IN_NO_PARSER): fail to make the parser, or, with C(hang), never get done with it.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.server
 import json
 import os
@@ -26,6 +31,7 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 KNOWN = {
     "host",
@@ -39,6 +45,8 @@ KNOWN = {
     "tensor-parallel-size",
     "kv-cache-dtype",
 }
+INTEGERS = {"port", "max-model-len", "max-num-seqs", "max-num-batched-tokens", "tensor-parallel-size"}
+CHOICES = {"dtype": ["auto", "float32", "bfloat16"], "kv-cache-dtype": ["auto", "fp8"]}
 LINES = """
 (APIServer pid=1) INFO 11-22 07:24:24 [api_utils.py:345] vLLM API server version 0.12.0
 (APIServer pid=1) INFO 11-22 07:24:43 [model.py:623] Resolved architecture: LlamaForCausalLM
@@ -74,8 +82,53 @@ def read_config(path: str) -> dict[str, str]:
         for line in stream:
             key, colon, value = line.partition(":")
             if colon and not line.startswith("#"):
-                config[key.strip()] = value.strip().strip("'\"")
+                config[key.strip().strip("'\"")] = value.strip().strip("'\"")
     return config
+
+
+class FlexibleArgumentParser(argparse.ArgumentParser):
+    """Reads the entries of the file named by C(--config) as if they stood before the other arguments."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        if "--config" in given:
+            at = given.index("--config")
+            config = [part for key, value in read_config(given[at + 1]).items() for part in (f"--{key}", value)]
+            given = given[:2] + config + given[2:at] + given[at + 2 :]
+        return super().parse_args(given, namespace)
+
+
+class Serve:
+    """The command C(vllm serve)."""
+
+    name = "serve"
+
+    def subparser_init(self, subparsers: Any) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = subparsers.add_parser(self.name, usage="vllm serve [model_tag] [options]")
+        parser.add_argument("model_tag", nargs="?")
+        for key in sorted(KNOWN):
+            parser.add_argument(f"--{key}", type=int if key in INTEGERS else str, choices=CHOICES.get(key))
+        return parser
+
+    def validate(self, args: argparse.Namespace) -> None:
+        if args.served_model_name == "":
+            raise ValueError("Error: --served-model-name is empty")
+
+
+def cmd_init() -> list[Serve]:
+    """Return the commands, as vLLM's modules of commands do."""
+    if os.environ.get("STAND_IN_NO_PARSER") == "hang":
+        threading.Event().wait()
+    if os.environ.get("STAND_IN_NO_PARSER"):
+        raise ImportError("libcuda.so.1: cannot open shared object file")
+    return [Serve()]
+
+
+class NoPlatform:
+    """What vLLM's CUDA build takes for its platform on a machine without a GPU."""
+
+    def is_unspecified(self) -> bool:
+        return True
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,0 +1,339 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the image's own vLLM would refuse of a configuration, told before any server is touched.
+
+A container of the image, without network, ports and GPU, builds the parser of C(vllm serve) as the command line does
+and lets it read the configurations; then it is removed. What the parser and its validation refuse is an error. A check
+that cannot be run (an image whose vLLM cannot be imported, or one that takes too long) is a warning only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CACHES, CONFIG_PATH, HF_HOME, Change, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import OPTIONS_WITH_VARIABLE
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+TIMEOUT_S = 180.0
+LABEL_CHECK = "io.gpufleet.config-check"
+ANSWER_MARK = "gpufleet-config-check:"
+LONGEST_TEXT = 600
+
+# The interpreter is that of the program `vllm`, which need not be the image's python3.
+LAUNCH = """
+program=$(command -v vllm)
+read -r first < "${program:-/dev/null}"
+case "$first" in
+"#!"*python*) set -- ${first#"#!"} -c "$@" ;;
+*) set -- python3 -c "$@" ;;
+esac
+exec "$@"
+"""
+
+# Runs in the image, on vLLM's own Python; it mirrors what vllm.entrypoints.cli.main does up to the start of the server.
+SCRIPT = f"""
+import contextlib, importlib, io, json, os, sys, tempfile
+
+sys.path[:] = [entry for entry in sys.path if entry]
+checks = json.loads(sys.argv[1])
+
+
+def choose_platform():
+    # Without a GPU vLLM's CUDA build finds no platform, and cannot make the defaults of its parser.
+    from vllm import platforms
+
+    if not platforms.current_platform.is_unspecified():
+        return
+    for module, name in (("cuda", "NonNvmlCudaPlatform"), ("cpu", "CpuPlatform")):
+        try:
+            platforms.current_platform = getattr(importlib.import_module("vllm.platforms." + module), name)()
+            return
+        except Exception:
+            continue
+
+
+def parse(parser_class, arguments):
+    from vllm.entrypoints.cli import serve
+
+    sys.argv = ["vllm", *arguments]
+    parser = parser_class(description="vLLM CLI")
+    subparsers = parser.add_subparsers(required=False, dest="subparser")
+    commands = {{command.name: command for command in serve.cmd_init()}}
+    for command in commands.values():
+        command.subparser_init(subparsers)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            commands["serve"].validate(parser.parse_args())
+    except SystemExit as stop:
+        text = said.getvalue() if stop.code else "error: with this configuration vLLM ends without serving"
+        return {{"refused": text[-4000:]}}
+    except Exception as error:
+        ours = isinstance(error, (ValueError, TypeError, KeyError)) or type(error).__module__.startswith("yaml")
+        return {{"refused" if ours else "broken": f"{{type(error).__name__}}: {{error}}"[:4000]}}
+    return {{"ok": True}}
+
+
+def main():
+    try:
+        choose_platform()
+        try:
+            from vllm.utils.argparse_utils import FlexibleArgumentParser
+        except ImportError:
+            from vllm.utils import FlexibleArgumentParser
+        results = {{}}
+        for name, check in checks.items():
+            path = os.path.join(tempfile.mkdtemp(), "config.yaml")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(check["text"])
+            arguments = [path if entry == {CONFIG_PATH!r} else entry for entry in check["command"]]
+            results[name] = parse(FlexibleArgumentParser, arguments)
+        return {{"results": results}}
+    except BaseException as error:
+        return {{"broken": f"{{type(error).__name__}}: {{error}}"[:4000]}}
+
+
+print("\\n" + {ANSWER_MARK!r} + json.dumps(main()), flush=True)
+os._exit(0)
+"""
+
+# Nothing is reported home or looked up, and the NVIDIA runtime, where it is Docker's default, stays out of it.
+ENVIRONMENT = {
+    "NVIDIA_VISIBLE_DEVICES": "void",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A configuration to check.
+
+    Attributes:
+        spec: of the server that would get it.
+        text: of the file.
+    """
+
+    spec: Spec
+    text: str
+
+
+class CannotCheckError(Exception):
+    """The check could not be run, with the reason."""
+
+
+def matters(changes: Iterable[Change]) -> bool:
+    """Return whether changes of a server may change what its vLLM says of its configuration."""
+    told = ("config.", "environment.", "volume ", "command", "image_id", "spec")
+    return any(change.field.startswith(told) for change in changes)
+
+
+def check_configs(client: DockerClient, candidates: Sequence[Candidate], prefix: str, *, dry: bool) -> list[str]:
+    """Let the image's vLLM parse configurations, in as few containers as their images and environments allow.
+
+    Args:
+        client: the Docker SDK's client.
+        candidates: what to check.
+        prefix: of the containers' names.
+        dry: create nothing on the host, not even a named volume.
+
+    Returns:
+        Warnings: why a check could not be run.
+
+    Raises:
+        GpufleetError: C(config-refused), for the first configuration that is refused; C(details.refused) has all.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        spec = candidate.spec
+        key = json.dumps([spec["image_id"], spec["volumes"], spec["environment"]], sort_keys=True)
+        groups.setdefault(key, []).append(candidate)
+    warnings: list[str] = []
+    refused: dict[str, str] = {}
+    for group in groups.values():
+        names = ", ".join(candidate.spec["name"] for candidate in group)
+        try:
+            results = _run(client, group, prefix, dry=dry)
+        except (GpufleetError, CannotCheckError) as error:
+            reason = (error.evidence or error.message) if isinstance(error, GpufleetError) else str(error)
+            warnings.append(not_checked(names, reason))
+            continue
+        for name, result in results.items():
+            if "refused" in result:
+                refused[name] = error_text(str(result["refused"]))
+            elif not result.get("ok"):
+                warnings.append(not_checked(name, str(result.get("broken"))))
+    if refused:
+        first = next(candidate.spec for candidate in candidates if candidate.spec["name"] in refused)
+        raise refusal(refused, first["image"])
+    return warnings
+
+
+def not_checked(names: str, reason: str) -> str:
+    """Return the warning about a check that could not be run."""
+    return (
+        f"The configuration of {names} was not checked against the image's vLLM: {' '.join(reason.split())[-300:]}"
+        " (vllm_check_config false leaves this check out.)"
+    )
+
+
+def _run(client: DockerClient, group: Sequence[Candidate], prefix: str, *, dry: bool) -> dict[str, dict[str, Any]]:
+    """Return what vLLM says of each configuration of candidates with the same image, mounts and environment."""
+    from docker.types import LogConfig
+
+    spec = group[0].spec
+    checks = {
+        candidate.spec["name"]: {"text": candidate.text, "command": candidate.spec["command"]} for candidate in group
+    }
+    remove_left(client, prefix)
+    with engine_errors("creating the container that checks the configuration"):
+        container = client.containers.create(
+            spec["image_id"] or spec["image"],
+            name=f"{prefix}-config-check-{os.getpid()}",
+            entrypoint=["/bin/sh", "-c", LAUNCH, "vllm"],
+            command=[SCRIPT, json.dumps(checks)],
+            environment={**spec["environment"], **ENVIRONMENT},
+            volumes=mounts(spec["volumes"], dry=dry),
+            network_mode="none",
+            init=True,
+            labels={LABEL_CHECK: prefix},
+            healthcheck={"test": ["NONE"]},
+            log_config=LogConfig(type="json-file", config={}),
+        )
+    try:
+        return _answer(container, sorted(checks))
+    finally:
+        with contextlib.suppress(GpufleetError), engine_errors("removing the container that checked"):
+            container.remove(force=True, v=True)
+
+
+def _answer(container: Container, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Start the container and return its answer, by replica."""
+    import requests
+
+    with engine_errors("starting the container that checks the configuration"):
+        container.start()
+        try:
+            status = container.wait(timeout=TIMEOUT_S).get("StatusCode")
+        except (requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError) as error:
+            raise CannotCheckError(f"vLLM's parser gave no answer within {TIMEOUT_S:.0f} s.") from error
+        said = container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
+    answers = [line[len(ANSWER_MARK) :] for line in said.splitlines() if line.startswith(ANSWER_MARK)]
+    if not answers:
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
+        raise CannotCheckError(f"the check ended with exit code {status}: {last}")
+    answer = json.loads(answers[-1])
+    if "broken" in answer:
+        raise CannotCheckError(str(answer["broken"]))
+    results: dict[str, dict[str, Any]] = answer["results"]
+    return {name: results.get(name, {"broken": "no answer"}) for name in names}
+
+
+def remove_left(client: DockerClient, prefix: str) -> None:
+    """Remove containers of checks that were interrupted and have ended since."""
+    with engine_errors("removing containers of earlier checks"):
+        filters: dict[str, Any] = {"label": f"{LABEL_CHECK}={prefix}", "status": ["exited", "created", "dead"]}
+        for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
+            container.remove(force=True, v=True)
+
+
+def mounts(volumes: Iterable[str], *, dry: bool) -> list[str]:
+    """Return a server's mounts as the check has them: read-only, without our caches and without what is not there.
+
+    Args:
+        volumes: of the server, as C(source:target[:options]).
+        dry: leave named volumes out too, which Docker makes when they are missing.
+    """
+    result = []
+    for volume in volumes:
+        source, _colon, rest = volume.partition(":")
+        target, _colon, options = rest.partition(":")
+        if not target or target in (HF_HOME, CONFIG_PATH, *CACHES.values()):
+            continue
+        if not os.path.exists(source) if source.startswith("/") else dry:
+            continue
+        kept = [option for option in options.split(",") if option not in ("", "rw", "ro")]
+        result.append(":".join([source, target, ",".join(["ro", *kept])]))
+    return result
+
+
+# What the parser says
+
+
+def error_text(said: str) -> str:
+    """Return the error in what vLLM's parser printed, without the usage before it."""
+    _usage, colon, error = said.rpartition("error: ")
+    return " ".join((error if colon else said).split())[:LONGEST_TEXT]
+
+
+def options_of(text: str) -> tuple[str, list[str]]:
+    """Return what is wrong (C(unknown), C(value) or C(other)) and the keys of the configuration that it is about."""
+    unknown = re.search(r"unrecognized arguments: (.+)", text)
+    if unknown:
+        return "unknown", re.findall(r"(?:^|\s)--([A-Za-z][\w.-]*)", unknown.group(1))
+    value = re.search(r"argument (\S+): ", text)
+    if value:
+        names = [name for name in value.group(1).split("/") if name.startswith("--")]
+        return "value", [name.lstrip("-") for name in names[:1]]
+    ambiguous = re.search(r"ambiguous option: --([\w.-]+)", text)
+    if ambiguous:
+        return "unknown", [ambiguous.group(1)]
+    return "other", list(dict.fromkeys(re.findall(r"--([A-Za-z][\w.-]*)", text)))
+
+
+def remedy_for(kind: str, keys: Sequence[str]) -> str:
+    """Return what to do about keys that vLLM refuses."""
+    own = sorted({OPTIONS_WITH_VARIABLE[key] for key in keys if key in OPTIONS_WITH_VARIABLE})
+    others = [key for key in keys if key not in OPTIONS_WITH_VARIABLE]
+    parts = []
+    if own:
+        parts.append(f"Correct {', '.join(own)}.")
+    if others and kind == "unknown":
+        parts.append(
+            f"Take {', '.join(others)} out of vllm_extra_config, or serve with an image whose vLLM has it"
+            " (vllm_image_tag). If you did not set it, the plan was made for another release than the image holds: set"
+            " vllm_version to the image's."
+        )
+    elif others:
+        parts.append(f"Correct {', '.join(others)} in vllm_extra_config.")
+    if not parts:
+        parts.append("Correct the variables that the configuration is made of; look at vllm_extra_config first.")
+    return " ".join(parts)
+
+
+def refusal(refused: dict[str, str], image: str) -> GpufleetError:
+    """Return the error about configurations that the image's vLLM refuses.
+
+    Args:
+        refused: what it said, by replica.
+        image: its reference.
+    """
+    name, text = next(iter(refused.items()))
+    kind, keys = options_of(text)
+    same = ", ".join(other for other, said in refused.items() if said == text)
+    what = {
+        "unknown": f"it has no option {', '.join(keys)}",
+        "value": f"the value of {', '.join(keys)} is not one it takes",
+    }.get(kind if keys else "other", "it does not accept it")
+    return GpufleetError(
+        f"The vLLM in the image {image} refuses the configuration of {same}: {what}. No server was touched.",
+        name="config-refused",
+        remedy=remedy_for(kind, keys),
+        evidence=text,
+        details={"server": name, "options": keys, "refused": refused},
+    )
