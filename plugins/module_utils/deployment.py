@@ -799,16 +799,6 @@ def health_status(url: str) -> int:
     return 200
 
 
-def port_in_use(replica: str, host: str, port: int, holder: str) -> GpufleetError:
-    """Return the error for a port that something else holds."""
-    return GpufleetError(
-        f"Replica {replica} cannot have port {port} on {host}: {holder or 'something else'} holds it.",
-        name="port-in-use",
-        remedy=f"Set vllm_port (or vllm_host) to a free one, or end what holds port {port}.",
-        details={"port": port, "holder": holder},
-    )
-
-
 def check_model(model_source: Mapping[str, str]) -> None:
     """Raise C(model-folder-missing) unless the folder to mount is there and holds a model."""
     folder = model_source.get("mount") or ""
