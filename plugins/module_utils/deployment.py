@@ -44,6 +44,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check,
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import port_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress

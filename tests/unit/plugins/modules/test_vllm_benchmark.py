@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_an_image_that_is_not_there(run: Run, image: str) -> None:
 
 def test_a_server_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch, verified_server: Any) -> None:
     now = [100.0]
-    monkeypatch.setattr(load_watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     shown: list[int] = []
     watch = load_watch.LoadWatch(Target(name="vllm-0", url=verified_server.url, model="m"), shown.append)
     verified_server.metrics += 'vllm:request_success_total{finished_reason="length"} 5\n'
@@ -190,7 +191,7 @@ def test_preemptions_and_cache_use_are_read_from_the_metrics(
     verified_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(load_watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = load_watch.LoadWatch(Target(name="vllm-0", url=verified_server.url, model="m"), lambda _done: None)
     for usage, preemptions in ((0.9, 100), (0.4, 352)):
         verified_server.metrics = f"vllm:kv_cache_usage_perc {usage}\nvllm:num_preemptions_total {preemptions}\n"
