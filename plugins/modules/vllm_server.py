@@ -498,6 +498,13 @@ def locked_work(module: GpufleetModule) -> dict[str, Any]:
         return work(module)
 
 
+def warned(module: GpufleetModule, result: dict[str, Any]) -> dict[str, Any]:
+    """Hand the result's warnings to Ansible and return the rest."""
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    return result
+
+
 def main() -> None:
     """Run the module."""
     module = GpufleetModule(
@@ -509,7 +516,7 @@ def main() -> None:
         ],
     )
     module.require("docker", "requests")
-    module.run(lambda: locked_work(module))
+    module.run(lambda: warned(module, locked_work(module)))
 
 
 if __name__ == "__main__":
