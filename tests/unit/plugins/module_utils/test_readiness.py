@@ -120,10 +120,10 @@ def test_phases_from_the_lines_of_many_versions(lines: list[str], phase: str, de
 
 
 def test_a_carriage_return_divides_a_line() -> None:
-    progress_bar = "Loading safetensors checkpoint shards: {}% Completed"
-    watch = watch_lines(["Starting to load model x...", "\r".join(["", progress_bar.format(0), progress_bar.format(45), ""])])
+    shards = "Loading safetensors checkpoint shards: {}% Completed"
+    watch = watch_lines(["Starting to load model x...", "\r".join(["", shards.format(0), shards.format(45), ""])])
     assert (watch.phase, watch.detail) == ("weights", "45 %")
-    assert watch.lines()[1:] == [progress_bar.format(0), progress_bar.format(45)]
+    assert watch.lines()[1:] == [shards.format(0), shards.format(45)]
 
 
 def test_recordings_have_plain_line_endings() -> None:
