@@ -21,7 +21,7 @@ cat >"$root/environment" <<EOF
 export PATH=$root/ansible/bin:$root/tools/engine/usr/sbin:$root/tools/engine/usr/bin:\$PATH
 export PYTHONPATH=$root/ansible LD_LIBRARY_PATH=$root/tools/engine/lib/x86_64-linux-gnu:$root/tools/engine/usr/lib/x86_64-linux-gnu:$driver
 export ANSIBLE_COLLECTIONS_PATH=$root/collections ANSIBLE_CALLBACK_RESULT_FORMAT=yaml PYTHONUNBUFFERED=1
-export DOCKER_HOST=unix:///run/gpufleet-test.sock DRIVER_FOLDER=$driver
+export DOCKER_HOST=unix:///run/gpufleet-test.sock DRIVER_FOLDER=$driver GPU_HOST_PYTHON=$(command -v python3)
 EOF
 . "$root/environment"
 
