@@ -17,8 +17,9 @@ class ActionModule(LongTaskAction):
         """Run the module and say what it did."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         host = (task_vars or {}).get("inventory_hostname", "")
+        would = "in check mode, so not done: " if self._task.check_mode else ""
         for line in summary(result):
-            self._display.display(f"[{host}] {line}")
+            self._display.display(f"[{host}] {would}{line}")
         return result
 
 
