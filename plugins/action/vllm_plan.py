@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from typing import Any
 
 from ansible.errors import AnsibleError
@@ -17,6 +15,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
 
 ARGUMENTS: dict[str, Any] = {
@@ -79,7 +78,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if self._task.diff and before != text:
             result["diff"] = [{"before_header": path, "after_header": path, "before": before, "after": text}]
         if before != text and not self._task.check_mode:
-            _replace(path, text)
+            replace_file(path, text, what="plan", name="plan-not-written", variable="vllm_plan_dir")
         return result
 
 
@@ -117,29 +116,3 @@ def _read(path: str) -> str:
             return stream.read()
     except OSError:
         return ""
-
-
-def _replace(path: str, text: str) -> None:
-    """Put C(text) in the place of the file as a whole: a reader sees the old plan or the new one.
-
-    Raises:
-        GpufleetError: C(plan-not-written) when the folder cannot be written.
-    """
-    folder = os.path.dirname(path)
-    temporary = ""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".plan-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise GpufleetError(
-            f"The plan cannot be written to {path}.",
-            name="plan-not-written",
-            remedy="Set vllm_plan_dir to a folder on the controller that you may write to.",
-            evidence=str(error),
-        ) from error

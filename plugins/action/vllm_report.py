@@ -8,12 +8,12 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import tempfile
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
 
 ARGUMENTS: dict[str, Any] = {
@@ -61,7 +61,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if not self._task.check_mode:
             try:
                 for name, text in texts.items():
-                    _replace(os.path.join(folder, name), _without(text, hidden))
+                    replace_file(
+                        os.path.join(folder, name),
+                        _without(text, hidden),
+                        what="report",
+                        name="report-not-written",
+                        variable="vllm_report_dir",
+                    )
             except GpufleetError as error:
                 result.update(failed=True, msg=error.as_text(), error=error.as_result())
         self._display.display(_without("\n".join(["", *lines, ""]), hidden))
@@ -85,25 +91,3 @@ def _without(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "********")
     return text
-
-
-def _replace(path: str, text: str) -> None:
-    """Put C(text) in the place of the file as a whole.
-
-    Raises:
-        GpufleetError: C(report-not-written).
-    """
-    folder = os.path.dirname(path)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".new-", delete=False, encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(stream.name, 0o644)
-        os.replace(stream.name, path)
-    except OSError as error:
-        raise GpufleetError(
-            f"The report cannot be written to {path}.",
-            name="report-not-written",
-            remedy="Set vllm_report_dir to a folder on the controller that you may write to.",
-            evidence=str(error),
-        ) from error

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 
 SCHEMA_VERSION = 1
 
@@ -49,20 +49,8 @@ def save(folder: str, key: str, parts: Mapping[str, Any], points: list[dict[str,
     """
     path = path_of(folder, key)
     document = {"schema_version": SCHEMA_VERSION, "key": key, "date": date, "of": dict(parts), "points": points}
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".new-", delete=False, encoding="utf-8") as stream:
-            json.dump(document, stream, indent=2)
-            stream.write("\n")
-        os.chmod(stream.name, 0o644)
-        os.replace(stream.name, path)
-    except OSError as error:
-        raise GpufleetError(
-            f"The baseline cannot be written to {path}.",
-            name="baseline-not-written",
-            remedy="Set vllm_baseline_dir to a folder on the controller that you may write to.",
-            evidence=str(error),
-        ) from error
+    text = json.dumps(document, indent=2) + "\n"
+    replace_file(path, text, what="baseline", name="baseline-not-written", variable="vllm_baseline_dir")
     return path
 
 
