@@ -170,7 +170,7 @@ def outliers(values: Mapping[str, float], tolerance: float) -> dict[str, str]:
     for name, value in values.items():
         if abs(value - median) > max(tolerance * median, 3 * spread):
             share = (value - median) / median * 100
-            found[name] = f"{value:.6g}, {share:+.1f} % from the median {median:.6g} of {len(values)} equal servers"
+            found[name] = f"{value:,.1f}, {share:+.1f} % from the median {median:,.1f} of {len(values)} equal servers"
     return found
 
 

@@ -100,8 +100,10 @@ def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a line for each measured server: C(kind) (what it shares its colour with) and C(points), by concurrency.
 
     A point is C(concurrency), C(latency_s) (median E2EL) and C(throughput), output tokens/s, for each GPU if there are.
+    C(unlike) names the server if it is among the report's outliers; those come last, so that they are drawn on top.
     """
     found: list[dict[str, Any]] = []
+    unlike = {(outlier["host"], outlier["server"]) for outlier in document["outliers"]}
     for entry in document["hosts"]:
         for item in entry["stages"]["performance"]:
             points: list[dict[str, Any]] = []
@@ -114,8 +116,15 @@ def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                         {"concurrency": point["concurrency"], "latency_s": latency_s, "throughput": throughput}
                     )
             if points:
-                found.append({"kind": _kind(entry["plan"]), "points": sorted(points, key=lambda p: p["concurrency"])})
-    return found[:MOST_LINES]
+                name = (entry["name"], item["server"])
+                found.append(
+                    {
+                        "kind": _kind(entry["plan"]),
+                        "points": sorted(points, key=lambda p: p["concurrency"]),
+                        "unlike": " ".join(name) if name in unlike else "",
+                    }
+                )
+    return sorted(found, key=lambda line: bool(line["unlike"]))[-MOST_LINES:]
 
 
 def _kind(plan: Mapping[str, Any]) -> str:
@@ -162,12 +171,23 @@ def _draw_curves(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(
             [point["latency_s"] for point in points],
             [point["throughput"] for point in points],
-            color=SERIES[number],
+            color=BAD if line["unlike"] else SERIES[number],
             marker=MARKERS[number],
             markersize=6,
             linewidth=1.8,
             label=line["kind"] if line["kind"] not in labelled else None,
         )
+        if line["unlike"]:
+            last = points[-1]
+            axes.annotate(
+                line["unlike"],
+                (last["latency_s"], last["throughput"]),
+                (0, -16),
+                textcoords="offset points",
+                ha="right",
+                color=BAD,
+                fontsize=9,
+            )
         if line["kind"] not in labelled:
             for point in points:
                 axes.annotate(

@@ -50,6 +50,7 @@ def measured(factor: float = 1.0) -> dict[str, Any]:
         document = json.loads((DATA / f"bench-triton-c{concurrency}.json").read_text(encoding="utf-8"))
         run = results.benchmark_figures(document, prompts=prompts, gpus=1)
         run["output_throughput"] *= factor
+        run["output_throughput_per_gpu"] *= factor
         run["median_e2el_ms"] = run["median_ttft_ms"] + 1023 * run["median_tpot_ms"]
         points.append(
             {"concurrency": concurrency, "prompts": prompts, "runs": [run], "summary": results.summarise([run])}
@@ -191,6 +192,13 @@ def test_plots_have_the_colours_of_the_page_and_two_sizes() -> None:
         assert "var(--muted)" in svg
     assert "var(--bad)" in drawn["accuracy"] and "var(--good)" in drawn["accuracy"]
     assert drawn == plots.draw(built(gpu1=host(), gpu2=host(accuracy=0.8))), "the same run gives the same pictures"
+
+
+def test_a_server_unlike_its_equals_is_named_at_its_own_line() -> None:
+    slow = built(a=host(), b=host(1.01), c=host(0.99), d=host(0.7))
+    assert [line["unlike"] for line in plots.curves_of(slow)] == ["", "", "", "d vllm-0"]
+    assert ">d vllm-0</text>" in plots.draw(slow)["curve"] and "var(--bad)" in plots.draw(slow)["curve"]
+    assert "var(--bad)" not in plots.draw(built(a=host(), b=host(), c=host()))["curve"]
 
 
 def test_one_concurrency_is_no_curve() -> None:
