@@ -3,9 +3,9 @@
 # minutes on one or two H200. usage: run.sh STAGE OUTDIR [ARGUMENT…]
 # Keep OUTDIR from stage to stage: later ones compare with what earlier ones left there.
 set -uo pipefail
+stage=$1 out=$(realpath -m "$2"); shift 2; mkdir -p "$out"
 cd "$(dirname "$(realpath "$0")")/../.."
 . /opt/gpufleet-test/environment
-stage=$1 out=$(realpath -m "$2"); shift 2; mkdir -p "$out"
 cards=$(nvidia-smi --list-gpus | wc -l)
 tests=/opt/gpufleet-test
 # The load: the recipe's lengths, the same number of prompts whatever the concurrency, and what a user would call good.
@@ -20,7 +20,7 @@ play() { # play NAME PLAYBOOK [ARGUMENT…]: the play's output into OUTDIR/NAME.
 }
 verify() { # verify NAME TAGS [ARGUMENT…]: verify.yml with its report in OUTDIR/NAME
   local name=$1 tags=$2; shift 2
-  play "$name" verify --tags "$tags" -e "$load" -e "vllm_report_dir=$out/$name" "$@"
+  play "verify-$name" verify --tags "$tags" -e "$load" -e "vllm_report_dir=$out/$name" "$@"
 }
 compare() { # compare NAME…: the measurements of those names side by side, as far as they are there
   local reports=()
