@@ -323,6 +323,11 @@ def secret_changes(
 INFORMATIVE = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
 
 
+def what_matters(spec: Spec) -> dict[str, Any]:
+    """Return what must differ between two specs for one to replace the other, one level of fields."""
+    return {field: value for field, value in _flat(spec).items() if value}
+
+
 def _flat(spec: Spec) -> dict[str, Any]:
     """Return the spec as one level of fields: mappings by key, mounts by their target."""
     flat: dict[str, Any] = {}
