@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units packaging sanity engine molecule clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine molecule matrix release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -16,13 +16,17 @@ demo: setup ## deploy a small model on this machine, ask it something, write the
 	@tools/demo.sh
 
 test: tests-setup ## everything below, then where the time went
-	@$(CHECK) lint units packaging sanity engine molecule
+	@$(CHECK) lint units docs packaging sanity engine molecule
 
 lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
 	@$(CHECK) lint
 
 units: tests-setup ## unit tests, by pytest and by ansible-test
 	@$(CHECK) units
+
+docs: ## the documentation site, in .cache/docs/html
+	@tools/setup.sh docs
+	@.venv/bin/python tools/docsite/build.py
 
 packaging: tests-setup ## build the collection, install it elsewhere, look inside
 	@$(CHECK) packaging
@@ -35,6 +39,16 @@ engine: tests-setup ## modules against a real Docker engine
 
 molecule: tests-setup ## Molecule scenarios on a real Docker engine
 	@$(CHECK) molecule
+
+matrix: ## sanity and units on every supported ansible-core for which a Python is at hand (not part of test)
+	@tools/setup.sh ansible
+	@.venv/bin/python tools/matrix.py
+
+release-check: tests-setup ## build the collection and let Galaxy's own importer check it (not part of test)
+	@.venv/bin/python tools/release.py check
+
+release: tests-setup ## make VERSION=1.2.3 release: bump, changelog, build, check; add DRY_RUN=1 to only see it
+	@.venv/bin/python tools/release.py release $(VERSION) $(if $(DRY_RUN),--dry-run)
 
 clean: ## remove what the targets above made in this checkout
 	rm -rf .venv .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/output *.tar.gz

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
-    tools/check.py STAGE...      stages: lint, units, packaging, sanity, engine, molecule
+    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is shown as it comes and kept in .cache/logs/<stage>.log. The last line is 'N passed, N failed': the test cases that
@@ -101,6 +101,11 @@ def units() -> list[Command]:
     ]
 
 
+def docs() -> list[Command]:
+    """Return the build of the documentation site, in which a warning is an error."""
+    return [Command("site", [tool("python"), "tools/docsite/build.py"])]
+
+
 def packaging() -> list[Command]:
     """Return the tests of the built collection: what it holds, and that it installs and runs away from here."""
     return [pytest("pytest", "packaging", ["tests/packaging"])]
@@ -140,6 +145,7 @@ def molecule() -> list[Command]:
 STAGES: dict[str, Callable[[], list[Command]]] = {
     "lint": lint,
     "units": units,
+    "docs": docs,
     "packaging": packaging,
     "sanity": sanity,
     "engine": engine,

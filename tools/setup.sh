@@ -2,17 +2,19 @@
 # Prepares this checkout: a virtual environment in .venv and the link under which Ansible finds the collection.
 #
 # tools/setup.sh ansible   ansible-core only, what `make demo` needs
+# tools/setup.sh docs      that and what the documentation site is made with
 # tools/setup.sh tests     that and everything the checks and tests need
 #
 # Does nothing when the pinned requirements are installed already. PYTHON names the interpreter to use.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-level=${1:?say which: ansible or tests}
+level=${1:?say which: ansible, docs or tests}
 case $level in
   ansible) requirements=tests/requirements-ansible.txt ;;
+  docs) requirements=tests/requirements-docs.txt ;;
   tests) requirements=tests/requirements.txt ;;
-  *) echo "tools/setup.sh: no level named $level (ansible, tests)" >&2; exit 2 ;;
+  *) echo "tools/setup.sh: no level named $level (ansible, docs, tests)" >&2; exit 2 ;;
 esac
 
 as_root() {
@@ -59,7 +61,7 @@ link_collection() {
 
 install_requirements() {
   local wanted stamp=.venv/.requirements-$level
-  wanted=$(cat tests/requirements-ansible.txt "$requirements" | sha256sum)
+  wanted=$(cat tests/requirements*.txt | sha256sum)
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   echo "Installing $requirements in .venv"
   # -qq: warnings about a machine's own pip configuration are not ours; errors are still shown.
