@@ -21,7 +21,7 @@ ROLES = Path(__file__).resolve().parent.parent / "roles"
 
 # The example of each role: its variables, and the roles and entry points in their order.
 EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "preflight": ({"vllm_device": "cuda"}, ["preflight"]),
+    "preflight": ({"vllm_device": "cuda", "vllm_min_driver": 580}, ["preflight judge"]),
     "docker": ({"docker_manage": True}, ["preflight", "docker"]),
     "cpu_image": (
         {
@@ -37,10 +37,10 @@ EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "verify": (
         {"vllm_accuracy_limit": 200, "vllm_benchmark_concurrency": [1, 64]},
-        ["preflight", "verify", "verify report"],
+        ["preflight probe", "verify", "verify report"],
     ),
 }
-PLAYBOOKS = {"verify": "gpufleet.vllm.verify"}
+PLAYBOOKS = {"preflight": "gpufleet.vllm.preflight", "verify": "gpufleet.vllm.verify"}
 MARKUP = (
     (re.compile(r"\bO\((?:\w+:)?([^)]*)\)"), r"`\1`"),
     (re.compile(r"\b[VCEM]\(([^)]*)\)"), r"`\1`"),

@@ -9,14 +9,14 @@ import json
 import os
 from typing import Any
 
-from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils import planner
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.task_wishes import planner_host, read_wishes
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},
@@ -42,30 +42,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         variables = task_vars or {}
         _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         try:
-            wished = self._wishes(variables, arguments["wishes"])
+            wished = read_wishes(self._templar, variables, arguments["wishes"], KNOWN_VARIABLES)
             if arguments["validate_only"]:
                 return {**result, "changed": False, "msg": "The vllm_* variables are valid."}
-            plan = planner.plan(_host(arguments, variables), wished)
+            host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
+            plan = planner.plan({**host, **arguments["host"]}, wished)
             check_host(plan, arguments["host_info"])
             written = self._written(plan, arguments["plan_dir"], variables)
         except GpufleetError as error:
             return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
         result.update(changed=False, plan=plan, ansible_facts={"vllm_plan": plan}, summary=planner.summary(plan))
         return {**result, **written}
-
-    def _wishes(self, variables: dict[str, Any], overrides: dict[str, Any]) -> wishes.Wishes:
-        """Return the wishes in the task's variables; C(overrides) win."""
-        names = {name for name in variables if name.startswith(wishes.PREFIXES)}
-        readable = {reader[0] for reader in wishes.READERS.values()}
-        values: dict[str, Any] = {}
-        problems = []
-        for name in sorted(names & readable):
-            try:
-                values[name] = self._templar.template(variables[name])
-            except AnsibleError as error:
-                problems.append(f"{name}: cannot be templated: {error}")
-        values.update(overrides)
-        return wishes.read({**dict.fromkeys(names), **values}, KNOWN_VARIABLES, problems)
 
     def _written(self, plan: dict[str, Any], folder: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Write the plan below C(folder) on the controller, if one is given, and return what changed."""
@@ -80,34 +67,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if before != text and not self._task.check_mode:
             replace_file(path, text, what="plan", name="plan-not-written", variable="vllm_plan_dir")
         return result
-
-
-def _host(arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the host: what the task says, then the probes, then its gathered facts."""
-    facts = variables.get("ansible_facts") or {}
-    probe, info = arguments["gpu_info"], arguments["host_info"]
-    memory, processors = info.get("memory") or {}, info.get("cpu") or {}
-    containers = (info.get("engine") or {}).get("containers") or []
-    host = {
-        "architecture": (info.get("system") or {}).get("architecture") or facts.get("architecture", ""),
-        "cpus": processors.get("count") or facts.get("processor_vcpus", 0),
-        "cpu_flags": processors.get("flags") or [],
-        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
-        "memory_available_mib": memory.get("available_mib") or 0,
-        "own_containers": [
-            container["id"]
-            for container in containers
-            if container.get("ours") and container.get("state", "running") != "exited"
-        ],
-        "model": info.get("model") or {},
-        "gpus": probe.get("gpus") or [],
-        "driver_version": probe.get("driver_version") or "",
-        "cuda_driver_version": probe.get("cuda_driver_version") or "",
-        "gpu_state": probe.get("state") or "",
-        "gpu_reason": probe.get("reason") or "",
-        "gpu_remedy": probe.get("remedy") or "",
-    }
-    return {**host, **arguments["host"]}
 
 
 def _read(path: str) -> str:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A look at the Docker engine with the standard library alone, for hosts that have no Docker SDK yet.
 
-Three GET requests and nothing else; whatever works with the engine uses the SDK (docker.py).
+GET requests and nothing else; whatever works with the engine uses the SDK (docker.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import json
 import os
 import socket
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies_environment
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
 
 COLLECTION_LABEL = "io.gpufleet.collection"
 REPLICA_LABEL = "io.gpufleet.replica"
-# Where packages put the daemon when the task's PATH is a short one.
 # The keys of daemon.json that are safe to show: proxies and logging options may hold passwords.
 SHOWN_KEYS = (
     "cdi-spec-dirs",
@@ -34,6 +34,18 @@ SHOWN_KEYS = (
     "storage-driver",
     "userland-proxy",
 )
+
+
+DOCKER_ROOT = "/var/lib/docker"
+CONTAINERD_ROOT = "/var/lib/containerd"
+# Variables of an image that say which CUDA and driver it needs; the container toolkit reads them.
+REQUIREMENT_VARIABLES = ("CUDA_VERSION", "NVIDIA_REQUIRE_CUDA", "NVIDIA_DISABLE_REQUIRE")
+# What the engine shows instead of a proxy's user and password.
+MASKED_USER = "xxxxx:xxxxx@"
+
+
+class NotThere(ValueError):
+    """The engine has nothing of that name."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -58,8 +70,9 @@ def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
 
     Returns:
         C(running), C(reason) (why not, for a person), C(version), C(api_version), C(os), C(architecture), C(root_dir),
-        C(storage_driver), C(cgroup_driver), C(runtimes) (names), C(default_runtime), C(cdi_spec_dirs),
-        C(containers) (every one: see C(_container)) and C(dockerd) (path of the daemon's program).
+        C(storage_driver), C(cgroup_driver), C(runtimes) (names), C(default_runtime), C(cdi_spec_dirs), C(image_dir)
+        (the folder on this host that images are kept in, None for an engine on another host), C(containers) (every one:
+        see C(_container)) and C(dockerd) (path of the daemon's program).
     """
     result: dict[str, Any] = {
         "running": False,
@@ -69,7 +82,7 @@ def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
         "containers": [],
     }
     names = "version api_version os architecture root_dir storage_driver cgroup_driver runtimes default_runtime"
-    result.update(dict.fromkeys([*names.split(), "cdi_spec_dirs"]))
+    result.update(dict.fromkeys([*names.split(), "cdi_spec_dirs"]), image_dir=_image_dir(docker_host, {}))
     try:
         version = _get(docker_host, "/version", timeout)
         info = _get(docker_host, "/info", timeout)
@@ -95,9 +108,87 @@ def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
         runtimes=sorted(info.get("Runtimes") or {}),
         default_runtime=info.get("DefaultRuntime"),
         cdi_spec_dirs=info.get("CDISpecDirs") or [],
+        image_dir=_image_dir(docker_host, info),
         containers=sorted((_container(entry) for entry in containers), key=lambda found: str(found["name"])),
     )
     return result
+
+
+def _image_dir(docker_host: str, info: dict[str, Any]) -> str | None:
+    """Return where the engine keeps images; before there is one, where it is configured to or would keep them."""
+    if not docker_host.startswith("unix:"):
+        return None
+    if "io.containerd.snapshotter" in str(info.get("DriverStatus") or ""):
+        return CONTAINERD_ROOT
+    configured = daemon_config()["content"].get("data-root")
+    return str(info.get("DockerRootDir") or configured or DOCKER_ROOT)
+
+
+def image(docker_host: str, reference: str, timeout: float = 5.0) -> dict[str, Any] | None:
+    """Return an image that the engine has, or None when it has none of that name.
+
+    Returns:
+        C(id), C(size_bytes), C(platform) and C(environment) (those of its variables that say which driver it needs).
+
+    Raises:
+        OSError, http.client.HTTPException, ValueError: the engine gives no usable answer.
+    """
+    try:
+        found = _get(docker_host, f"/images/{quote(reference)}/json", timeout)
+    except NotThere:
+        return None
+    variables = dict(entry.partition("=")[::2] for entry in (found.get("Config") or {}).get("Env") or [])
+    return {
+        "id": found.get("Id", ""),
+        "size_bytes": found.get("Size") or 0,
+        "platform": f"{found.get('Os')}/{found.get('Architecture')}",
+        "environment": {name: variables[name] for name in REQUIREMENT_VARIABLES if name in variables},
+    }
+
+
+def pull_settings(docker_host: str, root: str = "/", timeout: float = 5.0) -> dict[str, Any]:
+    """Return how the engine gets to registries; the addresses of proxies may hold passwords.
+
+    Returns:
+        C(proxies) (scheme to address, C(no) to exceptions), C(mirrors) (of Docker Hub) and C(insecure) (registries and
+        networks that need no trusted certificate). Before there is an engine: what it would take from daemon.json and
+        from this host's environment.
+    """
+    try:
+        info = _get(docker_host, "/info", timeout)
+    except (OSError, http.client.HTTPException, ValueError):
+        return _future_settings(root)
+    registries = info.get("RegistryConfig") or {}
+    indexes = registries.get("IndexConfigs") or {}
+    proxies = {"http": info.get("HttpProxy"), "https": info.get("HttpsProxy"), "no": info.get("NoProxy")}
+    hidden = [name for name, value in proxies.items() if MASKED_USER in str(value)]
+    written = _future_settings(root)["proxies"] if hidden else {}
+    # The engine does not tell a proxy's password; the files and variables that it was told by may.
+    proxies.update({name: written[name] for name in hidden if name in written})
+    return {
+        "proxies": {name: value for name, value in proxies.items() if value},
+        "mirrors": registries.get("Mirrors") or [],
+        "insecure": [
+            *(registries.get("InsecureRegistryCIDRs") or []),
+            *(name for name, about in indexes.items() if not about.get("Secure", True)),
+        ],
+    }
+
+
+def _future_settings(root: str) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(root, "etc/docker/daemon.json") or "{}")
+    except ValueError:
+        content = {}
+    content = content if isinstance(content, dict) else {}
+    named = content.get("proxies") or {}
+    own = {"http": named.get("http-proxy"), "https": named.get("https-proxy"), "no": named.get("no-proxy")}
+    proxies = {**getproxies_environment(), **{name: value for name, value in own.items() if value}}
+    return {
+        "proxies": proxies,
+        "mirrors": content.get("registry-mirrors") or [],
+        "insecure": content.get("insecure-registries") or [],
+    }
 
 
 def _container(entry: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +230,8 @@ def _get(docker_host: str, path: str, timeout: float) -> Any:
         body = answer.read()
     finally:
         connection.close()
+    if answer.status == 404:
+        raise NotThere(f"{path} answered 404")
     if answer.status != 200:
         raise ValueError(f"{path} answered {answer.status} {answer.reason}")
     return json.loads(body)

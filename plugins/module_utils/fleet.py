@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.findings import ERROR, SEVERITIES, sentence
+
 # Columns of the table: heading, and the text of a plan below it.
 HEADINGS = (
     "hosts",
@@ -217,3 +219,54 @@ def _with_diagnosis(server: Mapping[str, Any]) -> str:
     diagnosis = server.get("diagnosis") or {}
     parts = [server["summary"], diagnosis.get("evidence"), diagnosis.get("remedy")]
     return "; ".join(" ".join(part.split()) for part in parts if part)
+
+
+def findings_page(hosts: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> dict[str, list[str]]:
+    """Return the lines that a person reads of what preflight found on many hosts.
+
+    Args:
+        hosts: host names to the findings there as plain data; None for a host that was not reached.
+
+    Returns:
+        C(lines) (a headline, then a line for each kind of finding with its hosts, errors first and the most frequent
+        first) and C(details) (each host's findings in full).
+    """
+    judged = {host: findings for host, findings in hosts.items() if findings is not None}
+    missing = [host for host in hosts if host not in judged]
+    groups: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for host in sorted(judged, key=_natural):
+        for finding in judged[host]:
+            key = (finding["severity"], finding["name"], finding.get("item") or "")
+            groups.setdefault(key, {}).setdefault(host, finding)
+    ordered = sorted(groups.items(), key=lambda group: (SEVERITIES.index(group[0][0]), -len(group[1]), group[0][1:]))
+    lines = [_preflight_headline(judged)]
+    lines += [f"  {severity:<8}{name}  {_finding_line(found)}" for (severity, name, _item), found in ordered]
+    if missing:
+        lines.append(f"  {ERROR:<8}not-judged  {_shortened(missing)}: the host was not reached, or failed before.")
+    details = [
+        f"{host} {finding['severity']} {finding['name']}: {sentence(finding)}"
+        for host in sorted(judged, key=_natural)
+        for finding in judged[host]
+    ]
+    return {"lines": lines, "details": details}
+
+
+def _preflight_headline(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    worst = [
+        min((SEVERITIES.index(finding["severity"]) for finding in findings), default=len(SEVERITIES))
+        for findings in judged.values()
+    ]
+    errors, warnings = worst.count(0), worst.count(1)
+    parts = [f"{errors} with errors"] if errors else []
+    parts += [f"{warnings} with warnings only"] if warnings else []
+    fit = len(judged) - errors - warnings
+    parts += [f"{fit} fit"] if fit else []
+    return f"Preflight of {_count(len(judged), 'host')}: " + (", ".join(parts) or "nothing judged")
+
+
+def _finding_line(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a finding after its hosts; where they differ in their values, those of the first."""
+    hosts = list(found)
+    texts = {sentence(finding) for finding in found.values()}
+    first = f" (on {hosts[0]}; others differ)" if len(texts) > 1 else ""
+    return f"{_who(hosts, 0)}{first}: {sentence(found[hosts[0]])}"

@@ -21,7 +21,13 @@ import sys
 import time
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import daemon_config, engine
+from ansible_collections.gpufleet.vllm.plugins.module_utils import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import (
+    daemon_config,
+    engine,
+    image,
+    pull_settings,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
     PCI_BRIDGE_CLASS,
     container_id,
@@ -73,9 +79,17 @@ def probe(
     host: str = "127.0.0.1",
     model_path: str | None = None,
     programs: list[str] | None = None,
+    image_reference: str = "",
+    weights_paths: list[str] | None = None,
+    registry: str = "",
+    hub: str = "",
+    hub_proxy: str = "",
+    hub_no_proxy: str = "",
+    hub_ca_bundle: str = "",
+    asked_at: float | None = None,
     root: str = "/",
 ) -> dict[str, Any]:
-    """Return everything that the roles ask of a host, as plain data; see RETURN of the module host_info."""
+    """Return everything that the roles ask of a host, as plain data; see DOCUMENTATION and RETURN of host_info."""
     errors: dict[str, str] = {}
 
     def part(name: str, look: Callable[[], Any]) -> Any:
@@ -90,7 +104,7 @@ def probe(
         "cpu": part("cpu", lambda: cpu(root)),
         "memory": part("memory", lambda: memory(root)),
         "shm": part("shm", lambda: shared_memory(root)),
-        "clock": part("clock", lambda: clock(root)),
+        "clock": part("clock", lambda: clock(root, asked_at)),
         "proxies": part("proxies", proxies),
         "ca_bundle": part("ca_bundle", lambda: ca_bundle(root)),
         "venv": part("venv", lambda: venv(venv_path, requirements or []) if venv_path else None),
@@ -98,10 +112,22 @@ def probe(
         "daemon_config": part("daemon_config", lambda: daemon_config(root)),
         "nvidia": part("nvidia", lambda: nvidia(root)),
         "programs": part("programs", lambda: {name: program_path(name) for name in programs or []}),
-        "disks": part("disks", lambda: {path: disk(path, root) for path in paths or []}),
         "model": part("model", lambda: model(model_path) if model_path else None),
+        "weights": part("weights", lambda: [weights(path) for path in weights_paths or []]),
     }
-    containers = (result["engine"] or {}).get("containers", [])
+    found_engine: dict[str, Any] = result["engine"] or {}
+    folders = [*(paths or []), *([found_engine["image_dir"]] if found_engine.get("image_dir") else [])]
+    result["disks"] = part("disks", lambda: {path: disk(path, root) for path in folders})
+    asked = image_reference if found_engine.get("running") else ""
+    result["image"] = part("image", lambda: image(docker_host, asked) if asked else None)
+    questions: dict[str, Callable[[], dict[str, Any]]] = {}
+    if registry and not result["image"]:
+        questions["registry"] = lambda: reach.registry(registry, pull_settings(docker_host, root))
+    if hub and not any(entry["complete"] for entry in result["weights"] or []):
+        way = hub_route(hub_proxy, hub_no_proxy, hub_ca_bundle or (result["ca_bundle"] or {}).get("path", ""))
+        questions["hub"] = lambda: reach.ask(hub, way)
+    result["reach"] = part("reach", lambda: reach.ask_all(questions))
+    containers = found_engine.get("containers", [])
     result["address_available"] = part("address_available", lambda: address_available(host))
     result["ports"] = part("ports", lambda: ports_in_use(ports or [], host, containers, root))
     result["errors"] = errors
@@ -194,15 +220,32 @@ class _Timex(ctypes.Structure):
     )
 
 
-def clock(root: str = "/") -> dict[str, Any]:
-    """Return C(synchronised), None when the kernel does not tell, and C(epoch), the host's idea of now in seconds."""
+def hub_route(proxy: str, no_proxy: str, bundle: str) -> reach.Route:
+    """Return how a server in a container gets to the hub: by the proxy that it is given and no other."""
+    proxies = {"http": proxy, "https": proxy, "no": no_proxy} if proxy else {}
+    return reach.Route(proxies, [bundle] if bundle else [])
+
+
+def clock(root: str = "/", asked_at: float | None = None) -> dict[str, Any]:
+    """Return the host's idea of now.
+
+    Args:
+        root: the folder below which run is mounted.
+        asked_at: the asker's idea of now, in seconds of the epoch.
+
+    Returns:
+        C(synchronised), None when the kernel does not tell, C(epoch) in seconds and C(ahead_seconds): how much the host
+        is ahead of the asker, the question's way here included, or None.
+    """
     synchronised: bool | None = None
     timex = _Timex()
     if ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex)) >= 0:
         synchronised = not timex.status & CLOCK_UNSYNCHRONISED
     if os.path.exists(os.path.join(root, "run/systemd/timesync/synchronized")):
         synchronised = True
-    return {"synchronised": synchronised, "epoch": round(time.time(), 3)}
+    now = time.time()
+    ahead = None if asked_at is None else round(now - asked_at, 3)
+    return {"synchronised": synchronised, "epoch": round(now, 3), "ahead_seconds": ahead}
 
 
 def proxies() -> list[str]:
@@ -224,6 +267,7 @@ def nvidia(root: str = "/") -> dict[str, Any]:
         "pci_devices": nvidia_pci_devices(root),
         "nvswitches": len(nvidia_pci_devices(root, PCI_BRIDGE_CLASS)),
         "kernel_module": kernel_module(root),
+        "cards": nvidia_cards(root),
         "device_files": devices,
         "cdi_specs": specs,
         "container_toolkit": _tool("nvidia-ctk"),
@@ -231,6 +275,17 @@ def nvidia(root: str = "/") -> dict[str, Any]:
         "fabric_manager": {**_tool("nv-fabricmanager"), "running": "nv-fabricmanager"[:15] in running},
         "persistence_daemon": {"running": "nvidia-persistenced"[:15] in running},
     }
+
+
+def nvidia_cards(root: str = "/") -> list[dict[str, str]]:
+    """Return C(pci_bus_id), C(name) and C(uuid) of the GPUs that the loaded driver drives, in the order of the bus."""
+    folder = os.path.join(root, "proc/driver/nvidia/gpus")
+    cards = []
+    for bus in list_folder(folder):
+        lines = [line.partition(":") for line in read_text(folder, bus, "information").splitlines()]
+        about = {name.strip(): value.strip() for name, _colon, value in lines}
+        cards.append({"pci_bus_id": bus, "name": about.get("Model", ""), "uuid": about.get("GPU UUID", "")})
+    return cards
 
 
 def _running_programs(root: str) -> set[str]:
@@ -452,6 +507,12 @@ def model(path: str) -> dict[str, Any]:
         complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
     )
     return result
+
+
+def weights(folder: str) -> dict[str, Any]:
+    """Return what there is of a model's weights: C(folder) as asked for, and the rest in the words of C(model)."""
+    found = model(folder)
+    return {"folder": folder, **{key: found[key] for key in ("path", "exists", "complete", "total_bytes")}}
 
 
 def _is_whole(path: str, size: int) -> bool:

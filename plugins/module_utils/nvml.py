@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
     program_name,
     read_text,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.orphans import is_supervised, replica_of
 
 if TYPE_CHECKING:
     from pynvml import NVMLError
@@ -276,7 +277,11 @@ def _fabric(handle: Any) -> dict[str, Any] | None:
 
 
 def _processes(handle: Any, root: str) -> list[dict[str, Any]]:
-    """Return the compute processes that hold this GPU's memory: C(pid), C(name), C(used_mib), C(container)."""
+    """Return the compute processes that hold this GPU's memory.
+
+    Each has C(pid), C(name), C(used_mib), C(container), C(replica) (the server of this collection that it belongs to,
+    or an empty text) and C(supervised) (whether a container engine started it and still looks after it).
+    """
     import pynvml
 
     found = []
@@ -288,6 +293,8 @@ def _processes(handle: Any, root: str) -> list[dict[str, Any]]:
                 "name": _process_name(process.pid, root),
                 "used_mib": _mib(used),
                 "container": container_id(process.pid, root),
+                "replica": replica_of(process.pid, root),
+                "supervised": is_supervised(process.pid, root),
             }
         )
     return sorted(found, key=lambda process: int(process["pid"]))

@@ -104,13 +104,14 @@ def _check_driver(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cuda: s
     found = wishes.driver_version or probed
     if not found:
         return
-    oldest = versions.oldest_driver(cuda)
+    oldest = versions.oldest_driver(cuda, wishes.min_driver)
     major = versions.parse(found if "." in found else f"{found}.0")
     if major is not None and major[0] < oldest:
         raise GpufleetError(
             f"The driver {found} is older than {oldest}, which the image with CUDA {cuda} needs.",
             name="driver-too-old",
             remedy=f"Install driver {oldest} or newer, or set vllm_image_tag to a vLLM with an older CUDA.",
+            details={"found": found, "needed": oldest, "cuda": cuda},
         )
     draft.decide("driver", found, f"the image with CUDA {cuda} needs {oldest} or newer")
 

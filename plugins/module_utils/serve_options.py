@@ -131,6 +131,9 @@ def finish_options(
         draft.decide("shutdown_timeout", wishes.drain_timeout, "vllm_drain_timeout: running requests may finish")
     if has_dummy_weights(wishes):
         draft.warn("load-format dummy: the weights are random and the answers mean nothing.")
+    if wishes.offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+        draft.decide("HF_HUB_OFFLINE", "1", "vllm_offline: the server does not try to reach the hub")
     for option, value in wishes.extra_config.items():
         span = versions.OPTIONS.get(option) or versions.GONE_OPTIONS.get(option)
         if span and not span.holds(version):

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 Version = tuple[int, int, int]
 
+# The recipe's own requirement, and the driver that came with CUDA 13.0.
+OLDEST_DRIVER = 575
+OLDEST_DRIVER_CUDA_13 = 580
+
 OLDEST: Version = (0, 12, 0)
 NEWEST: Version = (0, 33, 0)
 
@@ -111,6 +115,11 @@ def cuda_of(version: Version, tag: str) -> str:
     return "13.0" if CUDA_13.holds(version) else "12.9"
 
 
-def oldest_driver(cuda: str) -> int:
-    """Return the oldest major version of the driver for an image with that CUDA."""
-    return 580 if cuda.startswith("13") else 575
+def oldest_driver(cuda: str, least: int = OLDEST_DRIVER) -> int:
+    """Return the oldest major version of the driver for an image with that CUDA.
+
+    Args:
+        cuda: such as C(12.9).
+        least: what the user takes at least; images with CUDA 13 need theirs all the same.
+    """
+    return max(OLDEST_DRIVER_CUDA_13, least) if cuda.startswith("13") else least

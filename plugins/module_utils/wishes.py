@@ -97,6 +97,10 @@ class Wishes:
     container_prefix: str = "vllm"
     state_dir: str = "/var/lib/gpufleet"
     drain_timeout: int = 60
+    min_driver: int = versions.OLDEST_DRIVER
+    offline: bool = False
+    reclaim_orphans: bool = False
+    image_size_gib: float | None = None
 
 
 def read(variables: Mapping[str, Any], known: Iterable[str] = (), found: Iterable[str] = ()) -> Wishes:
@@ -242,6 +246,16 @@ def _share(value: Any) -> float:
     if not 0 < share <= 1:
         raise ValueError("it must be a share of the memory, above 0 and at most 1, such as 0.9")
     return share
+
+
+def _size(value: Any) -> float:
+    try:
+        size = float(_text(value))
+    except ValueError:
+        size = -1.0
+    if not 0 < size < float("inf"):
+        raise ValueError("it must be a number of GiB above 0, such as 30")
+    return size
 
 
 def _version(value: Any) -> versions.Version:
@@ -435,6 +449,10 @@ READERS: dict[str, tuple[str, Reader]] = {
     "container_prefix": ("vllm_container_prefix", _prefix),
     "state_dir": ("vllm_state_dir", _path),
     "drain_timeout": ("vllm_drain_timeout", _integer(0)),
+    "min_driver": ("vllm_min_driver", _integer(1)),
+    "offline": ("vllm_offline", _flag),
+    "reclaim_orphans": ("vllm_reclaim_orphans", _flag),
+    "image_size_gib": ("vllm_image_size_gib", _auto(_size)),
 }
 
 

@@ -181,10 +181,13 @@ gpus:
     processes:
       description:
         - Compute processes that hold this card's memory, with the id of their container where they run in one.
+        - C(replica) names the server of this collection that a process belongs to, by the configuration that is mounted
+          in it. C(supervised) is true when a container engine started the process and still looks after it.
         - Only the program's name is told, never its arguments.
       type: list
       elements: dict
-      sample: [{"pid": 4242, "name": "python3", "used_mib": 61440, "container": ""}]
+      sample:
+        - {"pid": 4242, "name": "python3", "used_mib": 61440, "container": "", "replica": "", "supervised": false}
     error:
       description: Why this GPU cannot be used; V(null) when it can.
       type: str

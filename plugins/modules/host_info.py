@@ -12,8 +12,8 @@ short_description: Tell in one trip what a host is and has
 description:
   - Returns what the roles of this collection need to know before they change anything, so that a host that already
     has everything costs one module run.
-  - Needs no library beyond the system's Python, starts no container and asks nothing over the network but the
-    Docker engine.
+  - Needs no library beyond the system's Python and starts no container. Over the network it asks the Docker engine, and
+    the registry and the hub only where O(registry) and O(hub) say so and what they have is not on the host yet.
   - The parts are independent. One that cannot be told is V(null), and RV(errors) says why; the module does not fail.
   - GPUs are the part of M(gpufleet.vllm.gpu_info).
 author:
@@ -65,6 +65,48 @@ options:
     description:
       - Folder of a model to look at. Without it RV(model) is V(null).
     type: path
+  image_reference:
+    description:
+      - Name of an image that the engine is asked for. Empty asks for none, and RV(image) is V(null).
+    type: str
+    default: ""
+  weights_paths:
+    description:
+      - Folders of models, or of their repositories in the Hugging Face cache, whose weights may be there already.
+    type: list
+    elements: path
+    default: []
+  registry:
+    description:
+      - Name of an image whose registry, or a mirror of it, the engine must be able to reach. It is asked with the
+        engine's own proxies and certificates, and only when O(image_reference) is not on the host. Empty asks none.
+    type: str
+    default: ""
+  hub:
+    description:
+      - Address at the model hub that a server must be able to reach. It is asked only when no entry of RV(weights) is
+        complete. Empty asks none.
+    type: str
+    default: ""
+  hub_proxy:
+    description:
+      - Proxy by which O(hub) is reached; a server knows only the one that its environment names.
+    type: str
+    default: ""
+  hub_no_proxy:
+    description:
+      - Hosts that are reached without O(hub_proxy), as in the variable C(no_proxy).
+    type: str
+    default: ""
+  hub_ca_bundle:
+    description:
+      - File with further CA certificates to trust at O(hub). By default the one that pip is configured to use.
+    type: str
+    default: ""
+  asked_at:
+    description:
+      - The asker's time in seconds of the epoch, to compare the host's clock with.
+    type: float
 """
 
 EXAMPLES = r"""
@@ -118,10 +160,12 @@ shm:
   returned: always
   sample: {total_mib: 1031968, free_mib: 1031968}
 clock:
-  description: Whether the clock is synchronised (V(null) when the kernel does not tell) and the host's time as epoch.
+  description:
+    - Whether the clock is synchronised (V(null) when the kernel does not tell) and the host's time as epoch.
+    - C(ahead_seconds) is how much it is ahead of O(asked_at), the question's way to the host included.
   type: dict
   returned: always
-  sample: {synchronised: true, epoch: 1795354125.127}
+  sample: {synchronised: true, epoch: 1795354125.127, ahead_seconds: 0.412}
 proxies:
   description: Names of the proxy variables that are set, without their values.
   type: list
@@ -150,6 +194,7 @@ engine:
   description:
     - Whether a Docker engine answers at O(docker_host) (C(running), else C(reason)), its facts and all its containers.
     - A container is C(ours) when it carries the label of this collection.
+    - C(image_dir) is the folder that images are kept in, or would be; V(null) for an engine on another host.
   type: dict
   returned: always
   sample:
@@ -167,6 +212,7 @@ engine:
     runtimes: [nvidia, runc]
     default_runtime: runc
     cdi_spec_dirs: [/etc/cdi, /var/run/cdi]
+    image_dir: /var/lib/docker
     containers:
       - id: 0a1b2c
         name: vllm-0
@@ -198,6 +244,8 @@ nvidia:
     pci_devices: ["0000:1b:00.0"]
     nvswitches: 4
     kernel_module: {version: "580.159.04", open: true}
+    cards:
+      - {pci_bus_id: "0000:1b:00.0", name: NVIDIA H200, uuid: GPU-6a2f1c1e-0d0c-4f9a-9b37-0f6b2f1f0c11}
     device_files: [nvidia-uvm, nvidia0, nvidiactl]
     cdi_specs: []
     container_toolkit: {path: /usr/bin/nvidia-ctk, version: 1.18.0}
@@ -209,8 +257,9 @@ programs:
   returned: always
   sample: {debootstrap: /usr/sbin/debootstrap}
 disks:
-  description: For each of O(paths), the file system that holds it, or would. Paths with the same
-      C(device_number) share their room.
+  description:
+    - For each of O(paths), and for the folder of the engine's images, the file system that holds it, or would.
+    - Paths with the same C(device_number) share their room.
   type: dict
   returned: always
   sample:
@@ -256,6 +305,42 @@ model:
     missing_files: [model-00002-of-00002.safetensors]
     cut_files: []
     complete: false
+weights:
+  description: What is there in each folder of O(weights_paths), in the words of RV(model).
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    - folder: /var/lib/gpufleet/huggingface/hub/models--org--name
+      path: /var/lib/gpufleet/huggingface/hub/models--org--name/snapshots/0a1b
+      exists: true
+      complete: true
+      total_bytes: 114413871104
+image:
+  description:
+    - The image O(image_reference), V(null) when the engine has none of that name or does not run.
+    - C(environment) has those of its variables that say which driver it needs.
+  type: dict
+  returned: always
+  sample:
+    id: sha256:25fc155b597f
+    size_bytes: 29812416512
+    platform: linux/amd64
+    environment: {CUDA_VERSION: 12.9.1, NVIDIA_REQUIRE_CUDA: cuda>=12.9}
+reach:
+  description:
+    - How C(registry) and C(hub) answered, as far as they were asked. C(cause) of one that is not C(reachable) is
+      V(dns), V(refused), V(timeout), V(certificate), V(proxy), V(unavailable) or V(failed).
+  type: dict
+  returned: always
+  sample:
+    registry:
+      url: https://registry-1.docker.io/v2/
+      reachable: true
+      status: 401
+      cause: ""
+      reason: ""
+      proxied: false
 errors:
   description: Why a part is V(null), by the name of the part.
   type: dict
@@ -277,6 +362,14 @@ ARGUMENTS: dict[str, Any] = {
     "host": {"type": "str", "default": "127.0.0.1"},
     "programs": {"type": "list", "elements": "str", "default": []},
     "model_path": {"type": "path"},
+    "image_reference": {"type": "str", "default": ""},
+    "weights_paths": {"type": "list", "elements": "path", "default": []},
+    "registry": {"type": "str", "default": ""},
+    "hub": {"type": "str", "default": ""},
+    "hub_proxy": {"type": "str", "default": "", "no_log": True},
+    "hub_no_proxy": {"type": "str", "default": ""},
+    "hub_ca_bundle": {"type": "str", "default": ""},
+    "asked_at": {"type": "float"},
 }
 
 

@@ -103,6 +103,7 @@ def test_an_engine_is_described(engine: tuple[str, Engine]) -> None:
         "runtimes": ["nvidia", "runc"],
         "default_runtime": "runc",
         "cdi_spec_dirs": ["/etc/cdi", "/var/run/cdi"],
+        "image_dir": "/var/lib/docker",
         "containers": [
             {
                 "id": "a" * 64,
@@ -206,3 +207,75 @@ def test_daemon_config_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.
     found = engine_probe.daemon_config(str(tmp_path))
     assert found["valid"] is None
     assert "become: true" in found["error"]
+
+
+# ---- images, and the way to registries ----
+
+
+def test_an_image_is_told_by_what_it_needs_of_the_driver(engine: tuple[str, Engine]) -> None:
+    engine[1].answers["/images/vllm/vllm-openai%3Av0.12.0/json"] = (
+        200,
+        {
+            "Id": "sha256:1",
+            "Size": 7,
+            "Os": "linux",
+            "Architecture": "amd64",
+            "Config": {"Env": ["NVIDIA_REQUIRE_CUDA=cuda>=12.9", "CUDA_VERSION=12.9.1", "HF_TOKEN=secret"]},
+        },
+    )
+    assert engine_probe.image(engine[0], "vllm/vllm-openai:v0.12.0") == {
+        "id": "sha256:1",
+        "size_bytes": 7,
+        "platform": "linux/amd64",
+        "environment": {"NVIDIA_REQUIRE_CUDA": "cuda>=12.9", "CUDA_VERSION": "12.9.1"},
+    }
+
+
+def test_an_image_that_is_not_there_is_none(engine: tuple[str, Engine]) -> None:
+    engine[1].answers["/images/nothing%3A1/json"] = (404, {"message": "No such image"})
+    assert engine_probe.image(engine[0], "nothing:1") is None
+
+
+def test_images_of_a_containerd_store_are_elsewhere(engine: tuple[str, Engine]) -> None:
+    status = [["driver-type", "io.containerd.snapshotter.v1"]]
+    engine[1].answers["/info"] = (200, {**INFO, "DriverStatus": status})
+    assert engine_probe.engine(engine[0])["image_dir"] == "/var/lib/containerd"
+
+
+def test_the_engines_own_way_to_registries(engine: tuple[str, Engine], tmp_path: Path) -> None:
+    registries = {
+        "Mirrors": ["https://mirror.example.org/"],
+        "InsecureRegistryCIDRs": ["127.0.0.0/8"],
+        "IndexConfigs": {"docker.io": {"Secure": True}, "registry:5000": {"Secure": False}},
+    }
+    engine[1].answers["/info"] = (200, {**INFO, "NoProxy": "localhost", "RegistryConfig": registries})
+    assert engine_probe.pull_settings(engine[0], str(tmp_path)) == {
+        "proxies": {"http": "http://user:password@proxy.example.org", "no": "localhost"},
+        "mirrors": ["https://mirror.example.org/"],
+        "insecure": ["127.0.0.0/8", "registry:5000"],
+    }
+
+
+def test_a_password_that_the_engine_hides_is_read_where_it_was_told(
+    engine: tuple[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    engine[1].answers["/info"] = (200, {"HttpsProxy": "http://xxxxx:xxxxx@proxy.example.org"})
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    told = {"proxies": {"https-proxy": "http://user:word@proxy.example.org"}}
+    (tmp_path / "etc/docker/daemon.json").write_text(json.dumps(told))
+    found = engine_probe.pull_settings(engine[0], str(tmp_path))
+    assert found["proxies"] == {"https": "http://user:word@proxy.example.org"}
+
+
+def test_before_there_is_an_engine_its_file_tells_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "localhost")
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    file = tmp_path / "etc/docker/daemon.json"
+    file.write_text('{"registry-mirrors": ["https://m"], "insecure-registries": ["r:5000"]}')
+    found = engine_probe.pull_settings(f"unix://{tmp_path}/none.sock", str(tmp_path))
+    assert (found["mirrors"], found["insecure"], found["proxies"]["no"]) == (["https://m"], ["r:5000"], "localhost")
+    file.write_text("{")
+    assert engine_probe.pull_settings(f"unix://{tmp_path}/none.sock", str(tmp_path))["mirrors"] == []

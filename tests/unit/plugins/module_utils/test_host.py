@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,12 @@ def test_clock_trusts_timesyncd(tmp_path: Path) -> None:
     assert host.clock(str(tmp_path))["synchronised"] is True
 
 
+def test_the_clock_is_compared_with_the_askers() -> None:
+    assert -0.5 < host.clock(asked_at=time.time())["ahead_seconds"] < 5
+    assert 599 < host.clock(asked_at=time.time() - 600)["ahead_seconds"] < 605
+    assert host.clock()["ahead_seconds"] is None
+
+
 def test_proxies_are_named_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower() in host.PROXY_VARIABLES:
@@ -168,12 +175,26 @@ def test_nvidia_tools_and_devices(tmp_path: Path, tools: Path) -> None:
     assert found["cdi_specs"] == ["/etc/cdi/nvidia.yaml"]
 
 
+def test_the_kernel_names_the_cards(tmp_path: Path) -> None:
+    for bus, model in (("0000:1b:00.0", "NVIDIA H200"), ("0000:43:00.0", "NVIDIA H200")):
+        write(
+            tmp_path,
+            f"proc/driver/nvidia/gpus/{bus}/information",
+            f"Model: \t\t {model}\nIRQ:   \t\t 4\nGPU UUID: \t GPU-{bus[5:7]}\nBus Location: \t {bus}\n",
+        )
+    assert host.nvidia_cards(str(tmp_path)) == [
+        {"pci_bus_id": "0000:1b:00.0", "name": "NVIDIA H200", "uuid": "GPU-1b"},
+        {"pci_bus_id": "0000:43:00.0", "name": "NVIDIA H200", "uuid": "GPU-43"},
+    ]
+
+
 def test_a_host_without_nvidia(tmp_path: Path, tools: Path) -> None:
     assert tools.is_dir()
     assert host.nvidia(str(tmp_path)) == {
         "pci_devices": [],
         "nvswitches": 0,
         "kernel_module": None,
+        "cards": [],
         "device_files": [],
         "cdi_specs": [],
         "container_toolkit": {"path": None, "version": None},

@@ -225,7 +225,8 @@ def test_memory_errors_are_told(seen: Seen) -> None:
 def test_who_holds_memory_is_told_without_arguments(seen: Seen) -> None:
     result = seen("h200-foreign-process")
     gpu = result["gpus"][0]
-    assert gpu["processes"] == [{"pid": 4190042, "name": "python3", "used_mib": 61440, "container": ""}]
+    holder = {"pid": 4190042, "name": "python3", "used_mib": 61440, "container": "", "replica": "", "supervised": False}
+    assert gpu["processes"] == [holder]
     assert gpu["memory_used_mib"] == 61440
     assert gpu["memory_free_mib"] == 143771 - 612 - 61440
     assert "sk-not-for-your-eyes" not in json.dumps(result)

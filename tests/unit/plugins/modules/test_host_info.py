@@ -22,7 +22,9 @@ def test_every_part_is_there_on_any_host(run_module: RunModule) -> None:
     assert result["failed"] is False
     assert result["changed"] is False
     assert result["errors"] == {}
-    assert (result["venv"], result["model"], result["ports"], result["disks"]) == (None, None, [], {})
+    assert (result["venv"], result["model"], result["ports"], result["weights"]) == (None, None, [], [])
+    # Nobody asked for a folder, but where images will be is always of interest.
+    assert list(result["disks"]) == [result["engine"]["image_dir"]]
     assert result["engine"]["running"] is False
     assert result["system"]["operating_system"] == "Linux"
     assert result["memory"]["total_mib"] > result["memory"]["available_mib"] > 0
@@ -40,6 +42,8 @@ def test_every_option_reaches_its_part(run_module: RunModule, tmp_path: Path) ->
             "ports": [1],
             "host": "192.0.2.1",
             "model_path": str(tmp_path),
+            "weights_paths": [str(tmp_path), str(tmp_path / "new")],
+            "asked_at": time.time() - 1000,
         },
     )
     assert result["venv"]["missing"] == ["docker==7.1.0"]
@@ -47,6 +51,9 @@ def test_every_option_reaches_its_part(run_module: RunModule, tmp_path: Path) ->
     assert [entry["port"] for entry in result["ports"]] == [1]
     assert result["address_available"] is False
     assert result["model"]["config"] == {"model_type": "llama"}
+    assert [entry["exists"] for entry in result["weights"]] == [True, False]
+    assert 1000 <= result["clock"]["ahead_seconds"] < 1060
+    assert result["reach"] == {}
 
 
 def test_check_mode_is_the_same(run_module: RunModule) -> None:
@@ -68,7 +75,11 @@ def test_documentation_equals_the_argument_spec() -> None:
         name: {key: about[key] for key in ("type", "default", "elements") if key in about}
         for name, about in options.items()
     }
-    assert documented == host_info.ARGUMENTS
+    arguments = {
+        name: {key: value for key, value in about.items() if key != "no_log"}
+        for name, about in host_info.ARGUMENTS.items()
+    }
+    assert documented == arguments
 
 
 def test_documentation_names_every_key_of_the_result(run_module: RunModule, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Judge on the controller, without a trip to the host, what would fail on it later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import (
+    findings,
+    preflight,
+    preflight_case,
+    preflight_sources,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.task_wishes import planner_host, read_wishes
+
+FOLDERS = ("config_dir", "state_dir", "hf_home", "cache_dir")
+ARGUMENTS: dict[str, Any] = {
+    "stage": {"type": "str", "choices": ["ask", "judge", "enforce"], "default": "judge"},
+    "host_info": {"type": "dict", "default": {}},
+    "gpu_info": {"type": "dict", "default": {}},
+    "docker_host": {"type": "str", "default": preflight_case.DEFAULT_ENGINE[0]},
+    "manage_engine": {"type": "bool", "default": True},
+    **{name: {"type": "str", "default": ""} for name in FOLDERS},
+    "findings": {"type": "list", "elements": "dict", "default": []},
+}
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action plugin behind gpufleet.vllm.vllm_preflight."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return what to ask the host, or the findings about it, or fail on them."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        result["changed"] = False
+        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        if arguments["stage"] == "enforce":
+            return {**result, **_enforced(arguments["findings"])}
+        variables = task_vars or {}
+        try:
+            wished = read_wishes(self._templar, variables, {}, KNOWN_VARIABLES)
+        except GpufleetError as error:
+            if arguments["stage"] == "ask":
+                return {**result, "questions": preflight_sources.questions(Wishes(device="cpu", offline=True), "")}
+            return {**result, **_told(preflight.without_wishes(arguments["host_info"], error))}
+        if arguments["stage"] == "ask":
+            return {**result, "questions": preflight_sources.questions(wished, arguments["hf_home"])}
+        host_info = arguments["host_info"]
+        # A task that was skipped registers something too.
+        gpu_info = arguments["gpu_info"] if "state" in arguments["gpu_info"] else {}
+        verdict = preflight.judge(
+            planner_host(gpu_info, host_info, variables, wished.container_prefix),
+            host_info,
+            gpu_info,
+            wished,
+            {name: arguments[name] for name in FOLDERS},
+            docker_host=arguments["docker_host"],
+            manage_engine=arguments["manage_engine"],
+        )
+        return {**result, **_told(verdict)}
+
+
+def _told(verdict: preflight.Verdict) -> dict[str, Any]:
+    found = [finding.as_result() for finding in verdict.findings]
+    errors = sum(finding["severity"] == findings.ERROR for finding in found)
+    return {"findings": found, "errors": errors, "orphans": verdict.orphans}
+
+
+def _enforced(found: list[dict[str, Any]]) -> dict[str, Any]:
+    error = findings.refusal(found)
+    if error is None:
+        return {}
+    # The text has every finding in full; the data names them, for programs.
+    return {"failed": True, "msg": error.as_text(), "error": {**error.as_result(), "evidence": ""}}
