@@ -33,4 +33,6 @@ def summary(result: dict[str, Any]) -> list[str]:
         ready = f", ready after {duration(replica['ready_s'])}" if replica["ready_s"] else ""
         lines.append(f"{replica['name']}: {replica['action']}{why}{ready}")
     lines += [f"{name}: removed" for name in result.get("removed") or []]
+    if result.get("rolled_back_to"):
+        lines.append(f"runs the deployment {result['rolled_back_to']}" + ("" if lines else ", as before"))
     return lines + list(result.get("recovered") or [])

@@ -56,6 +56,18 @@ options:
       - File of the host with the certificate authorities to trust. Empty for the image's own.
     type: str
     default: ""
+  volumes:
+    description:
+      - Further mounts of the container, as C(docker run --volume) takes them, such as those of the server.
+      - One with the target of a mount of ours replaces it.
+    type: list
+    elements: str
+    default: []
+  environment:
+    description:
+      - Further environment variables of the container, such as those of the server.
+    type: dict
+    default: {}
   work_dir:
     description:
       - Folder of the host to work in. What M(gpufleet.vllm.vllm_accuracy) installs stays there, results do not.

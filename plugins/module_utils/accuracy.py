@@ -89,7 +89,7 @@ def is_installed(folder: str) -> bool:
 
 def install(
     client: DockerClient,
-    image: str,
+    target: jobs.Target,
     folder: str,
     requirements: Sequence[str],
     *,
@@ -101,7 +101,7 @@ def install(
 
     Args:
         client: the engine.
-        image: with Python, pip and what of lm_eval's needs it has already.
+        target: whose image has Python, pip and what of lm_eval's needs it has already.
         folder: as install_folder returned.
         requirements: as pip takes them.
         wheels: folder of the host with every package needed, for hosts without a package index; empty for the index.
@@ -119,15 +119,20 @@ def install(
         pip = ["python3", "-m", "pip", "install", "--no-input", "--progress-bar=off", "--prefix", INSTALL_FOLDER]
         job = jobs.Job(
             name="gpufleet-lm-eval-install",
-            image=image,
+            image=target.image,
             command=(*pip, *requirements),
-            environment={**environment, "PIP_BREAK_SYSTEM_PACKAGES": "1", "PIP_ROOT_USER_ACTION": "ignore"},
-            volumes=(f"{work}:{INSTALL_FOLDER}", *volumes),
+            environment={
+                **target.environment,
+                **environment,
+                "PIP_BREAK_SYSTEM_PACKAGES": "1",
+                "PIP_ROOT_USER_ACTION": "ignore",
+            },
+            volumes=(f"{work}:{INSTALL_FOLDER}", *target.volumes, *volumes),
         )
         ended = jobs.run_job(client, job, timeout=INSTALL_TIMEOUT_S)
         if ended.exit_code or not _packages(work):
             raise GpufleetError(
-                f"Installing {' '.join(requirements)} in a container of {image} failed.",
+                f"Installing {' '.join(requirements)} in a container of {target.image} failed.",
                 name="install-failed",
                 remedy="The container uses the network and the pip configuration (index, proxy, certificates) of this"
                 " host: check pip config list. Without a package index, name a folder of wheels in"
@@ -217,7 +222,9 @@ def job_of(target: jobs.Target, evaluation: Evaluation, installed: str, folder: 
         installed: folder of the host with lm_eval.
         folder: an empty folder of the host for its results.
     """
-    environment = {"PYTHONPATH": f"{INSTALL_FOLDER}/{_packages(installed)}", "PYTHONUNBUFFERED": "1"}
+    # What the server's own variable names stays in reach, behind lm_eval's packages.
+    paths = [f"{INSTALL_FOLDER}/{_packages(installed)}", target.environment.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": ":".join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
     volumes = [*target.volumes, f"{installed}:{INSTALL_FOLDER}:ro", f"{folder}:{RESULT_FOLDER}"]
     if evaluation.tasks_dir:
         volumes.append(f"{evaluation.tasks_dir}:{TASKS_FOLDER}:ro")

@@ -32,18 +32,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.history import History, fingerprint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import port_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
@@ -68,6 +70,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     spec_changes,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Start, wait_for
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -93,6 +96,7 @@ class Settings:
         drain_timeout: seconds between asking a server to stop and killing it.
         check: only tell what would be done.
         check_config: whether the image's vLLM parses a new configuration before anything is touched.
+        history_keep: number of deployments to keep in the host's history.
     """
 
     config_dir: str
@@ -106,6 +110,7 @@ class Settings:
     drain_timeout: int = 60
     check: bool = False
     check_config: bool = True
+    history_keep: int = 10
 
 
 @dataclasses.dataclass
@@ -174,16 +179,29 @@ class Deployment:
         self._unfinished: dict[str, Container] = {}
         self._changed_files = False
         self._warnings: list[str] = []
+        self._recorded = ""
+        self._history = History(client, settings.config_dir, settings.prefix, settings.history_keep)
 
     # States
 
     def present(
-        self, replicas: Sequence[Mapping[str, Any]], wishes: Wishes, *, restart: bool = False
+        self,
+        replicas: Sequence[Mapping[str, Any]],
+        wishes: Wishes,
+        *,
+        restart: bool = False,
+        rolled_back_to: str = "",
     ) -> dict[str, Any]:
         """Have exactly these replicas run; with C(restart), restart those that need no replacement.
 
+        Args:
+            replicas: of the plan.
+            wishes: what they share.
+            restart: whether to restart those that need no replacement.
+            rolled_back_to: id of the earlier deployment that this one brings back; empty if it brings back none.
+
         Returns:
-            C(changed), C(replicas), C(removed), C(recovered), and C(diff) and C(warnings) for Ansible.
+            C(changed), C(replicas), C(removed), C(recovered), C(recorded), and C(diff) and C(warnings) for Ansible.
 
         Raises:
             GpufleetError: what would fail, before anything is touched; or why a server did not become ready.
@@ -201,8 +219,17 @@ class Deployment:
             self._check_configs(steps)
         if not self._settings.check:
             self._make_folders()
-            self._act(steps)
+            try:
+                self._act(steps)
+            except GpufleetError as error:
+                self._note(functools.partial(self._history.note_failed, specs, replicas, wishes, error))
+                raise
             self._tidy(steps)
+            if self._settings.wait:
+                acted = bool(self._recovered) or any(step.action != "none" for step in steps)
+                texts = {spec["name"]: self._config_text(spec) for spec in specs}
+                brought_back = rolled_back_to if acted else ""
+                self._note(functools.partial(self._history.note_ready, specs, replicas, wishes, texts, brought_back))
         return self._result(steps)
 
     def absent(self, names: Iterable[str], *, purge_caches: bool) -> dict[str, Any]:
@@ -213,6 +240,7 @@ class Deployment:
         files = [path for name in bases for path in self._files_of(name)]
         caches = [path for path in (self._settings.hf_home, self._settings.cache_dir) if purge_caches]
         caches = [check_removable(path) for path in caches if os.path.isdir(path)]
+        history = self._history.paths() if not wanted else []
         if not self._settings.check:
             config_check.remove_left(self._client, self._settings.prefix)
             for name, container in sorted(found.items()):
@@ -222,21 +250,36 @@ class Deployment:
                 os.unlink(path)
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.join(self._settings.config_dir, "active"))
+            if not wanted:
+                self._history.forget_all()
             for path in caches:
                 self._progress.phase("removing caches", path)
                 shutil.rmtree(path)
         removed = sorted(found)
         return {
-            "changed": bool(found or files or caches),
+            "changed": bool(found or files or history or caches),
             "replicas": [],
             "removed": removed,
-            "removed_paths": files + caches,
+            "removed_paths": files + history + caches,
             "recovered": [],
+            "recorded": "",
             "diff": [
                 {"before_header": name, "after_header": name, "before": diff_text(read_spec(box.labels)), "after": ""}
                 for name, box in sorted(found.items())
             ],
         }
+
+    def running(self) -> str:
+        """Return the fingerprint of the servers that are there, see history.select."""
+        boxes = {name: box for name, box in self._containers().items() if _base(name) == name}
+        return fingerprint(spec for spec in (read_spec(box.labels) for box in boxes.values()) if spec)
+
+    def _note(self, record: Callable[[], str]) -> None:
+        """Record something in the history; servers that serve are not a failure because that cannot be noted."""
+        try:
+            self._recorded = record()
+        except (GpufleetError, OSError) as error:
+            self._warnings.append(f"The deployment could not be recorded in the history of this host: {error}")
 
     # What is there
 
@@ -684,11 +727,12 @@ class Deployment:
     def _result(self, steps: Sequence[Step]) -> dict[str, Any]:
         acted = [step for step in steps if step.action != "none"]
         return {
-            "changed": bool(acted or self._recovered or self._changed_files),
+            "changed": bool(acted or self._recovered or self._changed_files or self._recorded),
             "replicas": [self._replica_result(step) for step in steps if step.spec],
             "removed": [step.name for step in steps if step.action == "removed"],
             "removed_paths": [],
             "recovered": self._recovered,
+            "recorded": self._recorded,
             "warnings": self._warnings,
             "diff": [
                 {
@@ -851,22 +895,6 @@ def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = Fa
                 " gpufleet.vllm.vllm), or correct vllm_image and vllm_image_tag.",
                 evidence=str(error.explanation or error),
             ) from error
-
-
-def write_file(path: str, text: str, mode: int) -> bool:
-    """Replace a file as a whole unless it is already as wanted; return whether it was not."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as stream:
-        if stream.read() == text and os.stat(path).st_mode & 0o777 == mode:
-            return False
-    temporary = f"{path}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        os.fchmod(descriptor, mode)
-        stream.write(text)
-        stream.flush()
-        os.fsync(descriptor)
-    os.replace(temporary, path)
-    return True
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:

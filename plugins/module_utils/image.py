@@ -555,7 +555,7 @@ def ensure_image(
         actions.append(f"{'load ' + wish.archive if wish.source == 'archive' else 'pull ' + wish.reference}: {reason}")
         if check_mode:
             return _would_fetch(wish, names, before, archive, actions, transfer)
-        with _names_restored_on_failure(engine, before):
+        with names_restored_on_failure(engine, before):
             if wish.source == "archive":
                 image = _load(engine, wish, reference, archive, progress, transfer)
             else:
@@ -568,7 +568,7 @@ def ensure_image(
         if old is None or old["Id"] != image["Id"]:
             actions.append(f"tag {name}")
             if not check_mode:
-                _tag(engine, image["Id"], name)
+                tag_image(engine, image["Id"], name)
     ids_before = {name: (found["Id"] if found else "") for name, found in before.items()}
     ids_after = dict.fromkeys(names, image["Id"])
     result = describe_image(image, wish)
@@ -674,7 +674,7 @@ def describe_image(image: dict[str, Any] | None, wish: ImageWish) -> dict[str, A
 
 
 @contextlib.contextmanager
-def _names_restored_on_failure(engine: DockerClient, before: dict[str, dict[str, Any] | None]) -> Iterator[None]:
+def names_restored_on_failure(engine: DockerClient, before: dict[str, dict[str, Any] | None]) -> Iterator[None]:
     """Point the names back at their images of before, or remove them, when the block fails."""
     from docker.errors import DockerException
 
@@ -688,11 +688,11 @@ def _names_restored_on_failure(engine: DockerClient, before: dict[str, dict[str,
                 if now and image is None:
                     engine.api.remove_image(name)
                 elif now and image and now["Id"] != image["Id"]:
-                    _tag(engine, image["Id"], name)
+                    tag_image(engine, image["Id"], name)
         raise
 
 
-def _tag(engine: DockerClient, image_id: str, name: str) -> None:
+def tag_image(engine: DockerClient, image_id: str, name: str) -> None:
     """Give an image a name; a digest in the name is left out, since names are given by tag."""
     target = parse_reference(name, "tag")
     if not target.tag:
@@ -744,7 +744,7 @@ def _pull(
     if image is None:
         raise PullFailure(None, f"the engine reported success, but has no {name}", wish)
     if wish.digest:
-        _tag(engine, image["Id"], reference.local_name)
+        tag_image(engine, image["Id"], reference.local_name)
     return image
 
 
@@ -954,7 +954,7 @@ def _name_loaded(
         image = inspect_image(engine, names[0])
         if image is None:
             raise invalid_archive(wish.archive, f"the engine has no {names[0]} after loading")
-        _tag(engine, image["Id"], reference.local_name)
+        tag_image(engine, image["Id"], reference.local_name)
     return image
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -148,7 +148,6 @@ def build_spec(
     environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
     environment.update({str(name): str(value) for name, value in wishes.environment.items()})
     bridged = wishes.network_mode != "host"
-    theirs = {_target(volume) for volume in wishes.volumes}
     return {
         "schema": 1,
         "name": replica["name"],
@@ -158,7 +157,7 @@ def build_spec(
         "config": config,
         "environment": environment,
         "secrets": sorted(secrets),
-        "volumes": [own for own in volumes if _target(own) not in theirs] + list(wishes.volumes),
+        "volumes": joined_volumes(volumes, wishes.volumes),
         "gpu_access": access,
         "gpus": ids if access != "none" else [],
         "devices": _device_files(replica.get("gpus") or [], device_exists) if access == "devices" else [],
@@ -173,6 +172,12 @@ def build_spec(
         "log_max_files": wishes.log_max_files,
         "labels": dict(wishes.labels),
     }
+
+
+def joined_volumes(own: Iterable[str], theirs: Sequence[str]) -> list[str]:
+    """Return mounts of ours and of the user's, whose mount replaces ours at the same target."""
+    taken = {_target(volume) for volume in theirs}
+    return [volume for volume in own if _target(volume) not in taken] + list(theirs)
 
 
 def _device_files(indexes: Iterable[int], device_exists: Callable[[str], bool]) -> list[str]:
@@ -316,6 +321,11 @@ def secret_changes(
 
 # Fields that do not count as a change: names, what follows from other fields, and what Docker can change in place.
 INFORMATIVE = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
+
+
+def what_matters(spec: Spec) -> dict[str, Any]:
+    """Return what must differ between two specs for one to replace the other, one level of fields."""
+    return {field: value for field, value in _flat(spec).items() if value}
 
 
 def _flat(spec: Spec) -> dict[str, Any]:

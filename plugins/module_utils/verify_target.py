@@ -11,7 +11,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server, base_url
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CA_BUNDLE_PATH, CA_BUNDLE_VARIABLES, HF_HOME
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
+    CA_BUNDLE_PATH,
+    CA_BUNDLE_VARIABLES,
+    HF_HOME,
+    joined_volumes,
+    split_secrets,
+)
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -27,6 +33,8 @@ TARGET_ARGUMENTS: dict[str, Any] = {
     "model_source": {"type": "dict", "default": {}},
     "hf_home": {"type": "path", "default": "/var/lib/gpufleet/huggingface"},
     "ca_bundle": {"type": "str", "default": ""},
+    "volumes": {"type": "list", "elements": "str", "default": []},
+    "environment": {"type": "dict", "default": {}},
     "work_dir": {"type": "path", "default": "/var/lib/gpufleet/verify"},
     "timeout": {"type": "int", "default": 7200},
 }
@@ -47,15 +55,16 @@ def target_of(params: dict[str, Any]) -> Target:
     if params["ca_bundle"]:
         volumes.append(f"{params['ca_bundle']}:{CA_BUNDLE_PATH}:ro")
         environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
+    public, hidden = split_secrets({name: str(value) for name, value in params["environment"].items()}, {})
     return Target(
         name=params["name"],
         url=base_url(params["url"]),
         model=server.served_model(params["model"]),
         api_key=params["api_key"],
         image=params["image"],
-        environment=environment,
-        secrets={"HF_TOKEN": params["hf_token"]} if params["hf_token"] else {},
-        volumes=tuple(volumes),
+        environment={**environment, **public},
+        secrets={**hidden, **({"HF_TOKEN": params["hf_token"]} if params["hf_token"] else {})},
+        volumes=tuple(joined_volumes(volumes, params["volumes"])),
     )
 
 

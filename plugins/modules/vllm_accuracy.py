@@ -234,7 +234,7 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if changed:
             accuracy.install(
                 client,
-                params["image"],
+                target,
                 installed,
                 params["requirements"],
                 wheels=params["wheels"],

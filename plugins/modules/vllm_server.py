@@ -28,9 +28,13 @@ options:
     description:
       - V(present) has the servers run.
       - V(restarted) also restarts those that need no replacement.
-      - V(absent) stops and removes them.
+      - V(absent) stops and removes them, and with all of them the host's history of deployments.
+      - V(rolled_back) has the servers of an earlier deployment of this host's history run, see O(rollback_to). What
+        they are is taken from there, O(replicas), O(image) and all else that is kept with it, so only O(secrets) and
+        how to go about it are given. Their configuration files, the applied plan and the image's name become what they
+        were, too; on a failure they stay as they are.
     type: str
-    choices: [present, absent, restarted]
+    choices: [present, absent, restarted, rolled_back]
     default: present
   replicas:
     description:
@@ -209,6 +213,21 @@ options:
       - What the names of this deployment's containers begin with.
     type: str
     default: vllm
+  history_keep:
+    description:
+      - Number of deployments to keep in the host's history, each a file below C(history) in O(config_dir). A deployment
+        is noted there once its servers have answered, and also one whose servers failed.
+      - The images of those that served get a name of ours, so that they stay on the host.
+      - V(0) keeps none and removes what there is.
+    type: int
+    default: 10
+  rollback_to:
+    description:
+      - With O(state=rolled_back), the id of the deployment to go back to, as M(gpufleet.vllm.vllm_server_info) tells.
+      - When it is empty, the last one that served something else than what runs now; but if what runs now was itself
+        brought back, nothing is done.
+    type: str
+    default: ""
   check_config:
     description:
       - Before anything is stopped, let the image's own vLLM parse the configuration of each server that is to be
@@ -270,6 +289,13 @@ EXAMPLES = r"""
     replicas: "{{ plan.replicas }}"
     image: "{{ plan.image.tag }}"
     model_source: "{{ plan.model_source }}"
+
+- name: Go back to what served before
+  gpufleet.vllm.vllm_server:
+    state: rolled_back
+    secrets:
+      VLLM_API_KEY: "{{ vllm_api_key }}"
+      HF_TOKEN: "{{ vllm_hf_token }}"
 
 - name: Remove all servers of this host, but keep the caches
   gpufleet.vllm.vllm_server:
@@ -348,6 +374,16 @@ recovered:
   type: list
   elements: str
   sample: ["removed vllm-0-next, which was never started"]
+recorded:
+  description: Id of the entry that this run added to the host's history; empty if it added none.
+  returned: success
+  type: str
+  sample: 20261122-165501
+rolled_back_to:
+  description: With O(state=rolled_back), the id of the deployment that runs now.
+  returned: success
+  type: str
+  sample: 20261120-081500
 error:
   description: Name, evidence and remedy of the failure. C(details.restored) says whether old servers answer again.
   returned: failure
@@ -360,10 +396,11 @@ error:
     details: {exit_code: 1, server: vllm-0, restored: true}
 """
 
+import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import deployment
+from ansible_collections.gpufleet.vllm.plugins.module_utils import deployment, history
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
@@ -374,8 +411,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, split_secrets
 
+if TYPE_CHECKING:
+    from docker import DockerClient
+
 ARGUMENTS: dict[str, Any] = {
-    "state": {"type": "str", "choices": ["present", "absent", "restarted"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "absent", "restarted", "rolled_back"], "default": "present"},
     "replicas": {
         "type": "list",
         "elements": "dict",
@@ -422,6 +462,8 @@ ARGUMENTS: dict[str, Any] = {
     "ca_bundle": {"type": "str", "default": ""},
     "labels": {"type": "dict", "default": {}},
     "container_prefix": {"type": "str", "default": "vllm"},
+    "history_keep": {"type": "int", "default": 10},
+    "rollback_to": {"type": "str", "default": ""},
     "check_config": {"type": "bool", "default": True},
     "wait": {"type": "bool", "default": True},
     "ready_timeout": {"type": "int", "default": 3600},
@@ -466,6 +508,7 @@ def settings_of(params: dict[str, Any], check: bool) -> deployment.Settings:
     names = ("config_dir", "hf_home", "cache_dir", "docker_host", "wait", "ready_timeout", "stall_timeout")
     return deployment.Settings(
         check_config=params["check_config"],
+        history_keep=params["history_keep"],
         prefix=params["container_prefix"],
         drain_timeout=params["drain_timeout"],
         check=check,
@@ -479,6 +522,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     client = connect(params["docker_host"], params["docker_timeout"])
     progress = Progress(params["progress_file"])
     environment, secrets = split_secrets(texts(params["environment"]), texts(params["secrets"]))
+    if params["state"] == "rolled_back":
+        return roll_back(client, params, secrets, progress, check=module.check_mode)
     servers = deployment.Deployment(client, settings_of(params, module.check_mode), secrets, progress)
     if params["state"] == "absent":
         names = [replica["name"] for replica in params["replicas"]]
@@ -486,6 +531,24 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     image_id = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
     wishes = wishes_of(params, environment, image_id)
     return servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
+
+
+def roll_back(
+    client: DockerClient, params: dict[str, Any], secrets: dict[str, str], progress: Progress, *, check: bool
+) -> dict[str, Any]:
+    """Have the servers of an earlier deployment run; return the task's result."""
+    settings = settings_of(params, check)
+    running = deployment.Deployment(client, settings, secrets, progress).running()
+    entry = history.select(history.read_entries(params["config_dir"]), params["rollback_to"], running)
+    history.check_possible(client, entry)
+    wishes = history.recorded_wishes(entry)
+    settings = dataclasses.replace(settings, hf_home=wishes.hf_home, cache_dir=wishes.cache_dir)
+    servers = deployment.Deployment(client, settings, secrets, progress)
+    with history.brought_back(client, entry, params["config_dir"], check=check) as files:
+        result = servers.present(entry["server"]["replicas"], wishes, rolled_back_to=entry["id"])
+    result["changed"] = result["changed"] or bool(files)
+    result["diff"] += files
+    return {**result, "rolled_back_to": entry["id"]}
 
 
 def locked_work(module: GpufleetModule) -> dict[str, Any]:

@@ -148,6 +148,52 @@ servers:
       description: State of the old container that an unfinished replacement keeps; empty when there is none.
       type: str
       sample: exited
+deployments:
+  description: The host's history of deployments, the newest first.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Its name, for C(vllm_rollback_to).
+      type: str
+      sample: 20261122-165501
+    time:
+      description: When it was made.
+      type: str
+      sample: "2026-11-22T16:55:01Z"
+    outcome:
+      description: C(ready), or C(failed) for one whose servers did not become ready.
+      type: str
+      sample: ready
+    current:
+      description: Whether it is the newest that became ready.
+      type: bool
+      sample: true
+    rolled_back_to:
+      description: The id of the deployment that it brought back; empty for any other.
+      type: str
+      sample: ""
+    model:
+      description: The model.
+      type: str
+      sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+    vllm_version:
+      description: The version that the plan was made for; empty if there was no plan.
+      type: str
+      sample: 0.12.0
+    image:
+      description: C(reference), C(id), C(digests) and C(kept_as) of the image.
+      type: dict
+      sample: {"reference": "vllm/vllm-openai:v0.12.0", "kept_as": "gpufleet/kept:vllm-1700a9d57cad"}
+    replicas:
+      description: Number of servers.
+      type: int
+      sample: 8
+    error:
+      description: C(name) and C(message) of the failure; empty otherwise.
+      type: dict
+      sample: {}
 plan:
   description: The plan that was applied on the host; empty when there is none.
   returned: success
@@ -157,6 +203,7 @@ plan:
 
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import history
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server_status import applied_plan, server_states
@@ -176,7 +223,12 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     states = server_states(
         client, params["container_prefix"], params["config_dir"], params["log_lines"], starts=params["starts"]
     )
-    return {"changed": False, "servers": states, "plan": applied_plan(params["config_dir"])}
+    return {
+        "changed": False,
+        "servers": states,
+        "deployments": history.brief(history.read_entries(params["config_dir"])),
+        "plan": applied_plan(params["config_dir"]),
+    }
 
 
 def main() -> None:

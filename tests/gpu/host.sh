@@ -4,9 +4,10 @@
 # The image is one of empty folders; the host's Python, PyTorch and vLLM are mounted over it (inventory/hosts.yml).
 set -euo pipefail
 packed=$(realpath "$1"); here=$(dirname "$(realpath "$0")"); root=/opt/gpufleet-test
-mkdir -p "$root"/{site,tools,collections/ansible_collections/gpufleet,models,image}
+mkdir -p "$root"/{site,tools,verify,collections/ansible_collections/gpufleet,models,image}
 cat "$packed"/vllm.* | xz -dc -T0 | tar x -C "$root/site"
 xz -dc -T0 "$packed/tools.tar.xz" | tar x -C "$root/tools"
+[ ! -f "$packed/verify.tar.xz" ] || xz -dc -T0 "$packed/verify.tar.xz" | tar x -C "$root/verify"
 ln -sfn "$(realpath "$here/../..")" "$root/collections/ansible_collections/gpufleet/vllm"
 cp -r "$here/../data/scout-shaped" "$root/models/"
 

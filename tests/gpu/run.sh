@@ -1,43 +1,133 @@
 #!/usr/bin/env bash
-# Runs our playbooks on a GPU host that host.sh has prepared. usage: run.sh STAGE OUTDIR
-# stages: probe, deploy (cold, again, status), settings and point (the memory model against what vLLM reports), faults,
-#   taken (the card's memory held by another process)
+# Runs our playbooks on a GPU host that host.sh has prepared; README.md tells the stages, each of which ends within nine
+# minutes on one or two H200. usage: run.sh STAGE OUTDIR [ARGUMENT…]
+# Keep OUTDIR from stage to stage: later ones compare with what earlier ones left there.
 set -uo pipefail
+stage=$1 out=$(realpath -m "$2"); shift 2; mkdir -p "$out"
 cd "$(dirname "$(realpath "$0")")/../.."
 . /opt/gpufleet-test/environment
-out=$2; mkdir -p "$out"
+cards=$(nvidia-smi --list-gpus | wc -l)
+tests=/opt/gpufleet-test
+# The load: the recipe's lengths, the same number of prompts whatever the concurrency, and what a user would call good.
+load='{"vllm_benchmark_num_prompts": 512, "vllm_benchmark_goodput": {"ttft": 10000, "tpot": 60}}'
+
 play() { # play NAME PLAYBOOK [ARGUMENT…]: the play's output into OUTDIR/NAME.log, its end and time on the screen
-  local name=$1 book=$2 started=$SECONDS; shift 2
-  ansible-playbook "playbooks/$book.yml" -i tests/gpu/inventory "$@" >"$out/$name.log" 2>&1
-  echo "== $name: exit $?, $((SECONDS - started)) s, $(grep -o 'ok=[0-9]* *changed=[0-9]*' "$out/$name.log" | tail -1)"
+  local name=$1 book=$2 started=$SECONDS status; shift 2
+  ansible-playbook "playbooks/$book.yml" -i tests/gpu/inventory "$@" >"$out/$name.log" 2>&1; status=$?
+  echo "== $name: exit $status, $((SECONDS - started)) s, $(grep -o 'ok=[0-9]* *changed=[0-9]*' "$out/$name.log" | tail -1)"
+  [ $status -eq 0 ] || grep -E -A25 '^(fatal|\[ERROR\])' "$out/$name.log" | cut -c1-400 | head -40
+  return $status
+}
+verify() { # verify NAME TAGS [ARGUMENT…]: verify.yml with its report in OUTDIR/NAME
+  local name=$1 tags=$2; shift 2
+  play "verify-$name" verify --tags "$tags" -e "$load" -e "vllm_report_dir=$out/$name" "$@"
+}
+compare() { # compare NAME…: the measurements of those names side by side, as far as they are there
+  local reports=()
+  for name in "$@"; do [ ! -f "$out/$name/report.json" ] || reports+=("$name=$out/$name/report.json"); done
+  python3 tests/gpu/compare_reports.py "${reports[@]}" | tee "$out/compare-$stage.txt"
+}
+alone() { # alone GPU: variables of a deployment of its own on that GPU
+  printf '{"vllm_gpu_selection": [%d], "vllm_container_prefix": "gpu%d", "vllm_port": %d, "vllm_config_dir": "%s", "vllm_verify_dir": "%s"}' \
+    "$1" "$1" $((8100 + $1)) "/etc/gpufleet-gpu$1" "/var/lib/gpufleet/verify-gpu$1"
+}
+planned() { # planned EXPRESSION [FOLDER]: something of the plan that was applied
+  python3 -c "import json, sys; plan = json.load(open(sys.argv[2] + '/plan.json')); print(eval(sys.argv[1]))" "$1" "${2:-/etc/gpufleet}"
 }
 reported() { # what the plan said and what vLLM says
-  python3 - <<'EOF'
-import json, re, subprocess
-plan = json.load(open("/etc/gpufleet/plan.json"))
-log = subprocess.run(["docker", "logs", "vllm-0"], capture_output=True, text=True)
-text = log.stdout + log.stderr
-found = {name: re.findall(pattern, text) for name, pattern in {
-    "weights": r"Model loading took ([\d.]+) GiB", "kv_gib": r"Available KV cache memory: ([\d.]+) GiB",
-    "kv_tokens": r"GPU KV cache size: ([\d,]+) tokens"}.items()}
-planned = plan["capacity"]
-for name, key in (("weights", "weights_gib_per_gpu"), ("kv_gib", "kv_cache_gib_per_gpu"), ("kv_tokens", "kv_cache_tokens")):
-    real = float(found[name][-1].replace(",", "")) if found[name] else float("nan")
-    print(f"   {name}: plan {planned[key]}, vLLM {real}, {(planned[key] / real - 1) * 100:+.1f} %")
-EOF
+  python3 tests/gpu/compare_memory.py "${1:-/etc/gpufleet}"
 }
 phases() { grep -E '^\[gpu-host\]' "$out/$1.log" | grep -E 'took|serving' | cut -c1-160; }
+seen() { # seen CONTAINER: the GPUs that CUDA and NVML show in a container
+  docker exec "$1" python3 -c 'import torch
+print("   CUDA", torch.cuda.device_count(), *("GPU-" + str(torch.cuda.get_device_properties(i).uuid).removeprefix("GPU-") for i in range(torch.cuda.device_count())))'
+  docker exec "$1" "$(command -v nvidia-smi)" --list-gpus | sed 's/^/   NVML /'
+}
+sees() { # sees CONTAINER NUMBER: it has exactly the GPUs of the plan, and so many
+  local planned found
+  planned=$(planned "' '.join(sorted(next(r for r in plan['replicas'] if r['name'] == '$1')['gpu_uuids']))")
+  found=$(seen "$1"); echo "$1, planned $planned"; echo "$found"
+  found=$(grep NVML <<<"$found" | grep -o 'GPU-[0-9a-f-]*' | sort | xargs)
+  [ "$found" = "$planned" ] && [ "$(wc -w <<<"$found")" = "$2" ] && echo "   as planned" || { echo "   NOT as planned"; return 1; }
+}
+stress() { # stress GPU UTILISATION: deploy so, then long prompts in full batches, then as many requests as fit at once
+  local name="u$2-gpu$1" own watch; own=$(alone "$1")
+  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" || { docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1; return; }
+  nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 500 >"$out/$name-free.txt" & watch=$!
+  verify "$name-long" basic,performance -e "$own" -e '{"vllm_benchmark_concurrency": [256], "vllm_benchmark_num_prompts": 96, "vllm_benchmark_input_len": 7936, "vllm_benchmark_output_len": 128}'
+  verify "$name-many" performance -e "$own" -e '{"vllm_benchmark_concurrency": [1024], "vllm_benchmark_num_prompts": 1536, "vllm_benchmark_input_len": 128, "vllm_benchmark_output_len": 64}'
+  kill $watch
+  docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1
+  echo "   GPU $1 at $2: $(docker inspect -f '{{.State.Status}}' "gpu$1-0"), least free $(sort -n "$out/$name-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted"
+}
 
-case $1 in
+case $stage in
 probe)
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+  nvidia-smi topo -m 2>/dev/null | head -6
   ansible gpu-host -i tests/gpu/inventory -m gpufleet.vllm.gpu_info -o -e ansible_python_interpreter=/var/lib/gpufleet/venv/bin/python >"$out/gpu_info.txt" 2>&1
   ANSIBLE_CALLBACK_RESULT_FORMAT=json python3 tests/gpu/compare_gpu_info.py "$out/gpu_info.txt"; echo "exit $?"
   play plan plan -v ;;
 deploy)
-  play cold deploy; phases cold; reported
-  if grep -q '^fatal' "$out/cold.log"; then grep -A60 '^fatal' "$out/cold.log" | cut -c1-400; exit 1; fi
+  play cold deploy || exit 1
+  phases cold; reported
   play again deploy; play status status -v; grep -A3 'replicas serving' "$out/status.log" ;;
+benchmark)
+  play recipe deploy || exit 1
+  phases recipe; reported | tee "$out/recipe-memory.txt"
+  held=$(planned "plan['capacity']['max_concurrent_requests']"); echo "the plan holds $held requests at once"
+  if [ "$(planned "len(plan['replicas'])")" -gt 1 ]; then # at once, one replica each
+    served=$(planned "plan['image']['tag']")
+    by_url() { # by_url NAME PORT CONCURRENCY
+      verify "$1" basic,performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$served\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3]}"
+    }
+    by_url recipe-plan 8000 "$held" & by_url recipe-512 8001 512 & wait
+  else
+    verify recipe-plan basic,performance
+    verify recipe-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
+  fi
+  docker logs vllm-0 >"$out/recipe-vllm.log" 2>&1
+  compare recipe-plan recipe-512 ;;
+advised) # the same 512 requests at once, at a server that takes what the plan says and lets the others wait
+  held=$(planned "plan['capacity']['max_concurrent_requests']")
+  play advised deploy -e "vllm_max_num_seqs=$held" || exit 1
+  phases advised; reported
+  verify advised-512 basic,performance -e '{"vllm_benchmark_concurrency": [512]}'
+  compare recipe-plan recipe-512 advised-512 ;;
+profiles)
+  if [ ! -f "$out/recipe-plan/report.json" ]; then
+    play recipe deploy || exit 1
+    verify recipe-plan basic,performance
+  fi
+  play max-throughput deploy -e vllm_profile=max_throughput || exit 1
+  phases max-throughput; reported
+  for name in $(planned "' '.join(r['name'] for r in plan['replicas'])"); do
+    sees "$name" "$(planned "plan['replicas'][0]['tensor_parallel_size']")"
+  done
+  # A deep batch needs more prompts to be full for most of the time.
+  prompts=$(planned "max(512, int(1.6 * plan['capacity']['max_concurrent_requests']))")
+  verify max-throughput basic,performance -e "vllm_benchmark_num_prompts=$prompts"
+  docker logs vllm-0 >"$out/max-throughput-vllm.log" 2>&1
+  compare recipe-plan max-throughput ;;
+utilisation) # each of the values named, on each GPU in turn
+  play teardown teardown
+  values=("${@:-0.98}")
+  for ((i = 0; i < ${#values[@]}; i += cards)); do
+    for ((gpu = 0; gpu < cards && i + gpu < ${#values[@]}; gpu++)); do stress "$gpu" "${values[i + gpu]}" & done; wait
+  done
+  for ((gpu = 0; gpu < cards; gpu++)); do play "teardown-gpu$gpu" teardown -e "$(alone $gpu)"; done ;;
+two)
+  [ "$cards" -ge 2 ] || { echo "one GPU only"; exit 1; }
+  nvidia-smi topo -m | head -8
+  play two deploy || exit 1
+  phases two; reported
+  sees vllm-0 1; sees vllm-1 1
+  verify two basic
+  play two-again deploy ;;
+accuracy) # a task of our own; the words are noise, so no score is asked for
+  play recipe deploy || exit 1
+  verify accuracy accuracy -v -e "{\"vllm_accuracy_tasks\": [\"capitals\"], \"vllm_accuracy_tasks_dir\": \"$PWD/roles/verify/files/capitals\", \"vllm_accuracy_wheels\": \"$tests/verify/wheels\", \"vllm_accuracy_num_concurrent\": 8}"
+  python3 -c "import json, sys; print([stage['scores'] for stage in json.load(open(sys.argv[1]))['hosts'][0]['stages']['accuracy']])" "$out/accuracy/report.json" ;;
 point)
   play point deploy -e vllm_max_num_batched_tokens=16384 -e vllm_max_num_seqs=128; reported
   docker logs vllm-0 >"$out/vllm-point.log" 2>&1; nvidia-smi --query-gpu=memory.used,memory.free --format=csv ;;
@@ -46,11 +136,13 @@ settings)
   play batched deploy -e vllm_max_num_batched_tokens=16384; phases batched; reported
   play seqs deploy -e vllm_max_num_seqs=128; phases seqs; reported ;;
 faults)
-  play too-long deploy -e vllm_max_model_len=10485760; grep -A14 '^fatal' "$out/too-long.log" | cut -c1-300
-  play refused deploy -e '{"vllm_extra_config": {"load-format": "dummy", "moe-backend": "cutlass"}}'; grep -A25 '^fatal' "$out/refused.log" | cut -c1-300
+  play too-long deploy -e vllm_max_model_len=10485760
+  # A value of vllm_extra_config replaces the inventory's: say all of it again.
+  play refused deploy -e "$(python3 -c 'import json, sys, yaml; v = yaml.safe_load(open("tests/gpu/inventory/hosts.yml"))["all"]["vars"]["vllm_extra_config"]; print(json.dumps({"vllm_extra_config": {**v, "moe-backend": "cutlass"}}))')"
   play status-after status -v; grep -A3 'replicas serving' "$out/status-after.log" ;;
 taken)
   play teardown teardown
-  PYTHONPATH= setsid python3 -c 'import torch, time; x = torch.empty(60 * 2**30, dtype=torch.uint8, device="cuda"); time.sleep(150)' &
-  sleep 15; play taken deploy; grep -A14 '^fatal' "$out/taken.log" | cut -c1-300; kill %1 ;;
+  PYTHONPATH= setsid python3 -c 'import torch, time; x = torch.empty(60 * 2**30, dtype=torch.uint8, device="cuda"); time.sleep(150)' & holder=$!
+  sleep 15; play taken deploy; kill $holder ;;
+*) echo "no stage $stage: see $0" >&2; exit 2 ;;
 esac

@@ -76,6 +76,21 @@ def test_the_recipes_arguments_and_one_installation(run: Run, program: Any) -> N
     assert "--env PYTHONPATH=/lm_eval/lib/python3.12/site-packages" in first["command"]
 
 
+def test_the_servers_own_mounts_and_variables_reach_pip_and_lm_eval(run: Run, program: Any) -> None:
+    program.does = lm_eval()
+    environment = {"PYTHONPATH": "/srv/site", "MIRROR_PASSWORD": "hush"}
+    result = run(volumes=["/opt:/opt:ro", "/hub:/root/.cache/huggingface"], environment=environment)
+    for job in program.created:
+        assert "/opt:/opt:ro" in job["volumes"]
+        assert [volume for volume in job["volumes"] if volume.split(":")[1] == "/root/.cache/huggingface"] == [
+            "/hub:/root/.cache/huggingface"
+        ]
+    install, evaluation = program.created
+    assert install["environment"]["PYTHONPATH"] == "/srv/site"
+    assert evaluation["environment"]["PYTHONPATH"] == "/lm_eval/lib/python3.12/site-packages:/srv/site"
+    assert evaluation["environment"]["MIRROR_PASSWORD"] == "hush" and "hush" not in result["command"]
+
+
 def test_another_version_or_image_is_installed_anew_in_place_of_the_old(run: Run, program: Any, tmp_path: Path) -> None:
     program.does = lm_eval()
     assert run()["changed"]
