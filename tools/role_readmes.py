@@ -39,8 +39,16 @@ EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"vllm_accuracy_limit": 200, "vllm_benchmark_concurrency": [1, 64]},
         ["preflight probe", "verify", "verify report"],
     ),
+    "router": (
+        {"router_names": ["llm.example.com"], "router_port": 443, "router_certificate": "files/llm.example.com.pem"},
+        ["router"],
+    ),
 }
-PLAYBOOKS = {"preflight": "gpufleet.vllm.preflight", "verify": "gpufleet.vllm.verify"}
+PLAYBOOKS = {
+    "preflight": "gpufleet.vllm.preflight",
+    "router": "gpufleet.vllm.router",
+    "verify": "gpufleet.vllm.verify",
+}
 MARKUP = (
     (re.compile(r"\bO\((?:\w+:)?([^)]*)\)"), r"`\1`"),
     (re.compile(r"\b[VCEM]\(([^)]*)\)"), r"`\1`"),

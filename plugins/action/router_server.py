@@ -1,0 +1,115 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gather from the hosts' variables what the front end needs to know, run the module, and say who was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import is_loopback
+
+MEMBER = "__router_member"
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action plugin behind gpufleet.vllm.router_server."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module and display which hosts it kept or left out."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        arguments = dict(self._task.args)
+        here = str(variables.get("inventory_hostname", ""))
+        members = arguments.pop("members", None)
+        if members is not None:
+            try:
+                arguments.update(gather(variables["hostvars"], members, here))
+            except GpufleetError as error:
+                return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
+        result.update(
+            self._execute_module(
+                module_name="gpufleet.vllm.router_server", module_args=arguments, task_vars=variables, tmp=tmp
+            )
+        )
+        for line in said(result):
+            self._display.display(f"[{here}] {line}")
+        return result
+
+
+def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> dict[str, Any]:
+    """Return the module's options hosts, left_out, unknown and replica_key.
+
+    Args:
+        hostvars: the variables of every host; those that were asked have the fact of the entry point C(member).
+        members: hosts of the inventory that may serve.
+        here: the host of the front end.
+
+    Raises:
+        GpufleetError: C(keys-differ) when the hosts do not all have the same vllm_api_key.
+    """
+    hosts: dict[str, list[dict[str, Any]]] = {}
+    left_out: dict[str, str] = {}
+    unknown: list[str] = []
+    keys: dict[str, str] = {}
+    for host in members:
+        member = hostvars[host].get(MEMBER)
+        if member is None:
+            unknown.append(host)
+            continue
+        hosts[host] = []
+        if not member["replicas"]:
+            left_out[host] = "nothing is deployed there"
+            continue
+        for replica in member["replicas"]:
+            address = address_of(member, str(replica["host"]), here == host)
+            if address:
+                hosts[host].append({"name": replica["name"], "address": address, "port": int(replica["port"])})
+                keys[host] = str(hostvars[host].get("vllm_api_key") or "")
+            else:
+                left_out[host] = (
+                    f"{replica['name']} listens on {replica['host']} alone; set vllm_host to an address that the front"
+                    " end reaches, or vllm_router_address to say how it reaches this host"
+                )
+    return {"hosts": hosts, "left_out": left_out, "unknown": unknown, "replica_key": one_key(keys)}
+
+
+def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:
+    """Return the address at which the front end reaches a replica; empty when it cannot."""
+    if member.get("address"):
+        return str(member["address"])
+    if is_loopback(listens):
+        return listens if same_host else ""
+    return str(member["ansible_host"]) if listens in ("0.0.0.0", "::") else listens  # noqa: S104  compared
+
+
+def one_key(keys: Mapping[str, str]) -> str:
+    """Return the key that all hosts share.
+
+    Raises:
+        GpufleetError: C(keys-differ).
+    """
+    first: dict[str, str] = {}
+    for host, key in keys.items():
+        first.setdefault(key, host)
+    if len(first) > 1:
+        raise GpufleetError(
+            f"vllm_api_key differs between hosts behind the front end, such as {' and '.join([*first.values()][:2])}.",
+            name="keys-differ",
+            remedy="Give all hosts the same vllm_api_key; clients may have keys of their own in router_api_keys.",
+        )
+    return next(iter(first), "")
+
+
+def said(result: Mapping[str, Any]) -> list[str]:
+    """Return what is to be shown: the hosts that were kept as they were, and those that were left out."""
+    lines = [f"{host} was not asked: the front end keeps what it knew of it" for host in result.get("kept") or []]
+    return lines + [f"left out {host}: {why}" for host, why in sorted((result.get("left_out") or {}).items())]

@@ -1,0 +1,178 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Take the replicas of a host out of the front end, or back."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: router_backend
+short_description: Take the replicas of a host out of the front end, or back
+version_added: 0.1.0
+author: gpufleet contributors (@gpufleet)
+description:
+  - Runs on a host of the front end and speaks to the running HAProxy; the configuration stays as it is.
+  - A drained replica gets no new request. Those that it has go on, long streams too, also those of connections from
+    before the configuration was last loaded. The module waits for their end.
+options:
+  host:
+    description:
+      - Host whose replicas are meant, by its name in the inventory.
+    type: str
+    required: true
+  replicas:
+    description:
+      - Names of those replicas; all of the host when left out.
+    type: list
+    elements: str
+  state:
+    description:
+      - V(drain) sends no new request and waits until the running ones have ended.
+      - V(maint) does so, too, and stops the health checks.
+      - V(ready) takes the replicas back and waits until their health checks pass.
+    type: str
+    choices: [ready, drain, maint]
+    required: true
+  timeout:
+    description:
+      - Seconds to wait at most. What is left then is told in RV(sessions_left) and RV(not_up).
+    type: int
+    default: 60
+  run_dir:
+    description:
+      - Folder of HAProxy's sockets.
+    type: path
+    default: /run/gpufleet-router
+extends_documentation_fragment:
+  - gpufleet.vllm.common.changes
+"""
+
+EXAMPLES = r"""
+- name: Send nothing new to gpu-01, and wait up to five minutes for what runs there
+  gpufleet.vllm.router_backend:
+    host: gpu-01
+    state: drain
+    timeout: 300
+  delegate_to: lb-01
+
+- name: Take it back
+  gpufleet.vllm.router_backend:
+    host: gpu-01
+    state: ready
+  delegate_to: lb-01
+"""
+
+RETURN = r"""
+servers:
+  description:
+    - For each replica, by its name in HAProxy, C(state) (ready, drain or maint), C(status) (HAProxy's word), and
+      C(sessions), the requests that it has.
+    - Empty when the front end has no replica of the host.
+  returned: success
+  type: dict
+  sample: {"gpu-01:vllm-0": {"state": "drain", "status": "DRAIN", "sessions": 0}}
+sessions_left:
+  description: Requests that had not ended in time.
+  returned: success
+  type: int
+  sample: 0
+not_up:
+  description: Replicas whose health check did not pass in time; of V(ready) alone.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+others_ready:
+  description: Replicas of other hosts that the front end can send requests to meanwhile.
+  returned: success
+  type: int
+  sample: 15
+waited_s:
+  description: Seconds waited.
+  returned: success
+  type: float
+  sample: 12.4
+error:
+  description:
+    - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
+    - Names are V(router-not-running), V(router-refused) and V(router-unknown-replica).
+  returned: failure
+  type: dict
+"""
+
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import STATES, Master, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, server_name
+
+ARGUMENTS: dict[str, Any] = {
+    "host": {"type": "str", "required": True},
+    "replicas": {"type": "list", "elements": "str"},
+    "state": {"type": "str", "choices": list(STATES), "required": True},
+    "timeout": {"type": "int", "default": 60},
+    "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
+}
+
+
+def chosen(servers: dict[str, Server], host: str, replicas: list[str] | None) -> list[str]:
+    """Return the names in HAProxy of the host's replicas, or of those that are named.
+
+    Raises:
+        GpufleetError: C(router-unknown-replica) for a named one that the front end does not have.
+    """
+    own = [name for name in servers if name.startswith(server_name(host, ""))]
+    if replicas is None:
+        return own
+    names = [server_name(host, replica) for replica in replicas]
+    missing = [name for name in names if name not in own]
+    if missing:
+        raise GpufleetError(
+            f"The front end has no replica {', '.join(missing)}; of {host} it has {', '.join(own) or 'none'}.",
+            name="router-unknown-replica",
+            remedy="Name replicas as the host's plan does, or run the playbook gpufleet.vllm.router first.",
+        )
+    return names
+
+
+def work(module: GpufleetModule) -> dict[str, Any]:
+    """Set the state, wait, and return the module's result."""
+    params, state = module.params, module.params["state"]
+    master = Master(f"{params['run_dir']}/{MASTER_SOCKET}")
+    before = master.servers()
+    names = chosen(before, params["host"], params["replicas"])
+    to_set = [name for name in names if before[name].state != state]
+    servers, waited = {name: before[name] for name in names}, 0.0
+    if not module.check_mode:
+        master.set_state(to_set, state)
+        if state == "ready":
+            # HAProxy takes a server that comes out of maintenance for a healthy one.
+            master.distrust([name for name in to_set if before[name].state == "maint"])
+        servers, waited = master.wait(names, state, params["timeout"])
+    others = [server for name, server in before.items() if name not in names and server.usable()]
+    return {
+        "changed": bool(to_set),
+        "servers": {
+            name: {"state": server.state, "status": server.status, "sessions": server.sessions}
+            for name, server in servers.items()
+        },
+        "sessions_left": sum(server.sessions for server in servers.values()) if state != "ready" else 0,
+        "not_up": [name for name, server in servers.items() if state == "ready" and not server.up],
+        "others_ready": len(others),
+        "waited_s": round(waited, 1),
+        "diff": [
+            {"before_header": name, "after_header": name, "before": f"{before[name].state}\n", "after": f"{state}\n"}
+            for name in to_set
+        ],
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module.run(lambda: work(module))
+
+
+if __name__ == "__main__":
+    main()

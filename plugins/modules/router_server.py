@@ -1,0 +1,297 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Have the front end run before all replicas of the fleet."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: router_server
+short_description: Have the front end run before all replicas of the fleet
+version_added: 0.1.0
+author: gpufleet contributors (@gpufleet)
+description:
+  - Writes HAProxy's configuration for the replicas that the hosts serve, has HAProxy check it, and starts HAProxy with
+    it or has it loaded without dropping a connection.
+  - Hosts that could not be asked keep the replicas that the front end knows of them; its health checks decide whether
+    they get requests. Hosts that are not named any more are left out.
+  - HAProxy's master process runs under systemd (unit C(gpufleet-router)) where that is there, and by itself elsewhere.
+  - The action plugin of the same name makes O(hosts), O(unknown) and O(replica_key) from the variables of the hosts in
+    O(members).
+options:
+  state:
+    description:
+      - V(absent) ends HAProxy and removes O(directory).
+    type: str
+    choices: [present, absent]
+    default: present
+  members:
+    description:
+      - Hosts of the inventory behind the front end. Read by the action plugin alone.
+    type: list
+    elements: str
+  hosts:
+    description:
+      - For each host that was asked, its replicas, each with C(name), C(address) and C(port).
+    type: dict
+    default: {}
+  left_out:
+    description:
+      - Why hosts of the inventory have no replica here, by host.
+    type: dict
+    default: {}
+  unknown:
+    description:
+      - Hosts of the inventory that could not be asked.
+    type: list
+    elements: str
+    default: []
+  host:
+    description:
+      - Address to listen on.
+    type: str
+    default: 0.0.0.0
+  port:
+    description:
+      - Port to listen on.
+    type: int
+    default: 8443
+  tls:
+    description:
+      - Whether clients must speak TLS. The certificate and its key are C(site.pem) in O(directory).
+    type: bool
+    default: true
+  api_keys:
+    description:
+      - Keys of the clients. They are kept as SHA-256 sums.
+    type: list
+    elements: str
+    default: []
+  replica_key:
+    description:
+      - Key with which the replicas are asked.
+    type: str
+    default: ""
+  allow_unauthenticated:
+    description:
+      - Whether other machines may ask without a key.
+    type: bool
+    default: false
+  endpoints:
+    description:
+      - Paths that pass. /health is answered by the front end itself.
+    type: list
+    elements: str
+    default: [/v1/models, /v1/completions, /v1/chat/completions, /v1/responses]
+  max_request_bytes:
+    description:
+      - Largest body of a request.
+    type: int
+    default: 33554432
+  rate_limit:
+    description:
+      - Requests of one key (of one address where there are no keys) in ten seconds; V(0) for no limit.
+    type: int
+    default: 10000
+  max_connections:
+    description:
+      - Connections of clients at once.
+    type: int
+    default: 8192
+  max_requests_per_replica:
+    description:
+      - Requests at one replica at once, beyond which they wait in the front end; V(0) for no limit.
+    type: int
+    default: 0
+  buffer_bytes:
+    description:
+      - A request up to this size can be sent to another replica when the first one dies before it answered.
+    type: int
+    default: 65536
+  timeout:
+    description:
+      - Seconds for which an answer may be silent, and for which streams go on after a new configuration was loaded.
+    type: int
+    default: 3600
+  check_interval_ms:
+    description:
+      - Milliseconds between two health checks of a replica.
+    type: int
+    default: 1000
+  directory:
+    description:
+      - Folder of the configuration.
+    type: path
+    default: /etc/gpufleet-router
+  run_dir:
+    description:
+      - Folder of HAProxy's sockets.
+    type: path
+    default: /run/gpufleet-router
+  log_file:
+    description:
+      - HAProxy's messages where systemd does not keep them.
+    type: path
+    default: /var/log/gpufleet-router.log
+  user:
+    description:
+      - User and group that HAProxy becomes.
+    type: str
+    default: haproxy
+  chroot:
+    description:
+      - Folder HAProxy locks itself into, if it exists.
+    type: str
+    default: /var/lib/haproxy
+extends_documentation_fragment:
+  - gpufleet.vllm.common.changes
+"""
+
+EXAMPLES = r"""
+- name: Have the front end run before every host that is no front end itself
+  gpufleet.vllm.router_server:
+    members: "{{ groups['all'] | difference(groups['router']) }}"
+    api_keys: ["{{ vllm_api_key }}"]
+
+- name: Take it away
+  gpufleet.vllm.router_server:
+    state: absent
+"""
+
+RETURN = r"""
+action:
+  description: What was done to HAProxy, V(none), V(started), V(reloaded) or V(removed).
+  returned: success
+  type: str
+  sample: reloaded
+replicas:
+  description: What the front end now has behind it.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]
+kept:
+  description: Hosts that could not be asked and keep the replicas that the front end knew.
+  returned: success
+  type: list
+  elements: str
+  sample: [gpu-07]
+left_out:
+  description: Why hosts of the inventory have no replica behind the front end, by host.
+  returned: success
+  type: dict
+  sample: {"gpu-09": "it could not be asked, and the front end does not know it"}
+error:
+  description:
+    - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
+    - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
+      V(haproxy-missing), V(busy) and V(keys-differ).
+  returned: failure
+  type: dict
+"""
+
+import os
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.front_end import FrontEnd, differences
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import Replica
+
+UNKNOWN = "it could not be asked, and the front end does not know it"
+
+ARGUMENTS: dict[str, Any] = {
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "members": {"type": "list", "elements": "str"},
+    "hosts": {"type": "dict", "default": {}},
+    "left_out": {"type": "dict", "default": {}},
+    "unknown": {"type": "list", "elements": "str", "default": []},
+    "host": {"type": "str", "default": "0.0.0.0"},  # noqa: S104  a front end is for other machines, and wants a key
+    "port": {"type": "int", "default": 8443},
+    "tls": {"type": "bool", "default": True},
+    "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
+    "replica_key": {"type": "str", "default": "", "no_log": True},
+    "allow_unauthenticated": {"type": "bool", "default": False},
+    "endpoints": {
+        "type": "list",
+        "elements": "str",
+        "default": ["/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses"],
+    },
+    "max_request_bytes": {"type": "int", "default": 33554432},
+    "rate_limit": {"type": "int", "default": 10000},
+    "max_connections": {"type": "int", "default": 8192},
+    "max_requests_per_replica": {"type": "int", "default": 0},
+    "buffer_bytes": {"type": "int", "default": 65536},
+    "timeout": {"type": "int", "default": 3600},
+    "check_interval_ms": {"type": "int", "default": 1000},
+    "directory": {"type": "path", "default": "/etc/gpufleet-router"},
+    "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
+    "log_file": {"type": "path", "default": "/var/log/gpufleet-router.log"},
+    "user": {"type": "str", "default": "haproxy"},
+    "chroot": {"type": "str", "default": "/var/lib/haproxy"},
+}
+
+
+def remove(front_end: FrontEnd, directory: str, check: bool) -> dict[str, Any]:
+    """Take the front end away and return the module's result."""
+    there = front_end.processes() is not None or os.path.isdir(directory)
+    text = front_end.text(router_config.CONFIG)
+    if there and not check:
+        front_end.remove()
+    path = front_end.path(router_config.CONFIG)
+    diff = [{"before_header": path, "after_header": path, "before": text, "after": ""}] if text else []
+    action = "removed" if there else "none"
+    return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
+
+
+def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Have the front end run as wanted and return the module's result."""
+    settings = router_config.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "")
+    known = {
+        host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
+        for host, entries in params["hosts"].items()
+    }
+    before = router_config.read_replicas(front_end.text(router_config.REPLICAS))
+    replicas, said = router_config.merge(known, params["unknown"], before)
+    router_config.check(settings, replicas, params["allow_unauthenticated"])
+    files = router_config.files(settings, replicas, params["directory"])
+    changes = differences(front_end, files)
+    action = "none"
+    if not front_end.loaded(files):
+        action = "reloaded" if front_end.processes() else "started"
+        if not check:
+            front_end.check(lambda folder: router_config.files(settings, replicas, folder))
+            action = front_end.load(files)
+    left_out = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
+    return {
+        "changed": bool(changes) or action != "none",
+        "action": action,
+        "replicas": [vars(replica) for replica in replicas],
+        "kept": sorted(host for host, what in said.items() if what == "kept"),
+        "left_out": left_out,
+        "diff": changes,
+    }
+
+
+def work(module: GpufleetModule) -> dict[str, Any]:
+    """Bring the front end to the wanted state; return the task's result."""
+    params = module.params
+    front_end = FrontEnd(params["directory"], params["run_dir"], params["log_file"])
+    if params["state"] == "absent":
+        return remove(front_end, params["directory"], module.check_mode)
+    if module.check_mode:
+        return have(front_end, params, check=True)
+    os.makedirs(params["directory"], mode=0o755, exist_ok=True)
+    with host_lock(os.path.join(params["directory"], ".lock"), "router_server"):
+        return have(front_end, params, check=False)
+
+
+def main() -> None:
+    """Run the module."""
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module.run(lambda: work(module))
+
+
+if __name__ == "__main__":
+    main()

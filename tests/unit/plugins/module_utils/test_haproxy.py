@@ -1,0 +1,62 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of what HAProxy's master is asked, with the answers of a real HAProxy 2.6."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import haproxy
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Processes, Server
+
+ANSWERS = Path(__file__).resolve().parents[2] / "data" / "haproxy"
+# As HAProxy's management guide shows it, after two reloads; 2.4 has a column more.
+PROCESSES = """\
+#<PID>          <type>          <relative PID>  <reloads>       <uptime>        <version>
+1162            master          0               5               0d00h02m07s     2.4.30
+# workers
+1271            worker          1               0               0d00h00m00s     2.4.30
+# old workers
+1233            worker          [was: 1]        3               0d00h00m43s     2.4.30
+1240            worker          [was: 1]        1               0d00h00m12s     2.4.30
+# programs
+"""
+
+
+def recorded(name: str) -> str:
+    """Return a recorded answer."""
+    return (ANSWERS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_old_workers_are_told_from_the_current_one() -> None:
+    assert haproxy.parse_processes(PROCESSES) == Processes(1162, (1271,), (1233, 1240))
+    found = haproxy.parse_processes(recorded("show-proc"))
+    assert (len(found.current), found.old) == (1, ())
+    assert found.master > 0
+    assert haproxy.parse_processes("") == Processes(0, (), ())
+
+
+def test_what_an_administrator_set_is_told_whatever_the_health_is() -> None:
+    found = haproxy.parse_servers(recorded("show-servers-state"), recorded("show-stat"))
+    assert found == {
+        "cpu-1:cpu-1-0": Server("cpu-1:cpu-1-0", "ready", False, "DOWN", 0),
+        "cpu-2:cpu-2-0": Server("cpu-2:cpu-2-0", "drain", False, "DOWN", 0),
+        "cpu-3:cpu-3-0": Server("cpu-3:cpu-3-0", "maint", False, "MAINT", 0),
+    }
+    assert haproxy.parse_servers("", "") == {}
+
+
+def test_a_server_gets_requests_when_it_is_up_and_ready() -> None:
+    assert Server("a", "ready", True, "UP", 3).usable()
+    assert not Server("a", "drain", True, "DRAIN", 3).usable()
+    assert not Server("a", "ready", False, "DOWN", 0).usable()
+
+
+def test_no_socket_is_a_front_end_that_does_not_run(tmp_path: Path) -> None:
+    with pytest.raises(GpufleetError) as caught:
+        haproxy.Master(str(tmp_path / "master.sock")).processes()
+    assert caught.value.name == "router-not-running"
