@@ -23,6 +23,10 @@ ROLES = Path(__file__).resolve().parent.parent / "roles"
 EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "preflight": ({"vllm_device": "cuda", "vllm_min_driver": 580}, ["preflight judge"]),
     "docker": ({"docker_manage": True}, ["preflight", "docker"]),
+    "nvidia_container_toolkit": (
+        {"nvidia_container_toolkit_version": "1.19.1"},
+        ["preflight", "docker", "nvidia_container_toolkit"],
+    ),
     "cpu_image": (
         {
             "vllm_device": "cpu",
@@ -33,7 +37,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "vllm": (
         {"vllm_accept_license": True, "vllm_profile": "max_throughput"},
-        ["preflight", "vllm plan", "docker", "vllm image", "vllm config", "vllm server"],
+        ["preflight", "vllm plan", "docker", "nvidia_container_toolkit", "vllm image", "vllm config", "vllm server"],
     ),
     "verify": (
         {"vllm_accuracy_limit": 200, "vllm_benchmark_concurrency": [1, 64]},

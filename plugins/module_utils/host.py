@@ -16,12 +16,14 @@ import os
 import platform
 import re
 import socket
+import stat
 import subprocess
 import sys
 import time
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker_daemon import predates_toolkit
 from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import (
     daemon_config,
     engine,
@@ -269,8 +271,10 @@ def nvidia(root: str = "/") -> dict[str, Any]:
         "kernel_module": kernel_module(root),
         "cards": nvidia_cards(root),
         "device_files": devices,
+        "device_files_unlinked": [name for name in devices if not _linked(os.path.join(root, "dev"), name)],
         "cdi_specs": specs,
         "container_toolkit": _tool("nvidia-ctk"),
+        "docker_predates_toolkit": predates_toolkit(root),
         # The kernel keeps 15 characters of a program's name.
         "fabric_manager": {**_tool("nv-fabricmanager"), "running": "nv-fabricmanager"[:15] in running},
         "persistence_daemon": {"running": "nvidia-persistenced"[:15] in running},
@@ -286,6 +290,13 @@ def nvidia_cards(root: str = "/") -> list[dict[str, str]]:
         about = {name.strip(): value.strip() for name, _colon, value in lines}
         cards.append({"pci_bus_id": bus, "name": about.get("Model", ""), "uuid": about.get("GPU UUID", "")})
     return cards
+
+
+def _linked(folder: str, name: str) -> bool:
+    """Return whether a device file has its link in /dev/char, where systemd looks for it; others need none."""
+    state = os.stat(os.path.join(folder, name))
+    number = f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"
+    return not stat.S_ISCHR(state.st_mode) or os.path.exists(os.path.join(folder, "char", number))
 
 
 def _running_programs(root: str) -> set[str]:

@@ -238,6 +238,8 @@ nvidia:
   description:
     - What there is of NVIDIA's devices, driver and tools, without asking the driver.
     - A tool's C(path) is V(null) when it is not installed.
+    - C(device_files_unlinked) have no link in /dev/char, by which systemd finds them. With C(docker_predates_toolkit)
+      the engine started before the toolkit was installed, and does not know C(--gpus).
   type: dict
   returned: always
   sample:
@@ -247,8 +249,10 @@ nvidia:
     cards:
       - {pci_bus_id: "0000:1b:00.0", name: NVIDIA H200, uuid: GPU-6a2f1c1e-0d0c-4f9a-9b37-0f6b2f1f0c11}
     device_files: [nvidia-uvm, nvidia0, nvidiactl]
+    device_files_unlinked: []
     cdi_specs: []
     container_toolkit: {path: /usr/bin/nvidia-ctk, version: 1.18.0}
+    docker_predates_toolkit: false
     fabric_manager: {path: /usr/bin/nv-fabricmanager, version: "580.159.04", running: true}
     persistence_daemon: {running: true}
 programs:

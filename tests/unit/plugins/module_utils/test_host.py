@@ -196,6 +196,8 @@ def test_a_host_without_nvidia(tmp_path: Path, tools: Path) -> None:
         "kernel_module": None,
         "cards": [],
         "device_files": [],
+        "device_files_unlinked": [],
+        "docker_predates_toolkit": False,
         "cdi_specs": [],
         "container_toolkit": {"path": None, "version": None},
         "fabric_manager": {"path": None, "version": None, "running": False},
