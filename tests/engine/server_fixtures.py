@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -127,6 +128,7 @@ class Fleet:
         self.config_dir.mkdir()
         self.model.mkdir()
         (self.model / "config.json").write_text("{}")
+        (self.model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
 
     def replica(self, number: int = 0, environment: dict[str, str] | None = None, **config: Any) -> dict[str, Any]:
         """Return a replica of the plan, and write its configuration as vllm_config would."""

@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import starts
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import LogReader, Start, wait_for
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Limits, LogReader, Start, wait_for
 
 LOGS = Path(__file__).parents[2] / "data" / "logs"
 STAMP = re.compile(r"11-22 (\d\d:\d\d:\d\d)")
@@ -72,7 +72,7 @@ def test_an_engine_that_ended_is_noticed_while_its_container_runs_on(monkeypatch
     box: Any = Box(lines, clock)
     start = Start(box, "vllm-0", "http://127.0.0.1:1", "")
     with pytest.raises(GpufleetError) as caught:
-        wait_for([start], ready_timeout=3600, stall_timeout=900, progress=Progress(None), sleep=clock.sleep)
+        wait_for([start], Limits(), Progress(None), sleep=clock.sleep)
     error = caught.value
     assert error.name == "compiler-missing"
     assert "its container still runs" in error.message
