@@ -50,6 +50,8 @@ RESTARTING = "restarting"
 STOPPED = "stopped"
 DEAD = "dead"
 DRAINING = "draining"
+# What a diagnosis says of a server that ended because it was told to.
+NO_CAUSE = ("unknown-failure", "stopped-from-outside")
 # Docker keeps the count of a container's restarts for ever; what the log no longer holds is not looked for.
 EARLIER_LINES = 3000
 
@@ -215,7 +217,7 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
             state["phase"], state["detail"] = (NOT_ANSWERING if watch.detail else WARM_UP), ""
         if not state["restarts"]:
             return
-    elif state["state"] == "created" or (state["exit_code"] in (0, 143) and error.name == "unknown-failure"):
+    elif state["state"] == "created" or (state["exit_code"] in (0, 143) and error.name in NO_CAUSE):
         state["phase"] = STOPPED
         return
     else:

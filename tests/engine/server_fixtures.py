@@ -179,6 +179,13 @@ class Fleet:
         }
         return self._run_module(vllm_server_info.main, arguments)
 
+    def info_beside(self) -> dict[str, Any]:
+        """Return what vllm_server_info tells, without running it as a module: another one may run at the same time."""
+        from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server_info
+
+        params = {"container_prefix": self.prefix, "docker_host": self._docker_host, "docker_timeout": 60}
+        return vllm_server_info.work({**params, "config_dir": str(self.config_dir), "log_lines": 100, "starts": False})
+
     def names(self) -> list[str]:
         """Return the names of all containers of this deployment, running or not."""
         found = self.engine.containers.list(all=True, ignore_removed=True)

@@ -15,7 +15,8 @@ knows a few options, by Python's argparse; vLLM's own parser is met where the CP
 What cannot be told from a configuration is asked for by environment variables:
 
 - C(STAND_IN_DELAY): seconds between two lines;
-- C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT);
+- C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT), or, with
+  C(never), lives on as vLLM's API server may do;
 - C(STAND_IN_SILENT): print a line and hang for ever;
 - C(STAND_IN_SICK): answer 503 at /health;
 - C(STAND_IN_SLOW): seconds that a completion of more than one token takes;
@@ -227,6 +228,8 @@ def main() -> None:
     if os.environ.get("STAND_IN_LOG"):
         with open(os.environ["STAND_IN_LOG"], encoding="utf-8") as stream:
             say(stream.read())
+        if os.environ.get("STAND_IN_EXIT") == "never":
+            threading.Event().wait()
         sys.exit(int(os.environ.get("STAND_IN_EXIT", "1")))
     if os.environ.get("STAND_IN_SILENT"):
         say("(APIServer pid=1) INFO 11-22 07:24:24 [api_utils.py:345] vLLM API server version 0.12.0")
