@@ -59,7 +59,8 @@ class Wishes:
         network_mode: C(bridge) or C(host).
         hf_home: host folder of the Hugging Face cache.
         cache_dir: host folder of the compile caches.
-        control_dir: host folder with a folder for each replica, through which the host tells the server things.
+        config_dir: host folder of the configurations; below C(control) it has a folder for each replica, through which
+            the host tells the server things.
         volumes: further mounts, as C(source:target[:options]).
         environment: further variables; they win over the plan's.
         restart_policy: Docker's name of it.
@@ -80,7 +81,7 @@ class Wishes:
     network_mode: str
     hf_home: str
     cache_dir: str
-    control_dir: str
+    config_dir: str
     volumes: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     restart_policy: str = "unless-stopped"
@@ -147,7 +148,7 @@ def build_spec(
     ids = [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
     volumes = [f"{wishes.hf_home}:{HF_HOME}"]
     volumes += [f"{wishes.cache_dir}/{folder}:{target}" for folder, target in CACHES.items()]
-    volumes.append(f"{wishes.control_dir}/{replica['name']}:{CONTROL_PATH}:ro")
+    volumes.append(f"{wishes.config_dir}/control/{replica['name']}:{CONTROL_PATH}:ro")
     environment = {"HF_HOME": HF_HOME}
     if source.get("mount"):
         volumes.append(f"{source['mount']}:{argument}:ro")

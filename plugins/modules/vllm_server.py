@@ -538,7 +538,7 @@ def wishes_of(params: dict[str, Any], environment: dict[str, str], image: deploy
         image=params["image"],
         image_id=image.id,
         python_path=image.python_path,
-        control_dir=os.path.join(params["config_dir"], "control"),
+        config_dir=params["config_dir"],
         model_source=params["model_source"],
         device=params["device"],
         gpu_access=params["gpu_access"],

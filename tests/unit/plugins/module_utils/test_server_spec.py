@@ -39,7 +39,7 @@ WISHES = Wishes(
     network_mode="bridge",
     hf_home="/var/lib/gpufleet/huggingface",
     cache_dir="/var/lib/gpufleet/cache",
-    control_dir="/etc/gpufleet/control",
+    config_dir="/etc/gpufleet",
 )
 REPLICA: dict[str, Any] = {
     "name": "vllm-1",
