@@ -165,5 +165,5 @@ def tell(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
         state.end({"result": lines})
     result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": rollout.in_order(left)}
     if stop or failed or left:
-        result.update(failed=True, msg="\n".join(lines))
+        result.update(failed=True, msg=lines[0].strip())
     return result

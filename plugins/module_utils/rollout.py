@@ -61,7 +61,7 @@ class Rollout:
         same: hosts on which there is nothing to do.
         refused: hosts that cannot be changed, with the reason.
         unreachable: hosts that did not answer.
-        stop: why nothing is changed at all; empty otherwise.
+        stop: why nothing is to be changed at all; empty otherwise.
     """
 
     batches: list[list[str]]
@@ -109,8 +109,8 @@ def arrange(
             f" ({max_failures}) allows"
         )
     return Rollout(
-        batches=[] if stop else batches,
-        canaries=batches[0] if batches and not done and not stop else [],
+        batches=batches,
+        canaries=batches[0] if batches and not done else [],
         done=in_order(done),
         same=in_order(host for host in rest if host not in done),
         refused=refused,
@@ -251,7 +251,7 @@ def arranged_lines(rollout: Rollout) -> list[str]:
         lines.append(f"  not reachable, left out: {fold(rollout.unreachable)}")
     lines += _reasons("cannot be changed", rollout.refused)
     if rollout.stop:
-        lines.append(f"Nothing is changed: {rollout.stop}.")
+        lines.append(f"Nothing is changed: {rollout.stop.rstrip('.')}.")
     return lines
 
 
@@ -266,7 +266,7 @@ def told_lines(states: Mapping[str, Mapping[str, Any]], stop: str) -> list[str]:
         PENDING: "not reached, left as they were",
         BEGUN: "begun and not ended",
     }
-    lines = [f"The rollout was stopped: {stop}."] if stop else []
+    lines = [f"The rollout was stopped: {stop.rstrip('.')}."] if stop else []
     for state, text in words.items():
         if by_state.get(state):
             lines.append(f"  {text}: {fold(by_state[state])} ({_hosts(len(by_state[state]))})")

@@ -93,8 +93,8 @@ options:
     default: ""
   baseline_for:
     description:
-      - Parts of RV(comparable), such as C(image_id) and C(plan), of what the server is to be compared with instead of its
-        own kind. With those of what served before, a changed server is held against what it replaces.
+      - Parts of RV(comparable), such as C(image_id) and C(plan), of what the server is to be compared with instead of
+        its own kind. With those of what served before, a changed server is held against what it replaces.
     type: dict
     default: {}
   save_baseline:

@@ -14,7 +14,8 @@ description:
     V(note) keeps what became of one host, V(judge) tells whether to go on, and V(tell) says how it ended.
   - What is known of a rollout is kept in files below O(state_dir), one for each host, so that one that was interrupted
     goes on where it stopped. When it has ended, they are replaced by C(last.json).
-  - Kinds of plan are mixed, so that every kind comes up early. Hosts whose turn an interrupted run had begun come first.
+  - Kinds of plan are mixed, so that every kind comes up early. Hosts whose turn an interrupted run had begun come
+    first.
   - Runs on the controller; the role P(gpufleet.vllm.rollout#role) uses it.
 author:
   - gpufleet contributors (@gpufleet)
@@ -42,8 +43,8 @@ options:
     required: true
   hosts:
     description:
-      - For V(arrange), the hosts that answered, each with C(plan) (what the inventory wishes for it), C(changes) (why its
-        servers would be replaced, empty for nothing to do) and C(error) (why it cannot be changed).
+      - For V(arrange), the hosts that answered, each with C(plan) (what the inventory wishes for it), C(changes) (why
+        its servers would be replaced, empty for nothing to do) and C(error) (why it cannot be changed).
     type: dict
     default: {}
   all_hosts:

@@ -218,6 +218,11 @@ options:
       - What the names of this deployment's containers begin with.
     type: str
     default: vllm
+  lock_timeout:
+    description:
+      - Seconds to wait for another run that works on this host, such as one whose play was interrupted.
+    type: int
+    default: 0
   history_keep:
     description:
       - Number of deployments to keep in the host's history, each a file below C(history) in O(config_dir). A deployment
@@ -511,6 +516,7 @@ ARGUMENTS: dict[str, Any] = {
     "ca_bundle": {"type": "str", "default": ""},
     "labels": {"type": "dict", "default": {}},
     "container_prefix": {"type": "str", "default": "vllm"},
+    "lock_timeout": {"type": "int", "default": 0},
     "history_keep": {"type": "int", "default": 10},
     "rollback_to": {"type": "str", "default": ""},
     "check_config": {"type": "bool", "default": True},
@@ -620,7 +626,8 @@ def locked_work(module: GpufleetModule) -> dict[str, Any]:
     if module.check_mode or (module.params["state"] == "absent" and not os.path.isdir(folder)):
         return work(module)
     os.makedirs(folder, mode=0o750, exist_ok=True)
-    with host_lock(os.path.join(folder, ".lock"), f"vllm_server, state {module.params['state']}"):
+    operation = f"vllm_server, state {module.params['state']}"
+    with host_lock(os.path.join(folder, ".lock"), operation, timeout=module.params["lock_timeout"]):
         return work(module)
 
 

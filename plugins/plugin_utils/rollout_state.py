@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +76,7 @@ class RolloutState:
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         text = json.dumps({**state, "schema_version": SCHEMA_VERSION}, indent=2) + "\n"
-        replace_file(
-            str(path), text, what="state", name="rollout-state-not-written", variable="vllm_rollout_state_dir"
-        )
+        replace_file(str(path), text, what="state", name="rollout-state-not-written", variable="vllm_rollout_state_dir")
 
 
 def now() -> str:
