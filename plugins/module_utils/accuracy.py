@@ -37,6 +37,23 @@ RESULT_FOLDER = "/results"
 CA_BUNDLE_PATH = "/etc/ssl/certs/ca-certificates.crt"
 MARKER = ".gpufleet-complete"
 INSTALL_TIMEOUT_S = 3600.0
+# Resolves beside what the image has, then installs what is missing. Told to do both at once with --prefix, pip first
+# uninstalls from the image what it replaces, which fails where the image's packages are mounted read-only.
+INSTALL_PROGRAM = """\
+import json, subprocess, sys
+
+prefix, *requirements = sys.argv[1:]
+pip = [sys.executable, "-m", "pip", "install", "--no-input", "--progress-bar=off"]
+resolve = [*pip, "--quiet", "--dry-run", "--report=-", *requirements]
+resolved = subprocess.run(resolve, check=False, stdout=subprocess.PIPE)
+if resolved.returncode:
+    sys.exit(resolved.returncode)
+missing = [
+    entry["download_info"]["url"] if entry["is_direct"] else "{name}=={version}".format(**entry["metadata"])
+    for entry in json.loads(resolved.stdout)["install"]
+]
+sys.exit(subprocess.call([*pip, "--no-deps", "--ignore-installed", "--prefix", prefix, *missing]))
+"""
 # Options of the host's pip that matter in the container, where none of its files is.
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "no-index", "timeout", "retries")
 PATH_OPTIONS = ("extra-index-url", "find-links", "index-url")
@@ -116,11 +133,10 @@ def install(
     progress.phase("lm_eval", f"installing {' '.join(requirements)} (once for each image)")
     with jobs.work_folder(os.path.join(parent, "work"), "installing lm_eval") as work:
         environment, volumes = pip_settings(wheels, ca_bundle)
-        pip = ["python3", "-m", "pip", "install", "--no-input", "--progress-bar=off", "--prefix", INSTALL_FOLDER]
         job = jobs.Job(
             name="gpufleet-lm-eval-install",
             image=target.image,
-            command=(*pip, *requirements),
+            command=("python3", "-c", INSTALL_PROGRAM, INSTALL_FOLDER, *requirements),
             environment={
                 **target.environment,
                 **environment,

@@ -54,7 +54,7 @@ stress() { # stress GPU UTILISATION: deploy so, then long prompts in full batche
   local name="u$2-gpu$1" own watch; own=$(alone "$1")
   play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" || { docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1; return; }
   nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 500 >"$out/$name-free.txt" & watch=$!
-  verify "$name-long" basic,performance -e "$own" -e '{"vllm_benchmark_concurrency": [256], "vllm_benchmark_num_prompts": 96, "vllm_benchmark_input_len": 7936, "vllm_benchmark_output_len": 128}'
+  verify "$name-long" performance -e "$own" -e '{"vllm_benchmark_concurrency": [256], "vllm_benchmark_num_prompts": 96, "vllm_benchmark_input_len": 7936, "vllm_benchmark_output_len": 128}'
   verify "$name-many" performance -e "$own" -e '{"vllm_benchmark_concurrency": [1024], "vllm_benchmark_num_prompts": 1536, "vllm_benchmark_input_len": 128, "vllm_benchmark_output_len": 64}'
   kill $watch
   docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1
@@ -79,11 +79,11 @@ benchmark)
   if [ "$(planned "len(plan['replicas'])")" -gt 1 ]; then # at once, one replica each
     served=$(planned "plan['image']['tag']")
     by_url() { # by_url NAME PORT CONCURRENCY
-      verify "$1" basic,performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$served\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3]}"
+      verify "$1" performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$served\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3]}"
     }
     by_url recipe-plan 8000 "$held" & by_url recipe-512 8001 512 & wait
   else
-    verify recipe-plan basic,performance
+    verify recipe-plan performance
     verify recipe-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
   fi
   docker logs vllm-0 >"$out/recipe-vllm.log" 2>&1
@@ -92,12 +92,12 @@ advised) # the same 512 requests at once, at a server that takes what the plan s
   held=$(planned "plan['capacity']['max_concurrent_requests']")
   play advised deploy -e "vllm_max_num_seqs=$held" || exit 1
   phases advised; reported
-  verify advised-512 basic,performance -e '{"vllm_benchmark_concurrency": [512]}'
+  verify advised-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
   compare recipe-plan recipe-512 advised-512 ;;
 profiles)
   if [ ! -f "$out/recipe-plan/report.json" ]; then
     play recipe deploy || exit 1
-    verify recipe-plan basic,performance
+    verify recipe-plan performance
   fi
   play max-throughput deploy -e vllm_profile=max_throughput || exit 1
   phases max-throughput; reported
@@ -106,7 +106,7 @@ profiles)
   done
   # A deep batch needs more prompts to be full for most of the time.
   prompts=$(planned "max(512, int(1.6 * plan['capacity']['max_concurrent_requests']))")
-  verify max-throughput basic,performance -e "vllm_benchmark_num_prompts=$prompts"
+  verify max-throughput performance -e "vllm_benchmark_num_prompts=$prompts"
   docker logs vllm-0 >"$out/max-throughput-vllm.log" 2>&1
   compare recipe-plan max-throughput ;;
 utilisation) # each of the values named, on each GPU in turn

@@ -31,7 +31,7 @@ def lm_eval(value: float = 0.9, stderr: float = 0.01, samples: int = 100, code: 
     """Return a program that installs, or evaluates and leaves a result unless it fails."""
 
     def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
-        if "pip" in command:
+        if accuracy.INSTALL_PROGRAM in command:
             installed(folders)
             return 0, "Successfully installed lm-eval"
         if not code:
