@@ -39,14 +39,18 @@ def _driver(case: Case) -> list[Finding]:
     )
     oldest = versions.oldest_driver(cuda, case.wishes.min_driver)
     if major < oldest:
-        reason = f"vllm_min_driver is {case.wishes.min_driver}" if oldest == case.wishes.min_driver else f"CUDA {cuda}"
+        wished = oldest == case.wishes.min_driver
+        reason = f"vllm_min_driver is {oldest}" if wished else f"the image has CUDA {cuda}"
+        instead = "set vllm_min_driver if the image is known to run with this one"
         return [
             Finding(
                 "driver-too-old",
                 ERROR,
                 f"The driver is {found}.",
                 f"driver {oldest} or newer ({reason})",
-                f"Install driver {oldest} or newer and reboot, or set vllm_image_tag to a vLLM with an older CUDA.",
+                f"Install driver {oldest} or newer and reboot, or "
+                + (instead if wished else "set vllm_image_tag to a vLLM with an older CUDA")
+                + ".",
             )
         ]
     return _image_requirement(case, found)

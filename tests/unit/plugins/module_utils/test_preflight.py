@@ -227,7 +227,7 @@ def test_supported_distributions(distribution: tuple[str, str]) -> None:
         ("575.57.08", {}, ""),
         ("575.57.08", {"min_driver": 580}, "driver 580 or newer (vllm_min_driver is 580)"),
         ("570.172.08", {"min_driver": 570}, ""),
-        ("575.57.08", {"image_tag": "v0.20.0"}, "driver 580 or newer (CUDA 13.0)"),
+        ("575.57.08", {"image_tag": "v0.20.0"}, "driver 580 or newer (the image has CUDA 13.0)"),
         ("580.65.06", {"image_tag": "v0.20.0"}, ""),
     ],
 )
