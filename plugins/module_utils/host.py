@@ -84,6 +84,10 @@ def probe(
     image_reference: str = "",
     weights_paths: list[str] | None = None,
     registry: str = "",
+    registry_proxy: str = "",
+    registry_no_proxy: str = "",
+    registry_mirrors: list[str] | None = None,
+    insecure_registries: list[str] | None = None,
     hub: str = "",
     hub_proxy: str = "",
     hub_no_proxy: str = "",
@@ -124,7 +128,8 @@ def probe(
     result["image"] = part("image", lambda: image(docker_host, asked) if asked else None)
     questions: dict[str, Callable[[], dict[str, Any]]] = {}
     if registry and not result["image"]:
-        questions["registry"] = lambda: reach.registry(registry, pull_settings(docker_host, root))
+        to_come = engine_to_come(registry_proxy, registry_no_proxy, registry_mirrors, insecure_registries)
+        questions["registry"] = lambda: reach.registry(registry, {**pull_settings(docker_host, root), **to_come})
     if hub and not any(entry["complete"] for entry in result["weights"] or []):
         way = hub_route(hub_proxy, hub_no_proxy, hub_ca_bundle or (result["ca_bundle"] or {}).get("path", ""))
         questions["hub"] = lambda: reach.ask(hub, way)
@@ -220,6 +225,13 @@ class _Timex(ctypes.Structure):
         ("status", ctypes.c_int),
         ("room", ctypes.c_char * 256),
     )
+
+
+def engine_to_come(proxy: str, no_proxy: str, mirrors: list[str] | None, insecure: list[str] | None) -> dict[str, Any]:
+    """Return those settings of engine_probe.pull_settings that the engine does not have yet, but is about to get."""
+    proxies = {"http": proxy, "https": proxy, "no": no_proxy} if proxy else None
+    found = {"proxies": proxies, "mirrors": mirrors, "insecure": insecure}
+    return {name: value for name, value in found.items() if value}
 
 
 def hub_route(proxy: str, no_proxy: str, bundle: str) -> reach.Route:

@@ -82,6 +82,28 @@ options:
         engine's own proxies and certificates, and only when O(image_reference) is not on the host. Empty asks none.
     type: str
     default: ""
+  registry_proxy:
+    description:
+      - Proxy that the engine is about to get, if any, to reach O(registry) by.
+    type: str
+    default: ""
+  registry_no_proxy:
+    description:
+      - Hosts that it will reach without O(registry_proxy).
+    type: str
+    default: ""
+  registry_mirrors:
+    description:
+      - Mirrors of Docker Hub that the engine is about to get.
+    type: list
+    elements: str
+    default: []
+  insecure_registries:
+    description:
+      - Registries and networks without a trusted certificate that the engine is about to accept.
+    type: list
+    elements: str
+    default: []
   hub:
     description:
       - Address at the model hub that a server must be able to reach. It is asked only when no entry of RV(weights) is
@@ -369,6 +391,10 @@ ARGUMENTS: dict[str, Any] = {
     "image_reference": {"type": "str", "default": ""},
     "weights_paths": {"type": "list", "elements": "path", "default": []},
     "registry": {"type": "str", "default": ""},
+    "registry_proxy": {"type": "str", "default": "", "no_log": True},
+    "registry_no_proxy": {"type": "str", "default": ""},
+    "registry_mirrors": {"type": "list", "elements": "str", "default": []},
+    "insecure_registries": {"type": "list", "elements": "str", "default": []},
     "hub": {"type": "str", "default": ""},
     "hub_proxy": {"type": "str", "default": "", "no_log": True},
     "hub_no_proxy": {"type": "str", "default": ""},

@@ -266,6 +266,28 @@ def test_only_what_is_not_on_the_host_is_asked_for(start: Start, tmp_path: Path)
     assert host.probe(docker_host=options["docker_host"])["reach"] == {}
 
 
+def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
+    """The first deployment behind a mirror would never begin otherwise."""
+    mirror = f"http://{start(200)}"
+    found = host.probe(
+        docker_host=f"unix://{tmp_path}/none.sock",
+        registry="vllm/vllm-openai:v0.12.0",
+        registry_mirrors=[mirror],
+    )
+    assert (found["reach"]["registry"]["reachable"], found["reach"]["registry"]["url"]) == (True, f"{mirror}/v2/")
+
+
+def test_a_proxy_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
+    proxy = f"http://user:password@{start(403)}"
+    found = host.probe(
+        docker_host=f"unix://{tmp_path}/none.sock",
+        registry="vllm/vllm-openai:v0.12.0",
+        registry_proxy=proxy,
+    )
+    assert (found["reach"]["registry"]["cause"], found["reach"]["registry"]["proxied"]) == ("proxy", True)
+    assert "password" not in str(found)
+
+
 def test_the_hub_is_reached_by_the_servers_proxy_alone(
     start: Start, servers: list[http.server.ThreadingHTTPServer], tmp_path: Path
 ) -> None:
