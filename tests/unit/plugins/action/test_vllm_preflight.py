@@ -72,8 +72,9 @@ SCENARIOS = {
         "driver-too-old": "error",
         "fabric-manager-missing": "error",
         "gpu-in-use": "warning",
-        "mig-enabled": "error",
+        "mig-enabled": "warning",
         "persistence-mode-off": "warning",
+        "unsupported-gpu": "error",
     },
 }
 # What this machine lacks has nothing to do with the scenario.
