@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine molecule matrix release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine molecule faults matrix release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -39,6 +39,9 @@ engine: tests-setup ## modules against a real Docker engine
 
 molecule: tests-setup ## Molecule scenarios on a real Docker engine
 	@$(CHECK) molecule
+
+faults: tests-setup ## every fault of the documentation's table, provoked on a server under load
+	@$(CHECK) faults
 
 matrix: ## sanity and units on every supported ansible-core for which a Python is at hand (not part of test)
 	@tools/setup.sh ansible

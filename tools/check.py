@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
-    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule
+    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule, faults
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is shown as it comes and kept in .cache/logs/<stage>.log. The last line is 'N passed, N failed': the test cases that
@@ -142,6 +142,13 @@ def molecule() -> list[Command]:
     ]
 
 
+def faults() -> list[Command]:
+    """Return the faults provoked on a server under load; after Molecule, which makes the image that they serve with."""
+    command = pytest("pytest", "faults", ["tests/faults"])
+    command.environment["GPUFLEET_FAULTS_RESULTS"] = str(LOGS / "faults.json")
+    return [command]
+
+
 STAGES: dict[str, Callable[[], list[Command]]] = {
     "lint": lint,
     "units": units,
@@ -150,8 +157,9 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "sanity": sanity,
     "engine": engine,
     "molecule": molecule,
+    "faults": faults,
 }
-NEED_ENGINE = ("engine", "molecule")
+NEED_ENGINE = ("engine", "molecule", "faults")
 
 
 def tool(name: str) -> str:

@@ -5,6 +5,7 @@
 
     tools/test_engine.py start   start it (installing Debian's docker.io if there is no dockerd), print its address
     tools/test_engine.py stop    remove its containers and volumes, end it and everything it started
+    tools/test_engine.py restart end the daemon alone and start it again, as an update of Docker does
     tools/test_engine.py env     print the shell line that points the docker command at it
     tools/test_engine.py clean   stop, and delete its images too
 
@@ -13,8 +14,9 @@ chains with another engine: it runs without iptables of its own (dockerd empties
 off a neighbour's containers), and this script adds the three rules that let containers reach the network. Published
 ports go through docker-proxy. Images are kept between runs.
 
-GPUFLEET_TEST_ENGINE_DIR moves its folder (default /var/cache/gpufleet-tests/engine). GPUFLEET_TEST_DOCKER_HOST names an
-engine to use as it is: start and stop then do nothing.
+GPUFLEET_TEST_ENGINE_DIR moves its folder (default /var/cache/gpufleet-tests/engine). GPUFLEET_TEST_ENGINE_NUMBER, from
+1 to 9, makes it another engine beside that one, with images of its own, for two checkouts tested on one machine.
+GPUFLEET_TEST_DOCKER_HOST names an engine to use as it is: start, stop and restart then do nothing.
 """
 
 from __future__ import annotations
@@ -28,16 +30,18 @@ import sys
 import time
 from pathlib import Path
 
-ENGINE_DIR = Path(os.environ.get("GPUFLEET_TEST_ENGINE_DIR", "/var/cache/gpufleet-tests/engine"))
-RUN_DIR = Path("/run/gpufleet-tests")  # short: the path of a Unix socket ends at 107 characters
+NUMBER = int(os.environ.get("GPUFLEET_TEST_ENGINE_NUMBER") or 0)
+NAME = f"gpufleet-{NUMBER}-tests" if NUMBER else "gpufleet-tests"
+ENGINE_DIR = Path(os.environ.get("GPUFLEET_TEST_ENGINE_DIR") or f"/var/cache/{NAME}/engine")
+RUN_DIR = Path("/run") / NAME  # short: the path of a Unix socket ends at 107 characters
 SOCKET = RUN_DIR / "docker.sock"
 PID_FILE = RUN_DIR / "docker.pid"
 CONTAINERD_PID_FILE = RUN_DIR / "exec" / "containerd" / "containerd.pid"
 LOG = ENGINE_DIR / "dockerd.log"
 CONFIG = ENGINE_DIR / "daemon.json"
-BRIDGE = "gpufleet-test0"
-SUBNET = "172.29.240.0/24"
-BRIDGE_ADDRESS = "172.29.240.1/24"
+BRIDGE = f"gpufleet-test{NUMBER}"
+SUBNET = f"172.29.{240 + NUMBER}.0/24"
+BRIDGE_ADDRESS = f"172.29.{240 + NUMBER}.1/24"
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 30.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -104,6 +108,12 @@ def start() -> None:
     make_network()
     process = spawn()
     wait_until_ready(process)
+
+
+def restart() -> None:
+    """End the daemon alone and start it again: it stops the containers and then obeys their restart policies."""
+    end(int(PID_FILE.read_text(encoding="utf-8")))
+    wait_until_ready(spawn())
 
 
 def install_packages() -> None:
@@ -305,8 +315,8 @@ def end(pid: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of start, stop, env and clean."""
-    actions = ("start", "stop", "env", "clean")
+    """Run one of start, stop, restart, env and clean."""
+    actions = ("start", "stop", "restart", "env", "clean")
     if len(arguments) != 1 or arguments[0] not in actions:
         print(f"usage: test_engine.py {'|'.join(actions)}", file=sys.stderr)
         return 2
@@ -321,8 +331,8 @@ def main(arguments: list[str]) -> int:
         return subprocess.run(["sudo", "-E", sys.executable, __file__, action], check=False).returncode
     os.environ["PATH"] = f"{SYSTEM_PATH}:{os.environ.get('PATH', '')}"
     try:
-        if action == "start":
-            start()
+        if action in ("start", "restart"):
+            start() if action == "start" else restart()
             print(f"The tests' engine answers at {docker_host()}")
         else:
             stop()

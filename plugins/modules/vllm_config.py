@@ -255,14 +255,18 @@ class ConfigFiles:
     def _replace(self, path: str, text: str) -> None:
         if self.module.check_mode:
             return
+        temporary = ""
         try:
-            descriptor, temporary = tempfile.mkstemp(dir=self.module.tmpdir)
+            # Beside the file, so that the move is a mere renaming: a full disk is met before it.
+            descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             self.module.atomic_move(temporary, path)
-        except OSError as error:
+        except Exception as error:  # atomic_move raises that
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             raise write_failed(path, error) from error
         self._set_attributes(path, mode=self.module.params["mode"])
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +140,27 @@ def test_one_bad_replica_and_nothing_is_written(run_module: RunModule, folder: P
     assert result["error"]["name"] == "config-invalid"
     assert "no-enable-prefix-caching: true" in result["msg"]
     assert not folder.exists()
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(
+    run_module: RunModule, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_module(vllm_config.main, {"directory": str(folder), "plan": plan_of("vllm-0")})
+    before = (folder / "vllm-0.yaml").read_text()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    plan = plan_of("vllm-0")
+    plan["replicas"][0]["config"]["port"] = 8001
+    result = run_module(vllm_config.main, {"directory": str(folder), "plan": plan})
+
+    assert (result["failed"], result["error"]["name"]) == (True, "write-failed")
+    assert "No space left on device" in result["error"]["evidence"]
+    assert "vllm_config_dir" in result["error"]["remedy"]
+    assert (folder / "vllm-0.yaml").read_text() == before
+    assert listing(folder) == ["plan.json", "vllm-0.yaml"]
 
 
 def test_single_file_from_a_template_on_the_host(run_module: RunModule, tmp_path: Path) -> None:

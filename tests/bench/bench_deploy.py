@@ -1,0 +1,195 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a deployment costs that finds everything in place: module runs per host, and time in pings.
+
+    .venv/bin/python tests/bench/bench_deploy.py [hosts ...]        default: 10 50
+
+Many hosts are simulated on this machine: each has its own folders, port and container on a real Docker engine
+(C(DOCKER_HOST)), whose program stands in for vLLM (tests/fakes/vllm_stand_in.py), as so many real ones would not fit.
+They are deployed once; then the same deployment, which finds nothing to do, and C(ansible -m ping) are run over them
+and timed. Printed are the module runs and the other commands per host, both times and their ratio. The time of a
+simulated host is processor time of this one machine, so it is the ratio that says something, not the seconds.
+
+Exits 1 when a converged host costs more than 12 module runs, or the second deployment changes something.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+COLLECTIONS = ROOT / ".cache" / "collections"
+STATE = Path(os.environ.get("GPUFLEET_TEST_CACHE_DIR", "/var/cache/gpufleet-tests")) / "molecule" / "state"
+MOST_MODULE_RUNS = 12
+FORKS = 2 * (os.cpu_count() or 1)
+FIRST_PORT = 21000
+PORTS_APART = 20  # a deployment looks at sixteen
+
+if str(COLLECTIONS) not in sys.path and "PYTHONPATH" not in os.environ:
+    sys.path.insert(0, str(COLLECTIONS))
+
+
+def variables(image: str, docker_host: str) -> dict[str, Any]:
+    """Return what all simulated hosts have in common."""
+    repository, _colon, tag = image.rpartition(":")
+    return {
+        "ansible_connection": "counting",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "vllm_device": "cpu",
+        "vllm_docker_host": docker_host,
+        "vllm_venv": str(STATE / "venv"),
+        "vllm_model": str(ROOT / "tests" / "data" / "scout-miniature"),
+        "vllm_model_source": "path",
+        "vllm_accept_license": True,
+        "vllm_max_model_len": 2048,
+        "vllm_image": repository,
+        "vllm_image_tag": tag,
+        "vllm_image_source": "present",
+        "vllm_version": "0.26.0",
+        "vllm_check_config": False,
+    }
+
+
+def inventory(folder: Path, hosts: int, common: dict[str, Any]) -> Path:
+    """Write the inventory of so many hosts, each with its own folders, port and names, and return its path."""
+    names = [f"host-{number:03d}" for number in range(hosts)]
+    each = {
+        name: {
+            "vllm_state_dir": str(folder / name / "state"),
+            "vllm_config_dir": str(folder / name / "etc"),
+            "vllm_container_prefix": f"{folder.name}-{name}",
+            "vllm_port": FIRST_PORT + number * PORTS_APART,
+        }
+        for number, name in enumerate(names)
+    }
+    path = folder / "hosts.json"
+    path.write_text(json.dumps({"all": {"hosts": each, "vars": common}}), encoding="utf-8")
+    return path
+
+
+class Fleet:
+    """Simulated hosts on this machine.
+
+    Args:
+        folder: for their inventory and files.
+        path: of the inventory.
+    """
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        self._folder = folder
+        self._path = path
+        self.counts = folder / "counts"
+
+    def run(self, *words: str) -> tuple[float, str]:
+        """Run one of Ansible's programs over the hosts, counting anew; return its seconds and what it printed."""
+        self.counts.unlink(missing_ok=True)
+        environment = {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
+            "ANSIBLE_COLLECTIONS_PATH": os.environ.get("PYTHONPATH", str(COLLECTIONS)).split(":")[0],
+            "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests" / "bench" / "connection"),
+            "ANSIBLE_PIPELINING": "true",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_FORKS": str(FORKS),
+            "GPUFLEET_COUNT_FILE": str(self.counts),
+        }
+        began = time.monotonic()
+        said = subprocess.run(
+            [str(BIN / words[0]), *words[1:], f"--inventory={self._path}"],
+            cwd=self._folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        seconds = time.monotonic() - began
+        if said.returncode != 0:
+            raise SystemExit(f"{' '.join(words)} exited {said.returncode}:\n{said.stdout[-6000:]}")
+        return seconds, said.stdout
+
+    def counted(self) -> dict[str, collections.Counter[str]]:
+        """Return for each host how often each module was run; what was no module under an empty name."""
+        return read_counts(self.counts.read_text(encoding="utf-8"))
+
+
+def read_counts(text: str) -> dict[str, collections.Counter[str]]:
+    """Return what the counting connection has noted: host -> module's short name -> runs."""
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for line in text.splitlines():
+        host, _kind, module = line.split("\t")
+        found[host][module.rpartition(".")[2]] += 1
+    return dict(found)
+
+
+def module_runs(counter: collections.Counter[str]) -> int:
+    """Return how many modules were run."""
+    return sum(runs for module, runs in counter.items() if module)
+
+
+def measure(fleet: Fleet, hosts: int) -> bool:
+    """Deploy, deploy again, ping, and print the figures; return whether the second deployment was as it should be."""
+    first, _text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy")
+    converged, text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy")
+    counted = fleet.counted()
+    ping, _text = fleet.run("ansible", "all", "-m", "ansible.builtin.ping")
+    changed = sum(int(number) for number in re.findall(r"\bchanged=(\d+)", text))
+    most = max(counted, key=lambda host: module_runs(counted[host]))
+    runs, commands = module_runs(counted[most]), counted[most][""]
+    print(
+        f"{hosts} hosts, {FORKS} forks: first deployment {first:.1f} s, converged {converged:.1f} s, ping {ping:.1f} s"
+    )
+    print(f"  a converged deployment takes as long as {converged / ping:.1f} pings of the same hosts")
+    print(f"  {runs} module runs a host (of {MOST_MODULE_RUNS}), {commands} other commands: {listed(counted[most])}")
+    print(f"  {changed} changes", flush=True)
+    return runs <= MOST_MODULE_RUNS and changed == 0 and len(counted) == hosts
+
+
+def listed(counter: collections.Counter[str]) -> str:
+    """Return the modules and how often each was run."""
+    return ", ".join(f"{module} {runs}" for module, runs in sorted(counter.items()) if module)
+
+
+def main(numbers: Sequence[int]) -> int:
+    """Measure fleets of so many hosts, one after the other."""
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
+    from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program
+    from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
+
+    docker_host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    engine = connect(docker_host)
+    image = f"gpufleet-bench-{os.getpid()}/stand-in:1"
+    import_stand_in(engine, image, debian_program("busybox-static", "bin/busybox"))
+    good = True
+    try:
+        for hosts in numbers:
+            folder = Path(tempfile.mkdtemp(prefix="gpufleet-bench-"))
+            try:
+                good &= measure(Fleet(folder, inventory(folder, hosts, variables(image, docker_host))), hosts)
+            finally:
+                for box in engine.containers.list(all=True, ignore_removed=True):
+                    if str(box.name).startswith(folder.name):
+                        box.remove(force=True)
+                shutil.rmtree(folder)
+    finally:
+        engine.images.remove(image, force=True)
+        engine.close()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(word) for word in sys.argv[1:]] or [10, 50]))

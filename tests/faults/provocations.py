@@ -1,0 +1,334 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How each fault of table.py is provoked.
+
+A function takes the world, the deployment and the fault, and returns the play whose outcome the user sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program
+from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
+from ansible_collections.gpufleet.vllm.tests.faults.table import Fault
+from ansible_collections.gpufleet.vllm.tests.faults.world import Play, Site, World, as_root, wait_for
+from ansible_collections.gpufleet.vllm.tools import test_engine
+
+Provocation = Callable[[World, Site, Fault], Play]
+
+DATA = Path(__file__).resolve().parents[1] / "unit" / "data"
+RECORDING = "start-refused-moe-backend.log"
+RECORDED_CAUSE = re.compile(r"ValueError: vLLM CUTLASS FP8 MoE backend is disabled.*")
+ENGINE_PROCESS = "EngineCore"
+SOON_S = 240  # for a server to come as far as a fault wants it, on a busy machine
+
+
+def deploy(_world: World, site: Site, fault: Fault) -> Play:
+    """Deploy with the fault's wishes."""
+    return site.play(wishes=fault.wishes)
+
+
+# What is wrong before the server is touched
+
+
+def take_port(_world: World, site: Site, _fault: Fault) -> Play:
+    """Hold the port to which the server is to move."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        return site.play(wishes={"vllm_port": holder.getsockname()[1]})
+
+
+def use_foreign_image(world: World, site: Site, _fault: Fault) -> Play:
+    """Load an image that was made for another architecture, and deploy with it."""
+    machine = os.uname().machine
+    name, tag = f"{world.run_name}/foreign", "1"
+    archive = image_archive(f"{name}:{tag}", "amd64" if machine == "aarch64" else "arm64")
+    world.engine.images.load(archive)
+    wishes = {"vllm_image": name, "vllm_image_tag": tag, "vllm_version": "0.32.0", "vllm_image_source": "present"}
+    return site.play(wishes=wishes)
+
+
+def image_archive(name: str, architecture: str) -> bytes:
+    """Return the archive, as C(docker save) writes it, of an image with one file."""
+    layer = tar_of({"usr/local/bin/vllm": b"#!/bin/sh\n"})
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Entrypoint": ["vllm", "serve"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    files = {"config.json": config, "manifest.json": manifest}
+    return tar_of({"layer.tar": layer, **{path: json.dumps(document).encode() for path, document in files.items()}})
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """Return a tar archive of files by their paths."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, data in files.items():
+            member = tarfile.TarInfo(path)
+            member.mode, member.size = 0o755, len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def truncate_log(_world: World, site: Site, _fault: Fault) -> Play:
+    """Cut the log of the serving server to nothing, deploy again, and ask for the status."""
+    log = site.server().attrs["LogPath"]
+    as_root("truncate", "--size=0", log)
+    again = site.play()
+    assert (again.status, again.changed) == (0, 0), again.text
+    return site.play("status")
+
+
+# What a new server cannot start with
+
+
+def fill_disk(_world: World, site: Site, fault: Fault) -> Play:
+    """Have the configurations' folder on a disk without room."""
+    site.config_dir.mkdir()
+    as_root("mount", "-t", "tmpfs", "-o", f"size=64k,uid={os.getuid()}", "tmpfs", str(site.config_dir))
+    try:
+        with contextlib.suppress(OSError), (site.config_dir / "fills").open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
+        return site.play(wishes=fault.wishes)
+    finally:
+        as_root("umount", str(site.config_dir))
+
+
+def truncate_weights(world: World, site: Site, fault: Fault) -> Play:
+    """Give the model a file of weights of which the second half is missing."""
+    model = site.folder / "truncated"
+    model.mkdir()
+    for path in world.model.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    size = 4096 * 256 * 4
+    tensors = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [4096, 256], "data_offsets": [0, size]}}
+    header = json.dumps(tensors).encode()
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(size // 2))
+    return site.play(wishes={**fault.wishes, "vllm_model": str(model)})
+
+
+def use_image_of_another_user(world: World, site: Site, fault: Fault) -> Play:
+    """Serve with an image that does not run as root."""
+    with changed_image(world, "other-user", {}, ["USER 1000:1000"]) as wishes:
+        return site.play(wishes={**fault.wishes, **wishes})
+
+
+@contextlib.contextmanager
+def changed_image(world: World, name: str, files: dict[str, bytes], changes: list[str]) -> Iterator[dict[str, Any]]:
+    """Make an image from the CPU image with other files or settings; yield the wishes that choose it."""
+    repository = f"{world.run_name}/{name}"
+    box = world.engine.containers.create(world.image)
+    try:
+        if files:
+            box.put_archive("/", tar_of(files))
+        box.commit(repository=repository, tag="1", changes="\n".join(changes), pause=False)
+    finally:
+        box.remove(force=True)
+    yield {
+        "vllm_image": repository,
+        "vllm_image_tag": "1",
+        "vllm_version": "0.32.0",
+        "vllm_image_source": "present",
+    }
+
+
+def kill_loading_engine(_world: World, site: Site, fault: Fault) -> Play:
+    """Kill the engine's process as soon as it is there."""
+
+    def kill() -> None:
+        send_signal("KILL", await_process(site, ENGINE_PROCESS))
+
+    return site.play(wishes=fault.wishes, meanwhile=kill)
+
+
+def freeze_start(_world: World, site: Site, fault: Fault) -> Play:
+    """Stop every process of the server once it has begun to print."""
+
+    def freeze() -> None:
+        wait_for(lambda: site.containers() and site.containers()[0].logs(), SOON_S, "the server prints nothing")
+        send_signal("STOP", *site.processes())
+
+    return site.play(wishes=fault.wishes, meanwhile=freeze)
+
+
+def limit_memory(_world: World, site: Site, fault: Fault) -> Play:
+    """Give the new container a memory limit under which no vLLM starts."""
+
+    def limit() -> None:
+        (box, *_others) = wait_for(site.containers, SOON_S, "no container is made")
+        box.update(mem_limit="256m", memswap_limit="256m")
+
+    return site.play(wishes=fault.wishes, meanwhile=limit)
+
+
+def await_process(site: Site, name: str) -> int:
+    """Return the id of the process of that name in the deployment's containers, once it is there."""
+
+    def find() -> int:
+        return next((pid for pid, line in site.processes().items() if name in line), 0)
+
+    return int(wait_for(find, SOON_S, f"no process {name} comes up"))
+
+
+# What needs a GPU: the stand-in prints what vLLM prints and exits as vLLM does
+
+
+def replay(world: World, site: Site, log: str) -> Play:
+    """Deploy with the stand-in that prints a log and exits."""
+    path = site.folder / "start.log"
+    path.write_text(log, encoding="utf-8")
+    name = stand_in(world)
+    repository, _colon, tag = name.rpartition(":")
+    wishes = {
+        "vllm_image": repository,
+        "vllm_image_tag": tag,
+        "vllm_version": "0.26.0",
+        "vllm_image_source": "present",
+        "vllm_extra_config": {},
+        "vllm_check_config": False,
+        "vllm_environment": {"STAND_IN_LOG": "/start.log", "STAND_IN_EXIT": "1"},
+        "vllm_volumes": [f"{path}:/start.log:ro"],
+    }
+    return site.play(wishes=wishes)
+
+
+def stand_in(world: World) -> str:
+    """Return the name of the stand-in's image, made by the first that asks."""
+    name = f"{world.run_name}/stand-in:1"
+    with world.lock:
+        if not world.engine.images.list(name):
+            import_stand_in(world.engine, name, debian_program("busybox-static", "bin/busybox"))
+    return name
+
+
+def replay_recording(world: World, site: Site, fault: Fault) -> Play:
+    """Replay a start recorded on a GPU host."""
+    return replay(world, site, (DATA / "logs" / fault.wishes["recording"]).read_text(encoding="utf-8"))
+
+
+def replay_line(world: World, site: Site, fault: Fault) -> Play:
+    """Replay a recorded start whose cause is another line."""
+    log = (DATA / "logs" / RECORDING).read_text(encoding="utf-8")
+    told, count = RECORDED_CAUSE.subn(lambda _match: str(fault.wishes["line"]), log)
+    assert count, f"{RECORDING} has no line of its cause any more"
+    return replay(world, site, told)
+
+
+def replay_message(world: World, site: Site, fault: Fault) -> Play:
+    """Replay a recorded start whose cause is a message of vLLM's newest source, its figures made up."""
+    messages = json.loads((DATA / "vllm_messages.json").read_text(encoding="utf-8"))["messages"]
+    (found,) = [message["found"] for message in messages if message["pattern"] == fault.wishes["message"]]
+    text = found[max(found, key=lambda version: [int(part) for part in version.split(".")])][0]["text"]
+    return replay_line(world, site, dataclasses.replace(fault, wishes={"line": f"ValueError: {text}"}))
+
+
+# What stops the server that serves
+
+
+def kill_server(_world: World, site: Site, _fault: Fault) -> Play:
+    """Kill the main process of the serving server, wait until it serves again, and deploy."""
+    pids = {pid: line for pid, line in site.processes().items() if "vllm serve" in line}
+    # The first of them is Docker's init; killing it kills the container as well, but the server is what dies in life.
+    send_signal("KILL", max(pids))
+    wait_for(lambda: not site.answers(), 60, "the server answers though it was killed")
+    site.wait_until_it_answers()
+    return site.play()
+
+
+def use_broken_image(world: World, site: Site, fault: Fault) -> Play:
+    """Deploy with an image whose vLLM finds a library of another release when it loads its engine."""
+    broken = (
+        b"raise ImportError('/opt/vllm/lib/python3.11/site-packages/vllm/_C.abi3.so: undefined symbol:"
+        b" _ZN3c104cuda9SetDeviceEab')\n"
+    )
+    where = world.engine.containers.run(
+        world.image,
+        ["-c", "import importlib.util as u; print(u.find_spec('vllm').origin)"],
+        entrypoint="python3",
+        remove=True,
+    )
+    package = Path(where.decode().strip()).parent
+    files = {str(package / "v1" / "engine" / "core.py").lstrip("/"): broken}
+    with changed_image(world, "next", files, []) as wishes:
+        return site.play(wishes={**fault.wishes, **wishes})
+
+
+def kill_play(_world: World, site: Site, fault: Fault) -> Play:
+    """Kill the play and what it started on the host while the new server starts; then run it again."""
+    old = site.server().id
+    with site.start("deploy", fault.wishes) as process:
+        wait_for(lambda: began(site, old), SOON_S, "the replacement does not begin")
+        os.killpg(process.pid, signal.SIGKILL)
+        send_signal("KILL", json.loads(as_root("cat", str(site.config_dir / ".lock")))["pid"])
+    assert len(site.containers()) == 2
+    site.wishes.update(fault.wishes)
+    return site.play()
+
+
+def began(site: Site, old: str | None) -> bool:
+    """Return whether the new server has been started, while the old one is still kept."""
+    boxes = {str(box.name): box for box in site.containers()}
+    new = boxes.get(f"{site.prefix}-0")
+    return len(boxes) == 2 and new is not None and new.id != old and new.status == "running"
+
+
+def restart_docker(world: World, site: Site, _fault: Fault) -> Play:
+    """Restart the daemon, wait until the server serves again, and deploy."""
+    if world.docker_host != f"unix://{test_engine.SOCKET}":
+        pytest.skip(f"the engine at {world.docker_host} is not the tests' own: it is not restarted")
+    subprocess.run([sys.executable, test_engine.__file__, "restart"], check=True)
+    site.wait_until_it_answers()
+    return site.play()
+
+
+def send_signal(name: str, *pids: int) -> None:
+    """Send a signal to processes, which are root's."""
+    as_root("kill", f"-{name}", *map(str, pids))
+
+
+PROVOCATIONS: dict[str, Provocation] = {
+    function.__name__: function
+    for function in (
+        deploy,
+        take_port,
+        use_foreign_image,
+        truncate_log,
+        fill_disk,
+        truncate_weights,
+        use_image_of_another_user,
+        kill_loading_engine,
+        freeze_start,
+        limit_memory,
+        replay_recording,
+        replay_line,
+        replay_message,
+        kill_server,
+        use_broken_image,
+        kill_play,
+        restart_docker,
+    )
+}

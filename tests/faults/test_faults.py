@@ -1,0 +1,88 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every fault of the table, provoked on vLLM's CPU build through the playbooks while requests flow.
+
+`make faults` runs them, with the tests' own Docker engine.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.tests.faults import state
+from ansible_collections.gpufleet.vllm.tests.faults.provocations import PROVOCATIONS
+from ansible_collections.gpufleet.vllm.tests.faults.state import Outcome
+from ansible_collections.gpufleet.vllm.tests.faults.table import FAULTS, OWN, SERVING, Fault
+from ansible_collections.gpufleet.vllm.tests.faults.world import Play, Site, World
+from ansible_collections.gpufleet.vllm.tests.load.client import Load, summary
+
+Futures = dict[str, "concurrent.futures.Future[Outcome]"]
+
+# Those that strike a deployment of their own run beside the first ones; what stops the serving server comes last,
+# with the machine to itself.
+UNDISTURBED = [fault for fault in FAULTS if fault.on == SERVING and not fault.stops]
+BESIDE = [fault for fault in FAULTS if fault.on == OWN]
+STOPPING = [fault for fault in FAULTS if fault.stops]
+
+
+def name_of(fault: Fault) -> str:
+    """Return the name of a test case."""
+    return fault.name
+
+
+def judge(play: Play, fault: Fault) -> None:
+    """Assert that the user saw what the table says."""
+    assert fault.says in (play.message or play.text), play.text
+    assert play.error == fault.error, play.text
+
+
+@pytest.mark.parametrize("fault", UNDISTURBED, ids=name_of)
+def test_the_old_server_answers_every_request(
+    fault: Fault, world: World, own_plays: Futures, serving: Site, load: Load
+) -> None:
+    old, began = state.look(serving), time.time()
+    play = PROVOCATIONS[fault.how](world, serving, fault)
+    judge(play, fault)
+    state.check(fault.after, old, state.look(serving))
+    counted = summary(load.settled(began, time.time()))
+    assert counted["answered"] == counted["sent"] > 0, counted
+
+
+@pytest.mark.parametrize("fault", BESIDE, ids=name_of)
+def test_nothing_is_left_of_a_server_that_fails(fault: Fault, own_plays: Futures) -> None:
+    outcome = own_plays[fault.name].result()
+    assert outcome.play.status != 0
+    judge(outcome.play, fault)
+    assert outcome.left == []
+
+
+@pytest.mark.parametrize("fault", STOPPING, ids=name_of)
+def test_the_server_comes_back(
+    fault: Fault,
+    world: World,
+    own_plays: Futures,
+    serving: Site,
+    load: Load,
+    measured: dict[str, dict[str, object]],
+) -> None:
+    concurrent.futures.wait(own_plays.values())
+    old, began = state.look(serving), time.time()
+    play = PROVOCATIONS[fault.how](world, serving, fault)
+    serving.wait_until_it_answers()
+    ended = time.time()
+    judge(play, fault)
+    if not fault.error:
+        assert play.status == 0, play.text
+    state.check(fault.after, old, state.look(serving))
+    counted = summary(load.settled(began, ended))
+    assert counted["failed"] == 0, counted
+    assert counted["sent"] == counted["answered"] + counted["refused"] + counted["lost"]
+    measured[fault.name] = {
+        **{name: counted[name] for name in ("sent", "answered", "refused", "lost")},
+        "seconds": round(ended - began, 1),
+        "outage_s": round(max((gap["seconds"] for gap in counted["outages"]), default=0.0), 1),
+    }
