@@ -34,6 +34,14 @@ SERVER_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 ENDPOINT = re.compile(r"/[A-Za-z0-9_./-]*")
 ADDRESS = re.compile(r"[A-Za-z0-9_.:-]+")
 RATE_WINDOW_S = 10
+# What HAProxy answers of itself. Quotes would end the text in the configuration.
+ERRORS = {
+    400: "The request is no valid HTTP.",
+    408: "The request did not come in time.",
+    502: "The server that had the request broke off.",
+    503: "No server is available now. Try again later.",
+    504: "The server that has the request does not answer.",
+}
 
 
 @dataclass(frozen=True)
@@ -222,6 +230,9 @@ def _defaults(settings: Settings) -> list[str]:
         "timeout queue 60s",
         f"timeout client {settings.timeout}s",
         f"timeout server {settings.timeout}s",
+        # A refused connection fails a health check at once; a server that is only slow, as under load, has this long.
+        "timeout check 10s",
+        *(_http_error(status, message) for status, message in ERRORS.items()),
         "load-server-state-from-file global",
     ]
 
@@ -232,8 +243,6 @@ def _front(settings: Settings, folder: str) -> list[str]:
     lines = [
         "frontend api",
         f"bind {host}:{settings.port}{crypt}",
-        # A request must be here whole to be sent a second time.
-        "option http-buffer-request",
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
@@ -266,8 +275,17 @@ def _front(settings: Settings, folder: str) -> list[str]:
 
 def _deny(status: int, message: str, condition: str, more: str = "") -> str:
     """Return a rule that answers with an error in the form of OpenAI's API."""
-    body = json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}})
-    return f"http-request return status {status} content-type application/json string '{body}'{more} if {condition}"
+    answer = f"return status {status} content-type application/json string '{_error(status, message)}'"
+    return f"http-request {answer}{more} if {condition}"
+
+
+def _http_error(status: int, message: str) -> str:
+    """Return the line that gives an error of HAProxy's own the form of OpenAI's API."""
+    return f"http-error status {status} content-type application/json string '{_error(status, message)}'"
+
+
+def _error(status: int, message: str) -> str:
+    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}})
 
 
 def _table(settings: Settings) -> list[str]:
@@ -287,7 +305,9 @@ def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> li
         "option httpchk",
         "http-check send meth GET uri /health",
         "http-check expect status 200",
-        # Sent again, elsewhere: what found no connection, and what a dying replica had answered nothing to.
+        # Sent again, elsewhere: what found no connection, and what a dying replica had answered nothing to. For that a
+        # request must be here whole. (In the frontend this would have the rules wait for the body.)
+        "option http-buffer-request",
         "option redispatch 1",
         "retries 3",
         "retry-on conn-failure empty-response",

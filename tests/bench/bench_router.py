@@ -43,7 +43,7 @@ from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGU
 from ansible_collections.gpufleet.vllm.tests.load.client import ANSWERED, Load, Options, percentile, summary
 
 START_S = 30.0
-BACK_S = 300.0
+BACK_S = 900.0
 PORT = 18470
 ENDED = "vllm:request_success_total"
 COUNTED = ("sent", "answered", "refused", "lost", "failed")

@@ -75,6 +75,11 @@ def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     assert statuses == ["401", "404", "405", "411", "413", "429"]
 
 
+def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
+    front, _backend, replicas = router_config.config(settings(), [ONE], "/etc/x").partition("backend replicas\n")
+    assert "http-buffer-request" not in front and "option http-buffer-request" in replicas
+
+
 def test_without_keys_nobody_is_asked_and_addresses_are_counted() -> None:
     text = router_config.config(settings(keys=(), replica_key=""), [ONE], "/etc/x")
     assert "return status 401" not in text
