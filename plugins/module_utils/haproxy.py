@@ -24,6 +24,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import
 
 TIMEOUT_S = 5.0
 POLL_S = 0.2
+# For how long a master that loads a configuration may not answer.
+RENEWAL_S = 2.0
 STATES = ("ready", "drain", "maint")
 # Of srv_admin_state: what was set here, and what came by the configuration or another server.
 ADMIN_MAINT, ADMIN_DRAIN = 0x01 | 0x02 | 0x04, 0x08 | 0x10
@@ -80,29 +82,39 @@ class Master:
     def ask(self, command: str, worker: int | None = None) -> str:
         """Return the answer to a command, of the master or of the worker with that process id.
 
+        While the master executes itself anew to load a configuration, it refuses connections for a moment.
+
         Raises:
             GpufleetError: C(router-not-running).
         """
         line = f"@!{worker} {command}" if worker else command
-        try:
-            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
-                connection.settimeout(TIMEOUT_S)
-                connection.connect(self.path)
-                connection.sendall(f"{line}\n".encode())
-                connection.shutdown(socket.SHUT_WR)
-                parts: list[bytes] = []
-                while True:
-                    part = connection.recv(65536)
-                    if not part:
-                        return b"".join(parts).decode(errors="replace")
-                    parts.append(part)
-        except OSError as error:
-            raise GpufleetError(
-                f"The front end does not answer at {self.path}.",
-                name="router-not-running",
-                remedy="Have it run with the playbook gpufleet.vllm.router; router_run_dir must be the same in both.",
-                evidence=str(error),
-            ) from error
+        deadline = time.monotonic() + RENEWAL_S
+        while True:
+            try:
+                return self._ask(line)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or time.monotonic() > deadline:
+                    raise GpufleetError(
+                        f"The front end does not answer at {self.path}.",
+                        name="router-not-running",
+                        remedy="Have it run with the playbook gpufleet.vllm.router; router_run_dir must be the same in"
+                        " both.",
+                        evidence=str(error),
+                    ) from error
+                time.sleep(POLL_S)
+
+    def _ask(self, line: str) -> str:
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(self.path)
+            connection.sendall(f"{line}\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            parts: list[bytes] = []
+            while True:
+                part = connection.recv(65536)
+                if not part:
+                    return b"".join(parts).decode(errors="replace")
+                parts.append(part)
 
     def processes(self) -> Processes:
         """Return what runs."""
