@@ -47,9 +47,14 @@ EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"router_names": ["llm.example.com"], "router_port": 443, "router_certificate": "files/llm.example.com.pem"},
         ["router"],
     ),
+    "rollout": (
+        {"vllm_rollout_batches": [1, "10%", "100%"], "vllm_rollout_max_failures": "5%"},
+        ["rollout", "rollout arrange"],
+    ),
 }
 PLAYBOOKS = {
     "preflight": "gpufleet.vllm.preflight",
+    "rollout": "gpufleet.vllm.upgrade",
     "router": "gpufleet.vllm.router",
     "verify": "gpufleet.vllm.verify",
 }

@@ -29,6 +29,7 @@ class ActionModule(LongTaskAction):
             return compared(
                 result,
                 os.path.abspath(os.path.expanduser(str(folder))),
+                instead=dict(self._task.args.get("baseline_for") or {}),
                 fail=boolean(self._task.args.get("fail_on_gates", True)),
                 save=boolean(self._task.args.get("save_baseline", False)),
                 tolerance=float(self._task.args.get("tolerance", 0.05)),
@@ -39,9 +40,25 @@ class ActionModule(LongTaskAction):
 
 
 def compared(
-    result: dict[str, Any], folder: str, *, save: bool, tolerance: float, standard_errors: float, fail: bool = True
+    result: dict[str, Any],
+    folder: str,
+    *,
+    save: bool,
+    tolerance: float,
+    standard_errors: float,
+    fail: bool = True,
+    instead: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the module's result, judged by the stored benchmark or stored as one.
+
+    Args:
+        result: of the module.
+        folder: of the stored benchmarks.
+        save: whether to store it; then it is compared with none.
+        tolerance: share of a stored figure by which a figure may be worse.
+        standard_errors: differences of fewer than these count as noise.
+        fail: whether a gate that failed fails the task.
+        instead: parts of C(comparable) of what it is compared with, if that is not its own kind.
 
     Raises:
         GpufleetError: as baseline.load and baseline.save.
@@ -50,6 +67,7 @@ def compared(
     if save:
         saved = "" if gates.failed(result["gates"]) else _save(folder, key, result)
         return {**result, "baseline": {"key": key, "found": False, "saved": saved, "date": ""}}
+    key = baseline.key_of({**result["comparable"], **(instead or {})})
     stored = baseline.load(folder, key)
     if stored is None:
         return {**result, "baseline": {"key": key, "found": False, "saved": "", "date": ""}}

@@ -35,4 +35,17 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines += [f"{name}: removed" for name in result.get("removed") or []]
     if result.get("rolled_back_to"):
         lines.append(f"runs the deployment {result['rolled_back_to']}" + ("" if lines else ", as before"))
+    drains = result.get("drains") or ((result.get("error") or {}).get("details") or {}).get("drains") or {}
+    lines += [f"{name}: {drained(drain)}" for name, drain in sorted(drains.items())]
     return lines + list(result.get("recovered") or [])
+
+
+def drained(drain: dict[str, Any]) -> str:
+    """Return what became of a stopped server's requests, as people say it."""
+    if not drain["running_at_start"] and not drain["refused"]:
+        return "had no requests when it was stopped"
+    refused = f", {drain['refused']} new ones turned away" if drain["turned_away"] else ", new ones not turned away"
+    return (
+        f"had {drain['running_at_start']} requests when it was to be stopped: {drain['finished']} finished within"
+        f" {duration(drain['waited_s'])}, {drain['aborted']} aborted{refused}"
+    )

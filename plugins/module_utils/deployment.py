@@ -21,10 +21,14 @@ container name-previous and stops it, names the new one name, starts it, and wai
 real request, it gets its restart policy and the old container is removed. If it fails, it is removed and the old one
 is named, configured and started as it was; the run then fails with the diagnosis of the new one.
 
+Before a server is stopped it drains: it turns new requests away and gets a while for those it has (drain.py). The next
+one that needs its GPUs starts when the driver says that their memory is free (vram.py).
+
 A container mounts its own copy of the configuration, C(<config_dir>/active/<name>-<hash>.yaml), because the file of
 the replica is rewritten before the server is replaced, and an old server that comes back must find what it had.
 
-Servers that need a GPU or a port which another of them still holds are replaced together; all others one after another.
+Servers that need a GPU or a port which another of them still holds are replaced together; all others one after another,
+those that do not serve first. A failure ends the run, so that those which have not had their turn go on serving.
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, run_line
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, model_files, run_line, vram
+from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.drain import Drain, drain_all
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.history import History, fingerprint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import port_in_use
@@ -69,7 +75,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     secret_changes,
     spec_changes,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Start, wait_for
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import (
+    Limits,
+    Start,
+    engine_ended,
+    wait_for,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
 
 if TYPE_CHECKING:
@@ -78,6 +89,8 @@ if TYPE_CHECKING:
 
 HEALTH_TIMEOUT_S = 5.0
 HTTP_CONFLICT = 409
+# Between asking a server without requests to stop and killing it; one that still has some gets the shorter time.
+STOP_S, ABORT_S = 30, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +104,10 @@ class Settings:
         prefix: what the names of this deployment's containers begin with, before the dash.
         docker_host: address of the engine, for the run line.
         wait: whether to wait until servers are ready.
-        ready_timeout: seconds for a server to become ready.
-        stall_timeout: seconds for which a starting server may do nothing.
-        drain_timeout: seconds between asking a server to stop and killing it.
+        limits: how long starts may take.
+        drain_timeout: seconds that a server's running requests get before it is stopped.
+        vram_timeout: seconds for the driver to free the memory of a stopped server's GPUs.
+        watchdog: seconds for which a server may hang before it is ended, so that Docker starts it again; 0 for ever.
         check: only tell what would be done.
         check_config: whether the image's vLLM parses a new configuration before anything is touched.
         history_keep: number of deployments to keep in the host's history.
@@ -105,9 +119,10 @@ class Settings:
     prefix: str
     docker_host: str
     wait: bool = True
-    ready_timeout: float = 3600
-    stall_timeout: float = 900
+    limits: Limits = dataclasses.field(default_factory=Limits)
     drain_timeout: int = 60
+    vram_timeout: int = 60
+    watchdog: int = 300
     check: bool = False
     check_config: bool = True
     history_keep: int = 10
@@ -129,6 +144,8 @@ class Step:
         was_running: whether C(old) ran.
         old_policy: the restart policy that C(old) had.
         start: of the new container.
+        drain: of the old container, or of the one that is restarted.
+        serves: whether C(old) answers.
     """
 
     name: str
@@ -142,6 +159,8 @@ class Step:
     was_running: bool = False
     old_policy: Any = None
     start: Start | None = None
+    drain: Drain | None = None
+    serves: bool = False
 
     def needs(self) -> set[str]:
         """Return the GPUs and ports that the new server takes."""
@@ -178,6 +197,7 @@ class Deployment:
         self._recovered: list[str] = []
         self._unfinished: dict[str, Container] = {}
         self._changed_files = False
+        self._drains: dict[str, dict[str, Any]] = {}
         self._warnings: list[str] = []
         self._recorded = ""
         self._history = History(client, settings.config_dir, settings.prefix, settings.history_keep)
@@ -212,13 +232,17 @@ class Deployment:
             for spec in specs:
                 self._check_file(spec)
             check_model(wishes.model_source)
+            for spec in specs:
+                model_files.check(spec, wishes.model_source, wishes.hf_home)
             self._recover({spec["name"]: spec for spec in specs})
         steps = self._steps(specs, restart)
         self._check_ports(steps)
+        self._check_gpus(steps)
         if self._settings.check_config:
             self._check_configs(steps)
         if not self._settings.check:
             self._make_folders()
+            self._write_controls(specs)
             try:
                 self._act(steps)
             except GpufleetError as error:
@@ -243,13 +267,19 @@ class Deployment:
         history = self._history.paths() if not wanted else []
         if not self._settings.check:
             config_check.remove_left(self._client, self._settings.prefix)
+            drains = {name: self._begin_drain(name, container) for name, container in sorted(found.items())}
+            self._end_drains(list(drains.values()))
             for name, container in sorted(found.items()):
-                self._progress.phase(f"{name}: stopping", f"(up to {self._settings.drain_timeout} s)")
-                self._remove(container, gently=True)
+                self._progress.phase(f"{name}: stopping")
+                self._stop(container, drains[name])
+                self._remove(container)
+            for name in bases:
+                self._control(name).remove()
             for path in files:
                 os.unlink(path)
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.join(self._settings.config_dir, "active"))
+            for folder in ("active", "control"):
+                with contextlib.suppress(OSError):
+                    os.rmdir(os.path.join(self._settings.config_dir, folder))
             if not wanted:
                 self._history.forget_all()
             for path in caches:
@@ -261,6 +291,7 @@ class Deployment:
             "replicas": [],
             "removed": removed,
             "removed_paths": files + history + caches,
+            "drains": self._drains,
             "recovered": [],
             "recorded": "",
             "diff": [
@@ -352,6 +383,13 @@ class Deployment:
                         remedy="Set vllm_host to an address of the host, 127.0.0.1 or 0.0.0.0.",
                     )
 
+    def _check_gpus(self, steps: Sequence[Step]) -> None:
+        """Raise C(gpu-memory-held) if somebody else holds memory that a server needs, before any is stopped."""
+        starting = [step for step in steps if step.spec and step.action in ("created", "replaced", "started")]
+        needs = vram.needs([_must(step.spec) for step in starting])
+        if needs:
+            vram.check_others(needs, {box.id for box in self._containers().values() if box.id})
+
     def _check_configs(self, steps: Sequence[Step]) -> None:
         """Raise C(config-refused) if the image's vLLM refuses the configuration of a server that is to be made."""
         candidates = [
@@ -392,6 +430,8 @@ class Deployment:
                 evidence=f"{container.name}: image {container.attrs['Config']['Image']}",
             )
         step = Step(name, spec, container, was_running=_running(container))
+        status = health_status(base_url(spec)) if container.status == "running" else 0
+        step.serves = status == 200
         step.changes = spec_changes(read_spec(container.labels), spec)
         step.changes += secret_changes(environment_of(container), self._secrets, read_spec(container.labels))
         if name in self._unfinished:
@@ -405,37 +445,31 @@ class Deployment:
             step.action, step.why = "started", [f"it was {container.status}"]
         elif container.status == "restarting":
             step.action, step.why = "restarted", ["it died again and again"]
-        elif self._settings.wait and self._engine_dead(spec):
+        elif status == 503 and not self._control(name).closed():
             step.action, step.why = "restarted", ["its engine is dead: /health answers 503"]
+        elif not step.serves and engine_ended(container):
+            step.action, step.why = "restarted", ["its engine has ended, says its log, though its container runs"]
         elif _policy(container) != _policy_of(spec):
             step.action = "updated"
             step.changes = [Change("restart_policy", _policy(container)["Name"], spec["restart_policy"])]
             step.why = [change.as_text() for change in step.changes]
         return step
 
-    def _engine_dead(self, spec: Spec) -> bool:
-        return health_status(base_url(spec)) == 503
-
     # Doing it
 
     def _act(self, steps: Sequence[Step]) -> None:
+        # A server that does not serve has nothing to lose, and the others go on serving meanwhile.
+        steps = sorted(steps, key=lambda step: step.serves)
+        for step in steps:
+            if step.action in ("restarted", "started"):
+                self._restart(step)
         for group in _groups([step for step in steps if step.action in ("created", "replaced", "removed")]):
             if all(step.action == "removed" for step in group):
+                self._end_all(group)
                 for step in group:
-                    self._progress.phase(f"{step.name}: stopping", f"(up to {self._settings.drain_timeout} s)")
-                    self._remove(_must(step.old), gently=True)
+                    self._remove(_must(step.old))
             else:
                 self._replace(group)
-        for step in steps:
-            if step.action == "restarted":
-                self._progress.phase(f"{step.name}: stopping", f"(up to {self._settings.drain_timeout} s)")
-                with engine_errors(f"stopping {step.name}"):
-                    _must(step.old).stop(timeout=self._settings.drain_timeout)
-            if step.action in ("restarted", "started"):
-                step.new = step.old
-                self._start(step)
-                self._wait([step])
-                self._keep_running(step)
         # Those that may stay: they may still be starting.
         waiting = [step for step in steps if step.action in ("none", "updated")]
         for step in waiting:
@@ -445,10 +479,20 @@ class Deployment:
         for step in waiting:
             self._keep_running(step)
 
+    def _restart(self, step: Step) -> None:
+        """Start a server's own container, after ending it if it runs."""
+        step.new = step.old
+        if step.action == "restarted":
+            self._end_all([step])
+        self._start(step)
+        self._wait([step])
+        self._keep_running(step)
+
     def _replace(self, group: Sequence[Step]) -> None:
         """Replace, create and remove the servers of a group together; put back what was there if one fails."""
         self._create_next([step for step in group if step.spec and not step.resumed])
         try:
+            self._drain([step for step in group if step.old and not step.resumed])
             for step in group:
                 if step.resumed:
                     step.new, step.old = step.old, self._unfinished.pop(step.name)
@@ -484,16 +528,80 @@ class Deployment:
 
     def _set_aside(self, step: Step) -> None:
         old = _must(step.old)
-        self._progress.phase(f"{step.name}: stopping the old server", f"(up to {self._settings.drain_timeout} s)")
+        self._progress.phase(f"{step.name}: stopping the old server")
         step.old_policy = _policy(old)
         with engine_errors(f"stopping the old server of {step.name}"):
             old.rename(step.name + PREVIOUS)
             old.update(restart_policy={"Name": "no"})
-            old.stop(timeout=self._settings.drain_timeout)
+        self._stop(old, step.drain)
+
+    # Ending servers
+
+    def _control(self, name: str) -> Control:
+        """Return the control folder of a replica, by the name of any of its containers."""
+        return Control(os.path.join(self._settings.config_dir, "control", _base(name)))
+
+    def _begin_drain(self, name: str, container: Container) -> Drain | None:
+        """Have a server turn new requests away; None for one that does not run or whose address is not known."""
+        container.reload()
+        spec = read_spec(container.labels)
+        if spec is None or container.status != "running":
+            return None
+        return Drain(name, base_url(spec), self._control(name), self._settings.drain_timeout)
+
+    def _end_drains(self, drains: Sequence[Drain | None]) -> None:
+        """Wait for drains, and note what became of the requests."""
+        begun = [drain for drain in drains if drain is not None]
+        drain_all(begun, self._settings.drain_timeout, self._progress)
+        self._drains.update({_base(drain.label): drain.as_result() for drain in begun})
+
+    def _drain(self, steps: Sequence[Step]) -> None:
+        """Let the old servers of some steps finish their requests, all at the same time."""
+        for step in steps:
+            step.drain = self._begin_drain(step.name, _must(step.old))
+        self._end_drains([step.drain for step in steps])
+
+    def _end_all(self, steps: Sequence[Step]) -> None:
+        """Drain and stop the servers of some steps."""
+        self._drain(steps)
+        for step in steps:
+            self._progress.phase(f"{step.name}: stopping")
+            self._stop(_must(step.old), step.drain)
+
+    def _stop(self, container: Container, drain: Drain | None) -> None:
+        """Stop a server that has drained; one that still has requests loses them."""
+        from docker.errors import NotFound
+
+        spec = read_spec(container.labels) or {}
+        own_drain = int((spec.get("config") or {}).get("shutdown-timeout") or 0)
+        seconds = ABORT_S if drain and drain.running else STOP_S
+        if drain and not drain.turned_away and drain.running and own_drain:
+            # Not ours to close: then its vLLM turns requests away while it lets the others finish.
+            seconds = min(own_drain, self._settings.drain_timeout) + ABORT_S
+        with engine_errors(f"stopping {container.name}"), contextlib.suppress(NotFound):
+            container.stop(timeout=seconds)
+        self._control(str(container.name)).open()
+
+    def _await_memory(self, step: Step) -> None:
+        """Wait until the GPUs of a server have the memory that it takes."""
+        needs = vram.needs([_must(step.spec)])
+        if needs and not self._settings.check:
+            vram.wait_until_free(needs, self._settings.vram_timeout, self._progress)
+
+    def _write_controls(self, specs: Sequence[Spec]) -> None:
+        """Write what the servers find in their control folders; it does not count as a change of theirs."""
+        for spec in specs:
+            control = self._control(spec["name"])
+            os.makedirs(control.folder, mode=0o755, exist_ok=True)
+            watchdog = 0 if spec["restart_policy"] == "no" else self._settings.watchdog
+            for path, text in control.files(watchdog).items():
+                self._changed_files |= write_file(path, text, 0o644)
 
     def _start(self, step: Step) -> None:
         """Start the step's new container under its own name."""
         container = _must(step.new)
+        if not _running(container):
+            self._await_memory(step)
         self._progress.phase(f"{step.name}: container")
         try:
             with engine_errors(f"starting the container of {step.name}"):
@@ -525,9 +633,8 @@ class Deployment:
             step.start = step.start or self._watch(_must(step.new), step.name)
         wait_for(
             [_must(step.start) for step in steps],
-            ready_timeout=self._settings.ready_timeout,
-            stall_timeout=self._settings.stall_timeout,
-            progress=self._progress,
+            self._settings.limits,
+            self._progress,
         )
 
     def _keep_running(self, step: Step) -> None:
@@ -569,13 +676,13 @@ class Deployment:
             try:
                 wait_for(
                     starts,
-                    ready_timeout=self._settings.ready_timeout,
-                    stall_timeout=self._settings.stall_timeout,
-                    progress=self._progress,
+                    self._settings.limits,
+                    self._progress,
                 )
             except GpufleetError as problem:
                 problems.append(problem.as_text())
         names = ", ".join(step.name for step in olds)
+        error.details["drains"] = self._drains
         error.details["restored"] = not problems
         error.details["restored_servers"] = [step.name for step in olds]
         if problems:
@@ -600,20 +707,18 @@ class Deployment:
         if start and not _running(old):
             old.start()
 
-    def _remove(self, container: Container, *, gently: bool = False) -> None:
-        """Remove a container; gently means to let it end its requests."""
+    def _remove(self, container: Container) -> None:
+        """Remove a container."""
         from docker.errors import APIError, NotFound
 
         with engine_errors(f"removing {container.name}"), contextlib.suppress(NotFound):
-            if gently and _running(container):
-                container.stop(timeout=self._settings.drain_timeout)
             try:
                 container.remove(force=True)
             except APIError as error:
                 # Somebody else is removing it at this moment: it will be gone as wanted.
                 if error.status_code != HTTP_CONFLICT or "already in progress" not in str(error.explanation):
                     raise
-                container.wait(condition="removed", timeout=self._settings.drain_timeout)
+                container.wait(condition="removed", timeout=STOP_S)
 
     # After an interrupted run
 
@@ -624,6 +729,8 @@ class Deployment:
             self._remove(found.pop(name))
             self._recovered.append(f"removed {name}, which was never started")
         for name, spec in wanted.items():
+            if self._control(name).open():
+                self._recovered.append(f"{name} takes requests again: its drain was interrupted")
             if name + PREVIOUS in found:
                 self._recover_one(name, found.get(name), found[name + PREVIOUS], spec)
 
@@ -692,6 +799,7 @@ class Deployment:
             if step.spec is None:
                 for path in self._files_of(_base(step.name)):
                     os.unlink(path)
+                self._control(step.name).remove()
                 continue
             folder = self._settings.config_dir
             secrets_file = os.path.join(folder, f"{step.name}.env")
@@ -731,6 +839,7 @@ class Deployment:
             "replicas": [self._replica_result(step) for step in steps if step.spec],
             "removed": [step.name for step in steps if step.action == "removed"],
             "removed_paths": [],
+            "drains": self._drains,
             "recovered": self._recovered,
             "recorded": self._recorded,
             "warnings": self._warnings,
@@ -762,6 +871,7 @@ class Deployment:
             "image_id": spec["image_id"],
             "phases": phases,
             "ready_s": round(sum(phase["seconds"] for phase in phases), 1),
+            "drain": self._drains.get(step.name, {}),
             "docker_run": self._run_line(step),
         }
 
@@ -831,7 +941,11 @@ def mounted_config(container: Container) -> str:
 
 def environment_of(container: Container) -> dict[str, str]:
     """Return the container's environment variables."""
-    pairs = (entry.partition("=") for entry in container.attrs["Config"].get("Env") or [])
+    return _variables(container.attrs["Config"].get("Env"))
+
+
+def _variables(entries: Iterable[str] | None) -> dict[str, str]:
+    pairs = (entry.partition("=") for entry in entries or [])
     return {name: value for name, _equals, value in pairs}
 
 
@@ -874,8 +988,21 @@ def check_removable(path: str) -> str:
     return path
 
 
-def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = False) -> str:
-    """Return the id of the image that a reference names here; C((not here yet)) if it may be missing and is.
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image on this host.
+
+    Attributes:
+        id: C(sha256:...), or C((not here yet)).
+        python_path: the C(PYTHONPATH) that it sets.
+    """
+
+    id: str
+    python_path: str = ""
+
+
+def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = False) -> Image:
+    """Return the image that a reference names here; one that is C((not here yet)) if it may be missing and is.
 
     Raises:
         GpufleetError: C(image-missing).
@@ -884,10 +1011,10 @@ def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = Fa
 
     with engine_errors(f"looking for the image {reference}"):
         try:
-            return str(client.images.get(reference).id)
+            image = client.images.get(reference)
         except ImageNotFound as error:
             if missing_ok:
-                return "(not here yet)"
+                return Image("(not here yet)")
             raise GpufleetError(
                 f"There is no image {reference} on this host.",
                 name="image-missing",
@@ -895,6 +1022,7 @@ def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = Fa
                 " gpufleet.vllm.vllm), or correct vllm_image and vllm_image_tag.",
                 evidence=str(error.explanation or error),
             ) from error
+    return Image(str(image.id), _variables(image.attrs["Config"].get("Env")).get("PYTHONPATH", ""))
 
 
 def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -42,6 +42,14 @@ class Cause:
 
 # In one line, the first entry that matches wins; between lines, the earlier line does.
 CAUSES: tuple[Cause, ...] = (
+    # Our own health check (server_health)
+    Cause(
+        "ended-by-watchdog",
+        r"gpufleet-watchdog: (.+?)\. The server is ended",
+        "It no longer worked and was ended, so that it is started again: {0}.",
+        "Look at what its log says before that, and at dmesg for Xid lines of the GPU. Raise vllm_watchdog_timeout if"
+        " the server was only busy.",
+    ),
     # Memory of the card
     Cause(
         "no-memory-for-kv-cache",

@@ -40,7 +40,7 @@ def table(plans: Mapping[str, Any]) -> dict[str, list[str]]:
     """
     good = {host: plan for host, plan in plans.items() if _is_plan(plan)}
     refused = {host: _error_text(plan) for host, plan in plans.items() if host not in good}
-    kinds = _grouped({host: _kind(plan) for host, plan in good.items()})
+    kinds = _grouped({host: plan_kind(plan) for host, plan in good.items()})
     rows = [_row(hosts, [good[host] for host in hosts]) for hosts in kinds]
     lines = [_headline(len(plans), len(kinds), len(refused)), *_aligned([HEADINGS, *rows] if rows else [])]
     if refused:
@@ -79,6 +79,11 @@ def _parts(host: str) -> tuple[str, str, str]:
     return name[: found.start()], found.group(), name[found.end() :] + dot + domain
 
 
+def in_order(hosts: Iterable[str]) -> list[str]:
+    """Return host names in the order in which people number them: gpu-2 before gpu-10."""
+    return sorted(hosts, key=_natural)
+
+
 def _natural(host: str) -> tuple[Any, ...]:
     return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", host))
 
@@ -94,7 +99,7 @@ def _error_text(error: Any) -> str:
     return " ".join(str(text) for text in texts if text)
 
 
-def _kind(plan: Mapping[str, Any]) -> str:
+def plan_kind(plan: Mapping[str, Any]) -> str:
     """Return what two plans must have in common to be one row: all that runs, but not why nor on which very card."""
     replicas = [{**replica, "gpu_uuids": []} for replica in plan["replicas"]]
     other = {key: value for key, value in plan.items() if key not in ("decisions", "warnings", "capacity")}

@@ -315,6 +315,7 @@ class History:
             "id": wishes.image_id,
             "digests": list(image.get("RepoDigests") or []),
             "kept_as": kept_name(self._prefix, wishes.image_id),
+            "python_path": wishes.python_path,
         }
 
     def _free_id(self, now: float) -> str:
@@ -391,7 +392,7 @@ def kept_name(prefix: str, image_id: str) -> str:
 def server_options(replicas: Sequence[Mapping[str, Any]], wishes: Wishes) -> dict[str, Any]:
     """Return the options of vllm_server by which the same servers are made again, without secrets."""
     options = dataclasses.asdict(wishes)
-    del options["image_id"]
+    del options["image_id"], options["python_path"]
     return {
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "replicas": [dict(replica) for replica in replicas],
@@ -402,7 +403,8 @@ def recorded_wishes(entry: Entry) -> Wishes:
     """Return what all replicas of a deployment share."""
     known = {field.name for field in dataclasses.fields(Wishes)}
     options = {name: value for name, value in entry["server"].items() if name in known}
-    options.update(image_id=entry["image"]["id"], volumes=tuple(options["volumes"]))
+    image = entry["image"]
+    options.update(image_id=image["id"], python_path=image.get("python_path", ""), volumes=tuple(options["volumes"]))
     return Wishes(**options)
 
 

@@ -82,6 +82,7 @@ class ImageWish:
         backoff: seconds before the first of them, doubled before each next.
         force: pull or load even though the image is there.
         stall_timeout: seconds without a sign of a pull's progress after which it is given up.
+        timeout: seconds for a whole pull, further attempts included; 0 for no deadline.
     """
 
     reference: str
@@ -96,6 +97,7 @@ class ImageWish:
     backoff: float = 5.0
     force: bool = False
     stall_timeout: float = 900.0
+    timeout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -715,13 +717,14 @@ def _pull(
     """
     name = f"{reference.repository}@{wish.digest}" if wish.digest else reference.local_name
     started = time.monotonic()
+    deadline = started + wish.timeout if wish.timeout else float("inf")
     delay = wish.backoff
     brief_failures = 0
     while True:
         transfer["attempts"] += 1
         layers = LayerProgress()
         try:
-            _pull_once(engine, wish, reference, layers, progress)
+            _pull_once(engine, wish, reference, layers, progress, deadline)
             break
         except PullFailure as failure:
             brief_failures += failure.brief
@@ -771,9 +774,14 @@ def _explain_pinned(engine: DockerClient, wish: ImageWish, failure: PullFailure)
 
 
 def _pull_once(
-    engine: DockerClient, wish: ImageWish, reference: Reference, layers: LayerProgress, progress: Progress
+    engine: DockerClient,
+    wish: ImageWish,
+    reference: Reference,
+    layers: LayerProgress,
+    progress: Progress,
+    deadline: float,
 ) -> None:
-    """Do one attempt at a pull.
+    """Do one attempt at a pull, until C(deadline) by the monotonic clock.
 
     Raises:
         PullFailure: what the engine said.
@@ -794,8 +802,18 @@ def _pull_once(
                 auth_config=auth,
             ),
             wish.stall_timeout,
+            deadline,
         )
         _follow(events, layers, progress, wish)
+    except PullTooLongError as error:
+        raise GpufleetError(
+            f"The pull of {wish.reference} took more than {wish.timeout:g} s (vllm_phase_timeouts: image).",
+            name="phase-too-long",
+            remedy="Run the play again: the engine keeps each layer that is complete. Raise vllm_phase_timeouts:"
+            " {image: SECONDS} if the connection is only slow, or set vllm_image to a nearer registry.",
+            evidence=f"last state: {layers.text()}",
+            details={"phase": "image", "deadline_s": wish.timeout},
+        ) from error
     except TimeoutError as error:
         raise PullFailure(STALLED, f"{error}; state: {layers.text()}", wish) from error
     except APIError as error:
@@ -805,8 +823,16 @@ def _pull_once(
         raise PullFailure(None, f"connection to the engine: {error}", wish) from error
 
 
-def _while_moving(start: Callable[[], Iterable[dict[str, Any]]], seconds: float) -> Iterator[dict[str, Any]]:
+class PullTooLongError(Exception):
+    """A pull has passed its deadline."""
+
+
+def _while_moving(
+    start: Callable[[], Iterable[dict[str, Any]]], seconds: float, deadline: float = float("inf")
+) -> Iterator[dict[str, Any]]:
     """Yield the events of the pull that C(start) begins, or raise TimeoutError when none comes for C(seconds).
+
+    Raises PullTooLongError at C(deadline), by the monotonic clock.
 
     The engine waits for a silent registry without end. It ends the pull when its client is gone, so a thread left
     behind here ends with the module.
@@ -824,9 +850,12 @@ def _while_moving(start: Callable[[], Iterable[dict[str, Any]]], seconds: float)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
+        left = max(0.0, deadline - time.monotonic())
         try:
-            item = arrived.get(timeout=seconds)
+            item = arrived.get(timeout=min(seconds, left))
         except queue.Empty:
+            if left < seconds:
+                raise PullTooLongError from None
             raise TimeoutError(f"the engine reported nothing for {seconds:g} s") from None
         if item is end:
             return

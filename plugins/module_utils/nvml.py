@@ -9,6 +9,7 @@ C(state), and a GPU that stopped answering is an entry with an C(error) beside t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -108,6 +109,46 @@ def probe(root: str = "/") -> dict[str, Any]:
         _ask(pynvml.nvmlShutdown)
     result.update(_verdict(result["gpus"], result["pci_devices"]))
     return result
+
+
+def memory(root: str = "/") -> list[dict[str, Any]]:
+    """Return the memory of the host's GPUs and who holds it, without the rest that probe() asks for.
+
+    Returns:
+        for each GPU that answers C(index), C(uuid), C(name), C(memory_total_mib), C(memory_used_mib),
+        C(memory_free_mib), C(memory_reserved_mib) (MiB, None when not told) and C(processes) (see C(_processes));
+        nothing when NVML does not start.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    gpus = []
+    try:
+        for index in range(_ask(pynvml.nvmlDeviceGetCount) or 0):
+            # A card that is lost is the planner's to leave out; here it has no memory to tell of.
+            with contextlib.suppress(pynvml.NVMLError):
+                gpus.append(_memory_of(index, root))
+    finally:
+        _ask(pynvml.nvmlShutdown)
+    return gpus
+
+
+def _memory_of(index: int, root: str) -> dict[str, Any]:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    unknown = dict.fromkeys(("memory_total_mib", "memory_used_mib", "memory_free_mib", "memory_reserved_mib"))
+    return {
+        "index": index,
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "name": pynvml.nvmlDeviceGetName(handle),
+        **unknown,
+        **_memory(handle),
+        "processes": _processes(handle, root),
+    }
 
 
 def _describe_all(count: int, root: str) -> list[dict[str, Any]]:

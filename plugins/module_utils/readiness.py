@@ -21,8 +21,9 @@ WEIGHTS = "weights"
 COMPILE = "compile"
 KV_CACHE = "KV cache"
 WARM_UP = "warm-up"
+GRAPHS = "graphs"
 SERVING = "serving"
-PHASES = (CONTAINER, ENGINE_START, WEIGHTS, COMPILE, KV_CACHE, WARM_UP, SERVING)
+PHASES = (CONTAINER, ENGINE_START, WEIGHTS, COMPILE, KV_CACHE, WARM_UP, GRAPHS, SERVING)
 
 # A line that matches begins the phase. Most of vLLM's lines say that something has ended, so what they begin is next.
 PHASE_BEGINS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -37,14 +38,20 @@ PHASE_BEGINS: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(r"torch\.compile (?:takes|took) |Initial profiling/warmup run took|Available KV cache memory"),
     ),
     (WARM_UP, re.compile(r"(?:GPU|CPU) KV cache size: |# (?:GPU|CPU) blocks: |Warming up model for the compilation")),
+    (GRAPHS, re.compile(r"Capturing CUDA graphs")),
     (SERVING, re.compile(r"init engine .* took |Starting vLLM (?:API )?server|Application startup complete")),
 )
+# Some releases capture graphs already while they measure memory; only those after the KV cache are the phase.
+NOT_BEFORE = {GRAPHS: WARM_UP}
 EAGER = re.compile(r"Enforce eager set|enforce_eager=True")
 # The engine has ended; the API server's process, and with it the container, may outlive it by minutes.
 ENGINE_ENDED = re.compile(
     r"EngineCore failed to start|EngineCore encountered a fatal error|Engine core initialization failed"
 )
-PERCENT = re.compile(r"checkpoint shards:\s+(\d+)%")
+PERCENTS = {
+    WEIGHTS: re.compile(r"checkpoint shards:\s+(\d+)%"),
+    GRAPHS: re.compile(r"Capturing CUDA graphs[^:]*:\s+(\d+)%"),
+}
 DETAILS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     (WEIGHTS, re.compile(r"Time spent downloading weights .*?: ([\d.]+) sec"), "downloaded in {0} s"),
     (COMPILE, re.compile(r"Dynamo bytecode transform time"), "graph traced"),
@@ -110,9 +117,13 @@ class StartWatch:
         """Return for how long the start has been going on."""
         return now - self._started
 
+    def phase_seconds(self, now: float) -> float:
+        """Return for how long the current phase has been going on."""
+        return max(0.0, now - self._since)
+
     def durations(self, now: float) -> list[dict[str, Any]]:
         """Return the phases so far, the current one last: C(name) and C(seconds)."""
-        return [*self._finished, {"name": self.phase, "seconds": round(max(0.0, now - self._since), 1)}]
+        return [*self._finished, {"name": self.phase, "seconds": round(self.phase_seconds(now), 1)}]
 
     def lines(self) -> list[str]:
         """Return the kept lines of the log, oldest first: the beginning and the end of a long one."""
@@ -130,7 +141,8 @@ class StartWatch:
         for phase, pattern in PHASE_BEGINS:
             # An eager start compiles nothing: what begins after the weights is the phase after that.
             begins = KV_CACHE if phase == COMPILE and self._eager else phase
-            if PHASES.index(begins) > PHASES.index(self.phase) and pattern.search(line):
+            earliest = PHASES.index(NOT_BEFORE.get(begins, CONTAINER))
+            if PHASES.index(begins) > PHASES.index(self.phase) >= earliest and pattern.search(line):
                 self._enter(begins, at)
         self._read_detail(line)
 
@@ -140,8 +152,8 @@ class StartWatch:
         self.phase, self.detail, self._since = phase, "", at
 
     def _read_detail(self, line: str) -> None:
-        percent = PERCENT.search(line)
-        if percent and self.phase == WEIGHTS:
+        percent = PERCENTS[self.phase].search(line) if self.phase in PERCENTS else None
+        if percent:
             self.detail = f"{percent.group(1)} %"
         for phase, pattern, text in DETAILS:
             match = pattern.search(line)

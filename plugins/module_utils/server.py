@@ -26,6 +26,10 @@ NEXT = "-next"
 
 CONFIG_PATH = "/etc/vllm/config.yaml"
 HF_HOME = "/root/.cache/huggingface"
+# Where a server finds what the host tells it (server_door, server_health), and under which names.
+CONTROL_PATH = "/etc/vllm/control"
+DOOR_MODULE = "gpufleet_door"
+HEALTH_PROGRAM = "gpufleet_health.py"
 CA_BUNDLE_PATH = "/etc/gpufleet/ca-bundle.crt"
 CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 # Folder under vllm_cache_dir -> where the container keeps that cache.
@@ -34,8 +38,10 @@ DEFAULT_PORT = 8000
 GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 
 
-# The health check's first hour of failures does not count: a cold start takes minutes.
-HEALTH = {"interval_s": 30, "timeout_s": 10, "retries": 3, "start_period_s": 3600}
+# The health check's first hour of failures does not count: a cold start takes minutes. It asks twice, so what it waits
+# for each answer is less than half of its timeout.
+HEALTH = {"interval_s": 15, "timeout_s": 20, "retries": 3, "start_period_s": 3600}
+HEALTH_ANSWER_S = 8
 
 Spec = dict[str, Any]
 
@@ -53,6 +59,8 @@ class Wishes:
         network_mode: C(bridge) or C(host).
         hf_home: host folder of the Hugging Face cache.
         cache_dir: host folder of the compile caches.
+        config_dir: host folder of the configurations; below C(control) it has a folder for each replica, through which
+            the host tells the server things.
         volumes: further mounts, as C(source:target[:options]).
         environment: further variables; they win over the plan's.
         restart_policy: Docker's name of it.
@@ -62,6 +70,7 @@ class Wishes:
         ipc_mode: C(host) or C(private).
         shm_size: size of the shared memory when ipc_mode is private, such as C(16g).
         labels: further labels.
+        python_path: the image's own C(PYTHONPATH), which ours must not hide.
     """
 
     image: str
@@ -72,6 +81,7 @@ class Wishes:
     network_mode: str
     hf_home: str
     cache_dir: str
+    config_dir: str
     volumes: tuple[str, ...] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     restart_policy: str = "unless-stopped"
@@ -81,6 +91,7 @@ class Wishes:
     ipc_mode: str = "host"
     shm_size: str = ""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    python_path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +148,7 @@ def build_spec(
     ids = [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
     volumes = [f"{wishes.hf_home}:{HF_HOME}"]
     volumes += [f"{wishes.cache_dir}/{folder}:{target}" for folder, target in CACHES.items()]
+    volumes.append(f"{wishes.config_dir}/control/{replica['name']}:{CONTROL_PATH}:ro")
     environment = {"HF_HOME": HF_HOME}
     if source.get("mount"):
         volumes.append(f"{source['mount']}:{argument}:ro")
@@ -147,13 +159,15 @@ def build_spec(
         environment.update({"NVIDIA_VISIBLE_DEVICES": ",".join(ids), "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"})
     environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
     environment.update({str(name): str(value) for name, value in wishes.environment.items()})
+    python_path = environment.get("PYTHONPATH", wishes.python_path)
+    environment["PYTHONPATH"] = ":".join(part for part in (CONTROL_PATH, python_path) if part)
     bridged = wishes.network_mode != "host"
     return {
         "schema": 1,
         "name": replica["name"],
         "image": wishes.image,
         "image_id": wishes.image_id,
-        "command": ["serve", argument, "--config", CONFIG_PATH],
+        "command": ["serve", argument, "--config", CONFIG_PATH, "--middleware", f"{DOOR_MODULE}.Door"],
         "config": config,
         "environment": environment,
         "secrets": sorted(secrets),
@@ -212,11 +226,8 @@ def endpoint(spec: Spec) -> tuple[str, int]:
 
 def health_command(spec: Spec) -> str:
     """Return the shell command of Docker's health check; the image may have no curl, so it is Python's."""
-    address, timeout = f"{spec['health_host']}:{spec['health_port']}", HEALTH["timeout_s"] - 2
-    return (
-        f"python3 -c \"from http.client import HTTPConnection as C; c = C('{address}', timeout={timeout});"
-        " c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)\""
-    )
+    address = f"{spec['health_host']}:{spec['health_port']}"
+    return f"python3 {CONTROL_PATH}/{HEALTH_PROGRAM} {address} --timeout {HEALTH_ANSWER_S}"
 
 
 def labels(spec: Spec) -> dict[str, str]:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import environment_of, health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
@@ -46,6 +49,11 @@ NOT_ANSWERING = "not answering"
 RESTARTING = "restarting"
 STOPPED = "stopped"
 DEAD = "dead"
+DRAINING = "draining"
+# What a diagnosis says of a server that ended because it was told to.
+NO_CAUSE = ("unknown-failure", "stopped-from-outside")
+# Docker keeps the count of a container's restarts for ever; what the log no longer holds is not looked for.
+EARLIER_LINES = 3000
 
 
 def server_states(
@@ -100,13 +108,38 @@ def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[s
         "load": {},
         "docker_run": _run_line(config_dir, name),
         "diagnosis": {},
+        "last_death": {},
     }
-    if state["http_status"] == 200:
+    if running and Control(os.path.join(config_dir, "control", name)).closed():
+        state["phase"] = DRAINING
+    elif state["http_status"] == 200:
         state["phase"] = SERVING
         _ask(state, environment_of(box).get("VLLM_API_KEY", ""))
     else:
         _tell_why_not(state, box, docker_state, log_lines)
+    if running and state["restarts"]:
+        state["last_death"] = last_death(box, name)
     return state
+
+
+def last_death(box: Container, name: str) -> dict[str, Any]:
+    """Return why Docker last had to start a container again: C(at) (UTC) and a diagnosis; empty if its log lost it.
+
+    The log of a container goes on over its restarts: what stands before the last start is the end of the life before.
+    """
+    began = started_at(box)
+    with engine_errors(f"reading the log of {box.name}"):
+        data = box.logs(timestamps=True, until=max(began - 0.001, 1.0), tail=EARLIER_LINES)
+    lines = [line.partition(" ") for line in data.decode("utf-8", "replace").splitlines()]
+    earlier = [(parse_time(stamp), text) for stamp, _space, text in lines if parse_time(stamp) < began]
+    if not earlier:
+        return {}
+    # Of several lives only the last counts: it begins with the last line that a server prints first.
+    births = [number for number, (_at, text) in enumerate(earlier) if "vLLM API server version" in text]
+    life = earlier[births[-1] :] if births else earlier
+    error = diagnose([text for _at, text in life], what=f"The server {name} died")
+    at = datetime.fromtimestamp(life[-1][0], timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"at": at, **error.as_result()}
 
 
 def start_phases(box: Container) -> list[dict[str, Any]]:
@@ -184,7 +217,7 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
             state["phase"], state["detail"] = (NOT_ANSWERING if watch.detail else WARM_UP), ""
         if not state["restarts"]:
             return
-    elif state["state"] == "created" or (state["exit_code"] in (0, 143) and error.name == "unknown-failure"):
+    elif state["state"] == "created" or (state["exit_code"] in (0, 143) and error.name in NO_CAUSE):
         state["phase"] = STOPPED
         return
     else:
@@ -214,7 +247,9 @@ def summary(state: dict[str, Any]) -> str:
     if "kv_cache_usage" in load:
         parts.append(f"KV cache {load['kv_cache_usage'] * 100:.0f} % used")
     if state["restarts"]:
-        parts.append(f"restarted {state['restarts']} times")
+        death = state.get("last_death")
+        why = f", last at {death['at']}: {death['name']}" if death else ""
+        parts.append(f"restarted {state['restarts']} times{why}")
     if state["previous"]:
         parts.append(f"an unfinished replacement keeps the old container ({state['previous']})")
     if state["diagnosis"]:

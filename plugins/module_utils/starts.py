@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -34,8 +36,33 @@ DEAD_ENGINE_S = 20.0
 # For so long may a container run on after the log said that its engine ended: what follows that line, such as the
 # traceback and the exit of the container, is worth waiting for.
 ENGINE_ENDED_S = 5.0
+# What to look at when a phase takes too long, by the phase's key.
+PHASE_REMEDIES = {
+    "container": "The engine started the container, but vLLM printed nothing: see what its disk is doing.",
+    "weights": "A slow hub or a slow disk under vllm_hf_home is the usual cause.",
+    "compile": "Few or busy processors are the usual cause; vllm_cache_dir keeps what was compiled for later starts.",
+    "kv_cache": "Kernels are compiled in this phase, with few lines in the log; few or busy processors are the usual"
+    " cause.",
+    "serving": "The server started, but did not answer a completion: its first kernels may still be compiled.",
+}
 # An answer that is not what it should be is vllm_completion's to judge; a server that gives one does serve.
 ANSWERED = ("empty-answer", "malformed-answer")
+MOST_LOG_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How long starts may take, in seconds.
+
+    Attributes:
+        ready: for all of a wait.
+        stall: without a line and without any use of processor, network or disk.
+        phases: for each phase of a server, by the keys of deadlines.DEFAULTS; 0 or none means no deadline.
+    """
+
+    ready: float = 3600
+    stall: float = 900
+    phases: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def parse_time(text: str) -> float:
@@ -84,6 +111,14 @@ class LogReader:
         return new
 
 
+def engine_ended(container: Container) -> bool:
+    """Return whether the log of a container's last start says that its engine has ended."""
+    watch = StartWatch(started_at(container))
+    for at, line in LogReader(container, started_at(container)).read():
+        watch.feed(at, line)
+    return watch.engine_ended
+
+
 class Start:
     """One server that is starting.
 
@@ -110,11 +145,11 @@ class Start:
         self._ended_since = 0.0
         self._sampled = 0.0
 
-    def look(self, ready_timeout: float, stall_timeout: float) -> None:
+    def look(self, limits: Limits) -> None:
         """Find out how far the start has got.
 
         Raises:
-            GpufleetError: the diagnosis when it failed, C(not-ready-in-time) or C(start-stalled).
+            GpufleetError: the diagnosis when it failed, C(phase-too-long), C(not-ready-in-time) or C(start-stalled).
         """
         with engine_errors(f"looking at {self.container.name}"):
             self.container.reload()
@@ -127,7 +162,8 @@ class Start:
             self.watch.serving(now)
             self.ready = True
             return
-        self._check_time(now, ready_timeout, stall_timeout)
+        self._check_dead(now)
+        self._check_time(now, limits)
 
     def _check_alive(self) -> None:
         state = self.container.attrs["State"]
@@ -182,24 +218,40 @@ class Start:
             raise
         return True
 
-    def _check_time(self, now: float, ready_timeout: float, stall_timeout: float) -> None:
-        if self._dead_since and now - self._dead_since > DEAD_ENGINE_S:
-            error = diagnose(self.watch.lines(), what=f"The server {self.label} does not answer")
-            raise (
-                error
-                if error.name != "unknown-failure"
-                else self._error(
-                    "engine-died",
-                    f"The server {self.label} says that its engine is dead (/health answers 503).",
-                    "Look at its log (docker logs); the play's next run replaces or restarts it.",
-                )
-            )
-        if now - self.began > ready_timeout:
+    def _check_dead(self, now: float) -> None:
+        """Raise the diagnosis when the server has said for a while that its engine is dead."""
+        if not self._dead_since or now - self._dead_since <= DEAD_ENGINE_S:
+            return
+        error = diagnose(self.watch.lines(), what=f"The server {self.label} does not answer")
+        if error.name != "unknown-failure":
+            raise error
+        raise self._error(
+            "engine-died",
+            f"The server {self.label} says that its engine is dead (/health answers 503).",
+            "Look at its log (docker logs); the play's next run replaces or restarts it.",
+        )
+
+    def _check_time(self, now: float, limits: Limits) -> None:
+        phase = self.watch.phase
+        if now - self.began > limits.ready:
             raise self._error(
                 "not-ready-in-time",
-                f"The server {self.label} was not ready within {ready_timeout:.0f} s (vllm_ready_timeout); it was in"
-                f" the phase '{self.watch.phase}'.",
+                f"The server {self.label} was not ready within {limits.ready:.0f} s (vllm_ready_timeout); it was in"
+                f" the phase '{phase}'{self._seen(now)}.",
                 "Raise vllm_ready_timeout if its log shows that it was getting on.",
+            )
+        allowed = deadlines.deadline_of(phase, limits.phases)
+        # What an earlier run saw of a start does not count: it may have been waiting with other deadlines.
+        taken = min(self.watch.phase_seconds(now), now - self.began)
+        if allowed and taken > allowed:
+            key = deadlines.key_of(phase)
+            raise self._error(
+                "phase-too-long",
+                f"The server {self.label} was in the phase '{phase}' for {taken:.0f} s{self._seen(now)}; its deadline"
+                f" is {allowed} s ({deadlines.VARIABLE}: {key}).",
+                f"Raise {deadlines.VARIABLE}: {{{key}: SECONDS}} if the log shows that it was getting on, or set it to"
+                f" 0 for no deadline. {PHASE_REMEDIES.get(key, '')}".strip(),
+                deadline_s=allowed,
             )
         if now - self._sampled >= SAMPLE_EVERY_S:
             self._sampled = now
@@ -207,35 +259,39 @@ class Start:
                 stats: Any = self.container.stats(stream=False, one_shot=True)
             self.watch.sample(Sample.from_stats(stats, now))
         idle = min(self.watch.idle_seconds(now), now - self.began)
-        if idle > stall_timeout:
+        if idle > limits.stall:
             raise self._error(
                 "start-stalled",
                 f"The server {self.label} has printed nothing and used neither processor, network nor disk for"
-                f" {idle:.0f} s (vllm_stall_timeout), in the phase '{self.watch.phase}'.",
+                f" {idle:.0f} s (vllm_stall_timeout), in the phase '{phase}'.",
                 "A download that hangs is the usual cause in the phase weights: check the way to the hub. Raise"
                 " vllm_stall_timeout if this silence is normal here.",
             )
 
-    def _error(self, name: str, message: str, remedy: str) -> GpufleetError:
-        lines = [line for line in self.watch.lines() if line.strip()][-10:]
-        details = {"phase": self.watch.phase, "phases": self.watch.durations(time.time()), "log": lines}
+    def _seen(self, now: float) -> str:
+        """Return how far the phase has got and for how long nothing was seen of it, in words."""
+        detail = f", at {self.watch.detail}" if self.watch.detail else ""
+        idle = self.watch.idle_seconds(now)
+        return detail + (f", without any sign of work for {idle:.0f} s" if idle >= SAMPLE_EVERY_S * 2 else "")
+
+    def _error(self, name: str, message: str, remedy: str, **details: Any) -> GpufleetError:
+        lines = [line for line in self.watch.lines() if line.strip()][-MOST_LOG_LINES:]
+        details.update(phase=self.watch.phase, phases=self.watch.durations(time.time()), log=lines)
         return GpufleetError(message, name=name, remedy=remedy, evidence=self.watch.last_line, details=details)
 
 
 def wait_for(
     starts: Sequence[Start],
-    *,
-    ready_timeout: float,
-    stall_timeout: float,
+    limits: Limits,
     progress: Progress,
+    *,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Wait until every server has answered a real request.
 
     Args:
         starts: the servers; those that become ready are marked so even if another fails.
-        ready_timeout: seconds from now for all of them.
-        stall_timeout: seconds for which a server may do nothing at all.
+        limits: how long it may take, from now on.
         progress: told of the phases.
         sleep: how to wait.
 
@@ -247,7 +303,7 @@ def wait_for(
         for start in starts:
             if not start.ready:
                 try:
-                    start.look(ready_timeout, stall_timeout)
+                    start.look(limits)
                     failures = 0
                 except GpufleetError as error:
                     # A busy engine may fail to answer in time; that is no reason to give up a server.

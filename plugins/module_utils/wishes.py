@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import versions
+from ansible_collections.gpufleet.vllm.plugins.module_utils import deadlines, versions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
 
@@ -101,6 +101,7 @@ class Wishes:
     offline: bool = False
     reclaim_orphans: bool = False
     image_size_gib: float | None = None
+    phase_timeouts: dict[str, int] = field(default_factory=dict)
 
 
 def read(variables: Mapping[str, Any], known: Iterable[str] = (), found: Iterable[str] = ()) -> Wishes:
@@ -406,6 +407,15 @@ def _selection(value: Any) -> str | tuple[int | str, ...]:
     return text
 
 
+def _phase_timeouts(value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a dictionary of phases and seconds")
+    problems = deadlines.problems(value)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return {deadlines.key_of(str(name)): int(seconds) for name, seconds in value.items()}
+
+
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", _one_of("cuda", "cpu")),
@@ -453,6 +463,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "offline": ("vllm_offline", _flag),
     "reclaim_orphans": ("vllm_reclaim_orphans", _flag),
     "image_size_gib": ("vllm_image_size_gib", _auto(_size)),
+    "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
 }
 
 

@@ -91,6 +91,12 @@ options:
       - Folder on the controller with stored benchmarks. Empty compares with none.
     type: str
     default: ""
+  baseline_for:
+    description:
+      - Parts of RV(comparable), such as C(image_id) and C(plan), of what the server is to be compared with instead of
+        its own kind. With those of what served before, a changed server is held against what it replaces.
+    type: dict
+    default: {}
   save_baseline:
     description:
       - Store this benchmark in O(baseline_dir), in the place of an older one, unless it fails on its own.
@@ -239,6 +245,7 @@ ARGUMENTS: dict[str, Any] = {
     "hardware": {"type": "dict", "default": {}},
     "plan": {"type": "dict", "default": {}},
     "baseline_dir": {"type": "str", "default": ""},
+    "baseline_for": {"type": "dict", "default": {}},
     "save_baseline": {"type": "bool", "default": False},
     "tolerance": {"type": "float", "default": 0.05},
     "standard_errors": {"type": "float", "default": 2},

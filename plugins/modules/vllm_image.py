@@ -92,6 +92,11 @@ options:
       - Seconds without any sign of progress after which a pull is given up.
     type: float
     default: 900
+  timeout:
+    description:
+      - Seconds for the whole of a pull, further attempts included; 0 for no deadline.
+    type: float
+    default: 7200
   force_pull:
     description:
       - Ask the registry, or load the archive, even though the image is on the host.
@@ -257,6 +262,7 @@ ARGUMENTS: dict[str, Any] = {
     "retries": {"type": "int", "default": 3},
     "backoff": {"type": "float", "default": 5},
     "stall_timeout": {"type": "float", "default": 900},
+    "timeout": {"type": "float", "default": 7200},
     "force_pull": {"type": "bool", "default": False},
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
@@ -279,6 +285,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         backoff=params["backoff"],
         force=params["force_pull"],
         stall_timeout=params["stall_timeout"],
+        timeout=params["timeout"],
     )
     progress = Progress(params["progress_file"])
     engine = connect(params["docker_host"], params["docker_timeout"])

@@ -19,8 +19,12 @@ description:
   - A GPU holds one model, so replacing a server stops the old one. When the new one does not become ready, the old one
     is put back as it was and the task fails with the diagnosis. A new server that replaces none is removed when it
     fails.
-  - What would fail anyway (no image, no model folder, a port in use, a configuration that the image's vLLM refuses)
-    fails before anything is stopped.
+  - What would fail anyway (no image, a model that is missing or damaged, a port in use, a GPU whose memory somebody
+    else holds, a configuration that the image's vLLM refuses) fails before anything is stopped.
+  - A server that is stopped drains first, see O(drain_timeout). Its requests are counted in the result.
+  - Servers are replaced one after another, those that do not serve first; when one fails, the others are not touched.
+    Servers that need each other's GPUs or ports are replaced together.
+  - Servers look after themselves later, see O(watchdog_timeout).
   - Puts right what an earlier run, interrupted at any point, left unfinished. Two runs cannot work on one host at the
     same time.
 options:
@@ -152,8 +156,9 @@ options:
   config_dir:
     description:
       - Folder with the replicas' configurations C(<name>.yaml), as M(gpufleet.vllm.vllm_config) writes them.
-      - Gets the equivalent C(docker run) line as C(<name>.sh), the secrets as C(<name>.env), mode V(0600), and below
-        C(active) the copies of the configurations that containers mount.
+      - Gets the equivalent C(docker run) line as C(<name>.sh), the secrets as C(<name>.env), mode V(0600), below
+        C(active) the copies of the configurations that containers mount, and below C(control) what the host tells
+        running servers.
     type: path
     default: /etc/gpufleet
   hf_home:
@@ -213,6 +218,11 @@ options:
       - What the names of this deployment's containers begin with.
     type: str
     default: vllm
+  lock_timeout:
+    description:
+      - Seconds to wait for another run that works on this host, such as one whose play was interrupted.
+    type: int
+    default: 0
   history_keep:
     description:
       - Number of deployments to keep in the host's history, each a file below C(history) in O(config_dir). A deployment
@@ -253,11 +263,37 @@ options:
       - Seconds for which a starting server may print nothing and use neither processor, network nor disk.
     type: int
     default: 900
+  phase_timeouts:
+    description:
+      - Seconds that each phase of a start may take, for those that shall differ from their defaults, V(container) 300,
+        V(engine_start) 900, V(weights) 3600, V(compile) 1800, V(kv_cache) 1800, V(warm_up) 1800, V(graphs) 900,
+        V(serving) 600. 0 means no deadline. V(image) is that of M(gpufleet.vllm.vllm_image) and not used here.
+      - Counts beside O(ready_timeout), which is for all of a start, and O(stall_timeout).
+    type: dict
+    default: {}
   drain_timeout:
     description:
-      - Seconds between asking a server to stop and killing it.
+      - Seconds that the running requests of a server get before it is stopped, restarted or replaced. What still runs
+        then is aborted.
+      - Meanwhile the server answers new requests with 503 and C(Retry-After), and C(/health) with 503, so that front
+        ends send them elsewhere. It takes requests again by itself should this module be killed.
+      - A server that this collection's release did not make cannot turn requests away; for one like that, it is waited
+        until nothing runs, or its vLLM drains itself where it was started with C(shutdown-timeout).
     type: int
     default: 60
+  vram_timeout:
+    description:
+      - Seconds that the driver gets to free the memory of a server's GPUs before the server is started.
+    type: int
+    default: 60
+  watchdog_timeout:
+    description:
+      - Seconds for which a server that was healthy may hang, before its health check ends it and Docker's restart
+        policy starts it again. It hangs when C(/health) does not answer, or when there are requests and the engine does
+        not do a single step. A server that says itself that its engine is dead is ended after half a minute.
+      - A server that is starting is never ended so. 0 ends none; so does O(restart_policy=no).
+    type: int
+    default: 300
   purge_caches:
     description:
       - With O(state=absent), remove O(hf_home) and O(cache_dir) too.
@@ -352,10 +388,24 @@ replicas:
       description: Seconds from the start of the container to its first answer; 0 if there was no start.
       type: float
       sample: 228.4
+    drain:
+      description:
+        - What became of the requests of the server that was stopped, empty if none was. C(waited_s),
+          C(running_at_start) (those that wait in the engine included), of them C(finished) and C(aborted), C(refused)
+          meanwhile, and whether the server could turn requests away (C(turned_away)).
+      type: dict
+      sample: {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3, "turned_away": true}
     docker_run:
       description: The command that repeats by hand what was done.
       type: str
       sample: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve
+drains:
+  description:
+    - By server, what became of the requests of those that were stopped, as C(replicas[].drain) tells it; also of those
+      that were removed.
+  returned: success
+  type: dict
+  sample: {"vllm-0": {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3}}
 removed:
   description: Names of the containers that were removed because they are not wanted.
   returned: success
@@ -385,7 +435,9 @@ rolled_back_to:
   type: str
   sample: 20261120-081500
 error:
-  description: Name, evidence and remedy of the failure. C(details.restored) says whether old servers answer again.
+  description:
+    - Name, evidence and remedy of the failure. C(details.restored) says whether old servers answer again, and
+      C(details.drains) what became of their requests.
   returned: failure
   type: dict
   sample:
@@ -401,6 +453,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import deployment, history
+from ansible_collections.gpufleet.vllm.plugins.module_utils.deadlines import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
@@ -410,6 +463,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, split_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Limits
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -462,13 +516,17 @@ ARGUMENTS: dict[str, Any] = {
     "ca_bundle": {"type": "str", "default": ""},
     "labels": {"type": "dict", "default": {}},
     "container_prefix": {"type": "str", "default": "vllm"},
+    "lock_timeout": {"type": "int", "default": 0},
     "history_keep": {"type": "int", "default": 10},
     "rollback_to": {"type": "str", "default": ""},
     "check_config": {"type": "bool", "default": True},
     "wait": {"type": "bool", "default": True},
     "ready_timeout": {"type": "int", "default": 3600},
     "stall_timeout": {"type": "int", "default": 900},
+    "phase_timeouts": {"type": "dict", "default": {}},
     "drain_timeout": {"type": "int", "default": 60},
+    "vram_timeout": {"type": "int", "default": 60},
+    "watchdog_timeout": {"type": "int", "default": 300},
     "purge_caches": {"type": "bool", "default": False},
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
@@ -480,11 +538,13 @@ def texts(mapping: dict[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in mapping.items() if value is not None}
 
 
-def wishes_of(params: dict[str, Any], environment: dict[str, str], image_id: str) -> Wishes:
+def wishes_of(params: dict[str, Any], environment: dict[str, str], image: deployment.Image) -> Wishes:
     """Return what all replicas share, from the module's options."""
     return Wishes(
         image=params["image"],
-        image_id=image_id,
+        image_id=image.id,
+        python_path=image.python_path,
+        config_dir=params["config_dir"],
         model_source=params["model_source"],
         device=params["device"],
         gpu_access=params["gpu_access"],
@@ -505,12 +565,21 @@ def wishes_of(params: dict[str, Any], environment: dict[str, str], image_id: str
 
 def settings_of(params: dict[str, Any], check: bool) -> deployment.Settings:
     """Return how to go about it, from the module's options."""
-    names = ("config_dir", "hf_home", "cache_dir", "docker_host", "wait", "ready_timeout", "stall_timeout")
+    names = (
+        "config_dir",
+        "hf_home",
+        "cache_dir",
+        "docker_host",
+        "wait",
+        "check_config",
+        "drain_timeout",
+        "vram_timeout",
+    )
     return deployment.Settings(
-        check_config=params["check_config"],
         history_keep=params["history_keep"],
         prefix=params["container_prefix"],
-        drain_timeout=params["drain_timeout"],
+        limits=Limits(params["ready_timeout"], params["stall_timeout"], deadlines(params["phase_timeouts"])),
+        watchdog=params["watchdog_timeout"],
         check=check,
         **{name: params[name] for name in names},
     )
@@ -528,8 +597,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     if params["state"] == "absent":
         names = [replica["name"] for replica in params["replicas"]]
         return servers.absent(names, purge_caches=params["purge_caches"])
-    image_id = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
-    wishes = wishes_of(params, environment, image_id)
+    image = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
+    wishes = wishes_of(params, environment, image)
     return servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
 
 
@@ -557,7 +626,8 @@ def locked_work(module: GpufleetModule) -> dict[str, Any]:
     if module.check_mode or (module.params["state"] == "absent" and not os.path.isdir(folder)):
         return work(module)
     os.makedirs(folder, mode=0o750, exist_ok=True)
-    with host_lock(os.path.join(folder, ".lock"), f"vllm_server, state {module.params['state']}"):
+    operation = f"vllm_server, state {module.params['state']}"
+    with host_lock(os.path.join(folder, ".lock"), operation, timeout=module.params["lock_timeout"]):
         return work(module)
 
 

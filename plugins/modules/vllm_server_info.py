@@ -75,7 +75,7 @@ servers:
     phase:
       description:
         - C(serving), a phase of the start (C(container), C(engine start), C(weights), C(compile), C(KV cache),
-          C(warm-up)), C(not answering), C(engine dead), C(restarting), C(stopped) or C(dead).
+          C(warm-up), C(graphs)), C(draining), C(not answering), C(engine dead), C(restarting), C(stopped) or C(dead).
       type: str
       sample: serving
     detail:
@@ -139,6 +139,12 @@ servers:
         - For a server that Docker restarted and that does not serve yet, the cause of its earlier death.
       type: dict
       sample: {"name": "out-of-memory-kill", "evidence": "OOMKilled: true"}
+    last_death:
+      description:
+        - Why Docker last started the container again, from the end of the log before, as an error with name, message,
+          evidence and remedy and the time C(at); empty when it was never restarted, or the log is lost.
+      type: dict
+      sample: {"at": "2026-11-22T14:03:05Z", "name": "ended-by-watchdog", "evidence": "gpufleet-watchdog: ..."}
     start:
       description: Phases of the last start, each C(name) and C(seconds); empty if its log has lost them.
       type: list

@@ -32,7 +32,6 @@ from typing import Any, Callable
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible.vars.clean import remove_internal_keys
 
 DEFAULT_INTERVAL_S = 15.0
 FIRST_POLL_S = 0.3
@@ -212,8 +211,7 @@ class LongTaskAction(ActionBase):  # type: ignore[misc]
 
     def _result(self, text: str) -> dict[str, Any]:
         """Return the module's result from the text of its results file."""
-        result: dict[str, Any] = self._parse_returned_data({"stdout": text, "stderr": "", "rc": 0}, "legacy")
-        remove_internal_keys(result)
+        result = self._parsed(text)
         if result.get("failed") and "cmd" in result and "ansible_job_id" in result:
             # The async wrapper's own words for a module that printed no result.
             said = str(result.get("stderr") or result.get("data") or "").strip()
@@ -225,6 +223,18 @@ class LongTaskAction(ActionBase):  # type: ignore[misc]
                 "module_output": said,
             }
         return result
+
+    def _parsed(self, text: str) -> dict[str, Any]:
+        """Return a module's result from its JSON, without Ansible's own keys, as running it in the foreground would."""
+        parsed: Any = self._parse_returned_data({"stdout": text, "stderr": "", "rc": 0}, "legacy")
+        if not isinstance(parsed, dict):  # an object from ansible-core 2.21 on, where the function below is gone
+            parsed.remove_internal_keys()
+            result: dict[str, Any] = parsed.as_result_dict(for_round_trip=True)
+            return result
+        from ansible.vars.clean import remove_internal_keys
+
+        remove_internal_keys(parsed)
+        return parsed
 
     def _lost(self, started: dict[str, Any], reason: str) -> dict[str, Any]:
         return {

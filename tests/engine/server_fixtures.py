@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -127,6 +128,7 @@ class Fleet:
         self.config_dir.mkdir()
         self.model.mkdir()
         (self.model / "config.json").write_text("{}")
+        (self.model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
 
     def replica(self, number: int = 0, environment: dict[str, str] | None = None, **config: Any) -> dict[str, Any]:
         """Return a replica of the plan, and write its configuration as vllm_config would."""
@@ -176,6 +178,13 @@ class Fleet:
             **options,
         }
         return self._run_module(vllm_server_info.main, arguments)
+
+    def info_beside(self) -> dict[str, Any]:
+        """Return what vllm_server_info tells, without running it as a module: another one may run at the same time."""
+        from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server_info
+
+        params = {"container_prefix": self.prefix, "docker_host": self._docker_host, "docker_timeout": 60}
+        return vllm_server_info.work({**params, "config_dir": str(self.config_dir), "log_lines": 100, "starts": False})
 
     def names(self) -> list[str]:
         """Return the names of all containers of this deployment, running or not."""

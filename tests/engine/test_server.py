@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, server
 from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program, free_port
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -71,7 +74,7 @@ def test_creates_a_server_and_leaves_it_alone_the_second_time(fleet: Fleet) -> N
     assert not first["failed"], first
     assert (first["changed"], first["replicas"][0]["action"]) == (True, "created")
     names = [phase["name"] for phase in first["replicas"][0]["phases"]]
-    assert names == ["container", "engine start", "weights", "compile", "KV cache", "warm-up", "serving"]
+    assert names == ["container", "engine start", "weights", "compile", "KV cache", "warm-up", "graphs", "serving"]
     assert answer(fleet) == 200
     assert health(fleet) == "healthy"
     container = fleet.engine.containers.get(f"{fleet.prefix}-0")
@@ -176,6 +179,166 @@ def test_a_start_that_takes_too_long_is_ended(fleet: Fleet) -> None:
     assert fleet.names() == []
 
 
+def test_a_phase_has_a_deadline_of_its_own(fleet: Fleet) -> None:
+    slow = fleet.replica(environment={"STAND_IN_DELAY": "3"})
+    failed = fleet.run(slow, phase_timeouts={"engine start": 4})
+    assert failed["error"]["name"] == "phase-too-long"
+    assert "in the phase 'engine start'" in failed["msg"]
+    assert "its deadline is 4 s (vllm_phase_timeouts: engine_start)" in failed["msg"]
+    refused = fleet.run(slow, phase_timeouts={"engin_start": 4})
+    assert refused["error"]["name"] == "phase-timeouts-invalid"
+    assert "did you mean engine_start?" in refused["msg"]
+    assert fleet.names() == []
+
+
+def test_a_damaged_model_is_told_and_the_old_server_goes_on(fleet: Fleet) -> None:
+    fleet.run(fleet.replica())
+    old = fleet.engine.containers.get(f"{fleet.prefix}-0").id
+    (fleet.model / "model.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{")
+    failed = fleet.run(fleet.replica(max_num_seqs=8))
+    assert (failed["failed"], failed["error"]["name"]) == (True, "weights-corrupt")
+    assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (old, 200)
+
+
+# Requests while a server is replaced
+
+
+class Requests:
+    """Requests to a server, each in a thread of its own."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.url = f"http://127.0.0.1:{fleet.ports[0]}"
+        self.answers: list[int | str] = []
+        self._threads: list[threading.Thread] = []
+
+    def send(self, tokens: int) -> None:
+        self._threads.append(threading.Thread(target=self._ask, args=(tokens,)))
+        self._threads[-1].start()
+
+    def wait(self) -> list[int | str]:
+        for thread in self._threads:
+            thread.join()
+        return sorted(self.answers, key=str)
+
+    def _ask(self, tokens: int) -> None:
+        body = {"model": "stand-in", "prompt": "x", "max_tokens": tokens}
+        try:
+            self.answers.append(requests.post(f"{self.url}/v1/completions", json=body, timeout=60).status_code)
+        except requests.exceptions.RequestException:
+            self.answers.append("lost")
+
+
+def draining(fleet: Fleet) -> bool:
+    """Wait until the first server turns requests away."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (fleet.config_dir / "control" / f"{fleet.prefix}-0" / "closed").exists():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("how", ["replaced", "restarted", "absent"])
+def test_running_requests_finish_and_new_ones_are_turned_away(fleet: Fleet, how: str) -> None:
+    fleet.run(fleet.replica(environment={"STAND_IN_SLOW": "4"}))
+    running, late = Requests(fleet), Requests(fleet)
+    for _number in range(3):
+        running.send(2)
+    time.sleep(0.5)
+    seen: list[dict[str, Any]] = []
+
+    def meanwhile() -> None:
+        assert draining(fleet)
+        for _number in range(2):
+            late.send(2)
+        seen.append(fleet.info_beside()["servers"][0])
+
+    other = threading.Thread(target=meanwhile)
+    other.start()
+    options: dict[str, dict[str, Any]] = {
+        "replaced": {},
+        "restarted": {"state": "restarted"},
+        "absent": {"state": "absent"},
+    }
+    changed = fleet.replica(environment={"STAND_IN_SLOW": "4"}, **({"max_num_seqs": 8} if how == "replaced" else {}))
+    result = fleet.run(*[changed][: how != "absent"], drain_timeout=30, check_config=False, **options[how])
+    other.join()
+    assert not result["failed"], result
+    assert (running.wait(), late.wait()) == ([200, 200, 200], [503, 503])
+    drain = result["drains"][f"{fleet.prefix}-0"]
+    assert 0 < drain.pop("waited_s") < 10
+    assert drain == {"running_at_start": 3, "finished": 3, "aborted": 0, "refused": 2, "turned_away": True}
+    assert seen[0]["phase"] == "draining"
+    if how != "absent":
+        assert result["replicas"][0]["drain"]["finished"] == 3
+        assert answer(fleet) == 200
+
+
+def test_requests_that_take_too_long_are_aborted_and_counted(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(environment={"STAND_IN_SLOW": "60"}))
+    running = Requests(fleet)
+    running.send(2)
+    time.sleep(0.5)
+    began = time.monotonic()
+    result = fleet.run(state="absent", drain_timeout=2)
+    assert time.monotonic() - began < 20
+    assert running.wait() == ["lost"]
+    drain = result["drains"][f"{fleet.prefix}-0"]
+    assert (drain["finished"], drain["aborted"]) == (0, 1)
+
+
+def test_a_server_whose_drain_was_interrupted_takes_requests_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.run(fleet.replica())
+    interrupted(fleet, "_end_drains", fleet.replica(max_num_seqs=8), monkeypatch)
+    assert answer(fleet) == 503
+    old = fleet.engine.containers.get(f"{fleet.prefix}-0").id
+    result = fleet.run(fleet.replica())
+    assert f"{fleet.prefix}-0 takes requests again: its drain was interrupted" in result["recovered"]
+    assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (old, 200)
+
+
+def test_replicas_are_replaced_one_after_another_and_one_failing_stops_the_rest(fleet: Fleet) -> None:
+    fleet.run(*(fleet.replica(number) for number in range(3)))
+    before = [fleet.engine.containers.get(f"{fleet.prefix}-{number}").id for number in range(3)]
+    serving: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            serving.append(sum(answer(fleet, number) == 200 for number in range(3)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wanted = [
+        fleet.replica(0, max_num_seqs=8),
+        fleet.replica(1, max_num_seqs=8, max_model_len=10485760),
+        fleet.replica(2, max_num_seqs=8),
+    ]
+    failed = fleet.run(*wanted)
+    done.set()
+    watcher.join()
+    assert (failed["error"]["name"], failed["error"]["details"]["server"]) == (
+        "max-model-len-too-long",
+        f"{fleet.prefix}-1",
+    )
+    after = [fleet.engine.containers.get(f"{fleet.prefix}-{number}").id for number in range(3)]
+    assert [old == new for old, new in zip(before, after)] == [False, True, True]
+    assert [answer(fleet, number) for number in range(3)] == [200, 200, 200]
+    assert min(serving) >= 2
+
+
+def test_a_server_that_does_not_serve_is_replaced_first(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    fleet.engine.containers.get(f"{fleet.prefix}-1").stop(timeout=3)
+    failed = fleet.run(fleet.replica(0, max_num_seqs=8), fleet.replica(1, max_model_len=10485760))
+    assert failed["error"]["details"]["server"] == f"{fleet.prefix}-1"
+    container = fleet.engine.containers.get(f"{fleet.prefix}-0")
+    assert "max-num-seqs" not in container.labels["io.gpufleet.spec"]
+    assert answer(fleet) == 200
+
+
 def test_a_port_in_use_is_told_before_anything_is_stopped(fleet: Fleet) -> None:
     fleet.run(fleet.replica(0))
     old = fleet.engine.containers.get(f"{fleet.prefix}-0")
@@ -207,7 +370,7 @@ def test_a_missing_model_folder_is_told(fleet: Fleet, spoil: str, name: str) -> 
     replica = fleet.replica()
     (fleet.model / "config.json").unlink()
     if spoil == "folder":
-        fleet.model.rmdir()
+        shutil.rmtree(fleet.model)
     failed = fleet.run(replica)
     assert (failed["failed"], failed["error"]["name"], fleet.names()) == (True, name, [])
 
@@ -412,6 +575,49 @@ def test_a_server_that_dies_again_and_again_is_restarted_and_diagnosed(fleet: Fl
     assert fleet.names() == [f"{fleet.prefix}-0"]
 
 
+def test_an_engine_that_ended_at_its_start_is_restarted_by_the_next_run(fleet: Fleet) -> None:
+    """Its API server lives on and answers nothing, so only its log tells."""
+    log = LOGS / "engine-dead-container-alive-cpu-0.32.log"
+    replica = fleet.replica(environment={"STAND_IN_LOG": "/start.log", "STAND_IN_EXIT": "never"})
+    fleet.run(replica, wait=False, volumes=[f"{log}:/start.log:ro"])
+    deadline = time.monotonic() + 20
+    while fleet.info()["servers"][0]["phase"] != "engine dead" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    before = fleet.engine.containers.get(f"{fleet.prefix}-0").attrs["State"]["StartedAt"]
+    result = fleet.run(replica, wait=False, volumes=[f"{log}:/start.log:ro"])
+    assert result["replicas"][0]["action"] == "restarted", result
+    assert "its engine has ended" in result["replicas"][0]["why"][0]
+    assert fleet.engine.containers.get(f"{fleet.prefix}-0").attrs["State"]["StartedAt"] > before
+    failed = fleet.run(replica, volumes=[f"{log}:/start.log:ro"])
+    assert failed["error"]["name"] == "compiler-missing"
+
+
+def test_a_server_that_hangs_is_ended_by_its_health_check_and_started_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(server.HEALTH, "interval_s", 1)
+    fleet.run(fleet.replica(), watchdog_timeout=2)
+    container = fleet.engine.containers.get(f"{fleet.prefix}-0")
+    deadline = time.monotonic() + 60
+    while health(fleet) != "healthy" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (processes,) = (
+        row for row in container.top()["Processes"] if "bin/vllm" in " ".join(row) and "init" not in row[-1]
+    )
+    os.kill(int(processes[1]), signal.SIGSTOP)
+    while container.attrs["RestartCount"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.5)
+        container.reload()
+    assert container.attrs["RestartCount"] == 1
+    while answer(fleet) != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (told,) = fleet.info()["servers"]
+    assert (told["phase"], told["restarts"], told["last_death"]["name"]) == ("serving", 1, "ended-by-watchdog")
+    assert "/health does not answer" in told["last_death"]["evidence"]
+    assert "restarted 1 times, last at 20" in told["summary"]
+    assert fleet.run(fleet.replica(), watchdog_timeout=2)["changed"] is False
+
+
 def test_a_container_of_someone_else_is_not_touched(fleet: Fleet) -> None:
     other = fleet.engine.containers.create(fleet.image, name=f"{fleet.prefix}-0")
     failed = fleet.run(fleet.replica())
@@ -424,9 +630,9 @@ def test_a_container_of_someone_else_is_not_touched(fleet: Fleet) -> None:
 
 
 def test_info_tells_what_a_serving_server_does(fleet: Fleet) -> None:
-    fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": KEY})
-    (server,) = fleet.info()["servers"]
-    told = {key: server[key] for key in ("name", "state", "phase", "http_status", "model", "vllm_version", "diagnosis")}
+    fleet.run(fleet.replica(environment={"STAND_IN_LOAD": "2.0,1.0,0.25"}), secrets={"VLLM_API_KEY": KEY})
+    (seen,) = fleet.info()["servers"]
+    told = {key: seen[key] for key in ("name", "state", "phase", "http_status", "model", "vllm_version", "diagnosis")}
     assert told == {
         "name": f"{fleet.prefix}-0",
         "state": "running",
@@ -436,10 +642,10 @@ def test_info_tells_what_a_serving_server_does(fleet: Fleet) -> None:
         "vllm_version": "0.12.0",
         "diagnosis": {},
     }
-    assert server["load"] == {"requests_running": 2.0, "requests_waiting": 1.0, "kv_cache_usage": 0.25}
-    assert server["summary"].endswith("2 requests running, 1 waiting, KV cache 25 % used")
-    assert server["docker_run"].startswith("docker ") and " run --detach" in server["docker_run"]
-    assert KEY not in json.dumps(server)
+    assert seen["load"] == {"requests_running": 2.0, "requests_waiting": 1.0, "kv_cache_usage": 0.25}
+    assert seen["summary"].endswith("2 requests running, 1 waiting, KV cache 25 % used")
+    assert seen["docker_run"].startswith("docker ") and " run --detach" in seen["docker_run"]
+    assert KEY not in json.dumps(seen)
 
 
 def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
@@ -454,7 +660,7 @@ def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
     fleet.engine.containers.get(f"{fleet.prefix}-1").stop(timeout=3)
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
-        phases = {server["name"][-1]: server for server in fleet.info()["servers"]}
+        phases = {seen["name"][-1]: seen for seen in fleet.info()["servers"]}
         if phases["2"]["phase"] == "engine dead" and phases["3"]["restarts"]:
             break
         time.sleep(0.3)

@@ -15,16 +15,21 @@ knows a few options, by Python's argparse; vLLM's own parser is met where the CP
 What cannot be told from a configuration is asked for by environment variables:
 
 - C(STAND_IN_DELAY): seconds between two lines;
-- C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT);
+- C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT), or, with
+  C(never), lives on as vLLM's API server may do;
 - C(STAND_IN_SILENT): print a line and hang for ever;
 - C(STAND_IN_SICK): answer 503 at /health;
+- C(STAND_IN_SLOW): seconds that a completion of more than one token takes;
+- C(STAND_IN_LOAD): requests running, waiting and share of the KV cache to tell at /metrics instead of the true ones;
 - C(STAND_IN_NO_PARSER): fail to make the parser, or, with C(hang), never get done with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.server
+import importlib
 import json
 import os
 import signal
@@ -61,6 +66,7 @@ Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<?, ?it/s]
 (EngineCore pid=8) INFO 11-22 07:25:15 [gpu_model_runner.py:5347] Model loading took 0.5 GiB memory and 0.2 seconds
 (EngineCore pid=8) INFO 11-22 07:26:08 [monitor.py:53] torch.compile took 5.39 s in total
 (EngineCore pid=8) INFO 11-22 07:27:49 [kv_cache_utils.py:2177] GPU KV cache size: 215,548 tokens
+Capturing CUDA graphs (decode, FULL):  50%|          | 1/2 [00:00<?, ?it/s]
 (EngineCore pid=8) INFO 11-22 07:28:12 [core.py:340] init engine (profile, create kv cache, warmup model) took 7.9 s
 (APIServer pid=1) INFO:     Application startup complete.
 """
@@ -111,6 +117,7 @@ class Serve:
         parser.add_argument("model_tag", nargs="?")
         for key in sorted(KNOWN):
             parser.add_argument(f"--{key}", type=int if key in INTEGERS else str, choices=CHOICES.get(key))
+        parser.add_argument("--middleware", action="append", default=[])
         return parser
 
     def validate(self, args: argparse.Namespace) -> None:
@@ -134,54 +141,85 @@ class NoPlatform:
         return True
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Application:
+    """The API, as an ASGI application like vLLM's own, so that middleware stands in front of it in the same way."""
+
     model = "stand-in"
 
-    def do_GET(self) -> None:
-        if self.path == "/health":
-            self.answer(503 if os.environ.get("STAND_IN_SICK") else 200, {})
-        elif self.path == "/v1/models" and self.allowed():
-            self.answer(200, {"object": "list", "data": [{"id": self.model, "object": "model"}]})
-        elif self.path == "/metrics":
-            self.answer_text(
-                'vllm:num_requests_running{engine="0"} 2.0\n'
-                'vllm:num_requests_waiting{engine="0"} 1.0\n'
-                'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
-            )
-        elif self.path == "/version":
-            self.answer(200, {"version": "0.12.0"})
-        else:
-            self.answer(404, {"detail": "Not Found"})
+    def __init__(self) -> None:
+        self.running = 0
+        self.steps = 0
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
-        if self.path != "/v1/completions" or not self.allowed():
-            self.answer(404, {"detail": "Not Found"})
-            return
-        choice = {"index": 0, "text": " city", "finish_reason": "length"}
-        count = body.get("max_tokens", 1)
-        usage = {"prompt_tokens": 4, "completion_tokens": count, "total_tokens": 4 + count}
-        self.answer(200, {"id": "x", "model": self.model, "choices": [choice], "usage": usage})
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = json.loads((await receive())["body"] or b"{}")
+        status, kind, data = self.answer(scope, body)
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(data)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
 
-    def allowed(self) -> bool:
+    def answer(self, scope: Any, body: Any) -> tuple[int, str, bytes]:
+        path, json_type = scope["path"], "application/json"
+        if path == "/health":
+            return (503 if os.environ.get("STAND_IN_SICK") else 200), json_type, b"{}"
+        if path == "/metrics":
+            return 200, "text/plain", self.metrics().encode()
+        if path == "/version":
+            return 200, json_type, b'{"version": "0.12.0"}'
         key = os.environ.get("VLLM_API_KEY")
-        if key and self.headers.get("Authorization") != f"Bearer {key}":
-            self.answer(401, {"error": "Unauthorized"})
-            return False
-        return True
+        if key and dict(scope["headers"]).get(b"authorization") != f"Bearer {key}".encode():
+            return 401, json_type, b'{"error": "Unauthorized"}'
+        if path == "/v1/models":
+            document = {"object": "list", "data": [{"id": self.model, "object": "model"}]}
+            return 200, json_type, json.dumps(document).encode()
+        if path == "/v1/completions":
+            return 200, json_type, json.dumps(self.complete(body.get("max_tokens", 1))).encode()
+        return 404, json_type, b'{"detail": "Not Found"}'
 
-    def answer(self, status: int, document: object) -> None:
-        self.send(status, "application/json", json.dumps(document).encode())
+    def metrics(self) -> str:
+        running, waiting, cache = os.environ.get("STAND_IN_LOAD", f"{self.running},0,0.0").split(",")
+        return (
+            f'vllm:num_requests_running{{engine="0"}} {running}\n'
+            f'vllm:num_requests_waiting{{engine="0"}} {waiting}\n'
+            f'vllm:kv_cache_usage_perc{{engine="0"}} {cache}\n'
+            f'vllm:iteration_tokens_total_count{{engine="0"}} {self.steps}\n'
+        )
 
-    def answer_text(self, text: str) -> None:
-        self.send(200, "text/plain", text.encode())
+    def complete(self, count: int) -> dict[str, Any]:
+        self.running += 1
+        if count > 1:
+            time.sleep(float(os.environ.get("STAND_IN_SLOW", "0")))
+        self.steps += count
+        self.running -= 1
+        choice = {"index": 0, "text": " city", "finish_reason": "length"}
+        usage = {"prompt_tokens": 4, "completion_tokens": count, "total_tokens": 4 + count}
+        return {"id": "x", "model": self.model, "choices": [choice], "usage": usage}
 
-    def send(self, status: int, kind: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Hands each request to the application."""
+
+    application: Any = Application()
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        scope = {"type": "http", "method": self.command, "path": self.path, "headers": headers}
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                self.wfile.write(message["body"])
+                return
+            self.send_response(message["status"])
+            for name, value in message["headers"]:
+                self.send_header(name.decode(), value.decode())
+            self.end_headers()
+
+        asyncio.run(type(self).application(scope, receive, send))
+
+    do_POST = do_GET
 
     def log_message(self, *_args: object) -> None:
         pass
@@ -193,6 +231,8 @@ def main() -> None:
     if os.environ.get("STAND_IN_LOG"):
         with open(os.environ["STAND_IN_LOG"], encoding="utf-8") as stream:
             say(stream.read())
+        if os.environ.get("STAND_IN_EXIT") == "never":
+            threading.Event().wait()
         sys.exit(int(os.environ.get("STAND_IN_EXIT", "1")))
     if os.environ.get("STAND_IN_SILENT"):
         say("(APIServer pid=1) INFO 11-22 07:24:24 [api_utils.py:345] vLLM API server version 0.12.0")
@@ -208,7 +248,10 @@ def main() -> None:
             say(WRAPPER)
             sys.exit(1)
         say(line)
-    Handler.model = config.get("served-model-name", argument)
+    Application.model = config.get("served-model-name", argument)
+    for middleware in (sys.argv[at + 1] for at, given in enumerate(sys.argv) if given == "--middleware"):
+        module, _dot, name = middleware.rpartition(".")
+        Handler.application = getattr(importlib.import_module(module), name)(Handler.application)
     address = (config.get("host", "0.0.0.0"), int(config.get("port", 8000)))
     http.server.ThreadingHTTPServer(address, Handler).serve_forever()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html.parser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,25 @@ def write_inventory(path: Path) -> None:
     path.write_bytes(head.encode() + zlib.compress(lines.encode()))
 
 
+def shorten(sources: Path) -> None:
+    """Fit the pages to the theme, which has its own list of a page's sections and shows the index's parts beside it.
+
+    Lists of contents are left out; in the index the parts get captions, and modules and roles their short names.
+    """
+    for path in sources.rglob("*.rst"):
+        text = re.sub(r"^\.\. contents::\n(?: +.*\n)*\n?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        path.write_text(text, encoding="utf-8")
+    index = sources / "index.rst"
+    text = index.read_text(encoding="utf-8").replace("Gpufleet.Vllm\n", "gpufleet.vllm\n")
+    text = re.sub(r"^    (\w+)_(module|role)$", r"    \1 <\1_\2>", text, flags=re.MULTILINE)
+    parts = re.split(r"^(\.\. toctree::\n)", text, flags=re.MULTILINE)
+    for number in range(1, len(parts), 2):
+        titles = re.findall(r"^(.+)\n(?:-+|~+)$", "".join(parts[:number]), flags=re.MULTILINE)
+        caption = titles[-1].replace("Role Index", "Roles")
+        parts[number] += f"    :caption: {caption}\n"
+    index.write_text("".join(parts), encoding="utf-8")
+
+
 def run(*words: str) -> None:
     """Run a program of the virtual environment on this checkout; its failure ends the build."""
     environment = {
@@ -101,6 +121,7 @@ def main() -> int:
         *("--config-file", str(HERE / "antsibull-docs.cfg"), "collection", "--use-current", "--squash-hierarchy"),
         *("--fail-on-error", "--dest-dir", str(sources), "gpufleet.vllm"),
     )
+    shorten(sources)
     run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "-c", str(HERE), str(sources), str(site))
     elsewhere = loaded_from_elsewhere(site)
     if elsewhere:

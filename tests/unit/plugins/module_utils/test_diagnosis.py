@@ -185,6 +185,10 @@ TEXTS = [
     ),
     ("ValueError: Unknown vLLM environment variable detected: VLLM_NOPE", "environment-variable-unknown"),
     ("torch.AcceleratorError: CUDA error: an illegal memory access was encountered", "cuda-error"),
+    (
+        "gpufleet-watchdog: /health does not answer, for 315 s. The server is ended so that it is started again.",
+        "ended-by-watchdog",
+    ),
 ]
 
 

@@ -122,15 +122,18 @@ WISHES = Wishes(
     network_mode="bridge",
     hf_home="/hf",
     cache_dir="/cache",
+    config_dir="/etc/gpufleet",
     volumes=("/a:/b:ro",),
     environment={"A": "b"},
+    python_path="/opt/packages",
 )
+IMAGE = {"id": IMAGE_ID, "python_path": WISHES.python_path}
 REPLICA = {"name": "vllm-0", "gpus": [0], "host": "127.0.0.1", "port": 8000, "config": {"max-num-seqs": 8}}
 
 
 def test_what_is_kept_makes_the_same_servers_again() -> None:
     """Through JSON and back, and in the words of the module's own options."""
-    kept = json.loads(json.dumps({"server": history.server_options([REPLICA], WISHES), "image": {"id": IMAGE_ID}}))
+    kept = json.loads(json.dumps({"server": history.server_options([REPLICA], WISHES), "image": IMAGE}))
     wishes = history.recorded_wishes(kept)
     specs = [build_spec(REPLICA, some, [], lambda _path: True) for some in (WISHES, wishes)]
     assert specs[0] == specs[1]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,21 @@ def test_a_holder_that_wrote_nothing_is_still_told(tmp_path: Path) -> None:
         path.write_text("")
         with pytest.raises(GpufleetError, match=r"something else \(process unknown\)"), host_lock(str(path), "y"):
             pass
+
+
+def test_it_is_waited_for_when_there_is_time(tmp_path: Path) -> None:
+    path = str(tmp_path / ".lock")
+    free = threading.Event()
+
+    def hold() -> None:
+        with host_lock(path, "first"):
+            free.set()
+            time.sleep(1.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    free.wait(10)
+    began = time.monotonic()
+    with host_lock(path, "second", timeout=30):
+        assert time.monotonic() - began > 0.5
+    holder.join()

@@ -39,6 +39,7 @@ WISHES = Wishes(
     network_mode="bridge",
     hf_home="/var/lib/gpufleet/huggingface",
     cache_dir="/var/lib/gpufleet/cache",
+    config_dir="/etc/gpufleet",
 )
 REPLICA: dict[str, Any] = {
     "name": "vllm-1",
@@ -65,6 +66,7 @@ def test_mounts_caches_that_survive_and_the_model_read_only() -> None:
         "/var/lib/gpufleet/cache/vllm:/root/.cache/vllm",
         "/var/lib/gpufleet/cache/flashinfer:/root/.cache/flashinfer",
         "/var/lib/gpufleet/cache/triton:/root/.triton",
+        "/etc/gpufleet/control/vllm-1:/etc/vllm/control:ro",
         "/srv/m:/models/scout:ro",
     ]
 
@@ -163,7 +165,7 @@ def test_bridge_publishes_and_host_does_not() -> None:
     host = spec_of({"config": {"host": "10.0.0.5", "port": 8001}}, network_mode="host")
     assert "ports" not in create_arguments(host, {}, "/x")
     assert (endpoint(host), base_url(host)) == (("10.0.0.5", 8001), "http://10.0.0.5:8001")
-    assert "C('10.0.0.5:8001'" in health_command(host)
+    assert "gpufleet_health.py 10.0.0.5:8001 " in health_command(host)
     everywhere = spec_of({"host": "0.0.0.0"})
     assert base_url(everywhere) == "http://127.0.0.1:8001"
 
@@ -171,7 +173,8 @@ def test_bridge_publishes_and_host_does_not() -> None:
 def test_the_container_runs_as_the_recipe_runs_it() -> None:
     arguments = create_arguments(spec_of(), {"VLLM_API_KEY": "k"}, "/etc/gpufleet/active/x.yaml")
     assert arguments["entrypoint"] + arguments["command"] == [
-        *["vllm", "serve", "/models/scout", "--config", "/etc/vllm/config.yaml"]
+        *["vllm", "serve", "/models/scout", "--config", "/etc/vllm/config.yaml"],
+        *["--middleware", "gpufleet_door.Door"],
     ]
     assert (arguments["ipc_mode"], arguments["init"]) == ("host", True)
     assert arguments["volumes"][0] == "/etc/gpufleet/active/x.yaml:/etc/vllm/config.yaml:ro"
@@ -258,7 +261,8 @@ def test_the_run_line_is_complete_and_quoted() -> None:
     )
     words = shlex.split(line.replace("\\\n", " "))
     assert words[:5] == ["docker", "run", "--detach", "--name", "vllm-1"]
-    assert words[-5:] == ["vllm/vllm-openai:deploy", "serve", "/models/scout", "--config", "/etc/vllm/config.yaml"]
+    own = ["serve", "/models/scout", "--config", "/etc/vllm/config.yaml", "--middleware", "gpufleet_door.Door"]
+    assert words[-7:] == ["vllm/vllm-openai:deploy", *own]
     pairs = list(zip(words, words[1:]))
     for pair in [
         ("--publish", "127.0.0.1:8001:8000"),

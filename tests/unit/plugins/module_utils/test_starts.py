@@ -15,7 +15,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import starts
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import LogReader, Start, wait_for
+from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Limits, LogReader, Start, wait_for
 
 LOGS = Path(__file__).parents[2] / "data" / "logs"
 STAMP = re.compile(r"11-22 (\d\d:\d\d:\d\d)")
@@ -72,13 +72,51 @@ def test_an_engine_that_ended_is_noticed_while_its_container_runs_on(monkeypatch
     box: Any = Box(lines, clock)
     start = Start(box, "vllm-0", "http://127.0.0.1:1", "")
     with pytest.raises(GpufleetError) as caught:
-        wait_for([start], ready_timeout=3600, stall_timeout=900, progress=Progress(None), sleep=clock.sleep)
+        wait_for([start], Limits(), Progress(None), sleep=clock.sleep)
     error = caught.value
     assert error.name == "compiler-missing"
     assert "its container still runs" in error.message
     assert "enforce-eager" in error.remedy
     assert (error.details["server"], error.details["phase"]) == ("vllm-0", "warm-up")
     assert 0 < clock.now - ENGINE_FAILED < 10
+
+
+def failure(
+    lines: list[tuple[str, str]], limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> tuple[GpufleetError, float]:
+    """Return how the wait for a server that prints these lines ends, and the seconds that it took."""
+    clock = Clock(starts.parse_time(lines[0][0]))
+    began = clock.now
+    monkeypatch.setattr(starts, "time", clock)
+    box: Any = Box(lines, clock)
+    with pytest.raises(GpufleetError) as caught:
+        wait_for([Start(box, "vllm-0", "http://127.0.0.1:1", "")], limits, Progress(None), sleep=clock.sleep)
+    return caught.value, clock.now - began
+
+
+def test_a_phase_that_takes_too_long_is_named_with_its_deadline_and_what_was_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = recording("start-cold-triton-moe.log")
+    loading = next(number for number, (_at, line) in enumerate(lines) if "Starting to load model" in line)
+    error, _seconds = failure(lines[: loading + 1], Limits(phases={"weights": 30, "engine_start": 900}), monkeypatch)
+    assert error.name == "phase-too-long"
+    assert "was in the phase 'weights' for 3" in error.message
+    assert "its deadline is 30 s (vllm_phase_timeouts: weights)" in error.message
+    assert "without any sign of work for" in error.message
+    assert "Starting to load model" in error.evidence
+    assert error.remedy.startswith("Raise vllm_phase_timeouts: {weights: SECONDS}")
+    assert (error.details["phase"], error.details["deadline_s"]) == ("weights", 30)
+
+
+def test_a_phase_without_a_deadline_ends_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = recording("start-cold-triton-moe.log")[:5]
+    limits = Limits(ready=200, stall=900, phases={"engine_start": 0})
+    error, seconds = failure(lines, limits, monkeypatch)
+    assert error.name == "not-ready-in-time"
+    assert seconds == pytest.approx(200, abs=3)
+    stalled, seconds = failure(lines, Limits(stall=50, phases={"engine_start": 60}), monkeypatch)
+    assert (stalled.name, seconds) == ("start-stalled", pytest.approx(50, abs=15))
 
 
 def test_a_line_keeps_what_follows_a_carriage_return() -> None:

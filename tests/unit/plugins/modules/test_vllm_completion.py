@@ -161,7 +161,7 @@ def test_key_is_sent_and_never_shown(run_module: RunModule, vllm: Vllm) -> None:
     result = run_module(vllm_completion.main, {"url": vllm.url, "api_key": KEY})
 
     assert not result["failed"]
-    del result["invocation"]
+    result.pop("invocation", None)  # which ansible-core 2.21 leaves out
     assert KEY not in json.dumps(result)
     assert '"Authorization: Bearer $VLLM_API_KEY"' in result["curl"]
 

@@ -25,7 +25,8 @@ class Box:
         self.name = name
         self.status = status
         self._log = log
-        wishes = Wishes("vllm:1", "sha256:1", {"argument": "org/model"}, "cpu", "auto", "bridge", "/h", "/c")
+        source = {"argument": "org/model"}
+        wishes = Wishes("vllm:1", "sha256:1", source, "cpu", "auto", "bridge", "/h", "/c", "/etc")
         base = name.replace("-previous", "")
         replica = {"name": base, "host": "127.0.0.1", "port": 1, "config": {"port": 8000}}
         self.labels = labels(build_spec(replica, wishes, (), lambda _path: False))

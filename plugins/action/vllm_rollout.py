@@ -1,0 +1,169 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decide, on the controller, which hosts of a fleet are changed when, and whether to go on; see the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState, now
+
+ARGUMENTS: dict[str, Any] = {
+    "step": {"type": "str", "required": True, "choices": ["arrange", "note", "judge", "tell"]},
+    "state_dir": {"type": "str", "required": True},
+    "hosts": {"type": "dict", "default": {}},
+    "all_hosts": {"type": "list", "elements": "str", "default": []},
+    "batches": {"type": "list", "elements": "raw", "default": []},
+    "max_failures": {"type": "raw", "default": 0},
+    "host": {"type": "str", "default": ""},
+    "state": {"type": "str", "choices": ["begun", "done", "failed", "rolled-back"]},
+    "why": {"type": "str", "default": ""},
+    "before": {"type": "dict", "default": {}},
+}
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action plugin behind gpufleet.vllm.vllm_rollout."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Do one step."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        steps: dict[str, Callable[..., dict[str, Any]]] = {
+            "arrange": arrange,
+            "note": note,
+            "judge": judge,
+            "tell": tell,
+        }
+        state = RolloutState(arguments["state_dir"])
+        try:
+            found = steps[arguments["step"]](state, arguments, check=bool(self._task.check_mode))
+        except GpufleetError as error:
+            return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
+        if found.get("lines"):
+            self._display.display("\n".join(found["lines"]))
+        return {**result, "changed": False, **found}
+
+
+def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Return the batches, and begin the rollout or go on with it.
+
+    A rollout that was stopped, and of which the bringing back was interrupted, has nothing but that left to do.
+    """
+    hosts = {
+        host: rollout.Prepared(
+            plan=found.get("plan") or {}, changes=found.get("changes") or [], error=str(found.get("error") or "")
+        )
+        for host, found in arguments["hosts"].items()
+    }
+    known, states = state.settings(), state.hosts()
+    unreachable = [host for host in arguments["all_hosts"] if host not in hosts]
+    found = rollout.arrange(hosts, unreachable, states, arguments["batches"], arguments["max_failures"])
+    lines = rollout.arranged_lines(found)
+    if known:
+        lines.insert(0, f"Goes on with the rollout that began at {known['began']}.")
+    stopped = str(known.get("stopped") or "")
+    batches = [] if stopped or found.stop else found.batches
+    if not check and not found.stop:
+        _keep(state, found, hosts, states, arguments)
+    return {
+        "lines": lines,
+        "order": [host for batch in batches for host in batch],
+        "serial": [len(batch) for batch in batches],
+        "canaries": known.get("canaries") or found.canaries,
+        "stop": stopped or found.stop,
+        "bring_back": rollout.to_bring_back(states) if stopped else [],
+        "done": found.done,
+        "same": found.same,
+        "refused": found.refused,
+        "not_reached": found.unreachable,
+    }
+
+
+def _keep(
+    state: RolloutState,
+    found: rollout.Rollout,
+    hosts: dict[str, rollout.Prepared],
+    states: dict[str, dict[str, Any]],
+    arguments: dict[str, Any],
+) -> None:
+    """Write what was arranged: of a host that is not begun only what it had before stays."""
+    known = state.settings()
+    if known.get("stopped"):
+        return
+    if not found.order and not found.done:
+        return
+    settings = {
+        "began": known.get("began") or now(),
+        "canaries": known.get("canaries") or found.canaries,
+        "total": len(found.order) + len(found.done),
+        "largest_batch": max([1, *map(len, found.batches)]),
+        "max_failures": arguments["max_failures"],
+        "stopped": "",
+    }
+    state.save_settings(settings)
+    for host in found.order:
+        begun = states.get(host, {}).get("state") == rollout.BEGUN and states[host]["wish"] == hosts[host].wish()
+        state.save_host(
+            host,
+            state=rollout.BEGUN if begun else rollout.PENDING,
+            wish=hosts[host].wish(),
+            canary=host in settings["canaries"],
+            why="",
+        )
+    for host in found.same:
+        state.drop_host(host)
+
+
+def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Keep what became of one host; what it had before the rollout is kept the first time only."""
+    if check:
+        return {}
+    known = state.hosts().get(arguments["host"], {})
+    parts: dict[str, Any] = {"state": arguments["state"], "why": " ".join(arguments["why"].split())}
+    before = known.get("before") or arguments["before"]
+    state.save_host(arguments["host"], **parts, before=before)
+    return {"before": before, "canary": bool(known.get("canary"))}
+
+
+def judge(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Return whether to go on, and if not, why and which hosts are to be brought back."""
+    settings, states = state.settings(), state.hosts()
+    if check or not settings:
+        return {"stop": "", "bring_back": [], "serial": [1]}
+    stop = settings["stopped"] or rollout.why_stop(states, settings["max_failures"], settings["total"])
+    if stop and not settings["stopped"]:
+        state.save_settings({**settings, "stopped": stop})
+    return {
+        "stop": stop,
+        "bring_back": rollout.to_bring_back(states) if stop else [],
+        "serial": [settings["largest_batch"]],
+    }
+
+
+def tell(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Say what became of the rollout, and end it unless hosts are left; fail if one failed."""
+    settings, states = state.settings(), state.hosts()
+    if check or not settings:
+        return {"lines": []}
+    stop = str(settings["stopped"])
+    lines = rollout.told_lines(states, stop)
+    failed = rollout.in_order(host for host, found in states.items() if found["state"] == rollout.FAILED)
+    left = [host for host, found in states.items() if found["state"] == rollout.BEGUN]
+    left += [host for host, found in states.items() if found["state"] == rollout.PENDING and not stop]
+    if not left:
+        state.end({"result": lines})
+    result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": rollout.in_order(left)}
+    if stop or failed or left:
+        result.update(failed=True, msg=lines[0].strip())
+    return result

@@ -1,0 +1,287 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The order in which a change goes through a fleet, and what became of it: all that can be told without a host.
+
+A host of a rollout is in one of these states, kept in a file of its own on the controller, so that a rollout that was
+interrupted goes on where it stopped:
+
+=========== ============================================================================
+pending     its turn has not come, or has to come again
+begun       its turn has come; it may be drained, replaced, or neither
+done        it was replaced, verified and put back
+failed      it did not get there; it was brought back to what it had, as far as possible
+rolled-back it was done, and was brought back because the rollout was stopped
+=========== ============================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import fold, in_order, plan_kind
+
+PENDING, BEGUN, DONE, FAILED, ROLLED_BACK = "pending", "begun", "done", "failed", "rolled-back"
+PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What the preparation found out about one host.
+
+    Attributes:
+        plan: what the inventory wishes for it; empty when C(error) says why there is none.
+        changes: why its servers would be replaced; empty when there is nothing to do.
+        error: why it cannot be changed; empty when it can.
+    """
+
+    plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Sequence[str] = ()
+    error: str = ""
+
+    def wish(self) -> str:
+        """Return a digest of what the host should serve."""
+        return hashlib.sha256(plan_kind(self.plan).encode()).hexdigest()[:16] if self.plan else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Which hosts are changed when.
+
+    Attributes:
+        batches: hosts to change, in the order of their turns.
+        canaries: those of the first batch of the whole rollout, which are verified the most.
+        done: hosts that this rollout had changed before it was interrupted.
+        same: hosts on which there is nothing to do.
+        refused: hosts that cannot be changed, with the reason.
+        unreachable: hosts that did not answer.
+        stop: why nothing is to be changed at all; empty otherwise.
+    """
+
+    batches: list[list[str]]
+    canaries: list[str]
+    done: list[str]
+    same: list[str]
+    refused: dict[str, str]
+    unreachable: list[str]
+    stop: str
+
+    @property
+    def order(self) -> list[str]:
+        """The hosts to change, in their order."""
+        return [host for batch in self.batches for host in batch]
+
+
+def arrange(
+    hosts: Mapping[str, Prepared],
+    unreachable: Iterable[str],
+    states: Mapping[str, Mapping[str, Any]],
+    sizes: Sequence[Any],
+    max_failures: Any,
+) -> Rollout:
+    """Return which hosts are changed when.
+
+    Args:
+        hosts: what was found out about each host that answered.
+        unreachable: names of the others.
+        states: what earlier runs of this rollout left, by host: C(state) and C(wish).
+        sizes: of the batches, see batch_sizes.
+        max_failures: see allowed.
+    """
+    refused = {host: found.error for host, found in hosts.items() if found.error}
+    mine = {host: state for host, state in states.items() if host in hosts and state["wish"] == hosts[host].wish()}
+    begun = [host for host in hosts if host not in refused and mine.get(host, {}).get("state") == BEGUN]
+    changing = [host for host, found in hosts.items() if found.changes and host not in refused and host not in begun]
+    rest = [host for host in hosts if host not in refused and host not in begun and host not in changing]
+    done = [host for host in rest if mine.get(host, {}).get("state") == DONE]
+    pending = in_order(begun) + mixed({host: plan_kind(hosts[host].plan) for host in changing})
+    batches = cut(pending, len(done), sizes)
+    stop = ""
+    if len(refused) > allowed(max_failures, len(hosts)):
+        stop = (
+            f"{len(refused)} of {len(hosts)} hosts cannot be changed, more than vllm_rollout_max_failures"
+            f" ({max_failures}) allows"
+        )
+    return Rollout(
+        batches=batches,
+        canaries=batches[0] if batches and not done else [],
+        done=in_order(done),
+        same=in_order(host for host in rest if host not in done),
+        refused=refused,
+        unreachable=in_order(unreachable),
+        stop=stop,
+    )
+
+
+def mixed(kinds: Mapping[str, str]) -> list[str]:
+    """Return hosts so that each kind of them comes up as early and as often as its share: the largest kind first."""
+    groups: dict[str, list[str]] = {}
+    for host in in_order(kinds):
+        groups.setdefault(kinds[host], []).append(host)
+    # The n-th of N hosts of a kind stands at (n + 1/2) / N of the way; a kind of its own comes first once.
+    firsts = sorted(groups.values(), key=lambda hosts: (-len(hosts), in_order(hosts)[0]))
+    places = [
+        (0.0 if number == 0 else (number + 0.5) / len(hosts), rank, host)
+        for rank, hosts in enumerate(firsts)
+        for number, host in enumerate(hosts)
+    ]
+    return [host for _place, _rank, host in sorted(places, key=lambda place: place[:2])]
+
+
+def batch_sizes(total: int, sizes: Sequence[Any]) -> list[int]:
+    """Return how many hosts each batch has, C(total) in all.
+
+    Args:
+        total: number of hosts.
+        sizes: numbers, or shares of C(total) such as C(10%), of which each gives one host at least; the last one counts
+            for all further batches.
+
+    Raises:
+        GpufleetError: C(invalid-wishes).
+    """
+    if not sizes:
+        raise _invalid("vllm_rollout_batches", sizes, "is empty")
+    found = [_count(size, total) for size in sizes]
+    result = []
+    left = total
+    for size in itertools.chain(found, itertools.repeat(found[-1])):
+        if left <= 0:
+            return result
+        result.append(min(size, left))
+        left -= size
+    return result
+
+
+def _count(size: Any, total: int) -> int:
+    share = PERCENT.fullmatch(str(size).strip())
+    if share and 0 < float(share.group(1)) <= 100:
+        return max(1, int(total * float(share.group(1)) / 100))
+    if str(size).strip().isdigit() and int(size) > 0:
+        return int(size)
+    raise _invalid("vllm_rollout_batches", size, "is no number of hosts and no share of them")
+
+
+def cut(pending: Sequence[str], done: int, sizes: Sequence[Any]) -> list[list[str]]:
+    """Return the batches of the hosts whose turn has not come, as if those that are C(done) had been the first."""
+    batches = []
+    first = 0
+    for size in batch_sizes(len(pending) + done, sizes):
+        last = first + size
+        batch = list(pending[max(0, first - done) : max(0, last - done)])
+        if batch:
+            batches.append(batch)
+        first = last
+    return batches
+
+
+def allowed(max_failures: Any, total: int) -> int:
+    """Return how many hosts may fail: a number, or a share of all hosts such as C(5%), rounded down.
+
+    Raises:
+        GpufleetError: C(invalid-wishes).
+    """
+    text = str(max_failures).strip()
+    share = PERCENT.fullmatch(text)
+    if share and float(share.group(1)) <= 100:
+        return int(total * float(share.group(1)) / 100)
+    if text.isdigit():
+        return int(text)
+    raise _invalid("vllm_rollout_max_failures", max_failures, "is no number of hosts and no share of them")
+
+
+def _invalid(variable: str, value: Any, problem: str) -> GpufleetError:
+    return GpufleetError(
+        f"{variable}: {value!r} {problem}.",
+        name="invalid-wishes",
+        remedy=f"Write whole numbers from {0 if 'failures' in variable else 1} on, or percentages such as '10%'.",
+    )
+
+
+def why_stop(states: Mapping[str, Mapping[str, Any]], max_failures: Any, total: int) -> str:
+    """Return why a rollout must not go on; empty when it may.
+
+    Args:
+        states: of the hosts: C(state), C(canary) and C(why).
+        max_failures: see allowed.
+        total: number of hosts of the rollout.
+    """
+    failed = {host: state for host, state in states.items() if state["state"] == FAILED}
+    canaries = [host for host in failed if failed[host].get("canary")]
+    if canaries:
+        host = in_order(canaries)[0]
+        return f"the canary {host} failed: {failed[host]['why']}"
+    if len(failed) > allowed(max_failures, total):
+        host = in_order(failed)[0]
+        return (
+            f"{len(failed)} of {total} hosts failed, more than vllm_rollout_max_failures ({max_failures}) allows:"
+            f" {fold(failed)}; the first of them: {failed[host]['why']}"
+        )
+    return ""
+
+
+def to_bring_back(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the hosts that a stopped rollout has changed, in the order in which they are brought back."""
+    return in_order(host for host, state in states.items() if state["state"] in (DONE, BEGUN))
+
+
+# For people
+
+
+def arranged_lines(rollout: Rollout) -> list[str]:
+    """Return the lines that say what a rollout is going to do."""
+    order = rollout.order
+    total = sum(map(len, (order, rollout.done, rollout.same, rollout.refused, rollout.unreachable)))
+    sizes = ", ".join(str(len(batch)) for batch in rollout.batches)
+    lines = [
+        f"{_hosts(total)}: {len(order)} to change"
+        + (f" in {len(rollout.batches)} batch{'es' * (len(rollout.batches) != 1)} ({sizes})" if order else "")
+    ]
+    if rollout.canaries:
+        lines.append(f"  canary: {fold(rollout.canaries)}")
+    for text, names in (("done before", rollout.done), ("nothing to do", rollout.same)):
+        if names:
+            lines.append(f"  {text}: {fold(names)}")
+    if rollout.unreachable:
+        lines.append(f"  not reachable, left out: {fold(rollout.unreachable)}")
+    lines += _reasons("cannot be changed", rollout.refused)
+    if rollout.stop:
+        lines.append(f"Nothing is changed: {rollout.stop.rstrip('.')}.")
+    return lines
+
+
+def told_lines(states: Mapping[str, Mapping[str, Any]], stop: str) -> list[str]:
+    """Return the lines that say what became of a rollout."""
+    by_state: dict[str, list[str]] = {}
+    for host, state in states.items():
+        by_state.setdefault(str(state["state"]), []).append(host)
+    words = {
+        DONE: "changed and verified",
+        ROLLED_BACK: "changed, then brought back",
+        PENDING: "not reached, left as they were",
+        BEGUN: "begun and not ended",
+    }
+    lines = [f"The rollout was stopped: {stop.rstrip('.')}."] if stop else []
+    for state, text in words.items():
+        if by_state.get(state):
+            lines.append(f"  {text}: {fold(by_state[state])} ({_hosts(len(by_state[state]))})")
+    failed = {host: str(states[host]["why"]) for host in by_state.get(FAILED, [])}
+    return lines + _reasons("failed", failed)
+
+
+def _reasons(what: str, reasons: Mapping[str, str]) -> list[str]:
+    """Return each reason once, with its hosts."""
+    hosts_of: dict[str, list[str]] = {}
+    for host, reason in reasons.items():
+        hosts_of.setdefault(" ".join(reason.split()), []).append(host)
+    ordered = sorted(hosts_of.items(), key=lambda item: (-len(item[1]), in_order(item[1])[0]))
+    return [f"  {what}: {fold(hosts)}: {reason}" for reason, hosts in ordered]
+
+
+def _hosts(count: int) -> str:
+    return f"{count} host{'s' * (count != 1)}"

@@ -1,0 +1,118 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs inside vLLM's API server, as its ASGI middleware: counts requests, and turns new ones away when told to.
+
+vLLM has no means of its own that leaves running requests alone and tells new ones to go elsewhere: before 0.18 SIGTERM
+aborts what runs, and from 0.18 on, with a shutdown-timeout, it lets that finish but answers what comes with status 200
+and no text. So C(vllm serve --middleware gpufleet_door.Door) loads this file, which is mounted beside a file C(closed)
+that the host writes to close the door: it holds the time, in seconds since the epoch, at which the door opens again by
+itself, in case whoever closed it is killed.
+
+While the door is closed, each new POST (and websocket) is answered with 503, C(Retry-After) and C(Connection: close),
+so that clients and front ends try another server; GET goes on, but C(/health) answers 503 too, which takes the server
+out of a front end's rotation. C(/health) always tells the counts in headers.
+
+Of several API processes of one server, each counts its own requests.
+
+Standard library only, Python 3.9: it runs on the image's interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Awaitable, MutableMapping
+from typing import Any, Callable
+
+CLOSED = "closed"
+RUNNING_HEADER = "x-gpufleet-running"
+REFUSED_HEADER = "x-gpufleet-refused"
+RETRY_AFTER_S = 5
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Door:
+    """ASGI middleware in front of vLLM's application.
+
+    Args:
+        app: vLLM's application.
+        folder: where the file that closes the door is; that of this file.
+        clock: returns seconds since the epoch.
+    """
+
+    def __init__(self, app: Callable[..., Any], folder: str = "", clock: Callable[[], float] = time.time) -> None:
+        self.running = 0
+        self.refused = 0
+        self._app = app
+        self._path = os.path.join(folder or os.path.dirname(os.path.abspath(__file__)), CLOSED)
+        self._clock = clock
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request, or hand it on."""
+        kind = scope["type"]
+        if kind == "http" and scope["method"] == "GET" and scope["path"].endswith("/health"):
+            await self._health(scope, receive, send)
+        elif kind == "websocket" or (kind == "http" and scope["method"] == "POST"):
+            await self._request(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _request(self, scope: Message, receive: Receive, send: Send) -> None:
+        if self._closed():
+            self.refused += 1
+            await self._refuse(scope["type"], send)
+            return
+        self.running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.running -= 1
+
+    async def _health(self, scope: Message, receive: Receive, send: Send) -> None:
+        counts = [
+            (RUNNING_HEADER.encode(), str(self.running).encode()),
+            (REFUSED_HEADER.encode(), str(self.refused).encode()),
+        ]
+        if self._closed():
+            await _answer(send, {"state": "draining", "running": self.running, "refused": self.refused}, counts)
+            return
+
+        async def with_counts(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *counts]}
+            await send(message)
+
+        await self._app(scope, receive, with_counts)
+
+    async def _refuse(self, kind: str, send: Send) -> None:
+        if kind == "websocket":
+            # 1012: the service restarts.
+            await send({"type": "websocket.close", "code": 1012})
+            return
+        error = {
+            "message": "This server is being stopped and takes no new requests. Try again, or another server.",
+            "type": "ServiceUnavailableError",
+            "code": 503,
+        }
+        headers = [(b"retry-after", str(RETRY_AFTER_S).encode()), (b"connection", b"close")]
+        await _answer(send, {"object": "error", "error": error, **error}, headers)
+
+    def _closed(self) -> bool:
+        try:
+            with open(self._path, encoding="utf-8") as stream:
+                return self._clock() < float(stream.read())
+        except (OSError, ValueError):
+            return False
+
+
+async def _answer(send: Send, document: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+    """Send a JSON document with status 503."""
+    body = json.dumps(document).encode()
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 503, "headers": [*own, *headers]})
+    await send({"type": "http.response.body", "body": body})

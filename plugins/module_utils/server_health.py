@@ -1,0 +1,233 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs inside a server's container as its Docker health check, and ends a server that will not come back by itself.
+
+A vLLM whose engine died may live on, answering 503; one whose engine or API process hangs does not answer at all, and
+/health of a hung engine still says 200. Docker restarts what exits, never what hangs. So this check, once it has seen
+the server healthy, ends the server's process, and with it the container, when for the seconds in the file C(watchdog)
+beside it (0: never)
+
+- /health does not answer, or
+- requests are there but the engine does not do a single step (the counters in /metrics stand still),
+
+and after half a minute when /health says 503, for vLLM then knows itself that the engine is dead. Docker's restart
+policy starts the container again. The reason is a line in the container's log.
+
+A start may take an hour, so nothing is ended that was not healthy since this very start of the container: what the
+check remembers carries the start time of process 1. Only a child of Docker's own init is ever ended.
+
+Standard library only, Python 3.9: it runs on the image's interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+MARK = "gpufleet-watchdog:"
+STATE = "/tmp/gpufleet-health.json"  # noqa: S108 - in the container, which nobody else uses
+DEAD_S = 25.0
+RUNNING_HEADER = "x-gpufleet-running"
+INITS = ("docker-init", "tini", "catatonit")
+# Counters that an engine at work moves: with each step, each token, each finished request.
+PROGRESS = (
+    "vllm:iteration_tokens_total_count",
+    "vllm:generation_tokens_total",
+    "vllm:prompt_tokens_total",
+    "vllm:request_success_total",
+)
+
+
+@dataclasses.dataclass
+class Memory:
+    """What the check remembers from one look to the next.
+
+    Attributes:
+        start: start time of the container's process 1; memories of another start are void.
+        healthy: whether the server was healthy since then.
+        problem: what is wrong since C(since), or C("").
+        since: seconds since the epoch.
+        counters: the engine's counters at the last look.
+    """
+
+    start: str = ""
+    healthy: bool = False
+    problem: str = ""
+    since: float = 0.0
+    counters: str = ""
+
+    def note(self, problem: str, now: float) -> float:
+        """Take note of what is wrong now (C("") for nothing) and return for how long it has been."""
+        if problem != self.problem:
+            self.problem, self.since = problem, now
+        return now - self.since if problem else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """One look at the server.
+
+    Attributes:
+        status: HTTP status of /health; 0 when nothing answered.
+        running: requests in the server's hands; -1 when it does not tell.
+        counters: the engine's counters as one text; empty when it does not tell.
+    """
+
+    status: int
+    running: int = -1
+    counters: str = ""
+
+
+DEAD = "/health answers 503: its engine is dead"
+SILENT = "/health does not answer"
+STUCK = "requests are waiting and its engine does nothing"
+
+
+def judge(look: Look, memory: Memory, now: float, limit: float) -> str:
+    """Return why the server must be ended, or C(""); the memory takes note of the look.
+
+    Args:
+        look: what was seen.
+        memory: of the looks before.
+        now: seconds since the epoch.
+        limit: seconds for which a server may hang; 0 never ends it.
+    """
+    still = bool(look.counters) and look.counters == memory.counters
+    memory.counters = look.counters or memory.counters
+    if look.status == 200:
+        memory.healthy = True
+        problem = STUCK if still and look.running > 0 else ""
+    else:
+        problem = DEAD if look.status == 503 else SILENT
+    seconds = memory.note(problem, now)
+    if not limit or not memory.healthy or not problem:
+        return ""
+    allowed = min(DEAD_S, limit) if problem == DEAD else limit
+    return f"{problem}, for {seconds:.0f} s" if seconds >= allowed else ""
+
+
+def look_at(address: str, timeout: float) -> Look:
+    """Ask the server at C(host:port) how it is."""
+    status, headers, _body = get(address, "/health", timeout)
+    running = headers.get(RUNNING_HEADER, "")
+    if status != 200 or not running.isdigit():
+        return Look(status)
+    _status, _headers, body = get(address, "/metrics", timeout)
+    return Look(status, int(running), " ".join(line for line in body.splitlines() if line.startswith(PROGRESS)))
+
+
+def get(address: str, path: str, timeout: float) -> tuple[int, dict[str, str], str]:
+    """Return status, headers (names in lower case) and body of an answer; status 0 when there is none."""
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, headers, answer.read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return 0, {}, ""
+    finally:
+        connection.close()
+
+
+def door_closed(folder: str, now: float) -> bool:
+    """Return whether the server is turning requests away on purpose (see server_door)."""
+    try:
+        return now < float(text_of(os.path.join(folder, "closed")))
+    except ValueError:
+        return False
+
+
+def text_of(path: str) -> str:
+    """Return a file's text; empty when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def started() -> str:
+    """Return the start time of the container's process 1."""
+    return text_of("/proc/1/stat").rpartition(")")[2].split()[19]
+
+
+def recall(path: str, start: str) -> Memory:
+    """Return what was remembered since this start of the container."""
+    try:
+        known: dict[str, Any] = json.loads(text_of(path))
+        memory = Memory(**known)
+    except (ValueError, TypeError):
+        return Memory(start)
+    return memory if memory.start == start else Memory(start)
+
+
+def remember(path: str, memory: Memory) -> None:
+    """Keep the memory for the next look."""
+    try:
+        with open(f"{path}.new", "w", encoding="utf-8") as stream:
+            json.dump(dataclasses.asdict(memory), stream)
+        os.replace(f"{path}.new", path)
+    except OSError as error:
+        print(f"cannot remember: {error}")
+
+
+def server_processes() -> list[int]:
+    """Return the children of the container's process 1; none when that is not Docker's own init."""
+    program = text_of("/proc/1/cmdline").split("\0")[0]
+    if os.path.basename(program) not in INITS:
+        return []
+    found = []
+    for entry in os.listdir("/proc"):
+        fields = text_of(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
+        if len(fields) > 1 and fields[1] == "1":
+            found.append(int(entry))
+    return found
+
+
+def end(reason: str) -> None:
+    """End the server, and say why in the container's log."""
+    processes = server_processes()
+    if not processes:
+        print(f"{MARK} not ended, process 1 is not Docker's init: {reason}")
+        return
+    try:
+        with open("/proc/1/fd/2", "w", encoding="utf-8") as log:
+            log.write(f"{MARK} {reason}. The server is ended so that it is started again.\n")
+    except OSError as error:
+        print(f"cannot write to the log: {error}")
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
+def main() -> int:
+    """Do one look; return 0 when the server is healthy."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("--timeout", type=float, default=8.0)
+    arguments = parser.parse_args()
+    folder, now = os.path.dirname(os.path.abspath(__file__)), time.time()
+    if door_closed(folder, now):
+        print("draining")
+        return 0
+    limit = text_of(os.path.join(folder, "watchdog")).strip()
+    memory = recall(STATE, started())
+    look = look_at(arguments.address, arguments.timeout)
+    reason = judge(look, memory, time.time(), float(limit or 0))
+    remember(STATE, memory)
+    print(memory.problem or "healthy")
+    if reason:
+        end(reason)
+    return int(look.status != 200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps of a rollout and what they keep between runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.action import vllm_rollout
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState
+
+PLAN: dict[str, Any] = {"model": "m", "replicas": [{"name": "vllm-0"}]}
+CHANGES = ["config.max-num-seqs: 256 -> 128"]
+
+
+class Controller:
+    """Runs the steps as the playbook does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = RolloutState(str(folder))
+        self.folder = folder
+
+    def arrange(self, *hosts: str, check: bool = False, same: tuple[str, ...] = (), **parts: Any) -> dict[str, Any]:
+        """Arrange a change of these hosts."""
+        found = {host: {"plan": PLAN, "changes": CHANGES} for host in hosts}
+        found.update({host: {"plan": PLAN, "changes": []} for host in same})
+        arguments = {"hosts": found, "all_hosts": [*hosts, *same], "batches": [1, "100%"], "max_failures": 0, **parts}
+        return vllm_rollout.arrange(self.state, arguments, check=check)
+
+    def note(self, host: str, state: str, why: str = "", before: str = "") -> dict[str, Any]:
+        """Note what became of a host."""
+        arguments = {"host": host, "state": state, "why": why, "before": {"deployment": before} if before else {}}
+        return vllm_rollout.note(self.state, arguments, check=False)
+
+    def judge(self) -> dict[str, Any]:
+        """See whether to go on."""
+        return vllm_rollout.judge(self.state, {}, check=False)
+
+    def tell(self) -> dict[str, Any]:
+        """End it."""
+        return vllm_rollout.tell(self.state, {}, check=False)
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Controller:
+    """A controller on which no rollout is under way."""
+    return Controller(tmp_path / "rollout")
+
+
+def test_a_rollout_that_succeeds_leaves_its_result_alone(controller: Controller) -> None:
+    arranged = controller.arrange("a", "b", "c")
+    assert (arranged["order"], arranged["serial"], arranged["canaries"]) == (["a", "b", "c"], [1, 2], ["a"])
+    for host in ("a", "b", "c"):
+        assert controller.judge()["stop"] == ""
+        assert controller.note(host, "begun", before=f"before-{host}")["canary"] is (host == "a")
+        controller.note(host, "done")
+    told = controller.tell()
+    assert not told.get("failed")
+    assert told["lines"] == ["  changed and verified: a, b, c (3 hosts)"]
+    assert sorted(path.name for path in controller.folder.iterdir()) == ["hosts", "last.json"]
+    assert controller.state.hosts() == {}
+    assert controller.arrange(same=("a", "b", "c"))["order"] == []
+    assert controller.tell() == {"lines": []}
+
+
+def test_a_failed_canary_stops_it_and_nothing_is_brought_back(controller: Controller) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "failed", why="score 0.1,\n floor 0.7")
+    judged = controller.judge()
+    assert judged["stop"] == "the canary a failed: score 0.1, floor 0.7"
+    assert judged["bring_back"] == []
+    told = controller.tell()
+    assert told["failed"] and told["failed_hosts"] == ["a"]
+    assert "  not reached, left as they were: b (1 host)" in told["lines"]
+
+
+def test_a_failed_batch_brings_back_what_was_done(controller: Controller) -> None:
+    controller.arrange("a", "b", "c")
+    for host in ("a", "b"):
+        controller.note(host, "begun", before=f"before-{host}")
+        controller.note(host, "done")
+    controller.note("c", "failed", why="it did not start")
+    judged = controller.judge()
+    assert (judged["bring_back"], judged["serial"]) == (["a", "b"], [2])
+    # Killed while bringing back: the next run does nothing but that.
+    assert controller.note("a", "begun")["before"] == {"deployment": "before-a"}
+    again = controller.arrange("b", "c", same=("a",))
+    assert (again["order"], again["bring_back"]) == ([], ["a", "b"])
+    assert controller.judge()["bring_back"] == ["a", "b"]
+    for host in ("a", "b"):
+        controller.note(host, "rolled-back")
+    told = controller.tell()
+    assert told["failed"]
+    assert "  changed, then brought back: a, b (2 hosts)" in told["lines"]
+    assert controller.state.settings() == {}
+
+
+def test_an_interrupted_one_goes_on_and_knows_what_was_before(controller: Controller) -> None:
+    controller.arrange("a", "b", "c", "d")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "done")
+    controller.note("b", "begun", before="2")
+    again = controller.arrange("c", "d", same=("a", "b"))
+    assert (again["order"], again["serial"], again["canaries"]) == (["b", "c", "d"], [3], ["a"])
+    assert again["lines"][0].startswith("Goes on with the rollout that began at ")
+    noted = controller.note("b", "begun", before="what it has now")
+    assert noted["before"] == {"deployment": "2"}
+    assert controller.tell()["left"] == ["b", "c", "d"]
+
+
+def test_a_host_that_failed_before_the_interruption_has_another_turn(controller: Controller) -> None:
+    controller.arrange("a", "b", max_failures=1)
+    controller.note("a", "begun")
+    controller.note("a", "done")
+    controller.note("b", "failed", why="x")
+    assert controller.judge()["stop"] == ""
+    assert controller.arrange("b", same=("a",), max_failures=1)["order"] == ["b"]
+    assert controller.state.hosts()["b"]["state"] == "pending"
+
+
+def test_check_mode_keeps_nothing(controller: Controller) -> None:
+    assert controller.arrange("a", "b", check=True)["order"] == ["a", "b"]
+    assert not controller.folder.exists()
+
+
+def test_nothing_begins_when_too_many_hosts_cannot_be_changed(controller: Controller) -> None:
+    hosts = {"a": {"plan": PLAN, "changes": CHANGES}, "b": {"error": "The disk is full."}}
+    arranged = controller.arrange(hosts=hosts, all_hosts=["a", "b"])
+    assert (arranged["order"], arranged["bring_back"]) == ([], [])
+    assert "1 of 2 hosts cannot be changed" in arranged["stop"]
+    assert not controller.folder.exists()
+
+
+def test_a_broken_file_is_told_by_its_path(controller: Controller) -> None:
+    controller.arrange("a")
+    path = controller.folder / "hosts" / "a.json"
+    path.write_text("{")
+    with pytest.raises(GpufleetError) as caught:
+        controller.judge()
+    assert (caught.value.name, str(path) in caught.value.message) == ("rollout-state-unreadable", True)

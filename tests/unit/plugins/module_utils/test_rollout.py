@@ -1,0 +1,177 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The order of a rolling change, for fleets of a size that no test can have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.rollout import Prepared
+
+DEFAULT = [1, "10%", "30%", "100%"]
+HOPPER: dict[str, Any] = {"model": "m", "precision": "fp8", "replicas": [{"name": "vllm-0", "gpus": [0]}]}
+BLACKWELL = {**HOPPER, "precision": "fp4"}
+
+
+def fleet(hopper: int, blackwell: int = 0, **parts: Any) -> dict[str, Prepared]:
+    """Return so many hosts of two kinds, all of which would be changed."""
+    found = {"changes": ["config.max-num-seqs: 256 -> 128"], **parts}
+    hosts = {f"h200-{number:03}": Prepared(plan=HOPPER, **found) for number in range(1, hopper + 1)}
+    hosts.update({f"b200-{number:02}": Prepared(plan=BLACKWELL, **found) for number in range(1, blackwell + 1)})
+    return hosts
+
+
+def arrange(hosts: dict[str, Prepared], **parts: Any) -> rollout.Rollout:
+    """Arrange a rollout of these hosts by the defaults."""
+    arguments: dict[str, Any] = {"unreachable": [], "states": {}, "sizes": DEFAULT, "max_failures": 0, **parts}
+    return rollout.arrange(hosts, **arguments)
+
+
+def state(hosts: dict[str, Prepared], host: str, name: str) -> dict[str, Any]:
+    """Return what an earlier run left of a host."""
+    return {"state": name, "wish": hosts[host].wish(), "canary": False, "why": ""}
+
+
+def test_200_hosts_go_one_then_a_tenth_then_a_third_then_the_rest() -> None:
+    found = arrange(fleet(200))
+    assert [len(batch) for batch in found.batches] == [1, 20, 60, 119]
+    assert found.canaries == ["h200-001"]
+    assert sorted(found.order) == sorted(fleet(200))
+    assert (found.stop, found.same, found.done) == ("", [], [])
+
+
+def test_every_kind_comes_up_early_and_by_its_share() -> None:
+    found = arrange(fleet(160, 40))
+    kinds = [["b200" if host.startswith("b200") else "h200" for host in batch] for batch in found.batches]
+    assert found.canaries == ["h200-001"]
+    assert kinds[1][0] == "b200"
+    shares = [batch.count("b200") / len(batch) for batch in kinds[1:]]
+    assert all(0.15 <= share <= 0.3 for share in shares), shares
+
+
+def test_hosts_that_cannot_take_part_are_named_and_left_out() -> None:
+    hosts = fleet(200)
+    hosts["h200-007"] = Prepared(plan=HOPPER)
+    hosts["h200-008"] = Prepared(error="The image is missing.")
+    dead = [f"h200-{number}" for number in (301, 302, 303)]
+    found = arrange(hosts, unreachable=dead, max_failures="1%")
+    assert (found.same, found.unreachable, list(found.refused)) == (["h200-007"], dead, ["h200-008"])
+    assert len(found.order) == 198
+    lines = rollout.arranged_lines(found)
+    assert lines[0] == "203 hosts: 198 to change in 4 batches (1, 19, 59, 119)"
+    assert "  not reachable, left out: h200-[301:303]" in lines
+    assert "  nothing to do: h200-007" in lines
+    assert "  cannot be changed: h200-008: The image is missing." in lines
+
+
+def test_nothing_is_changed_when_too_many_hosts_could_not_take_the_change() -> None:
+    hosts = {**fleet(10), "h200-004": Prepared(error="The disk is full.")}
+    found = arrange(hosts)
+    assert "1 of 10 hosts cannot be changed" in found.stop
+    assert rollout.arranged_lines(found)[-1].startswith("Nothing is changed: 1 of 10 hosts")
+    assert arrange(hosts, max_failures=1).stop == ""
+    assert arrange(hosts, max_failures="10%").stop == ""
+
+
+def test_an_interrupted_rollout_goes_on_where_it_stopped() -> None:
+    """One canary and 14 of the second batch are done, two more had begun: no canary again, the batch is completed."""
+    hosts = fleet(200)
+    done = [f"h200-{number:03}" for number in range(1, 16)]
+    hosts.update({host: Prepared(plan=HOPPER) for host in done})
+    states = {host: state(hosts, host, rollout.DONE) for host in done}
+    states.update({host: state(hosts, host, rollout.BEGUN) for host in ("h200-150", "h200-016")})
+    found = arrange(hosts, states=states)
+    assert [len(batch) for batch in found.batches] == [6, 60, 119]
+    assert found.batches[0][:2] == ["h200-016", "h200-150"]
+    assert (found.canaries, found.done, found.same) == ([], done, [])
+
+
+def test_a_host_that_had_begun_is_gone_through_again_even_if_it_has_its_servers() -> None:
+    """It may not be verified, and the front end may still keep requests from it."""
+    hosts = {"h200-001": Prepared(plan=HOPPER), "h200-002": Prepared(plan=HOPPER, changes=["x"])}
+    found = arrange(hosts, states={"h200-001": state(hosts, "h200-001", rollout.BEGUN)})
+    assert found.batches == [["h200-001"], ["h200-002"]]
+    assert found.canaries == ["h200-001"]
+
+
+def test_what_an_earlier_rollout_left_does_not_count_for_another_wish() -> None:
+    hosts = fleet(2)
+    other = {"state": rollout.DONE, "wish": "0123456789abcdef", "canary": True, "why": ""}
+    found = arrange(hosts, states={"h200-001": other})
+    assert (found.canaries, found.done) == (["h200-001"], [])
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "expected"),
+    [
+        (3, DEFAULT, [1, 1, 1]),
+        (10, DEFAULT, [1, 1, 3, 5]),
+        (1, DEFAULT, [1]),
+        (0, DEFAULT, []),
+        (7, [2], [2, 2, 2, 1]),
+        (5, ["50%"], [2, 2, 1]),
+        (5, ["1", " 100 % "], [1, 4]),
+    ],
+)
+def test_batches_are_cut_as_a_person_would(total: int, sizes: list[Any], expected: list[int]) -> None:
+    assert rollout.batch_sizes(total, sizes) == expected
+
+
+@given(
+    total=st.integers(0, 500),
+    done=st.integers(0, 500),
+    sizes=st.lists(st.integers(1, 50) | st.integers(1, 100).map(lambda share: f"{share}%"), min_size=1, max_size=5),
+)
+def test_every_host_has_one_turn_whatever_was_done_before(total: int, done: int, sizes: list[Any]) -> None:
+    pending = [f"h-{number}" for number in range(total)]
+    batches = rollout.cut(pending, done, sizes)
+    assert [host for batch in batches for host in batch] == pending
+    whole = rollout.batch_sizes(total + done, sizes)
+    assert all(len(batch) <= max(whole) for batch in batches)
+    assert all(batches)
+
+
+@pytest.mark.parametrize("wrong", [[], [0], ["0%"], ["101%"], ["a few"], [-1], [1.5]])
+def test_sizes_that_mean_nothing_are_refused_by_their_variable(wrong: list[Any]) -> None:
+    with pytest.raises(GpufleetError, match="vllm_rollout_batches"):
+        rollout.batch_sizes(10, wrong)
+
+
+@pytest.mark.parametrize("wrong", ["some", "-1", "200%", None])
+def test_a_number_of_failures_that_means_nothing_is_refused(wrong: Any) -> None:
+    with pytest.raises(GpufleetError, match="vllm_rollout_max_failures"):
+        rollout.allowed(wrong, 10)
+
+
+def test_a_canary_or_too_many_failures_stop_it() -> None:
+    hosts = fleet(40)
+    states = {host: state(hosts, host, rollout.DONE) for host in hosts}
+    assert rollout.why_stop(states, 0, 40) == ""
+    states["h200-012"].update(state=rollout.FAILED, why="The server vllm-0 did not start.")
+    assert rollout.why_stop(states, "5%", 40) == ""
+    assert "1 of 40 hosts failed, more than vllm_rollout_max_failures (0) allows: h200-012" in rollout.why_stop(
+        states, 0, 40
+    )
+    states["h200-012"]["canary"] = True
+    assert rollout.why_stop(states, "5%", 40) == "the canary h200-012 failed: The server vllm-0 did not start."
+    assert rollout.to_bring_back(states) == sorted(set(hosts) - {"h200-012"})
+
+
+def test_a_person_reads_how_it_ended() -> None:
+    hosts = fleet(5)
+    names = (rollout.FAILED, rollout.ROLLED_BACK, rollout.ROLLED_BACK, rollout.PENDING, rollout.PENDING)
+    states = {host: state(hosts, host, name) for host, name in zip(sorted(hosts), names, strict=True)}
+    states["h200-001"]["why"] = "scores\nlow"
+    assert rollout.told_lines(states, "the canary h200-001 failed: scores low") == [
+        "The rollout was stopped: the canary h200-001 failed: scores low.",
+        "  changed, then brought back: h200-[002:003] (2 hosts)",
+        "  not reached, left as they were: h200-[004:005] (2 hosts)",
+        "  failed: h200-001: scores low",
+    ]

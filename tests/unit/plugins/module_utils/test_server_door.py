@@ -1,0 +1,102 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The middleware that turns requests away, called as vLLM's server calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server_door import Door
+
+
+class Client:
+    """Sends requests through a door to an application that answers when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.control = Control(str(folder))
+        self.go_on = asyncio.Event()
+        self.door = Door(self.application, str(folder))
+
+    async def application(self, scope: Any, _receive: Any, send: Any) -> None:
+        if scope["path"] == "/v1/completions":
+            await self.go_on.wait()
+        if scope["path"] == "/broken":
+            raise RuntimeError("the application failed")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"server", b"uvicorn")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def ask(self, method: str, path: str, kind: str = "http") -> list[dict[str, Any]]:
+        """Return the messages of the answer."""
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b""}
+
+        await self.door({"type": kind, "method": method, "path": path}, receive, send)
+        return sent
+
+    async def health(self) -> tuple[int, dict[str, str]]:
+        """Return status and headers of /health."""
+        start = (await self.ask("GET", "/health"))[0]
+        return start["status"], {name.decode(): value.decode() for name, value in start["headers"]}
+
+
+def test_a_closed_door_turns_new_requests_away_and_leaves_running_ones_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = Client(tmp_path)
+        running = asyncio.create_task(client.ask("POST", "/v1/completions"))
+        await asyncio.sleep(0)
+        status, headers = await client.health()
+        assert (status, headers["x-gpufleet-running"], headers["server"]) == (200, "1", "uvicorn")
+        client.control.close(60)
+        start, body = await client.ask("POST", "/v1/completions")
+        assert start["status"] == 503
+        assert {(b"retry-after", b"5"), (b"connection", b"close")} <= set(start["headers"])
+        assert "Try again, or another server" in json.loads(body["body"])["error"]["message"]
+        status, headers = await client.health()
+        assert (status, headers["x-gpufleet-running"], headers["x-gpufleet-refused"]) == (503, "1", "1")
+        assert (await client.ask("GET", "/metrics"))[0]["status"] == 200
+        assert (await client.ask("", "/v1/realtime", "websocket")) == [{"type": "websocket.close", "code": 1012}]
+        client.go_on.set()
+        assert (await running)[0]["status"] == 200
+        assert (await client.health())[1]["x-gpufleet-running"] == "0"
+        assert client.control.open()
+        assert (await client.health())[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_the_door_opens_by_itself_when_nobody_opens_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = Client(tmp_path)
+        client.go_on.set()
+        client.control.close(0.05)
+        assert (await client.ask("POST", "/v1/completions"))[0]["status"] == 503
+        time.sleep(0.06)
+        assert (await client.ask("POST", "/v1/completions"))[0]["status"] == 200
+        assert not client.control.closed()
+        (tmp_path / "closed").write_text("no time")
+        assert (await client.ask("POST", "/v1/completions"))[0]["status"] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_fails_runs_no_longer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = Client(tmp_path)
+        with pytest.raises(RuntimeError):
+            await client.ask("POST", "/broken")
+        assert client.door.running == 0
+
+    asyncio.run(scenario())
