@@ -91,6 +91,10 @@ HEALTH_TIMEOUT_S = 5.0
 HTTP_CONFLICT = 409
 # Between asking a server without requests to stop and killing it; one that still has some gets the shorter time.
 STOP_S, ABORT_S = 30, 5
+ON_FAILURE = (
+    "vllm_restart_policy is on-failure: a vLLM whose engine died may exit with 0, and Docker does not restart it then."
+    " unless-stopped does."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +240,8 @@ class Deployment:
                 model_files.check(spec, wishes.model_source, wishes.hf_home)
             self._recover({spec["name"]: spec for spec in specs})
         steps = self._steps(specs, restart)
+        if any(spec["restart_policy"].startswith("on-failure") for spec in specs):
+            self._warnings.append(ON_FAILURE)
         self._check_ports(steps)
         self._check_gpus(steps)
         if self._settings.check_config:
@@ -582,9 +588,9 @@ class Deployment:
             container.stop(timeout=seconds)
         self._control(str(container.name)).open()
 
-    def _await_memory(self, step: Step) -> None:
+    def _await_memory(self, spec: Spec) -> None:
         """Wait until the GPUs of a server have the memory that it takes."""
-        needs = vram.needs([_must(step.spec)])
+        needs = vram.needs([spec])
         if needs and not self._settings.check:
             vram.wait_until_free(needs, self._settings.vram_timeout, self._progress)
 
@@ -601,7 +607,7 @@ class Deployment:
         """Start the step's new container under its own name."""
         container = _must(step.new)
         if not _running(container):
-            self._await_memory(step)
+            self._await_memory(_must(step.spec))
         self._progress.phase(f"{step.name}: container")
         try:
             with engine_errors(f"starting the container of {step.name}"):
@@ -705,6 +711,10 @@ class Deployment:
         if policy:
             old.update(restart_policy=policy)
         if start and not _running(old):
+            if spec:
+                # Whoever holds the memory of its GPUs: the old server is what there is, so it is started all the same.
+                with contextlib.suppress(GpufleetError):
+                    self._await_memory(spec)
             old.start()
 
     def _remove(self, container: Container) -> None:

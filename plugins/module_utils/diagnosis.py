@@ -594,7 +594,8 @@ CAUSES: tuple[Cause, ...] = (
 # What is left to say when neither a cause nor any other error is in the log.
 KILLED_PROCESS = Cause(
     "process-killed",
-    r"(?:Worker|Engine core) proc \S+ died unexpectedly|Failed core proc\(s\): \{[^}]*: -(?:4|7|9|11)\b",
+    r"(?:Worker|Engine core) proc \S+ died unexpectedly|engine core exited unexpectedly"
+    r"|Failed core proc\(s\): \{[^}]*: -(?:4|7|9|11)\b",
     "One of the server's processes was ended from outside, most often by the host's out-of-memory killer.",
     "See dmesg for 'Out of memory'; give the host more memory, or lower what the server takes.",
 )

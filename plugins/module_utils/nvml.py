@@ -117,10 +117,12 @@ def memory(root: str = "/") -> list[dict[str, Any]]:
     Returns:
         for each GPU that answers C(index), C(uuid), C(name), C(memory_total_mib), C(memory_used_mib),
         C(memory_free_mib), C(memory_reserved_mib) (MiB, None when not told) and C(processes) (see C(_processes));
-        nothing when NVML does not start.
+        nothing when NVML does not start, or pynvml is not there.
     """
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:
+        return []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ DRAINING = "draining"
 NO_CAUSE = ("unknown-failure", "stopped-from-outside")
 # Docker keeps the count of a container's restarts for ever; what the log no longer holds is not looked for.
 EARLIER_LINES = 3000
+BIRTH = re.compile(r"vLLM API server version|non-default args: ")
 
 
 def server_states(
@@ -134,8 +136,8 @@ def last_death(box: Container, name: str) -> dict[str, Any]:
     earlier = [(parse_time(stamp), text) for stamp, _space, text in lines if parse_time(stamp) < began]
     if not earlier:
         return {}
-    # Of several lives only the last counts: it begins with the last line that a server prints first.
-    births = [number for number, (_at, text) in enumerate(earlier) if "vLLM API server version" in text]
+    # Of several lives only the last counts: it begins with one of the first lines that a server prints.
+    births = [number for number, (_at, text) in enumerate(earlier) if BIRTH.search(text)]
     life = earlier[births[-1] :] if births else earlier
     error = diagnose([text for _at, text in life], what=f"The server {name} died")
     at = datetime.fromtimestamp(life[-1][0], timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -291,7 +291,8 @@ options:
       - Seconds for which a server that was healthy may hang, before its health check ends it and Docker's restart
         policy starts it again. It hangs when C(/health) does not answer, or when there are requests and the engine does
         not do a single step. A server that says itself that its engine is dead is ended after half a minute.
-      - A server that is starting is never ended so. 0 ends none; so does O(restart_policy=no).
+      - A server that is starting is never ended so. 0 ends none; so does O(restart_policy=no). Set it to 0 for servers
+        that are paused or put to sleep while they have requests.
     type: int
     default: 300
   purge_caches:

@@ -470,3 +470,23 @@ def test_an_empty_log_is_said_to_be_empty() -> None:
 )
 def test_what_vllm_puts_in_front_is_taken_off(line: str, level: str, text: str) -> None:
     assert split_line(line) == (level, text)
+
+
+# What the CPU build 0.32 printed when its EngineCore was killed with -9 while it served.
+ENGINE_KILLED = """
+INFO:     127.0.0.1:58572 - "GET /metrics HTTP/1.1" 200 OK
+(Worker pid=68) INFO 11-22 17:46:25 [multiproc_executor.py:843] Parent process exited, terminating worker queues
+(APIServer pid=7) WARNING 11-22 17:46:25 [core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly; starting cleanup
+(APIServer pid=7) INFO 11-22 17:46:25 [core_client.py:777] [shutdown] MPClient: complete
+(APIServer pid=7) ERROR 11-22 17:46:25 [async_llm.py:906] AsyncLLM output_handler failed.
+(APIServer pid=7) ERROR 11-22 17:46:25 [async_llm.py:906] Traceback (most recent call last):
+(APIServer pid=7) ERROR 11-22 17:46:25 [async_llm.py:906]     raise self._format_exception(outputs) from None
+(APIServer pid=7) ERROR 11-22 17:46:25 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.
+INFO:     Shutting down
+INFO:     Finished server process [7]
+"""  # noqa: E501 - as vLLM prints it
+
+
+def test_an_engine_killed_while_it_served_is_told_though_the_server_ended_by_itself() -> None:
+    error = diagnose(ENGINE_KILLED.strip().splitlines(), exit_code=0, what="The server vllm-0 died")
+    assert (error.name, "engine core exited unexpectedly" in error.evidence) == ("process-killed", True)

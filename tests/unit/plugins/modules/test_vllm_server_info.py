@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import server_status
+from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, build_spec, labels
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server_info
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -99,6 +100,33 @@ def test_what_does_not_serve_is_told_by_its_phase_and_cause(box: Box, phase: str
     assert (state["phase"], state["diagnosis"].get("name")) == (phase, cause)
     assert state["summary"].startswith(phase)
     assert state["model"] == "org/model"
+
+
+def test_why_docker_restarted_a_server_is_told_from_the_life_before() -> None:
+    log = "\n".join(
+        [
+            "2026-11-22T06:00:00.1Z INFO 11-22 06:00:00 [utils.py:253] non-default args: {}",
+            "2026-11-22T06:30:00.1Z torch.cuda.OutOfMemoryError: CUDA out of memory",
+            "2026-11-22T06:31:00.1Z INFO 11-22 06:31:00 [utils.py:253] non-default args: {}",
+            "2026-11-22T07:24:01.1Z gpufleet-watchdog: /health does not answer, for 315 s. The server is ended so that",
+            "2026-11-22T07:24:30.1Z torch.cuda.OutOfMemoryError: of the life that goes on",
+        ]
+    )
+    (state,) = states(Box("vllm-0", "running", log, restarts=2))
+    assert (state["last_death"]["name"], state["last_death"]["at"]) == ("ended-by-watchdog", "2026-11-22T07:24:01Z")
+    assert "restarted 2 times, last at 2026-11-22T07:24:01Z: ended-by-watchdog" in state["summary"]
+    (lost,) = states(Box("vllm-0", "running", "2026-11-22T07:24:30.1Z what was left", restarts=2))
+    assert lost["last_death"] == {}
+
+
+def test_a_server_that_turns_requests_away_is_draining(tmp_path: Path) -> None:
+    control = Control(str(tmp_path / "control" / "vllm-0"))
+    (tmp_path / "control" / "vllm-0").mkdir(parents=True)
+    control.close(60)
+    (state,) = states(Box("vllm-0", "running"), config_dir=str(tmp_path))
+    assert (state["phase"], state["diagnosis"]) == ("draining", {})
+    control.close(-1)
+    assert states(Box("vllm-0", "running"), config_dir=str(tmp_path))[0]["phase"] == "container"
 
 
 def test_servers_are_told_in_the_order_of_their_numbers() -> None:
