@@ -4,10 +4,10 @@
 """Runs inside vLLM's API server, as its ASGI middleware: counts requests, and turns new ones away when told to.
 
 vLLM has no means of its own that leaves running requests alone and tells new ones to go elsewhere: before 0.18 SIGTERM
-aborts what runs, and from 0.18 on, with a shutdown-timeout, it lets that finish but answers what comes with status 200
-and no text. So C(vllm serve --middleware gpufleet_door.Door) loads this file, which is mounted beside a file C(closed)
-that the host writes to close the door: it holds the time, in seconds since the epoch, at which the door opens again by
-itself, in case whoever closed it is killed.
+aborts what runs; from 0.18 on, with a shutdown-timeout, it lets that finish but answers what comes with status 500
+(seen with 0.32). So C(vllm serve --middleware gpufleet_door.Door) loads this file. It is mounted beside a file
+C(closed) that the host writes to close the door: it holds the time, in seconds since the epoch, at which the door opens
+again by itself, in case whoever closed it is killed.
 
 While the door is closed, each new POST (and websocket) is answered with 503, C(Retry-After) and C(Connection: close),
 so that clients and front ends try another server; GET goes on, but C(/health) answers 503 too, which takes the server
