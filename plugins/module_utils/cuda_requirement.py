@@ -49,7 +49,7 @@ def _alternative(text: str, driver: str, cuda: str) -> bool | None:
 def _condition(condition: Any, driver: str, cuda: str) -> bool | None:
     what, operator, value = condition["what"], condition["operator"], condition["value"]
     if what == "brand":
-        return (value in DATA_CENTRE_BRANDS) == (operator == "=")
+        return bool((value in DATA_CENTRE_BRANDS) == (operator == "="))
     have = {"driver": driver, "cuda": cuda}.get(what, "")
     if not have:
         return None

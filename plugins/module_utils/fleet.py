@@ -244,7 +244,7 @@ def findings_page(hosts: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> di
             key = (finding["severity"], finding["name"], finding.get("item") or "")
             groups.setdefault(key, {}).setdefault(host, finding)
     ordered = sorted(groups.items(), key=lambda group: (SEVERITIES.index(group[0][0]), -len(group[1]), group[0][1:]))
-    lines = [_preflight_headline(judged)]
+    lines = [_preflight_headline(judged, len(missing))]
     lines += [f"  {severity:<8}{name}  {_finding_line(found)}" for (severity, name, _item), found in ordered]
     if missing:
         lines.append(f"  {ERROR:<8}not-judged  {_shortened(missing)}: the host was not reached, or failed before.")
@@ -256,7 +256,7 @@ def findings_page(hosts: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> di
     return {"lines": lines, "details": details}
 
 
-def _preflight_headline(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _preflight_headline(judged: Mapping[str, Sequence[Mapping[str, Any]]], missing: int) -> str:
     worst = [
         min((SEVERITIES.index(finding["severity"]) for finding in findings), default=len(SEVERITIES))
         for findings in judged.values()
@@ -266,7 +266,8 @@ def _preflight_headline(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> st
     parts += [f"{warnings} with warnings only"] if warnings else []
     fit = len(judged) - errors - warnings
     parts += [f"{fit} fit"] if fit else []
-    return f"Preflight of {_count(len(judged), 'host')}: " + (", ".join(parts) or "nothing judged")
+    parts += [f"{missing} not judged"] if missing else []
+    return f"Preflight of {_count(len(judged) + missing, 'host')}: {', '.join(parts)}"
 
 
 def _finding_line(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -36,7 +36,7 @@ def test_each_finding_has_one_line_with_its_hosts() -> None:
     assert result["changed"] is False
     assert printed == result["lines"]
     assert printed == [
-        "Preflight of 5 hosts: 3 with errors, 1 with warnings only, 1 fit",
+        "Preflight of 6 hosts: 3 with errors, 1 with warnings only, 1 fit, 1 not judged",
         "  error   driver-too-old  gpu-[01:03] (3 hosts): It is so. Needed: other. Do it.",
         "  error   disk-full  gpu-[02:03] (2 hosts) (on gpu-02; others differ): 5 GiB are free. Needed: other. Do it.",
         "  warning clock  gpu-01, gpu-04 (2 hosts): It is so. Needed: other. Do it.",

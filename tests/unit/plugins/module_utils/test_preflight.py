@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import findings, preflight, preflight_sources, wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
 GIB = 1024**3
 FOLDERS = {
@@ -600,7 +601,7 @@ def test_a_part_that_could_not_be_seen_is_told() -> None:
         errors={"memory": "PermissionError: no"}, memory=None, shm=None, nvidia=None, disks=None, clock=None
     )
     info["memory"] = None
-    verdict = preflight.without_wishes(info, preflight.GpufleetError("2 problems", name="invalid-wishes"))
+    verdict = preflight.without_wishes(info, GpufleetError("2 problems", name="invalid-wishes"))
     assert told(verdict) == {"invalid-wishes": "error", "not-seen": "warning"}
 
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import orphans
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CONFIG_PATH
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_orphans
 
 RunModule = Callable[..., dict[str, Any]]
@@ -89,9 +90,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         config.parent.mkdir(exist_ok=True)
         config.touch()
         # Only this process sees the /etc made here.
-        point = os.path.dirname(orphans.CONFIG_PATH)
-        script = f"mount -t tmpfs none /etc && mkdir {point} && touch {orphans.CONFIG_PATH}"
-        script += f" && mount --bind {config} {orphans.CONFIG_PATH}"
+        point = os.path.dirname(CONFIG_PATH)
+        script = f"mount -t tmpfs none /etc && mkdir {point} && touch {CONFIG_PATH}"
+        script += f" && mount --bind {config} {CONFIG_PATH}"
         words = (
             ["unshare", "--mount", "sh", "-c", f"{script} && echo ready && {command}"] if mounted else ["sleep", "300"]
         )
