@@ -160,6 +160,9 @@ def _hub(case: Case) -> list[Finding]:
     if not answer["reachable"]:
         return [_unreachable("hub", "the model hub", answer["url"], answer)]
     repository = _repositories(case.wishes)[0]
+    if plan and plan["model_source"]["location"] != repository:
+        # Which precision's repository it is was not known yet when the hub was asked.
+        return []
     if answer["status"] == 404:
         return [
             Finding(

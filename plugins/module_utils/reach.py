@@ -71,6 +71,7 @@ def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         C(refused), C(timeout), C(certificate), C(proxy), C(unavailable) or C(failed); empty when reachable), C(reason)
         (for a person) and C(proxied).
     """
+    url = without_user(url)  # to be told, and to be asked: who answers 401 is reached
     result: dict[str, Any] = {
         "url": url,
         "reachable": False,
@@ -132,7 +133,12 @@ def _cause(error: Exception) -> tuple[str, str]:
         return "timeout", "nothing answers in time"
     if "Tunnel connection failed" in text:
         return "proxy", f"the proxy does not let it through ({text.partition('failed: ')[2]})"
-    return "failed", re.sub(r"//[^/@\s]*@", "//", text) or type(inner).__name__
+    return "failed", without_user(text) or type(inner).__name__
+
+
+def without_user(text: str) -> str:
+    """Return a text without the users and passwords in its addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 # Registries

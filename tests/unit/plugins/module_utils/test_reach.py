@@ -203,9 +203,10 @@ def test_a_registry_whose_certificate_the_engine_was_given(
 
 
 def test_a_mirror_is_enough_for_docker_hub(start: Start, closed_port: str) -> None:
-    mirrors = {"mirrors": [f"http://{closed_port}", f"http://{start(200)}/"]}
+    address = start(200)
+    mirrors = {"mirrors": [f"http://{closed_port}", f"http://user:password@{address}/"]}
     found = reach.registry("vllm/vllm-openai:v0.12.0", mirrors)
-    assert (found["reachable"], found["url"]) == (True, f"{mirrors['mirrors'][1]}v2/")
+    assert (found["reachable"], found["url"]) == (True, f"http://{address}/v2/")
 
 
 def test_without_an_answer_the_registry_itself_is_told(closed_port: str) -> None:
