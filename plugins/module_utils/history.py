@@ -400,12 +400,29 @@ def server_options(replicas: Sequence[Mapping[str, Any]], wishes: Wishes) -> dic
 
 
 def recorded_wishes(entry: Entry) -> Wishes:
-    """Return what all replicas of a deployment share."""
+    """Return what all replicas of a deployment share.
+
+    Raises:
+        GpufleetError: C(deployment-unreadable) for one that lacks what this version of the collection needs to know.
+    """
     known = {field.name for field in dataclasses.fields(Wishes)}
+    needed = {field.name for field in dataclasses.fields(Wishes) if _is_needed(field)} - {"image_id"}
+    missing = sorted(needed - entry["server"].keys())
+    if missing:
+        raise GpufleetError(
+            f"The deployment {entry['id']} was recorded by version {entry['collection_version']} of this collection, which"
+            f" did not keep {', '.join(missing)}.",
+            name="deployment-unreadable",
+            remedy="Set the variables to what you want and deploy, or go back by that version of the collection.",
+        )
     options = {name: value for name, value in entry["server"].items() if name in known}
     image = entry["image"]
     options.update(image_id=image["id"], python_path=image.get("python_path", ""), volumes=tuple(options["volumes"]))
     return Wishes(**options)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 # Bringing one back

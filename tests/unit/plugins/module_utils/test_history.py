@@ -142,6 +142,15 @@ def test_what_is_kept_makes_the_same_servers_again() -> None:
     assert set(kept["server"]) <= set(ARGUMENTS)
 
 
+def test_an_entry_that_lacks_what_is_needed_is_refused_by_name() -> None:
+    kept = {"id": "x", "collection_version": "0.0.9", "image": {"id": IMAGE_ID}}
+    kept["server"] = {**history.server_options([REPLICA], WISHES)}
+    del kept["server"]["cache_dir"]
+    with pytest.raises(GpufleetError, match="version 0.0.9 of this collection, which did not keep cache_dir") as caught:
+        history.recorded_wishes(kept)
+    assert caught.value.name == "deployment-unreadable"
+
+
 def test_the_fingerprint_is_of_what_would_replace_a_server() -> None:
     def spec(replica: dict[str, Any], **wishes: Any) -> dict[str, Any]:
         return build_spec(replica, Wishes(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
