@@ -410,8 +410,8 @@ def recorded_wishes(entry: Entry) -> Wishes:
     missing = sorted(needed - entry["server"].keys())
     if missing:
         raise GpufleetError(
-            f"The deployment {entry['id']} was recorded by version {entry['collection_version']} of this collection, which"
-            f" did not keep {', '.join(missing)}.",
+            f"The deployment {entry['id']} was recorded by version {entry['collection_version']} of this collection,"
+            f" which did not keep {', '.join(missing)}.",
             name="deployment-unreadable",
             remedy="Set the variables to what you want and deploy, or go back by that version of the collection.",
         )
