@@ -10,7 +10,6 @@ that cannot be run (an image whose vLLM cannot be imported, or one that takes to
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -18,30 +17,18 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CACHES, CONFIG_PATH, HF_HOME, Change, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.image_python import ANSWER_MARK
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CONFIG_PATH, Change, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import OPTIONS_WITH_VARIABLE
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.models.containers import Container
 
 TIMEOUT_S = 180.0
 LABEL_CHECK = "io.gpufleet.config-check"
-ANSWER_MARK = "gpufleet-config-check:"
 LONGEST_TEXT = 600
-
-# The interpreter is that of the program `vllm`, which need not be the image's python3.
-LAUNCH = """
-program=$(command -v vllm)
-read -r first < "${program:-/dev/null}"
-case "$first" in
-"#!"*python*) set -- ${first#"#!"} -c "$@" ;;
-*) set -- python3 -c "$@" ;;
-esac
-exec "$@"
-"""
 
 # Runs in the image, on vLLM's own Python; it mirrors what vllm.entrypoints.cli.main does up to the start of the server.
 SCRIPT = f"""
@@ -194,82 +181,37 @@ def not_checked(names: str, reason: str) -> str:
 
 def _run(client: DockerClient, group: Sequence[Candidate], prefix: str, *, dry: bool) -> dict[str, dict[str, Any]]:
     """Return what vLLM says of each configuration of candidates with the same image, mounts and environment."""
-    from docker.types import LogConfig
-
     spec = group[0].spec
     checks = {
         candidate.spec["name"]: {"text": candidate.text, "command": candidate.spec["command"]} for candidate in group
     }
-    remove_left(client, prefix)
-    with engine_errors("creating the container that checks the configuration"):
-        container = client.containers.create(
-            spec["image_id"] or spec["image"],
-            name=f"{prefix}-config-check-{os.getpid()}",
-            entrypoint=["/bin/sh", "-c", LAUNCH, "vllm"],
-            command=[SCRIPT, json.dumps(checks)],
-            environment={**spec["environment"], **ENVIRONMENT},
-            volumes=mounts(spec["volumes"], dry=dry),
-            network_mode="none",
-            init=True,
-            labels={LABEL_CHECK: prefix},
-            healthcheck={"test": ["NONE"]},
-            log_config=LogConfig(type="json-file", config={}),
-        )
     try:
-        return _answer(container, sorted(checks))
-    finally:
-        with contextlib.suppress(GpufleetError), engine_errors("removing the container that checked"):
-            container.remove(force=True, v=True)
-
-
-def _answer(container: Container, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Start the container and return its answer, by replica."""
-    import requests
-
-    with engine_errors("starting the container that checks the configuration"):
-        container.start()
-        try:
-            status = container.wait(timeout=TIMEOUT_S).get("StatusCode")
-        except (requests.exceptions.ReadTimeout, requests.exceptions.ConnectionError) as error:
-            raise CannotCheckError(f"vLLM's parser gave no answer within {TIMEOUT_S:.0f} s.") from error
-        said = container.logs(stdout=True, stderr=True).decode("utf-8", "replace")
-    answers = [line[len(ANSWER_MARK) :] for line in said.splitlines() if line.startswith(ANSWER_MARK)]
-    if not answers:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
-        raise CannotCheckError(f"the check ended with exit code {status}: {last}")
-    answer = json.loads(answers[-1])
+        said = image_python.ask(
+            client,
+            spec["image_id"] or spec["image"],
+            SCRIPT,
+            [json.dumps(checks)],
+            name=f"{prefix}-config-check-{os.getpid()}",
+            label=(LABEL_CHECK, prefix),
+            doing="checks the configuration",
+            timeout=TIMEOUT_S,
+            options={
+                "environment": {**spec["environment"], **ENVIRONMENT},
+                "volumes": image_python.mounts(spec["volumes"], dry=dry),
+            },
+        )
+    except image_python.NoAnswerError as error:
+        raise CannotCheckError(f"vLLM's parser: {error}") from error
+    answer = json.loads(said)
     if "broken" in answer:
         raise CannotCheckError(str(answer["broken"]))
     results: dict[str, dict[str, Any]] = answer["results"]
-    return {name: results.get(name, {"broken": "no answer"}) for name in names}
+    return {name: results.get(name, {"broken": "no answer"}) for name in checks}
 
 
 def remove_left(client: DockerClient, prefix: str) -> None:
     """Remove containers of checks that were interrupted and have ended since."""
-    with engine_errors("removing containers of earlier checks"):
-        filters: dict[str, Any] = {"label": f"{LABEL_CHECK}={prefix}", "status": ["exited", "created", "dead"]}
-        for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
-            container.remove(force=True, v=True)
-
-
-def mounts(volumes: Iterable[str], *, dry: bool) -> list[str]:
-    """Return a server's mounts as the check has them: read-only, without our caches and without what is not there.
-
-    Args:
-        volumes: of the server, as C(source:target[:options]).
-        dry: leave named volumes out too, which Docker makes when they are missing.
-    """
-    result = []
-    for volume in volumes:
-        source, _colon, rest = volume.partition(":")
-        target, _colon, options = rest.partition(":")
-        if not target or target in (HF_HOME, CONFIG_PATH, *CACHES.values()):
-            continue
-        if not os.path.exists(source) if source.startswith("/") else dry:
-            continue
-        kept = [option for option in options.split(",") if option not in ("", "rw", "ro")]
-        result.append(":".join([source, target, ",".join(["ro", *kept])]))
-    return result
+    image_python.remove_left(client, LABEL_CHECK, prefix)
 
 
 # What the parser says

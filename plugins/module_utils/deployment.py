@@ -53,6 +53,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.drain import Drain, 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.history import History, fingerprint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import port_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
@@ -230,7 +231,8 @@ class Deployment:
         Raises:
             GpufleetError: what would fail, before anything is touched; or why a server did not become ready.
         """
-        specs = [build_spec(replica, wishes, self._secrets, os.path.exists) for replica in replicas]
+        minors = nvidia_minors()
+        specs = [build_spec(replica, wishes, self._secrets, os.path.exists, minors) for replica in replicas]
         self._check_distinct(specs)
         if not self._settings.check:
             for spec in specs:

@@ -285,10 +285,10 @@ def nvidia(root: str = "/") -> dict[str, Any]:
         "device_files": devices,
         "device_files_unlinked": [name for name in devices if not _linked(os.path.join(root, "dev"), name)],
         "cdi_specs": specs,
-        "container_toolkit": _tool("nvidia-ctk"),
+        "container_toolkit": tool("nvidia-ctk"),
         "docker_predates_toolkit": predates_toolkit(root),
         # The kernel keeps 15 characters of a program's name.
-        "fabric_manager": {**_tool("nv-fabricmanager"), "running": "nv-fabricmanager"[:15] in running},
+        "fabric_manager": {**tool("nv-fabricmanager"), "running": "nv-fabricmanager"[:15] in running},
         "persistence_daemon": {"running": "nvidia-persistenced"[:15] in running},
     }
 
@@ -315,7 +315,7 @@ def _running_programs(root: str) -> set[str]:
     return {read_text(root, "proc", pid, "comm").strip() for pid in list_folder(root, "proc") if pid.isdigit()}
 
 
-def _tool(name: str) -> dict[str, Any]:
+def tool(name: str) -> dict[str, Any]:
     """Return C(path) and C(version) of a program, both None when it is not installed."""
     path = program_path(name)
     if path is None:

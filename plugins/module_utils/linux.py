@@ -55,6 +55,22 @@ def kernel_module(root: str = "/") -> dict[str, Any] | None:
     return {"version": found.group(1), "open": "Open Kernel Module" in text} if found else None
 
 
+def nvidia_minors(root: str = "/") -> dict[str, int]:
+    """Return the number N of the device file /dev/nvidiaN of each GPU, by its UUID; nothing where no driver tells it.
+
+    It need not be the index by which NVML names the GPU.
+    """
+    folder = os.path.join(root, "proc/driver/nvidia/gpus")
+    minors = {}
+    for name in list_folder(folder):
+        text = read_text(folder, name, "information")
+        uuid = re.search(r"^GPU UUID:\s*(GPU-\S+)", text, re.MULTILINE)
+        minor = re.search(r"^Device Minor:\s*(\d+)", text, re.MULTILINE)
+        if uuid and minor:
+            minors[uuid.group(1)] = int(minor.group(1))
+    return minors
+
+
 def nvidia_pci_devices(root: str = "/", classes: tuple[str, ...] = PCI_DISPLAY_CLASSES) -> list[str]:
     """Return the PCI bus ids of NVIDIA's devices of these classes, in order, as C(0000:1b:00.0).
 

@@ -61,15 +61,15 @@ def docker_run_line(
 
 
 def _gpu_options(spec: Spec) -> list[list[str]]:
-    gpus = spec["gpus"]
+    gpus, options = spec["gpus"], []
     if spec["gpu_access"] == "gpus":
         # Docker reads the value as CSV: the inner quotes keep the devices' commas together.
-        return [["--gpus", f'"device={",".join(gpus)}"']]
-    if spec["gpu_access"] == "cdi":
-        return [["--device", f"nvidia.com/gpu={gpu}"] for gpu in gpus]
-    if spec["gpu_access"] == "runtime":
-        return [["--runtime", "nvidia"]]
-    return [["--device", path] for path in spec["devices"]]
+        options = [["--gpus", f'"device={",".join(gpus)}"']]
+    elif spec["gpu_access"] == "cdi":
+        options = [["--device", f"nvidia.com/gpu={gpu}"] for gpu in gpus]
+    elif spec["gpu_access"] == "runtime":
+        options = [["--runtime", "nvidia"]]
+    return options + [["--device", path] for path in spec["devices"]]
 
 
 def script(line: str, name: str) -> str:

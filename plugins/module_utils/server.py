@@ -10,6 +10,7 @@ label on the container, so that a later run can tell what changed without asking
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
@@ -130,7 +131,11 @@ def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) ->
 
 
 def build_spec(
-    replica: Mapping[str, Any], wishes: Wishes, secrets: Iterable[str], device_exists: Callable[[str], bool]
+    replica: Mapping[str, Any],
+    wishes: Wishes,
+    secrets: Iterable[str],
+    device_exists: Callable[[str], bool],
+    minors: Mapping[str, int] | None = None,
 ) -> Spec:
     """Return the spec of one replica's container.
 
@@ -138,7 +143,8 @@ def build_spec(
         replica: an entry of the plan's C(replicas).
         wishes: what all replicas share; its environment holds no secrets (split_secrets).
         secrets: names of the variables that reach the container besides; their values are no part of a spec.
-        device_exists: tells whether a device file is there, for C(gpu_access) C(devices).
+        device_exists: tells whether a device file is there.
+        minors: number of the device file of each GPU by its UUID, as linux.nvidia_minors tells; by default its index.
     """
     config = dict(replica["config"])
     source = wishes.model_source
@@ -157,6 +163,9 @@ def build_spec(
         environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
     if access == "runtime":
         environment.update({"NVIDIA_VISIBLE_DEVICES": ",".join(ids), "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"})
+    elif access in ("cdi", "devices"):
+        # CUDA's images ask for all GPUs; where nvidia is Docker's default runtime, they would get them.
+        environment["NVIDIA_VISIBLE_DEVICES"] = "void"
     environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
     environment.update({str(name): str(value) for name, value in wishes.environment.items()})
     python_path = environment.get("PYTHONPATH", wishes.python_path)
@@ -174,7 +183,7 @@ def build_spec(
         "volumes": joined_volumes(volumes, wishes.volumes),
         "gpu_access": access,
         "gpus": ids if access != "none" else [],
-        "devices": _device_files(replica.get("gpus") or [], device_exists) if access == "devices" else [],
+        "devices": _device_files(replica, access, device_exists, minors or {}),
         "network_mode": wishes.network_mode,
         "publish": f"{_bracketed(replica['host'])}:{replica['port']}:{container_port}" if bridged else "",
         "health_port": container_port,
@@ -194,10 +203,26 @@ def joined_volumes(own: Iterable[str], theirs: Sequence[str]) -> list[str]:
     return [volume for volume in own if _target(volume) not in taken] + list(theirs)
 
 
-def _device_files(indexes: Iterable[int], device_exists: Callable[[str], bool]) -> list[str]:
-    """Return the device files that a container needs for GPUs when no toolkit hands them to it."""
-    files = [f"/dev/nvidia{index}" for index in indexes] + ["/dev/nvidiactl", "/dev/nvidia-uvm"]
-    return files + [path for path in ("/dev/nvidia-uvm-tools", "/dev/nvidia-modeset") if device_exists(path)]
+def _device_files(
+    replica: Mapping[str, Any], access: str, exists: Callable[[str], bool], minors: Mapping[str, int]
+) -> list[str]:
+    """Return the device files that Docker itself is to give to a container.
+
+    With C(devices) nobody else does. With C(gpus) and C(runtime) the toolkit's hook does so behind Docker's back, and
+    the container loses them when systemd reloads its units (nvidia-container-toolkit #48), unless Docker knows them.
+    """
+    if access not in ("devices", "gpus", "runtime"):
+        return []
+    indexes, uuids = replica.get("gpus") or [], replica.get("gpu_uuids") or []
+    pairs = itertools.zip_longest(indexes, (minors.get(uuid) for uuid in uuids[: len(indexes)]))
+    cards = [
+        f"/dev/nvidia{index if minor is None or not exists(f'/dev/nvidia{minor}') else minor}" for index, minor in pairs
+    ]
+    files = [*cards, "/dev/nvidiactl", "/dev/nvidia-uvm"]
+    optional = ["/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"]
+    if access == "devices":
+        return files + [path for path in optional if exists(path)]
+    return [path for path in files + optional if exists(path)] if cards else []
 
 
 def _reachable(host: str) -> str:
@@ -251,7 +276,7 @@ def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -
         secrets: environment variables that the spec does not hold.
         config_file: the host file mounted as the configuration.
     """
-    from docker.types import DeviceRequest, LogConfig
+    from docker.types import LogConfig
 
     arguments: dict[str, Any] = {
         "image": spec["image"],
@@ -279,6 +304,15 @@ def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -
         arguments["ports"] = {f"{spec['publish'].rsplit(':', 1)[1]}/tcp": (host, port)}
     if spec["shm_size"]:
         arguments["shm_size"] = spec["shm_size"]
+    arguments.update(gpu_arguments(spec))
+    return arguments
+
+
+def gpu_arguments(spec: Spec) -> dict[str, Any]:
+    """Return those of the arguments of C(containers.create) that give the container its GPUs."""
+    from docker.types import DeviceRequest
+
+    arguments: dict[str, Any] = {}
     if spec["gpu_access"] == "gpus":
         arguments["device_requests"] = [DeviceRequest(driver="nvidia", device_ids=spec["gpus"], capabilities=[["gpu"]])]
     elif spec["gpu_access"] == "cdi":
@@ -286,7 +320,7 @@ def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -
         arguments["device_requests"] = [DeviceRequest(driver="cdi", device_ids=devices)]
     elif spec["gpu_access"] == "runtime":
         arguments["runtime"] = "nvidia"
-    elif spec["gpu_access"] == "devices":
+    if spec["devices"]:
         arguments["devices"] = [f"{path}:{path}:rwm" for path in spec["devices"]]
     return arguments
 

@@ -162,7 +162,7 @@ import os
 import tempfile
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_file, gpu_access
 from ansible_collections.gpufleet.vllm.plugins.module_utils.config_file import WantedFile
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
@@ -369,7 +369,7 @@ def remove_all(module: GpufleetModule) -> dict[str, Any]:
     directory = module.params["directory"]
     files = ConfigFiles(module)
     paths = unwanted_files(directory, [])
-    paths += [os.path.join(directory, name) for name in (PLAN_NAME, LOCK_NAME)]
+    paths += [os.path.join(directory, name) for name in (PLAN_NAME, gpu_access.FILE_NAME, LOCK_NAME)]
     for path in paths:
         if os.path.lexists(path):
             files.remove(path)

@@ -128,6 +128,12 @@ accuracy) # a task of our own; the words are noise, so no score is asked for
   play recipe deploy || exit 1
   verify accuracy accuracy -v -e "{\"vllm_accuracy_tasks\": [\"capitals\"], \"vllm_accuracy_tasks_dir\": \"$PWD/roles/verify/files/capitals\", \"vllm_accuracy_wheels\": \"$tests/verify/wheels\", \"vllm_accuracy_num_concurrent\": 8}"
   python3 -c "import json, sys; print([stage['scores'] for stage in json.load(open(sys.argv[1]))['hosts'][0]['stages']['accuracy']])" "$out/accuracy/report.json" ;;
+access) # which way gives a container its GPUs: what auto finds, and what is said of a way that this host has not
+  play access-auto deploy -e vllm_gpu_access=auto || exit 1
+  python3 -c 'import json; print("\n".join("   " + d["reason"].replace("; ", "\n   ") for d in json.load(open("/etc/gpufleet/plan.json"))["decisions"] if d["field"] == "gpu_access"))'
+  play access-again deploy -e vllm_gpu_access=auto
+  verify access gpu
+  play access-gpus deploy -e vllm_gpu_access=gpus && echo "   gpus works here, too" ;;
 point)
   play point deploy -e vllm_max_num_batched_tokens=16384 -e vllm_max_num_seqs=128; reported
   docker logs vllm-0 >"$out/vllm-point.log" 2>&1; nvidia-smi --query-gpu=memory.used,memory.free --format=csv ;;

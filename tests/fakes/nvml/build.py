@@ -1,9 +1,10 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build the NVML stub: python build.py FOLDER [SCENARIO]
+"""Build the stubs of the driver's libraries: python build.py FOLDER [SCENARIO]
 
-Puts libnvidia-ml.so.1 and its scenarios into FOLDER; SCENARIO is the one to play where no variable names another.
+Puts libnvidia-ml.so.1, its scenarios and libcuda.so.1 into FOLDER; SCENARIO is the one to play where no variable names
+another.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ VARIABLE = "GPUFLEET_NVML_SCENARIO"
 
 
 def build(folder: Path, default: str = "") -> Path:
-    """Compile the stub into a folder, with the scenarios beside it, and return the library's path.
+    """Compile the stubs into a folder, with the scenarios beside them, and return the path of NVML's.
 
     Args:
         folder: where to; it can be copied or mounted elsewhere afterwards.
@@ -31,14 +32,15 @@ def build(folder: Path, default: str = "") -> Path:
     """
     compiler = os.environ.get("CC") or "cc"
     if shutil.which(compiler) is None:
-        raise RuntimeError(f"The NVML stub needs a C compiler ({compiler}): apt-get install gcc libc6-dev")
+        raise RuntimeError(f"The stubs need a C compiler ({compiler}): apt-get install gcc libc6-dev")
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"
-    command = [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    command += ["-Wl,-soname,libnvidia-ml.so.1", "-o", str(library), str(HERE / "nvml_stub.c"), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"The C compiler refuses the NVML stub:\n{done.stderr}")
+    for name, source in ((library.name, "nvml_stub.c"), ("libcuda.so.1", "cuda_stub.c")):
+        command = [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        command += [f"-Wl,-soname,{name}", "-o", str(folder / name), str(HERE / source), "-ldl"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"The C compiler refuses {source}:\n{done.stderr}")
     shutil.copytree(SCENARIOS, folder / "scenarios", dirs_exist_ok=True)
     if default:
         shutil.copy(SCENARIOS / f"{default}.ini", folder / "scenarios" / "default.ini")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Change
 
 
@@ -94,8 +94,8 @@ def test_mounts_are_read_only_and_make_nothing(tmp_path: Path) -> None:
         "named:/data",
     ]
     own = [f"{tmp_path}:/models/x:ro", f"{tmp_path}:/opt/vllm:ro", f"{tmp_path}:/z:ro,z"]
-    assert config_check.mounts(volumes, dry=True) == own
-    assert config_check.mounts(volumes, dry=False) == [*own, "named:/data:ro"]
+    assert image_python.mounts(volumes, dry=True) == own
+    assert image_python.mounts(volumes, dry=False) == [*own, "named:/data:ro"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,15 @@ def test_kernel_module(tmp_path: Path, text: str | None, expected: dict[str, obj
     assert linux.kernel_module(str(tmp_path)) == expected
 
 
+def test_the_numbers_of_device_files_by_uuid(tmp_path: Path) -> None:
+    text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 33\nGPU UUID: \t %s\nDevice Minor: \t %d\nGPU Excluded:\t No\n"
+    for bus, uuid, minor in (("0000:1b:00.0", "GPU-a", 1), ("0000:9b:00.0", "GPU-b", 0)):
+        write(tmp_path / "proc/driver/nvidia/gpus" / bus / "information", text % (uuid, minor))
+    write(tmp_path / "proc/driver/nvidia/gpus/0000:ff:00.0/information", "Model: ?\n")
+    assert linux.nvidia_minors(str(tmp_path)) == {"GPU-a": 1, "GPU-b": 0}
+    assert linux.nvidia_minors(str(tmp_path / "elsewhere")) == {}
+
+
 def test_nvidia_pci_devices_are_gpus_of_nvidia_in_order(tmp_path: Path) -> None:
     devices = {
         "0000:9b:00.0": ("0x10de", "0x030200"),

@@ -105,13 +105,19 @@ def test_the_users_environment_wins_over_the_plans() -> None:
         (
             {},
             {"gpu_uuids": ["GPU-a", "GPU-b"]},
-            {"device_requests": [{"Driver": "nvidia", "DeviceIDs": ["GPU-a", "GPU-b"], "Capabilities": [["gpu"]]}]},
+            {
+                "device_requests": [{"Driver": "nvidia", "DeviceIDs": ["GPU-a", "GPU-b"], "Capabilities": [["gpu"]]}],
+                "devices": ["/dev/nvidia-uvm-tools:/dev/nvidia-uvm-tools:rwm"],
+            },
             ["--gpus", '"device=GPU-a,GPU-b"'],
         ),
         (
             {"gpu_access": "gpus"},
             {},
-            {"device_requests": [{"Driver": "nvidia", "DeviceIDs": ["2", "3"], "Capabilities": [["gpu"]]}]},
+            {
+                "device_requests": [{"Driver": "nvidia", "DeviceIDs": ["2", "3"], "Capabilities": [["gpu"]]}],
+                "devices": ["/dev/nvidia-uvm-tools:/dev/nvidia-uvm-tools:rwm"],
+            },
             ["--gpus", '"device=2,3"'],
         ),
         (
@@ -120,7 +126,12 @@ def test_the_users_environment_wins_over_the_plans() -> None:
             {"device_requests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=2", "nvidia.com/gpu=3"]}]},
             ["--device", "nvidia.com/gpu=2", "--device", "nvidia.com/gpu=3"],
         ),
-        ({"gpu_access": "runtime"}, {}, {"runtime": "nvidia"}, ["--runtime", "nvidia"]),
+        (
+            {"gpu_access": "runtime"},
+            {},
+            {"runtime": "nvidia", "devices": ["/dev/nvidia-uvm-tools:/dev/nvidia-uvm-tools:rwm"]},
+            ["--runtime", "nvidia", "--device", "/dev/nvidia-uvm-tools"],
+        ),
         (
             {"gpu_access": "devices"},
             {"gpus": [2]},
@@ -155,7 +166,19 @@ def test_gpus_reach_the_container_in_every_way(
     words = shlex.split(docker_run_line(spec, config_file="/x.yaml").replace("\\\n", " "))
     name = words.index("--name")
     assert words[name + 2 : name + 2 + len(options)] == options
-    assert ("NVIDIA_VISIBLE_DEVICES" in spec["environment"]) == (spec["gpu_access"] == "runtime")
+    asked = {"runtime": "2,3", "cdi": "void", "devices": "void"}
+    assert spec["environment"].get("NVIDIA_VISIBLE_DEVICES") == asked.get(spec["gpu_access"])
+
+
+def test_docker_itself_knows_the_device_files_of_the_gpus_by_their_own_numbers() -> None:
+    replica = {**REPLICA, "gpu_uuids": ["GPU-a", "GPU-b"]}
+    given = {}
+    for access in ("gpus", "runtime", "devices", "cdi", "none"):
+        wishes = dataclasses.replace(WISHES, gpu_access=access)
+        given[access] = build_spec(replica, wishes, (), lambda _path: True, {"GPU-a": 7})["devices"]
+    files = ["/dev/nvidia7", "/dev/nvidia3", "/dev/nvidiactl", "/dev/nvidia-uvm"]
+    every = [*files, "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"]
+    assert given == {"gpus": every, "runtime": every, "devices": every, "cdi": [], "none": []}
 
 
 def test_bridge_publishes_and_host_does_not() -> None:
