@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine molecule faults matrix release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine molecule faults matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -46,6 +46,9 @@ faults: tests-setup ## every fault of the documentation's table, provoked on a s
 matrix: ## sanity and units on every supported ansible-core for which a Python is at hand (not part of test)
 	@tools/setup.sh ansible
 	@.venv/bin/python tools/matrix.py
+
+tarball: setup ## build the collection here, as users install it
+	@.venv/bin/ansible-galaxy collection build --force
 
 release-check: tests-setup ## build the collection and let Galaxy's own importer check it (not part of test)
 	@.venv/bin/python tools/release.py check

@@ -73,14 +73,14 @@ def _compilation(draft: Draft, config: dict[str, Any], version: versions.Version
 
 
 def _prefix_caching(draft: Draft, wishes: Wishes, config: dict[str, Any]) -> None:
-    if wishes.profile != "recipe":
+    if not wishes.trade.as_published:
         draft.decide("prefix_caching", True, "on, as is vLLM's default: repeated prompts are not computed again")
         return
     config["no-enable-prefix-caching"] = True
     draft.decide("prefix_caching", False, "off, as in the recipe")
     draft.warn(
-        "Profile recipe turns prefix caching off, which helps synthetic benchmarks only. For real traffic set"
-        " vllm_profile to another profile, or vllm_extra_config: {enable-prefix-caching: true}."
+        f"Profile {wishes.profile} turns prefix caching off, which helps synthetic benchmarks only. For real traffic"
+        " set vllm_profile to another profile, or vllm_extra_config: {enable-prefix-caching: true}."
     )
 
 
@@ -98,7 +98,7 @@ def _moe_backend(
         return
     name = f"VLLM_USE_FLASHINFER_MOE_{chosen.precision.upper()}"
     by_variable = versions.ENVIRONMENT[name].holds(version)
-    if chosen.precision == "fp8" and (wishes.profile != "recipe" or (capability != (10, 0) and by_variable)):
+    if chosen.precision == "fp8" and (not wishes.trade.as_published or (capability != (10, 0) and by_variable)):
         draft.decide("moe_backend", None, "left to vLLM: FlashInfer's FP8 kernels have cost accuracy (vllm #31609)")
         return
     if chosen.precision == "fp8":

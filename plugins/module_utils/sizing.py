@@ -22,7 +22,6 @@ RECIPE_BATCHED_TOKENS = 8192
 DEFAULT_MODEL_LEN = 32768
 # vLLM's own max-num-seqs for cards of 70 GiB and more, and for smaller ones.
 DEFAULT_SEQS_LARGE, DEFAULT_SEQS_SMALL, LARGE_CARD_GIB = 1024, 256, 70
-PROFILE_SEQS = {"balanced": 128, "min_latency": 8}
 MOST_CARDS = 64
 
 
@@ -71,7 +70,7 @@ def size_replica(
     length = _model_len(draft, wishes, chosen.shape, found, load)
     draft.decide("weights", f"{chosen.shape.weights_gib:.2f} GiB", chosen.shape.weights_source)
     draft.decide("kv_cache", f"{found.tokens} tokens", _kv_cache_reason(chosen.shape, found, load))
-    sent = load.utilisation if wishes.gpu_memory_utilization or wishes.profile == "max_throughput" else None
+    sent = load.utilisation if wishes.gpu_memory_utilization or wishes.trade.fill else None
     return Sizing(load, length, seqs, sent, found)
 
 
@@ -110,7 +109,7 @@ def _starting_seqs(wishes: Wishes, card: float) -> int:
     if wishes.max_num_seqs:
         return wishes.max_num_seqs
     default = DEFAULT_SEQS_LARGE if card >= LARGE_CARD_GIB else DEFAULT_SEQS_SMALL
-    return min(PROFILE_SEQS.get(wishes.profile, default), wishes.max_num_batched_tokens or RECIPE_BATCHED_TOKENS)
+    return min(wishes.trade.sequences or default, wishes.max_num_batched_tokens or RECIPE_BATCHED_TOKENS)
 
 
 def _kv_dtype(wishes: Wishes, chosen: Chosen) -> str:
@@ -128,7 +127,7 @@ def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: 
                 " memory model finds safe for these GPUs: the server may run out of memory while it works."
             )
         return load
-    if wishes.profile != "max_throughput":
+    if not wishes.trade.fill:
         draft.decide("gpu_memory_utilization", None, f"left to vLLM {versions.as_text(load.version)}: {default}")
         return load
     highest = max(default, memory_model.highest_utilisation(shape, card, load))
@@ -144,17 +143,20 @@ def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: 
 
 def _profile_size(wishes: Wishes, precision: str, shape: Shape, card: float, load: Load, cards: int) -> tuple[int, str]:
     """Return the tensor parallel size that the profile asks for, and why."""
-    if wishes.profile == "balanced":
-        return 2, "profile balanced: TP 2"
-    if wishes.profile == "min_latency":
-        return (8 if cards >= 8 else 4), "profile min_latency: TP 4 or 8, as many as the host has"
-    if wishes.profile == "max_throughput" and precision != "fp4":
-        alone, both = (memory_model.budget(shape, card, replace(load, tensor_parallel_size=size)) for size in (1, 2))
-        return 2, (
-            f"profile max_throughput: TP 2 for {precision}; the KV cache holds {both.tokens // 2} tokens a GPU against"
-            f" {alone.tokens} at TP 1"
+    sizes = wishes.trade.sizes_for(precision)
+    size = max((size for size in sizes if size <= cards), default=sizes[0])
+    if sizes == (1,):
+        return 1, f"profile {wishes.profile}: TP 1 gives the most throughput per GPU"
+    if len(sizes) > 1:
+        several = " or ".join(str(size) for size in sizes)
+        return size, f"profile {wishes.profile}: TP {several}, as many as the host has"
+    if wishes.trade.fill:
+        alone, shared = (memory_model.budget(shape, card, replace(load, tensor_parallel_size=n)) for n in (1, size))
+        return size, (
+            f"profile {wishes.profile}: TP {size} for {precision}; the KV cache holds {shared.tokens // size} tokens a"
+            f" GPU against {alone.tokens} at TP 1"
         )
-    return 1, f"profile {wishes.profile}: TP 1 gives the most throughput per GPU"
+    return size, f"profile {wishes.profile}: TP {size}"
 
 
 def _tensor_parallelism(
@@ -289,11 +291,12 @@ def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Lo
                 " cache holds: beyond that, requests wait or are preempted and computed again."
             )
         return load, wishes.max_num_seqs
-    if wishes.profile == "recipe":
+    if wishes.trade.sequences is None and not wishes.trade.fill:
+        as_told = ", as in the recipe" if wishes.trade.as_published else ""
         draft.decide(
             "max_num_seqs",
             None,
-            f"left to vLLM ({load.max_num_seqs}), as in the recipe; the KV cache holds {held} requests of {lengths}",
+            f"left to vLLM ({load.max_num_seqs}){as_told}; the KV cache holds {held} requests of {lengths}",
         )
         if held < load.max_num_seqs:
             draft.warn(
@@ -302,13 +305,13 @@ def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Lo
                 " benchmark, waits in the queue or is preempted."
             )
         return load, None
-    if wishes.profile == "max_throughput":
+    if wishes.trade.sequences is None:
         for _round in range(3):
             load = replace(load, max_num_seqs=max(1, min(held, load.max_num_batched_tokens)))
             held = _held(shape, card, load, length)
         draft.decide("max_num_seqs", load.max_num_seqs, f"what the KV cache holds of requests of {lengths}")
         return load, load.max_num_seqs
-    wanted = PROFILE_SEQS[wishes.profile]
+    wanted = wishes.trade.sequences
     seqs = max(1, min(wanted, held))
     reason = f"profile {wishes.profile}: {wanted}"
     if seqs < wanted:

@@ -15,9 +15,9 @@ from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import deadlines, versions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.profiles import PROFILES, Profile
 from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
 
-PROFILES = ("recipe", "max_throughput", "balanced", "min_latency")
 PREFIXES = ("vllm_", "nvidia_container_toolkit_")
 # Variables that the collection sets itself.
 OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
@@ -102,6 +102,11 @@ class Wishes:
     reclaim_orphans: bool = False
     image_size_gib: float | None = None
     phase_timeouts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def trade(self) -> Profile:
+        """What the profile asks of the planner."""
+        return PROFILES[self.profile]
 
 
 def read(variables: Mapping[str, Any], known: Iterable[str] = (), found: Iterable[str] = ()) -> Wishes:

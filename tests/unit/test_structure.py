@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import profiles
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in (ROOT / "plugins" / "modules").glob("*.py") if path.stem != "__init__")
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -111,6 +113,13 @@ def test_every_variable_with_a_default_is_documented_and_the_reverse() -> None:
     assert sorted(defaults - documented) == [], "not documented in any meta/argument_specs.yml"
     assert sorted(documented - required - defaults) == [], "documented, not required, and without a default"
     assert sorted(required & defaults) == [], "required, yet with a default"
+
+
+def test_the_documented_profiles_are_those_of_the_planner() -> None:
+    options = {name: definition for _place, name, definition in all_options()}
+    assert options["vllm_profile"]["choices"] == list(profiles.PROFILES)
+    description = " ".join(options["vllm_profile"]["description"])
+    assert [name for name in profiles.PROFILES if f"V({name})" not in description] == []
 
 
 def test_documented_defaults_are_the_defaults() -> None:
