@@ -6,36 +6,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
+from ansible_collections.gpufleet.vllm.tests.packaging.away import PLAYBOOKS, ROOT, ansible
+
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py") if path.stem != "__init__")
-PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 
 # All that users need: a folder or file that is none of these has no place in the tarball.
 FOR_USERS = {"docs", "inventories", "meta", "playbooks", "plugins", "roles"}
 FILES_FOR_USERS = {"README.md", "CHANGELOG.rst", "COPYING", "changelogs/changelog.yaml"}
 MADE_BY_THE_BUILD = {"MANIFEST.json", "FILES.json"}
-
-
-def ansible(program: str, *arguments: str, folder: Path, collections: Path | None = None) -> str:
-    """Run a program of ansible-core away from this checkout and return what it printed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHONPATH"))}
-    environment |= {"ANSIBLE_NOCOLOR": "1", "HOME": str(folder)}
-    if collections:
-        environment["ANSIBLE_COLLECTIONS_PATH"] = str(collections)
-    command = [str(BIN / program), *arguments]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
 
 
 def known_to_git() -> set[str]:
@@ -50,25 +36,6 @@ def known_to_git() -> set[str]:
     return {name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()}
 
 
-@pytest.fixture(scope="module")
-def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built collection."""
-    folder = tmp_path_factory.mktemp("build")
-    ansible("ansible-galaxy", "collection", "build", str(ROOT), "--output-path", str(folder), folder=folder)
-    (built,) = folder.glob("gpufleet-vllm-*.tar.gz")
-    return built
-
-
-@pytest.fixture(scope="module")
-def installed(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A collections folder that holds nothing but the installed tarball."""
-    folder = tmp_path_factory.mktemp("collections")
-    ansible(
-        "ansible-galaxy", "collection", "install", "--offline", str(tarball), "-p", str(folder), folder=tarball.parent
-    )
-    return folder
-
-
 def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> None:
     with tarfile.open(tarball) as tar:
         files = {member.name for member in tar.getmembers() if not member.isdir()}
@@ -81,6 +48,15 @@ def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> No
 
 def test_the_tarball_is_small(tarball: Path) -> None:
     assert tarball.stat().st_size < 2 * 1024 * 1024
+
+
+def test_the_environment_that_runs_it_can_be_built_from_its_files(installed: Path) -> None:
+    """ansible-builder wants file names there, and stops at lists; Galaxy's importer stops with it."""
+    meta = installed / "ansible_collections" / "gpufleet" / "vllm"
+    wanted = yaml.safe_load((meta / "meta" / "execution-environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    assert set(wanted) == {"python", "system"}
+    for name in wanted.values():
+        assert (meta / name).read_text(encoding="utf-8").strip(), name
 
 
 def test_every_module_is_found_by_name_and_has_a_page(installed: Path) -> None:

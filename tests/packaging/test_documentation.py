@@ -1,0 +1,218 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands and settings of the README and the guides are such as this collection has.
+
+Those that need no host are run. Of those that would change one, or need a GPU, the programs' own parsers read every
+word, and playbooks, tags and variables are looked up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.tests.packaging.away import PLAYBOOKS, ROOT, ansible
+
+GUIDES = sorted((ROOT / "docs" / "docsite" / "rst").glob("*.rst"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
+# Programs that come from elsewhere: that they are called with sense is not for this test to say.
+OTHERS = {"cat", "curl", "docker", "hf", "nvidia-smi", "openssl", "pip", "sh", "systemctl"}
+PREFIXES = ("vllm_", "router_", "docker_", "cpu_image_", "nvidia_container_toolkit_")
+# What begins like a variable and is none: modules, facts that the collection sets, lm_eval's task of an example.
+NO_VARIABLES = {
+    *(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py")),
+    *("vllm_plan", "router_backends"),
+    "vllm_max_modellen",  # the guide to faults shows what a misspelt one does
+}
+PARSE = """
+import json, sys
+from ansible.cli.adhoc import AdHocCLI
+from ansible.cli.playbook import PlaybookCLI
+for words in json.load(sys.stdin):
+    try:
+        {"ansible": AdHocCLI, "ansible-playbook": PlaybookCLI}[words[0]](words).parse()
+    except (Exception, SystemExit) as error:
+        print(" ".join(words), "-", error)
+"""
+
+
+def blocks(path: Path) -> Iterator[tuple[str, str]]:
+    """Return the code blocks of a document: language and text."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+        return
+    for language, body in re.findall(r"^\.\. code-block:: (\S+)\n\n((?:(?:   .*)?\n)+)", text, re.M):
+        yield language, "".join(line[3:] for line in body.splitlines(keepends=True))
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Return the words of every command that a document shows after a prompt, without comments."""
+    lines = [line for language, text in blocks(path) if language == "console" for line in text.splitlines()]
+    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
+
+
+EVERY = [(path, words) for path in DOCUMENTS for words in commands(path)]
+
+
+def of_program(*programs: str) -> list[list[str]]:
+    """Return the documented commands of these programs, each once."""
+    found = {tuple(words) for _path, words in EVERY if Path(words[0]).name in programs}
+    return [[Path(words[0]).name, *words[1:]] for words in sorted(found)]
+
+
+def playbook_of(words: list[str]) -> str:
+    """Return the name of the playbook in the words of a command."""
+    (name,) = (word for word in words if re.search(r"^gpufleet\.vllm\.|\.yml$", word))
+    return name.removeprefix("gpufleet.vllm.").removeprefix("playbooks/").removesuffix(".yml")
+
+
+def every_tag(node: Any) -> Iterator[str]:
+    """Return the tags in a playbook or file of tasks."""
+    if isinstance(node, list):
+        for item in node:
+            yield from every_tag(item)
+    elif isinstance(node, dict):
+        tags = node.get("tags", [])
+        yield from [tags] if isinstance(tags, str) else tags
+        for value in node.values():
+            yield from every_tag(value)
+
+
+def test_the_documents_show_commands() -> None:
+    assert len(EVERY) > 40
+    assert {words[0] for _path, words in EVERY} >= {"make", "ansible-playbook", "ansible-galaxy", "ansible-doc"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_program_is_one_that_is_checked(path: Path) -> None:
+    ours = {"make", "python3", "ansible", "ansible-doc", "ansible-galaxy", "ansible-inventory", "ansible-playbook"}
+    ours |= {"ansible-vault", "python"}
+    unknown = [words for words in commands(path) if Path(words[0]).name not in ours | OTHERS]
+    assert unknown == [], "say above how such a command is checked"
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    asked = {word for words in of_program("make") for word in words[1:] if "=" not in word}
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    asked |= set(re.findall(r"`make ([a-z-]+)[^`]*`", text))
+    assert sorted(asked - targets) == []
+
+
+def test_the_parsers_understand_every_command_for_hosts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE],
+        # Asked for its version, a program ends while it parses.
+        input=json.dumps([words for words in of_program("ansible", "ansible-playbook") if "--version" not in words]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_every_playbook_and_tag_exists() -> None:
+    files = [path for folder in ("playbooks", "roles") for path in (ROOT / folder).rglob("*.yml")]
+    tags = {tag for path in files for tag in every_tag(yaml.safe_load(path.read_text(encoding="utf-8")))}
+    for words in of_program("ansible-playbook"):
+        assert playbook_of(words) in PLAYBOOKS, words
+        if "--tags" in words:
+            assert set(words[words.index("--tags") + 1].split(",")) <= tags, words
+
+
+def test_every_playbook_is_in_the_readme() -> None:
+    """But for those that are only parts of others."""
+    texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "playbooks").glob("*.yml"))
+    parts = set(re.findall(r"import_playbook: (?:gpufleet\.vllm\.)?(\w+)", texts))
+    shown = {playbook_of(words) for words in commands(ROOT / "README.md") if words[0] == "ansible-playbook"}
+    assert shown == set(PLAYBOOKS) - parts
+
+
+def test_every_variable_given_to_a_command_exists() -> None:
+    given = set()
+    for words in of_program("ansible-playbook"):
+        for flag, value in zip(words, words[1:]):
+            if flag in ("-e", "--extra-vars"):
+                given |= set(json.loads(value)) if value.startswith("{") else {value.partition("=")[0]}
+    assert given and sorted(given - KNOWN_VARIABLES) == []
+
+
+def keys(node: Any) -> Iterator[str]:
+    """Return every key of a YAML document that has one of our prefixes."""
+    if isinstance(node, list):
+        for item in node:
+            yield from keys(item)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if str(name).startswith(PREFIXES):
+                yield name
+            yield from keys(value)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_setting_and_every_name_exists(path: Path) -> None:
+    """In YAML blocks as keys; in the text of the guides, as what is written like code."""
+    found = {
+        name for language, text in blocks(path) if language in ("yaml", "yml") for name in keys(yaml.safe_load(text))
+    }
+    text = path.read_text(encoding="utf-8")
+    marks = r"``([a-z_]+)(?::[^`]*)?``" if path.suffix == ".rst" else r"`([a-z_]+)(?::[^`]*)?`"
+    found |= {name for name in re.findall(marks, text) if name.startswith(PREFIXES) and not name.endswith("_")}
+    assert sorted(found - KNOWN_VARIABLES - NO_VARIABLES) == []
+    things = {*NO_VARIABLES, *PLAYBOOKS, *(path.name for path in (ROOT / "roles").iterdir()), "docsite"}
+    assert sorted(set(re.findall(r"gpufleet\.vllm\.([a-z_]+)", text)) - things - {"all"}) == []
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (ROOT / target).exists(), f"{name}: {target}"
+
+
+# What needs no host is run
+
+
+def test_the_tarball_has_the_name_that_is_installed(tarball: Path) -> None:
+    for words in of_program("ansible-galaxy"):
+        if "install" in words:
+            assert words[-1] == tarball.name
+
+
+def test_every_page_asked_for_is_there(installed: Path) -> None:
+    for words in of_program("ansible-doc"):
+        assert ansible(*words, folder=installed, collections=installed).strip()
+
+
+def test_the_example_of_a_fleet_is_planned(installed: Path) -> None:
+    example = installed / "ansible_collections" / "gpufleet" / "vllm" / "inventories" / "fleet"
+    told = ansible(
+        "ansible-playbook", "gpufleet.vllm.plan", "-i", str(example), folder=installed, collections=installed
+    )
+    assert "22 hosts: 3 kinds of plan" in told and "h200-[01:16]" in told
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=lambda path: path.name)
+def test_the_inventories_shown_are_ones(path: Path, tmp_path: Path) -> None:
+    """The blocks of a document whose first line is a comment with their file make up an inventory."""
+    for language, text in blocks(path):
+        place = re.match(r"# (fleet/\S+)\n", text)
+        if language == "yaml" and place:
+            (tmp_path / place.group(1)).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place.group(1)).write_text(text, encoding="utf-8")
+    if not (tmp_path / "fleet" / "hosts.yml").exists():
+        pytest.skip("it shows no whole inventory")
+    told = json.loads(ansible("ansible-inventory", "-i", "fleet", "--list", folder=tmp_path))
+    settings = {name for values in told["_meta"]["hostvars"].values() for name in values}
+    assert settings & KNOWN_VARIABLES
