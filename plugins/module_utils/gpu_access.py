@@ -167,9 +167,10 @@ def seen_by(container: Container) -> dict[str, Any]:
         UnknownError: it gave no answer.
     """
     with engine_errors(f"asking {container.name} for its GPUs"):
-        done = container.exec_run(["/bin/sh", "-c", image_python.LAUNCH, "vllm", SCRIPT])
+        status, said = container.exec_run(["/bin/sh", "-c", image_python.LAUNCH, "vllm", SCRIPT])
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else ""  # a stream is not asked for
     try:
-        return _parsed(image_python.answer_in(done.output.decode("utf-8", "replace"), done.exit_code))
+        return _parsed(image_python.answer_in(text, status))
     except image_python.NoAnswerError as error:
         raise UnknownError(str(error)) from error
 

@@ -143,7 +143,7 @@ def test_a_server_that_lost_its_gpu_is_named(
 ) -> None:
     volumes, environment = driver(GPU)
     wishes = server.Wishes(
-        stand_in, "", {"argument": "/m"}, "cuda", "gpus", "host", *(str(tmp_path / name) for name in "abc")
+        stand_in, "", {"argument": "/m"}, "cuda", "gpus", "host", str(tmp_path), str(tmp_path), str(tmp_path)
     )
     replica = {"name": f"{run_name}-gpu", "gpus": [0], "gpu_uuids": [GPU], "host": "127.0.0.1", "port": 1, "config": {}}
     spec = server.build_spec(replica, wishes, (), lambda _path: False)

@@ -46,7 +46,7 @@ class Server:
             stderr=subprocess.STDOUT,
             check=False,
         )
-        return SimpleNamespace(exit_code=done.returncode, output=done.stdout)
+        return done.returncode, done.stdout
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_server_on_processors_has_nothing_to_see(check: Check) -> None:
     [
         ({"name": "vllm-9"}, "server-missing"),
         ({"status": "exited"}, "server-stopped"),
-        ({"exec_run": lambda _command: SimpleNamespace(exit_code=126, output=b"no such file")}, "no-answer"),
+        ({"exec_run": lambda _command: (126, b"no such file")}, "no-answer"),
     ],
 )
 def test_a_server_that_cannot_be_asked(check: Check, options: dict[str, Any], name: str) -> None:
