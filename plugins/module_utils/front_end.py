@@ -48,7 +48,6 @@ class FrontEnd:
         directory: folder of its files.
         run_dir: folder of its sockets.
         log_file: where HAProxy's messages go when there is no systemd.
-        reads_certificate: whether the configuration names the certificate in the folder.
     """
 
     def __init__(self, directory: str, run_dir: str, log_file: str) -> None:

@@ -258,7 +258,7 @@ def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, 
     files = router_config.files(settings, replicas, params["directory"])
     changes = differences(front_end, files)
     action = "none"
-    if not front_end.loaded(files):
+    if changes or not front_end.loaded(files):
         action = "reloaded" if front_end.processes() else "started"
         if not check:
             front_end.check(lambda folder: router_config.files(settings, replicas, folder))

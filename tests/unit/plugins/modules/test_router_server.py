@@ -79,6 +79,9 @@ def test_it_starts_follows_and_ends(run_module: RunModule, args: dict[str, Any])
     assert (first.get("msg"), first["action"]) == (None, "started")
     assert [status(args["port"], key) for key in ("the-client-key", "another")] == [503, 401]
     assert run_module(router_server.main, args)["changed"] is False
+    Path(args["directory"], "haproxy.cfg").write_text("# edited by hand\n", encoding="utf-8")
+    assert run_module(router_server.main, args)["action"] == "reloaded"
+    assert run_module(router_server.main, args)["changed"] is False
     for name in ("keys.sha256", "replica.key"):
         assert os.stat(os.path.join(args["directory"], name)).st_mode & 0o777 == 0o600
     more = {**args, "hosts": {"gpu-02": HOSTS["gpu-01"]}, "unknown": ["gpu-01", "gpu-03"]}
