@@ -16,6 +16,6 @@ class ActionModule(FleetPage):
 
     option, shown, verbose = "deployments", "lines", "errors"
 
-    def page(self, hosts: dict[str, Any]) -> dict[str, list[str]]:
+    def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:
         """Return a line for each deployment, and why those failed that did."""
         return history_lines(hosts)

@@ -16,6 +16,6 @@ class ActionModule(FleetPage):
 
     option, shown, verbose = "plans", "table", "reasons"
 
-    def page(self, hosts: dict[str, Any]) -> dict[str, list[str]]:
+    def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:
         """Return the table and the reasons."""
         return table(hosts)

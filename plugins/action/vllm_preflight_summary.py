@@ -16,6 +16,6 @@ class ActionModule(FleetPage):
 
     option, shown, verbose = "findings", "lines", "details"
 
-    def page(self, hosts: dict[str, Any]) -> dict[str, list[str]]:
+    def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:
         """Return a line for each finding, and every host's own."""
         return findings_page(hosts)

@@ -14,8 +14,10 @@ class ActionModule(LongTaskAction):
     """See LongTaskAction; one line a replica that was not left alone is added."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the module and say what it did."""
+        """Run the module and say what it did; status, which only glances at it, has a page of its own."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        if (task_vars or {}).get("__vllm_glance"):
+            return result
         host = (task_vars or {}).get("inventory_hostname", "")
         would = "in check mode, so not done: " if self._task.check_mode else ""
         for line in summary(result):

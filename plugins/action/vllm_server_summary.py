@@ -1,11 +1,11 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Show what the servers of a whole fleet are doing, one line a replica."""
+"""Show what the servers of a whole fleet are doing, what is wrong first."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import status_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet_page import FleetPage
@@ -14,8 +14,13 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet_page import Fl
 class ActionModule(FleetPage):
     """The action plugin behind gpufleet.vllm.vllm_server_summary."""
 
-    option, shown, verbose = "servers", "lines", "docker_run"
+    option, shown, verbose = "servers", "lines", "details"
+    further: ClassVar[dict[str, Any]] = {
+        "drift": {"type": "dict", "default": {}},
+        "deployments": {"type": "dict", "default": {}},
+        "all_hosts": {"type": "list", "elements": "str", "default": []},
+    }
 
-    def page(self, hosts: dict[str, Any]) -> dict[str, list[str]]:
-        """Return a line for each replica, and its docker run line."""
-        return status_lines(hosts)
+    def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:
+        """Return what a person should see first, and with -v every replica's docker run line and the deployments."""
+        return status_lines(hosts, **further)

@@ -26,6 +26,9 @@ HEADINGS = (
 )
 LONGEST_HOSTS = 40
 LONGEST_MODEL = 44
+# More serving replicas than these share a line with others of their kind.
+MOST_ROWS = 24
+SHOWN_DEPLOYMENTS = 3
 
 
 def table(plans: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -192,32 +195,86 @@ def _reasons(hosts: Sequence[str], plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def status_lines(servers: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:
+def status_lines(
+    servers: Mapping[str, Sequence[Mapping[str, Any]]],
+    drift: Mapping[str, Sequence[str]] | None = None,
+    deployments: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    all_hosts: Sequence[str] = (),
+) -> dict[str, list[str]]:
     """Return the lines that a person reads of the servers of many hosts.
 
     Args:
         servers: host names to what the module vllm_server_info returned as C(servers).
+        drift: host names to how what they run differs from what the inventory wishes.
+        deployments: host names to what the module vllm_server_info returned as C(deployments).
+        all_hosts: every host that was asked; those that are not among C(servers) were not reached.
 
     Returns:
-        C(lines) (a headline, then a line for each replica, those that do not serve first, each with the cause of its
-        death and the remedy), C(docker_run) (the line that repeats each replica by hand) and C(not_serving)
-        (C(host/replica)).
+        C(lines) (a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
+        death and the remedy, the hosts that differ from the inventory's wish, those that were not reached; then those
+        that serve, alike ones of a large fleet in one line, the rarest first), C(details) (C(docker_run) and the last
+        deployments), C(docker_run) (the line that repeats each replica by hand), C(not_serving) (C(host/replica)),
+        C(differing) and C(not_reached).
     """
-    replicas = [(host, server) for host in sorted(servers, key=_natural) for server in servers[host]]
+    replicas = [(host, server) for host in in_order(servers) for server in servers[host]]
     failing = [(host, server) for host, server in replicas if server["phase"] != "serving"]
-    empty = [host for host, found in servers.items() if not found]
     serving = [pair for pair in replicas if pair not in failing]
-    hosts = f"{len(servers)} host{'s' * (len(servers) != 1)}"
-    lines = [f"{len(serving)} of {len(replicas)} replicas serving on {hosts}"]
-    rows = [(host, server["name"], _with_diagnosis(server)) for host, server in [*failing, *serving]]
-    lines += _aligned([("host", "replica", "what it does"), *rows] if rows else [])
+    empty = [host for host, found in servers.items() if not found]
+    lost = in_order(host for host in all_hosts if host not in servers)
+    differs = {
+        host: "; ".join(" ".join(text.split()) for text in texts) for host, texts in (drift or {}).items() if texts
+    }
+    headline = [f"{len(serving)} of {len(replicas)} replicas serving on {_count(len(servers), 'host')}"]
+    headline += [f"{_count(len(differs), 'host')} not as the inventory wishes"] if differs else []
+    headline += [f"{_count(len(lost), 'host')} not reached"] if lost else []
+    rows = [(host, server["name"], _with_diagnosis(server)) for host, server in failing]
+    rows += _serving_rows(serving)
+    lines = [", ".join(headline), *_aligned([("host", "replica", "what it does"), *rows] if rows else [])]
     if empty:
         lines.append(f"No server on {fold(empty)}.")
+    if lost:
+        lines.append(f"Not reached: {fold(lost)}.")
+    if differs:
+        lines += ["Not as the inventory wishes:", *_by_text(differs.items(), len(servers))]
+    history = history_lines({host: list(found)[:SHOWN_DEPLOYMENTS] for host, found in (deployments or {}).items()})
+    docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in replicas]
     return {
         "lines": lines,
-        "docker_run": [f"{host} {server['name']}: {server['docker_run']}" for host, server in replicas],
+        "details": [*docker_run, *history["lines"]],
+        "docker_run": docker_run,
         "not_serving": [f"{host}/{server['name']}" for host, server in failing],
+        "differing": in_order(differs),
+        "not_reached": lost,
     }
+
+
+def _serving_rows(serving: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, str, str]]:
+    """Return a row for each serving replica, or, where there are many, for each kind of them, the rarest first.
+
+    One of which an unfinished replacement keeps the old container has a row of its own.
+    """
+    if len(serving) <= MOST_ROWS:
+        return [(host, server["name"], server["summary"]) for host, server in serving]
+    odd = [(host, server["name"], server["summary"]) for host, server in serving if server.get("previous")]
+    kinds: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    for host, server in serving:
+        if server.get("previous"):
+            continue
+        kinds.setdefault((str(server.get("model")), str(server.get("vllm_version"))), []).append((host, server))
+    rows = []
+    for (model, version), found in sorted(kinds.items(), key=lambda kind: len(kind[1])):
+        loads = [server.get("load") or {} for _host, server in found]
+        running, waiting = (
+            sum(load.get(name, 0) for load in loads) for name in ("requests_running", "requests_waiting")
+        )
+        what = f"serving, model {model}, vLLM {version or '?'}, {running:.0f} requests running, {waiting:.0f} waiting"
+        hosts = list(dict.fromkeys(host for host, _server in found))
+        rows.append((_shortened(hosts), _count(len(found), "replica"), what))
+    return odd + rows
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _with_diagnosis(server: Mapping[str, Any]) -> str:

@@ -10,8 +10,10 @@ module: vllm_server_summary
 version_added: 0.1.0
 short_description: Show what the servers of a whole fleet are doing
 description:
-  - Prints one line a replica, those that do not serve first, and the cause and remedy for those that died.
-  - With C(-v) it also prints the C(docker run) line that repeats each replica by hand.
+  - Prints what is wrong first. That is each replica that does not serve, with the cause and remedy if it died, the
+    hosts that differ from what the inventory wishes, and those that were not reached. Those that serve are told, too,
+    alike ones of a large fleet in one line.
+  - With C(-v) it also prints the C(docker run) line that repeats each replica by hand, and the last deployments.
   - Runs on the controller; use it with C(run_once).
 author:
   - gpufleet contributors (@gpufleet)
@@ -23,6 +25,22 @@ options:
       - Host names to what M(gpufleet.vllm.vllm_server_info) returned as C(servers).
     type: dict
     required: true
+  drift:
+    description:
+      - Host names to how what they run differs from what the inventory wishes, as a list of texts.
+    type: dict
+    default: {}
+  deployments:
+    description:
+      - Host names to what M(gpufleet.vllm.vllm_server_info) returned as C(deployments).
+    type: dict
+    default: {}
+  all_hosts:
+    description:
+      - Every host that was asked; those that are not among O(servers) were not reached.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -45,6 +63,24 @@ docker_run:
   type: list
   elements: str
   sample: ["gpu-01 vllm-0: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve"]
+details:
+  description: What C(-v) prints, the C(docker run) lines and the last deployments of each host.
+  returned: always
+  type: list
+  elements: str
+  sample: ["gpu-01 vllm-0: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve"]
+differing:
+  description: Hosts that differ from what the inventory wishes.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+not_reached:
+  description: Hosts that did not answer.
+  returned: always
+  type: list
+  elements: str
+  sample: []
 not_serving:
   description: Each replica that does not serve, as C(host/replica).
   returned: always

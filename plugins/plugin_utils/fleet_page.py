@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
 
@@ -17,6 +17,7 @@ class FleetPage(ActionBase):  # type: ignore[misc]
         option: the option that has host names to what was found there.
         shown: the key of the page whose lines are always printed.
         verbose: the key of the page whose lines are printed with -v.
+        further: argument specifications of further options, which the page gets by their names.
     """
 
     TRANSFERS_FILES = False
@@ -26,16 +27,18 @@ class FleetPage(ActionBase):  # type: ignore[misc]
     option = ""
     shown = ""
     verbose = ""
+    further: ClassVar[dict[str, Any]] = {}
 
-    def page(self, hosts: dict[str, Any]) -> dict[str, list[str]]:
+    def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:
         """Return the lines by their keys."""
         raise NotImplementedError
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Print the page and return it."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec({self.option: {"type": "dict", "required": True}})
-        found = self.page(arguments[self.option])
+        specification = {self.option: {"type": "dict", "required": True}, **self.further}
+        _validation, arguments = self.validate_argument_spec(specification)
+        found = self.page(arguments[self.option], **{name: arguments[name] for name in self.further})
         self._display.display("\n".join(found[self.shown]))
         self._display.v("\n".join(found[self.verbose]))
         return {**result, "changed": False, **found}

@@ -31,3 +31,50 @@ def test_hosts_without_a_server_are_named_together() -> None:
     found = status_lines({"gpu-01": [], "gpu-02": [], "gpu-03": [server("vllm-0")]})
     assert found["lines"][0] == "1 of 1 replicas serving on 3 hosts"
     assert found["lines"][-1] == "No server on gpu-[01:02]."
+
+
+def test_what_differs_and_what_was_not_reached_is_named() -> None:
+    """Hosts that differ alike share a line."""
+    servers = {host: [server("vllm-0")] for host in ("gpu-01", "gpu-02", "gpu-03")}
+    drift = {"gpu-01": [], "gpu-02": ["config.max-num-seqs: 4 -> 8"], "gpu-03": ["config.max-num-seqs: 4 -> 8"]}
+    found = status_lines(servers, drift, {}, ["gpu-01", "gpu-02", "gpu-03", "gpu-10", "gpu-9"])
+    assert found["lines"][0] == (
+        "3 of 3 replicas serving on 3 hosts, 2 hosts not as the inventory wishes, 2 hosts not reached"
+    )
+    assert found["lines"][-3:] == [
+        "Not reached: gpu-9, gpu-10.",
+        "Not as the inventory wishes:",
+        "  gpu-[02:03] (2 hosts): config.max-num-seqs: 4 -> 8",
+    ]
+    assert (found["differing"], found["not_reached"]) == (["gpu-02", "gpu-03"], ["gpu-9", "gpu-10"])
+
+
+def test_200_hosts_are_a_few_lines_with_the_outliers_first() -> None:
+    """One host of another version, one replica dead, all others alike."""
+    load = {"requests_running": 3, "requests_waiting": 1}
+    servers = {
+        f"gpu-{number:03}": [server(f"vllm-{r}", model="m", vllm_version="0.12.0", load=load) for r in range(8)]
+        for number in range(1, 201)
+    }
+    servers["gpu-007"] = [server("vllm-0", model="m", vllm_version="0.11.0", load=load)]
+    servers["gpu-150"][3] = server("vllm-3", "dead", diagnosis={"evidence": "OOMKilled", "remedy": "Give it memory."})
+    lines = status_lines(servers)["lines"]
+    assert len(lines) == 5
+    assert lines[0] == "1592 of 1593 replicas serving on 200 hosts"
+    assert lines[2].startswith("gpu-150")
+    assert lines[3].split()[:3] == ["gpu-007", "1", "replica"]
+    assert lines[3].endswith("serving, model m, vLLM 0.11.0, 3 requests running, 1 waiting")
+    assert lines[4].endswith("1591 replicas  serving, model m, vLLM 0.12.0, 4773 requests running, 1591 waiting")
+
+
+def test_the_last_deployments_are_among_the_details() -> None:
+    """With their ids, by which to go back."""
+    image = {"reference": "i:1", "id": "sha256:1700a9d57cad0938"}
+    made = [
+        {"id": f"2026112{n}", "outcome": "ready", "current": n == 5, "rolled_back_to": "", "model": "m"}
+        | {"vllm_version": "0.12.0", "image": image, "error": {}}
+        for n in (5, 4, 3, 2)
+    ]
+    details = status_lines({"gpu-1": [server("vllm-0")]}, {}, {"gpu-1": made})["details"]
+    assert details[0].startswith("gpu-1 vllm-0: docker run")
+    assert [line.split()[1] for line in details[2:]] == ["20261125", "20261124", "20261123"]
