@@ -137,7 +137,7 @@ def test_every_playbook_is_in_the_readme() -> None:
     texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "playbooks").glob("*.yml"))
     parts = set(re.findall(r"import_playbook: (?:gpufleet\.vllm\.)?(\w+)", texts))
     shown = {playbook_of(words) for words in commands(ROOT / "README.md") if words[0] == "ansible-playbook"}
-    assert shown == set(PLAYBOOKS) - parts
+    assert set(PLAYBOOKS) - parts <= shown <= set(PLAYBOOKS)
 
 
 def test_every_variable_given_to_a_command_exists() -> None:
