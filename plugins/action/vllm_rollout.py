@@ -12,6 +12,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import in_order
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState, now
 
 ARGUMENTS: dict[str, Any] = {
@@ -158,12 +159,12 @@ def tell(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
         return {"lines": []}
     stop = str(settings["stopped"])
     lines = rollout.told_lines(states, stop)
-    failed = rollout.in_order(host for host, found in states.items() if found["state"] == rollout.FAILED)
+    failed = in_order(host for host, found in states.items() if found["state"] == rollout.FAILED)
     left = [host for host, found in states.items() if found["state"] == rollout.BEGUN]
     left += [host for host, found in states.items() if found["state"] == rollout.PENDING and not stop]
     if not left:
         state.end({"result": lines})
-    result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": rollout.in_order(left)}
+    result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": in_order(left)}
     if stop or failed or left:
         result.update(failed=True, msg=lines[0].strip())
     return result

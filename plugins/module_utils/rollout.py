@@ -148,7 +148,7 @@ def batch_sizes(total: int, sizes: Sequence[Any]) -> list[int]:
     if not sizes:
         raise _invalid("vllm_rollout_batches", sizes, "is empty")
     found = [_count(size, total) for size in sizes]
-    result = []
+    result: list[int] = []
     left = total
     for size in itertools.chain(found, itertools.repeat(found[-1])):
         if left <= 0:
@@ -267,9 +267,9 @@ def told_lines(states: Mapping[str, Mapping[str, Any]], stop: str) -> list[str]:
         BEGUN: "begun and not ended",
     }
     lines = [f"The rollout was stopped: {stop.rstrip('.')}."] if stop else []
-    for state, text in words.items():
-        if by_state.get(state):
-            lines.append(f"  {text}: {fold(by_state[state])} ({_hosts(len(by_state[state]))})")
+    for name, text in words.items():
+        if by_state.get(name):
+            lines.append(f"  {text}: {fold(by_state[name])} ({_hosts(len(by_state[name]))})")
     failed = {host: str(states[host]["why"]) for host in by_state.get(FAILED, [])}
     return lines + _reasons("failed", failed)
 

@@ -143,9 +143,9 @@ def test_what_is_kept_makes_the_same_servers_again() -> None:
 
 
 def test_an_entry_that_lacks_what_is_needed_is_refused_by_name() -> None:
-    kept = {"id": "x", "collection_version": "0.0.9", "image": {"id": IMAGE_ID}}
-    kept["server"] = {**history.server_options([REPLICA], WISHES)}
-    del kept["server"]["cache_dir"]
+    server = history.server_options([REPLICA], WISHES)
+    del server["cache_dir"]
+    kept = {"id": "x", "collection_version": "0.0.9", "image": {"id": IMAGE_ID}, "server": server}
     with pytest.raises(GpufleetError, match="which did not keep cache_dir") as caught:
         history.recorded_wishes(kept)
     assert caught.value.name == "deployment-unreadable"
