@@ -117,9 +117,9 @@ def test_the_image_stays_when_its_tag_moved_and_images_were_pruned(fleet: Fleet,
     """As after a new build of the same tag: nothing but our name points at the old one."""
     engine = fleet.engine
     one = engine.images.get(two_builds[0])
-    engine.containers.create(one.id, name=f"{fleet.prefix}-commit").commit(*fleet.image.split(":"))
+    engine.containers.create(one, name=f"{fleet.prefix}-commit").commit(*fleet.image.split(":"))
     engine.containers.get(f"{fleet.prefix}-commit").remove()
-    only = engine.images.get(fleet.image).id
+    only = str(engine.images.get(fleet.image).id)
     first = fleet.run(fleet.replica())
     engine.images.get(two_builds[1]).tag(*fleet.image.split(":"))
     fleet.run(fleet.replica())
