@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import fleet, planner, wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils import fleet, planner, profiles, wishes
 
 CARDS = (("NVIDIA H200", "9.0", 143771), ("NVIDIA B200", "10.0", 183359), ("NVIDIA H100 80GB HBM3", "9.0", 81559))
 BUDGET_S = 5.0
@@ -43,7 +43,7 @@ def gpus(card: tuple[str, str, int], count: int) -> list[dict[str, Any]]:
 def plan(number: int) -> dict[str, Any]:
     """Return the plan of the fleet's host of that number."""
     host = {"gpus": gpus(CARDS[number % len(CARDS)], 8), "architecture": "x86_64", "driver_version": "580.95.05"}
-    profile = sorted(wishes.PROFILES)[number % len(wishes.PROFILES)]
+    profile = sorted(profiles.PROFILES)[number % len(wishes.PROFILES)]
     return planner.plan(host, wishes.read({"vllm_accept_license": True, "vllm_profile": profile}))
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import memory_model, planner, wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils import memory_model, planner, profiles, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
 H100 = ("NVIDIA H100 80GB HBM3", "9.0", 81559)
@@ -866,7 +866,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     for index in busy:
         base = changed(base, index, **USED)
     choices: dict[str, st.SearchStrategy[Any]] = {
-        "profile": st.sampled_from(sorted(wishes.PROFILES)),
+        "profile": st.sampled_from(sorted(profiles.PROFILES)),
         "image_tag": st.sampled_from(VERSIONS),
         "precision": st.sampled_from(("auto", "fp8", "fp4", "bf16")),
         "tensor_parallel_size": st.one_of(st.just("auto"), st.integers(1, 16)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, versions, wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, profiles, versions, wishes
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "vllm_parsers"
 PARSERS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in sorted(DATA.glob("*.json"))}
@@ -71,7 +71,7 @@ PRECISIONS = ("auto", "fp8")
 
 
 @pytest.mark.parametrize("version", sorted(PARSERS))
-@pytest.mark.parametrize("profile", wishes.PROFILES)
+@pytest.mark.parametrize("profile", profiles.PROFILES)
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_nothing_unknown_or_deprecated_is_sent(version: str, profile: str, device: str) -> None:
     known = options_of(version)
