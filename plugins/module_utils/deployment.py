@@ -37,9 +37,11 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -268,7 +270,8 @@ class Deployment:
         """Remove these replicas, or all of this prefix if C(names) is empty; with C(purge_caches) the caches too."""
         wanted = set(names)
         found = {name: box for name, box in self._containers().items() if not wanted or _base(name) in wanted}
-        bases = sorted({_base(name) for name in found} | wanted)
+        # A container may have been removed by hand, and its files, the one with secrets among them, be left.
+        bases = sorted({_base(name) for name in found} | (wanted or self._with_files()))
         files = [path for name in bases for path in self._files_of(name)]
         caches = [path for path in (self._settings.hf_home, self._settings.cache_dir) if purge_caches]
         caches = [check_removable(path) for path in caches if os.path.isdir(path)]
@@ -789,6 +792,14 @@ class Deployment:
         if os.path.isdir(copies):
             own += [os.path.join(copies, entry) for entry in sorted(os.listdir(copies)) if _copy_of(entry) == name]
         return [path for path in own if os.path.lexists(path)]
+
+    def _with_files(self) -> set[str]:
+        """Return the replicas of this prefix for which files were written, whether they have a container or not."""
+        folder = self._settings.config_dir
+        written = [os.path.basename(os.path.splitext(path)[0]) for path in glob.glob(os.path.join(folder, "*.sh"))]
+        written += [_copy_of(os.path.basename(path)) for path in glob.glob(os.path.join(folder, "active", "*.yaml"))]
+        own = re.compile(re.escape(self._settings.prefix) + r"-\d+")
+        return {name for name in written if own.fullmatch(name)}
 
     def _make_folders(self) -> None:
         for path in [self._settings.hf_home, *(os.path.join(self._settings.cache_dir, name) for name in CACHES)]:

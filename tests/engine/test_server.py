@@ -517,6 +517,15 @@ def test_absent_removes_everything_and_keeps_caches_until_told(fleet: Fleet) -> 
     assert not (fleet.folder / "cache").exists()
 
 
+def test_absent_removes_the_files_of_servers_whose_containers_were_removed_by_hand(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(0), secrets={"VLLM_API_KEY": KEY})
+    fleet.engine.containers.get(f"{fleet.prefix}-0").remove(force=True)
+    result = fleet.run(state="absent")
+    assert (result["changed"], result["removed"]) == (True, [])
+    assert [path.name for path in fleet.config_dir.iterdir() if path.suffix] == [f"{fleet.prefix}-0.yaml"]
+    assert fleet.run(state="absent")["changed"] is False
+
+
 def test_a_replica_that_is_no_longer_wanted_is_removed(fleet: Fleet) -> None:
     fleet.run(fleet.replica(0), fleet.replica(1))
     result = fleet.run(fleet.replica(0))
