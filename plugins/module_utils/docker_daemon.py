@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -23,7 +24,12 @@ from typing import Any, Callable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import engine
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import SYSTEM_PATH, program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
+    SYSTEM_PATH,
+    program_name,
+    program_path,
+    read_text,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
 
 CONFIG = "/etc/docker/daemon.json"
@@ -32,6 +38,7 @@ PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
 START_TIMEOUT = 60.0  # seconds
 RELOAD_TIMEOUT = 10.0
 STOP_TIMEOUT = 30.0
+GONE_AFTER = 5.0  # a daemon without a process for so long has ended
 # Docker's own list of what a running daemon takes over on SIGHUP.
 RELOADABLE = frozenset(
     {
@@ -228,7 +235,8 @@ def daemon_pid(root: str = "/") -> int | None:
     """Return the process id of the host's own daemon, None when it does not run."""
     for path in PID_FILES:
         text = read_text(root, path.lstrip("/")).strip()
-        if text.isdigit() and "dockerd" in read_text(root, "proc", text, "comm"):
+        # The command line of a process that has ended and still stands in the table is empty.
+        if text.isdigit() and program_name(read_text(root, "proc", text, "cmdline")) == "dockerd":
             return int(text)
     return None
 
@@ -351,19 +359,20 @@ class Daemon:
             raise _start_failed(self.last_words())
 
     def last_words(self) -> str:
-        """Return the end of its log."""
-        if self.unit:
-            text = _output("journalctl", "--unit=docker.service", "--lines=12", "--no-pager", "--output=cat")
-        else:
-            text = read_text(LOG)
-        return "\n".join(text.strip().splitlines()[-8:])
+        """Return what its log says last of a failure."""
+        return _failure(_journal() if self.unit else read_text(LOG))
 
     def _until(self, true: Callable[[Mapping[str, Any]], bool], seconds: float) -> bool:
         deadline = time.monotonic() + seconds
+        alive = time.monotonic()
         while time.monotonic() < deadline:
             seen = engine(self.docker_host)
             if seen["running"] and true(seen):
                 return True
+            if daemon_pid() is not None:
+                alive = time.monotonic()
+            elif time.monotonic() - alive > GONE_AFTER and not self.unit:
+                return False
             time.sleep(0.3)
         return False
 
@@ -428,8 +437,20 @@ def _command(*words: str, doing: str) -> None:
     try:
         run_command(list(words), name="engine-start-failed", doing=doing)
     except GpufleetError as error:
-        log = _output("journalctl", "--unit=docker.service", "--lines=12", "--no-pager", "--output=cat")
-        raise _start_failed(f"{error.evidence}\n{log.strip()}") from error
+        raise _start_failed(_failure(_journal()) or error.evidence) from error
+
+
+def _journal() -> str:
+    return _output("journalctl", "--unit=docker.service", "--lines=60", "--no-pager", "--output=cat")
+
+
+def _failure(log: str) -> str:
+    """Return the last lines of a daemon's log that tell a failure, or its last lines."""
+    lines = [line.rstrip() for line in log.strip().splitlines()]
+    told = [
+        line for line in lines if re.search(r"level=(?:error|fatal)|^(?:failed|unable) to |specified both as", line)
+    ]
+    return "\n".join(told[-3:] or lines[-8:])
 
 
 def _succeeds(*words: str) -> bool:

@@ -25,9 +25,25 @@ capabilities() {
   done
 }
 
+# have_rootfs FOLDER SUITE...: make the root file systems, at the same time
+have_rootfs() {
+  local folder=$1 suite jobs=()
+  shift
+  for suite in "$@"; do
+    "$here/rootfs.sh" "$suite" "$folder" >"$folder/$suite.log" 2>&1 &
+    jobs+=("$!:$suite")
+  done
+  for suite in "${jobs[@]}"; do
+    if ! wait "${suite%:*}"; then
+      tail -n 20 "$folder/${suite#*:}.log" >&2
+      echo "hosts.sh: no root file system for ${suite#*:}; all that was said is in $folder/${suite#*:}.log" >&2
+      return 1
+    fi
+  done
+}
+
 have_image() {
   local suite=$1 folder=$2 image
-  "$here/rootfs.sh" "$suite" "$folder"
   image=gpufleet/test-host:$suite-$(cat "$folder/$suite.tar.recipe")
   docker image inspect "$image" >/dev/null 2>&1 || docker import "$folder/$suite.tar" "$image" >/dev/null
   echo "$image"
@@ -50,7 +66,7 @@ wait_for_repository() {
 }
 
 start_host() {
-  local name=$1 image=$2 init=$3 address=$4 key=$5 program=(sleep infinity)
+  local name=$1 image=$2 init=$3 address=$4 key=$5 program=(sh -c 'while :; do sleep 3600 & wait; done')
   if [ "$init" = systemd ]; then program=(/sbin/init); fi
   mapfile -t allowed < <(capabilities)
   docker run --detach --name "$prefix-$name" --hostname "$name" --add-host "repository:$address" \
@@ -63,10 +79,12 @@ start_host() {
 }
 
 up() {
-  local folder=$1 image address
+  local folder=$1 image address suites
   shift
   mkdir -p "$folder"
   [ -f "$folder/id" ] || ssh-keygen -q -t ed25519 -N '' -f "$folder/id"
+  mapfile -t suites < <(printf '%s\n' bookworm "$@" | sed 's/^[^:]*:\([^:]*\):.*/\1/' | sort -u)
+  have_rootfs "$folder" "${suites[@]}"
   image=$(have_image bookworm "$folder")
   start_repository "$image"
   address=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' "$prefix-repository")

@@ -20,12 +20,21 @@ files_of() {
   rm -rf "$work/files"
   mkdir -p "$work/files/usr/share/doc/$1"
   echo "A stand-in for tests." >"$work/files/usr/share/doc/$1/README"
-  if [ "$1" = nvidia-container-toolkit-base ]; then
-    install -D -m 755 -t "$work/files/usr/bin" "$here/nvidia-ctk" "$here/nvidia-container-runtime"
-    sed -i "s/@VERSION@/$2/" "$work/files/usr/bin/nvidia-ctk"
-  elif [ "$1" = nvidia-container-toolkit ]; then
-    install -D -m 755 -t "$work/files/usr/bin" "$here/nvidia-container-runtime-hook"
-  fi
+  case $1 in
+    nvidia-container-toolkit-base) programs_of "$2" nvidia-ctk nvidia-container-runtime ;;
+    nvidia-container-toolkit) programs_of "$2" nvidia-container-runtime-hook ;;
+  esac
+}
+
+# programs_of VERSION PROGRAM...: put programs among them
+programs_of() {
+  local version=$1 program bin=$work/files/usr/bin
+  shift
+  mkdir -p "$bin"
+  for program in "$@"; do
+    { echo '#!/usr/bin/python3' && sed "s/@VERSION@/$version/" "$here/$program"; } >"$bin/$program"
+    chmod 755 "$bin/$program"
+  done
 }
 
 build_deb() {
@@ -105,6 +114,8 @@ cp "$work/good.asc" "$folder/good/gpgkey"
 cp "$work/good.asc" "$folder/other/gpgkey"
 cp "$work/expired.asc" "$folder/expired/gpgkey"
 cp "$work/other.asc" "$folder/other.asc"
+mkdir "$folder/files"
+cp "$folder/packages/"*[-_]1.19.1-1* "$folder/files"
 printf '{"good": "%s", "other": "%s", "expired": "%s"}\n' "$good" "$other" "$expired" >"$folder/fingerprints.json"
 rm -rf "$work"
 exec python3 -m http.server 8080 --directory "$folder"

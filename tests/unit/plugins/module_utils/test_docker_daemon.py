@@ -39,8 +39,8 @@ def nvidia_ctk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "nvidia-ctk"
-    text = (TOOLKIT / "nvidia-ctk").read_text(encoding="utf-8").replace("#!/usr/bin/python3", f"#!{sys.executable}", 1)
-    program.write_text(text, encoding="utf-8")
+    text = (TOOLKIT / "nvidia-ctk").read_text(encoding="utf-8")
+    program.write_text(f"#!{sys.executable}\n{text}", encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     return program
@@ -247,9 +247,10 @@ def test_only_a_dockerd_counts_as_the_daemon(tmp_path: Path) -> None:
     (tmp_path / "var/run").mkdir(parents=True)
     (tmp_path / "proc/42").mkdir(parents=True)
     (tmp_path / "var/run/docker.pid").write_text("42\n")
-    (tmp_path / "proc/42/comm").write_text("bash\n")
-    assert docker_daemon.daemon_pid(str(tmp_path)) is None
-    (tmp_path / "proc/42/comm").write_text("dockerd\n")
+    for other in ("", "/bin/bash\0/usr/bin/dockerd\0"):
+        (tmp_path / "proc/42/cmdline").write_text(other)
+        assert docker_daemon.daemon_pid(str(tmp_path)) is None
+    (tmp_path / "proc/42/cmdline").write_text("/usr/bin/dockerd\0-H\0fd://\0")
     assert docker_daemon.daemon_pid(str(tmp_path)) == 42
 
 
@@ -263,6 +264,21 @@ def test_a_daemon_from_before_the_toolkit_is_known_by_its_start(
     monkeypatch.setattr(docker_daemon, "daemon_pid", lambda _root: 42)
     monkeypatch.setattr(docker_daemon, "started_at", lambda _pid, _root: time.time() - age)
     assert docker_daemon.predates_toolkit() is old
+
+
+def test_of_a_log_only_what_tells_the_failure_is_shown() -> None:
+    log = """\
+time="2026-11-22T18:38:26Z" level=info msg="containerd successfully booted in 0.119121s"
+time="2026-11-22T18:38:27Z" level=error msg="Failed to GetDriver graph" driver=nonsense home-dir=/var/lib/docker
+time="2026-11-22T18:38:27Z" level=info msg="stopping healthcheck following graceful shutdown" module=libcontainerd
+failed to start daemon: error initializing graphdriver: driver not supported: nonsense
+docker.service: Main process exited, code=exited, status=1/FAILURE
+"""
+    assert [line.split(" ")[0] for line in docker_daemon._failure(log).splitlines()] == [
+        'time="2026-11-22T18:38:27Z"',
+        "failed",
+    ]
+    assert docker_daemon._failure("one\ntwo\n") == "one\ntwo"
 
 
 class Steps:
