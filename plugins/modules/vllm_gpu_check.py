@@ -22,17 +22,8 @@ options:
       - Name of the server and its container.
     type: str
     required: true
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode; the module changes nothing.
-  diff_mode:
-    support: N/A
-    description: The module changes nothing, so there is nothing to show.
-  idempotent:
-    support: full
-    description: The module changes nothing.
 extends_documentation_fragment:
+  - gpufleet.vllm.common.reads
   - gpufleet.vllm.common.docker
 seealso:
   - module: gpufleet.vllm.vllm_gpu_access
