@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -158,9 +159,13 @@ class Site:
         """Run a playbook to its end, doing C(meanwhile) after its start."""
         began = time.monotonic()
         with self.start(playbook, wishes or {}, environment) as process:
-            if meanwhile:
-                meanwhile()
-            text, _nothing = process.communicate(timeout=LONGEST_PLAY_S)
+            try:
+                if meanwhile:
+                    meanwhile()
+                text, _nothing = process.communicate(timeout=LONGEST_PLAY_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # else its end is waited for
+                raise
         return read_play(process.returncode, text, time.monotonic() - began)
 
     # The state of it
