@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine molecule faults matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine molecule faults fleet matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -15,7 +15,7 @@ setup: ## ansible-core in .venv, and this checkout findable as gpufleet.vllm
 demo: setup ## deploy a small model on this machine, ask it something, write the report
 	@tools/demo.sh
 
-test: tests-setup ## everything below, then where the time went
+test: tests-setup ## lint, units, docs, packaging, sanity, engine and molecule, then where the time went
 	@$(CHECK) lint units docs packaging sanity engine molecule
 
 lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
@@ -40,8 +40,11 @@ engine: tests-setup ## modules against a real Docker engine
 molecule: tests-setup ## Molecule scenarios on a real Docker engine
 	@$(CHECK) molecule
 
-faults: tests-setup ## every fault of the documentation's table, provoked on a server under load
+faults: tests-setup ## every fault of the documentation's table, provoked on a server under load (not part of test)
 	@$(CHECK) faults
+
+fleet: tests-setup ## Molecule: three servers behind a front end under load (not part of test)
+	@$(CHECK) fleet
 
 matrix: ## sanity and units on every supported ansible-core for which a Python is at hand (not part of test)
 	@tools/setup.sh ansible

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
-    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule, faults
+    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule, faults, fleet
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is shown as it comes and kept in .cache/logs/<stage>.log. The last line is 'N passed, N failed': the test cases that
@@ -34,6 +34,7 @@ LOGS = CACHE / "logs"
 BIN = Path(sys.executable).parent
 INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
+FLEET = "fleet"
 
 sys.path.insert(0, str(COLLECTIONS))
 from ansible_collections.gpufleet.vllm.tools import test_engine  # noqa: E402
@@ -126,8 +127,18 @@ def engine() -> list[Command]:
 
 
 def molecule() -> list[Command]:
-    """Return the Molecule scenarios, each with its whole sequence, on a real Docker engine."""
-    scenarios = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    """Return the Molecule scenarios but the fleet's, each with its whole sequence, on a real Docker engine."""
+    names = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    return scenarios([name for name in names if name != FLEET])
+
+
+def fleet() -> list[Command]:
+    """Return the Molecule scenario of three servers behind a front end, which takes long on two cores."""
+    return scenarios([FLEET])
+
+
+def scenarios(names: list[str]) -> list[Command]:
+    """Return Molecule's command for each scenario."""
     return [
         Command(
             scenario,
@@ -138,7 +149,7 @@ def molecule() -> list[Command]:
                 "NO_COLOR": "1",
             },
         )
-        for scenario in scenarios
+        for scenario in names
     ]
 
 
@@ -158,8 +169,9 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "engine": engine,
     "molecule": molecule,
     "faults": faults,
+    "fleet": fleet,
 }
-NEED_ENGINE = ("engine", "molecule", "faults")
+NEED_ENGINE = ("engine", "molecule", "faults", "fleet")
 
 
 def tool(name: str) -> str:
