@@ -11,7 +11,7 @@ from pathlib import Path
 SITE = Path(__file__).resolve().parents[2] / ".cache" / "docs"
 
 project = "gpufleet.vllm"
-author = "gpufleet contributors"
+author = project_copyright = "gpufleet contributors"
 extensions = ["sphinx.ext.intersphinx", "sphinx_antsibull_ext"]
 html_theme = "furo"
 html_title = "gpufleet.vllm"
