@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.kernel_log import OWN_LIMIT
 
 MOST_CONTEXT_LINES = 15
 LONGEST_LINE = 400
@@ -657,6 +658,13 @@ OUT_OF_MEMORY_KILL = Cause(
     "Raise the container's memory limit or lower what the server takes (vllm_max_num_seqs, vllm_max_num_batched_tokens;"
     " on the CPU also vllm_gpu_memory_utilization).",
 )
+HOST_MEMORY_KILL = Cause(
+    "host-out-of-memory",
+    "",
+    "The kernel killed one of the server's processes because the host had no memory left.",
+    "End other processes, lower what the server takes (on the CPU vllm_gpu_memory_utilization), or use a host with more"
+    " memory.",
+)
 
 
 def split_line(line: str) -> tuple[str, str]:
@@ -682,6 +690,7 @@ def diagnose(
     *,
     exit_code: int | None = None,
     out_of_memory: bool = False,
+    memory_kill: str = "",
     what: str = "The server did not start",
 ) -> GpufleetError:
     """Return the one cause of a failed start, or of a server's later death.
@@ -690,6 +699,8 @@ def diagnose(
         lines: the log of the failed start, or the text of the engine's refusal.
         exit_code: of the container's process; None when it still runs or never did.
         out_of_memory: whether the engine says that the kernel killed it for lack of memory.
+        memory_kill: the line of the kernel's log which says that it killed one of the server's processes for lack of
+            memory (kernel_log).
         what: the beginning of the message, such as C(The server vllm-0 did not start).
 
     Returns:
@@ -700,8 +711,9 @@ def diagnose(
     log = [split_line(line) for line in lines]
     stripped = [text for _level, text in log]
     details: dict[str, Any] = {"exit_code": exit_code}
-    if out_of_memory:
-        return _told(what, OUT_OF_MEMORY_KILL, (), "OOMKilled: true", details)
+    if out_of_memory or memory_kill:
+        cause = OUT_OF_MEMORY_KILL if out_of_memory or OWN_LIMIT in memory_kill else HOST_MEMORY_KILL
+        return _told(what, cause, (), memory_kill or "OOMKilled: true", details)
     for weak in (False, True):
         found = _earliest(log, weak)
         if found:

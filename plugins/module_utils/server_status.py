@@ -18,6 +18,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import en
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.kernel_log import memory_kill
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import (
@@ -53,6 +54,8 @@ DEAD = "dead"
 DRAINING = "draining"
 # What a diagnosis says of a server that ended because it was told to.
 NO_CAUSE = ("unknown-failure", "stopped-from-outside")
+# For so long may a server outlive its engine, which the kernel killed.
+DEATH_S = 120.0
 # Docker keeps the count of a container's restarts for ever; what the log no longer holds is not looked for.
 EARLIER_LINES = 3000
 BIRTH = re.compile(r"vLLM API server version|non-default args: ")
@@ -139,7 +142,8 @@ def last_death(box: Container, name: str) -> dict[str, Any]:
     # Of several lives only the last counts: it begins with one of the first lines that a server prints.
     births = [number for number, (_at, text) in enumerate(earlier) if BIRTH.search(text)]
     life = earlier[births[-1] :] if births else earlier
-    error = diagnose([text for _at, text in life], what=f"The server {name} died")
+    killed = memory_kill(str(box.id), life[-1][0] - DEATH_S)
+    error = diagnose([text for _at, text in life], memory_kill=killed, what=f"The server {name} died")
     at = datetime.fromtimestamp(life[-1][0], timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"at": at, **error.as_result()}
 
@@ -199,6 +203,9 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
         lines,
         exit_code=None if state["uptime_s"] else docker_state.get("ExitCode"),
         out_of_memory=bool(docker_state.get("OOMKilled")),
+        memory_kill=memory_kill(str(box.id), parse_time(docker_state.get("FinishedAt") or "") - DEATH_S)
+        if not state["uptime_s"]
+        else "",
         what=f"The server {state['name']} died"
         if state["http_status"] != 503
         else f"The engine of {state['name']} died",

@@ -16,6 +16,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.kernel_log import memory_kill
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import PHASES, SERVING, Sample, StartWatch
@@ -136,7 +137,8 @@ class Start:
         self.ready = False
         self.model = ""
         container.reload()
-        self.watch = StartWatch(started_at(container) or self.began)
+        self._since = started_at(container) or self.began
+        self.watch = StartWatch(self._since)
         self._log = LogReader(container, started_at(container))
         self._restarts: int = container.attrs.get("RestartCount", 0)
         self._server = Server(url, api_key=api_key, timeout=HEALTH_TIMEOUT_S)
@@ -177,6 +179,7 @@ class Start:
             self.watch.lines(),
             exit_code=exit_code,
             out_of_memory=bool(state.get("OOMKilled")),
+            memory_kill=memory_kill(str(self.container.id), self._since),
             what=f"The server {self.label} did not start",
         )
         error.details.update(phase=self.watch.phase, phases=self.watch.durations(time.time()))

@@ -24,6 +24,7 @@ class Box:
 
     def __init__(self, name: str, status: str, log: str = "", **state: Any) -> None:
         self.name = name
+        self.id = f"id-of-{name}"
         self.status = status
         self._log = log
         source = {"argument": "org/model"}
