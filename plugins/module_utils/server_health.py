@@ -170,6 +170,11 @@ def recall(path: str, start: str) -> Memory:
     return memory if memory.start == start else Memory(start)
 
 
+def say(text: str) -> None:
+    """Tell Docker, which keeps what its health checks print."""
+    sys.stdout.write(f"{text}\n")
+
+
 def remember(path: str, memory: Memory) -> None:
     """Keep the memory for the next look."""
     try:
@@ -177,7 +182,7 @@ def remember(path: str, memory: Memory) -> None:
             json.dump(dataclasses.asdict(memory), stream)
         os.replace(f"{path}.new", path)
     except OSError as error:
-        print(f"cannot remember: {error}")
+        say(f"cannot remember: {error}")
 
 
 def server_processes() -> list[int]:
@@ -197,13 +202,13 @@ def end(reason: str) -> None:
     """End the server, and say why in the container's log."""
     processes = server_processes()
     if not processes:
-        print(f"{MARK} not ended, process 1 is not Docker's init: {reason}")
+        say(f"{MARK} not ended, process 1 is not Docker's init: {reason}")
         return
     try:
         with open("/proc/1/fd/2", "w", encoding="utf-8") as log:
             log.write(f"{MARK} {reason}. The server is ended so that it is started again.\n")
     except OSError as error:
-        print(f"cannot write to the log: {error}")
+        say(f"cannot write to the log: {error}")
     for process in processes:
         os.kill(process, signal.SIGKILL)
 
@@ -216,18 +221,18 @@ def main() -> int:
     arguments = parser.parse_args()
     folder, now = os.path.dirname(os.path.abspath(__file__)), time.time()
     if door_closed(folder, now):
-        print("draining")
+        say("draining")
         return 0
     limit = text_of(os.path.join(folder, "watchdog")).strip()
     memory = recall(STATE, started())
     look = look_at(arguments.address, arguments.timeout)
     reason = judge(look, memory, time.time(), float(limit or 0))
     remember(STATE, memory)
-    print(memory.problem or "healthy")
+    say(memory.problem or "healthy")
     if reason:
         end(reason)
     return int(look.status != 200)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

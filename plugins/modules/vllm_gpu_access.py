@@ -45,7 +45,9 @@ options:
 attributes:
   check_mode:
     support: partial
-    description: In check mode no container is made; the way is the one found before, or else stays as it was wished.
+    description: Can run in check mode and return the way without making a container.
+    details:
+      - In check mode the way is the one found before, or else stays as it was wished.
   diff_mode:
     support: none
     description: What is kept on the host is no configuration.

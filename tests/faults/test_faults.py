@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.vllm.tests.faults.table import FAULTS, OWN, SE
 from ansible_collections.gpufleet.vllm.tests.faults.world import Play, Site, World
 from ansible_collections.gpufleet.vllm.tests.load.client import Load, summary
 
-Futures = dict[str, "concurrent.futures.Future[Outcome]"]
+Futures = dict[str, concurrent.futures.Future[Outcome]]
 
 # Those that strike a deployment of their own run beside the first ones; what stops the serving server comes last,
 # with the machine to itself.
