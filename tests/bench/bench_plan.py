@@ -43,7 +43,7 @@ def gpus(card: tuple[str, str, int], count: int) -> list[dict[str, Any]]:
 def plan(number: int) -> dict[str, Any]:
     """Return the plan of the fleet's host of that number."""
     host = {"gpus": gpus(CARDS[number % len(CARDS)], 8), "architecture": "x86_64", "driver_version": "580.95.05"}
-    profile = sorted(profiles.PROFILES)[number % len(wishes.PROFILES)]
+    profile = sorted(profiles.PROFILES)[number % len(profiles.PROFILES)]
     return planner.plan(host, wishes.read({"vllm_accept_license": True, "vllm_profile": profile}))
 
 
