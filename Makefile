@@ -37,7 +37,7 @@ sanity: tests-setup ## ansible-test sanity
 engine: tests-setup ## modules against a real Docker engine
 	@$(CHECK) engine
 
-molecule: tests-setup ## Molecule scenarios on a real Docker engine
+molecule: tests-setup ## Molecule scenarios on a real Docker engine; SCENARIO=name runs only that one
 	@$(CHECK) molecule
 
 faults: tests-setup ## every fault of the documentation's table, provoked on a server under load (not part of test)

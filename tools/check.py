@@ -15,6 +15,7 @@ from __future__ import annotations
 import configparser
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,9 @@ BIN = Path(sys.executable).parent
 INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
 FLEET = "fleet"
+# How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
+COMPLAINT = re.compile(r"fatal: |FAILED |ERROR:? |.*\bERROR\b: ")
+MOST_COMPLAINTS = 3
 
 sys.path.insert(0, str(COLLECTIONS))
 from ansible_collections.gpufleet.vllm.tools import test_engine  # noqa: E402
@@ -61,7 +65,7 @@ class Command:
 
 @dataclass
 class Outcome:
-    """What became of one command: seconds it took, exit status, and test cases (of pytest alone)."""
+    """What became of one command: seconds it took, exit status, test cases (of pytest alone), what it complained of."""
 
     stage: str
     name: str
@@ -70,6 +74,7 @@ class Outcome:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    complaints: list[str] = field(default_factory=list)
 
 
 # The stages
@@ -127,9 +132,15 @@ def engine() -> list[Command]:
 
 
 def molecule() -> list[Command]:
-    """Return the Molecule scenarios but the fleet's, each with its whole sequence, on a real Docker engine."""
+    """Return the Molecule scenarios but the fleet's, each with its whole sequence, on a real Docker engine.
+
+    SCENARIO in the environment names the only one to run.
+    """
     names = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
-    return scenarios([name for name in names if name != FLEET])
+    wanted = os.environ.get("SCENARIO")
+    if wanted and wanted not in names:
+        raise SystemExit(f"SCENARIO is {wanted!r}, which is none of {', '.join(names)}")
+    return scenarios([wanted] if wanted else [name for name in names if name != FLEET])
 
 
 def fleet() -> list[Command]:
@@ -307,6 +318,8 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
     if command.junit:
         command.junit.unlink(missing_ok=True)
     started = time.monotonic()
+    complaints: list[str] = []
+    task = ""
     with subprocess.Popen(
         command.words,
         cwd=command.folder,
@@ -323,6 +336,9 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
                 sys.stdout.write(line)
                 sys.stdout.flush()
                 log.write(line)
+                task = line.strip(" *\n") if line.startswith("TASK [") else task
+                if COMPLAINT.match(line):
+                    complaints.append(f"{task} {line.strip()}".strip())
             status = process.wait()
         except KeyboardInterrupt:
             interrupt_group(process)
@@ -330,7 +346,7 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what the command left running
-    outcome = Outcome(stage, command.name, time.monotonic() - started, status)
+    outcome = Outcome(stage, command.name, time.monotonic() - started, status, complaints=complaints if status else [])
     if command.junit:
         count_cases(command.junit, outcome)
     return outcome
@@ -402,6 +418,10 @@ def report(outcomes: list[Outcome]) -> bool:
         print(f"{outcome.stage:<10} {outcome.name:<20} {outcome.seconds:7.1f} s  {verdict:<12} {cases}".rstrip())
     total = sum(outcome.seconds for outcome in outcomes)
     print(f"{'total':<31} {total:7.1f} s")
+    for outcome in outcomes:
+        # Told here once more, as who looks at a long log of CI sees its end first.
+        for complaint in outcome.complaints[-MOST_COMPLAINTS:]:
+            print(f"{outcome.stage} {outcome.name}: {complaint[:300]}")
     # A command that failed without a failed case of its own (a linter, or pytest that could not start) counts as one.
     others = sum(outcome.status != 0 and outcome.failed == 0 for outcome in outcomes)
     passed, failed, skipped = (sum(getattr(o, field) for o in outcomes) for field in ("passed", "failed", "skipped"))

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tools.check import Outcome, count_cases, report
+from ansible_collections.gpufleet.vllm.tools.check import Command, Outcome, count_cases, report, run
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10" time="1.5"></testsuite></testsuites>
@@ -44,3 +46,27 @@ def test_a_pytest_that_wrote_nothing_counts_no_case(tmp_path: Path) -> None:
 def test_the_last_line(outcomes: list[Outcome], line: str, good: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(outcomes) is good
     assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_what_a_failed_command_complained_of_is_told_again_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    script = "\n".join(
+        [
+            "print('TASK [See that it answers] ' + '*' * 20)",
+            "print('fatal: [localhost]: FAILED! => it does not')",
+            "print('TASK [Clean up] ' + '*' * 20)",
+            "raise SystemExit(2)",
+        ]
+    )
+    with io.StringIO() as log:
+        outcome = run("molecule", Command("default", [sys.executable, "-c", script]), log)
+    assert report([outcome]) is False
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "molecule default: TASK [See that it answers] fatal: [localhost]: FAILED! => it does not",
+        "0 passed, 1 failed",
+    ]
+
+
+def test_what_a_command_that_passed_said_of_errors_is_no_complaint() -> None:
+    with io.StringIO() as log:
+        outcome = run("units", Command("units", [sys.executable, "-c", "print('ERROR: of no matter')"]), log)
+    assert (outcome.status, outcome.complaints) == (0, [])
