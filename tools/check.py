@@ -6,14 +6,17 @@
     tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule, faults, fleet
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
-is shown as it comes and kept in .cache/logs/<stage>.log. The last line is 'N passed, N failed': the test cases that
-pytest reported, summed, and one failure more for each other command that failed.
+is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages without an engine that run beside those with
+one, whose commands are shown when they have ended. The last line is 'N passed, N failed': the test cases that pytest
+reported, summed, and one failure more for each other command that failed.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import configparser
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -21,6 +24,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,6 +43,8 @@ FLEET = "fleet"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
 COMPLAINT = re.compile(r"fatal: |FAILED |ERROR:? |.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
+# Behind the servers that tests with an engine wait for.
+BEHIND = ["nice", "-n", "10"]
 
 sys.path.insert(0, str(COLLECTIONS))
 from ansible_collections.gpufleet.vllm.tools import test_engine  # noqa: E402
@@ -309,10 +315,11 @@ def common_environment(command: Command) -> dict[str, str]:
     return environment
 
 
-def run(stage: str, command: Command, log: TextIO) -> Outcome:
-    """Run a command, showing and logging what it prints as it comes."""
+def run(stage: str, command: Command, log: TextIO, *, aside: Aside | None = None) -> Outcome:
+    """Run a command, logging what it prints, and showing it: as it comes, or at its end if it runs C(aside)."""
     heading = f"\n=== {stage}: {command.name}\n"
-    for stream in (sys.stdout, log):
+    shown: TextIO = io.StringIO() if aside else sys.stdout
+    for stream in (shown, log):
         stream.write(heading)
         stream.flush()
     if command.junit:
@@ -321,7 +328,7 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
     complaints: list[str] = []
     task = ""
     with subprocess.Popen(
-        command.words,
+        [*BEHIND, *command.words] if aside else command.words,
         cwd=command.folder,
         env=common_environment(command),
         stdin=subprocess.DEVNULL,
@@ -331,10 +338,12 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
         errors="replace",
         start_new_session=True,  # a process group of its own, so that all of it can be ended
     ) as process:
+        if aside:
+            aside.begun(process)
         try:
             for line in process.stdout or []:
-                sys.stdout.write(line)
-                sys.stdout.flush()
+                shown.write(line)
+                shown.flush()
                 log.write(line)
                 task = line.strip(" *\n") if line.startswith("TASK [") else task
                 if COMPLAINT.match(line):
@@ -347,9 +356,58 @@ def run(stage: str, command: Command, log: TextIO) -> Outcome:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # what the command left running
     outcome = Outcome(stage, command.name, time.monotonic() - started, status, complaints=complaints if status else [])
+    if isinstance(shown, io.StringIO):
+        sys.stdout.write(shown.getvalue())
+        sys.stdout.flush()
     if command.junit:
         count_cases(command.junit, outcome)
     return outcome
+
+
+class Aside:
+    """Stages that run in a thread, behind those of the main thread.
+
+    Args:
+        stages: their names.
+    """
+
+    def __init__(self, stages: list[str]) -> None:
+        self._stages = stages
+        self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._outcomes = self._pool.submit(self._run)
+
+    def begun(self, process: subprocess.Popen[str]) -> None:
+        """Take notice of the command that runs now."""
+        with self._lock:
+            self._process = process
+            if self._stopped:
+                self._interrupt()
+
+    def outcomes(self) -> list[Outcome]:
+        """Return what became of every command, once they have ended."""
+        return self._outcomes.result()
+
+    def stop(self) -> None:
+        """Interrupt the command that runs, and begin no other."""
+        with self._lock:
+            self._stopped = True
+            self._interrupt()
+        self._pool.shutdown()
+
+    def _interrupt(self) -> None:
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGINT)
+
+    def _run(self) -> list[Outcome]:
+        found = []
+        for stage in self._stages:
+            if not self._stopped:
+                found += run_stage(stage, self)
+        return found
 
 
 def interrupt_group(process: subprocess.Popen[str]) -> None:
@@ -386,38 +444,45 @@ def docker_engine() -> Iterator[Outcome]:
         subprocess.run([*script, "stop"], check=False)
 
 
-def run_stage(stage: str) -> list[Outcome]:
+def run_stage(stage: str, aside: Aside | None = None) -> list[Outcome]:
     """Run every command of a stage."""
     LOGS.mkdir(parents=True, exist_ok=True)
     with (LOGS / f"{stage}.log").open("w", encoding="utf-8") as log:
-        return [run(stage, command, log) for command in STAGES[stage]()]
+        return [run(stage, command, log, aside=aside) for command in STAGES[stage]()]
 
 
 def run_stages(stages: list[str]) -> Iterator[Outcome]:
-    """Run the stages in order, those that need an engine last and together."""
-    for stage in stages:
-        if stage not in NEED_ENGINE:
-            yield from run_stage(stage)
+    """Run the stages that need an engine in order, and the others, in order, behind them.
+
+    Those with an engine wait a lot, for servers above all; the others take the time that is left.
+    """
     with_engine = [stage for stage in stages if stage in NEED_ENGINE and STAGES[stage]()]
+    others = [stage for stage in stages if stage not in NEED_ENGINE]
     if not with_engine:
+        for stage in others:
+            yield from run_stage(stage)
         return
-    with docker_engine() as start:
-        yield start
-        if start.status == 0:
-            for stage in with_engine:
-                yield from run_stage(stage)
+    aside = Aside(others)
+    try:
+        with docker_engine() as start:
+            yield start
+            if start.status == 0:
+                for stage in with_engine:
+                    yield from run_stage(stage)
+        yield from aside.outcomes()
+    finally:
+        aside.stop()
 
 
-def report(outcomes: list[Outcome]) -> bool:
-    """Print where the time went and the number of tests; return whether everything passed."""
+def report(outcomes: list[Outcome], seconds: float) -> bool:
+    """Print where the time went, C(seconds) in all, and the number of tests; return whether everything passed."""
     print("\n=== where the time went")
     for outcome in outcomes:
         counted = outcome.passed + outcome.failed + outcome.skipped
         cases = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped" if counted else ""
         verdict = "ok" if outcome.status == 0 else f"FAILED ({outcome.status})"
         print(f"{outcome.stage:<10} {outcome.name:<20} {outcome.seconds:7.1f} s  {verdict:<12} {cases}".rstrip())
-    total = sum(outcome.seconds for outcome in outcomes)
-    print(f"{'total':<31} {total:7.1f} s")
+    print(f"{'total':<31} {seconds:7.1f} s")
     for outcome in outcomes:
         # Told here once more, as who looks at a long log of CI sees its end first.
         for complaint in outcome.complaints[-MOST_COMPLAINTS:]:
@@ -444,13 +509,14 @@ def main(stages: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     outcomes: list[Outcome] = []
+    started = time.monotonic()
     try:
         for outcome in run_stages(stages):
             outcomes.append(outcome)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return 130
-    return 0 if report(outcomes) else 1
+    return 0 if report(outcomes, time.monotonic() - started) else 1
 
 
 if __name__ == "__main__":

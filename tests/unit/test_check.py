@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tools.check import Command, Outcome, count_cases, report, run
+from ansible_collections.gpufleet.vllm.tools import check
+from ansible_collections.gpufleet.vllm.tools.check import Aside, Command, Outcome, count_cases, report, run
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10" time="1.5"></testsuite></testsuites>
@@ -44,7 +46,7 @@ def test_a_pytest_that_wrote_nothing_counts_no_case(tmp_path: Path) -> None:
     ],
 )
 def test_the_last_line(outcomes: list[Outcome], line: str, good: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(outcomes) is good
+    assert report(outcomes, 2.0) is good
     assert capsys.readouterr().out.splitlines()[-1] == line
 
 
@@ -59,7 +61,7 @@ def test_what_a_failed_command_complained_of_is_told_again_at_the_end(capsys: py
     )
     with io.StringIO() as log:
         outcome = run("molecule", Command("default", [sys.executable, "-c", script]), log)
-    assert report([outcome]) is False
+    assert report([outcome], 1.0) is False
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "molecule default: TASK [See that it answers] fatal: [localhost]: FAILED! => it does not",
         "0 passed, 1 failed",
@@ -70,3 +72,33 @@ def test_what_a_command_that_passed_said_of_errors_is_no_complaint() -> None:
     with io.StringIO() as log:
         outcome = run("units", Command("units", [sys.executable, "-c", "print('ERROR: of no matter')"]), log)
     assert (outcome.status, outcome.complaints) == (0, [])
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two stages of one command: a short one and one that does not end by itself."""
+
+    def python(name: str, script: str) -> list[Command]:
+        return [Command(name, [sys.executable, "-c", script])]
+
+    long = f"import pathlib, time; pathlib.Path({str(tmp_path / 'runs')!r}).touch(); time.sleep(600)"
+    stages = {"short": lambda: python("greeting", "print('hello')"), "long": lambda: python("waiting", long)}
+    monkeypatch.setattr(check, "STAGES", stages)
+    monkeypatch.setattr(check, "LOGS", tmp_path / "logs")
+    return list(stages)
+
+
+@pytest.mark.usefixtures("stages")
+def test_what_runs_aside_is_shown_when_it_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    aside = Aside(["short", "short"])
+    assert [(outcome.name, outcome.status) for outcome in aside.outcomes()] == [("greeting", 0)] * 2
+    assert capsys.readouterr().out == "\n=== short: greeting\nhello\n" * 2
+
+
+def test_what_runs_aside_ends_when_it_is_stopped(stages: list[str], tmp_path: Path) -> None:
+    aside = Aside([*reversed(stages)])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    aside.stop()
+    assert [(outcome.name, outcome.status != 0) for outcome in aside.outcomes()] == [("waiting", True)]
