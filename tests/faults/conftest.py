@@ -31,7 +31,7 @@ MINIATURE = Path(__file__).resolve().parents[1] / "data" / "scout-miniature"
 IMAGE = "gpufleet/vllm-cpu:0.32.0"
 AT_ONCE = int(os.environ.get("GPUFLEET_FAULTS_AT_ONCE") or 2)
 # Long enough that some request is always open, few enough that the processors have time for starting servers.
-RATE, MAX_TOKENS, TIMEOUT_S = 4.0, 32, 120.0
+RATE, MAX_TOKENS, TIMEOUT_S = 2.5, 32, 120.0
 
 
 @pytest.fixture(scope="session")

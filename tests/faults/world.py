@@ -32,6 +32,8 @@ COLLECTIONS = Path(__file__).absolute().parents[5]
 SHARED = Path(os.environ.get("GPUFLEET_TEST_CACHE_DIR", "/var/cache/gpufleet-tests")) / "molecule" / "state"
 MODEL = "scout"
 LONGEST_PLAY_S = 1200
+# By itself each server binds its work to the first core, so that one that starts waits for the one under load.
+UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 FATAL = re.compile(r"fatal: \[localhost\]: FAILED! => (?=\{)")
 
 
@@ -113,6 +115,7 @@ class Site:
             "vllm_gpu_memory_utilization": 0.1,
             "vllm_extra_config": {"load-format": "dummy"},
             "vllm_progress_interval": 0,
+            "vllm_environment": dict(UNBOUND),
         }
 
     # Plays
