@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.tests.packaging.away import PLAYBOOKS, ROOT, ansible
 
 GUIDES = sorted((ROOT / "docs" / "docsite" / "rst").glob("*.rst"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
+REFERENCES = sorted(ROOT.glob("roles/*/README.md"))
 # Programs that come from elsewhere: that they are called with sense is not for this test to say.
 OTHERS = {"cat", "curl", "docker", "hf", "nvidia-smi", "openssl", "pip", "sh", "systemctl"}
 PREFIXES = ("vllm_", "router_", "docker_", "cpu_image_", "nvidia_container_toolkit_")
@@ -149,30 +151,82 @@ def test_every_variable_given_to_a_command_exists() -> None:
     assert given and sorted(given - KNOWN_VARIABLES) == []
 
 
-def keys(node: Any) -> Iterator[str]:
-    """Return every key of a YAML document that has one of our prefixes."""
+def in_words(path: Path) -> str:
+    """Return where a document is, for the name of a test case."""
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *REFERENCES], ids=in_words)
+def test_every_variable_named_exists(path: Path) -> None:
+    """Wherever it stands: in text, in commands, in YAML; but not in C(vllm_*) and C(vllm_image*), which name many."""
+    text = path.read_text(encoding="utf-8")
+    found = set(re.findall(rf"(?<![\w./-])(?:{'|'.join(PREFIXES)})\w*\b(?![*.]\w|\*)", text))
+    assert sorted(name for name in found - KNOWN_VARIABLES - NO_VARIABLES if not name.endswith("_")) == []
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *REFERENCES], ids=in_words)
+def test_every_module_role_and_playbook_named_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    things = {*NO_VARIABLES, *PLAYBOOKS, *(path.name for path in (ROOT / "roles").iterdir()), "docsite"}
+    assert sorted(set(re.findall(r"gpufleet\.vllm\.([a-z_]+)", text)) - things - {"all"}) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=in_words)
+def test_every_file_of_this_checkout_that_is_named_exists(path: Path) -> None:
+    folders = "docs|inventories|meta|molecule|playbooks|plugins|roles|tests|tools"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text(encoding="utf-8"))
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def settings(node: Any) -> Iterator[tuple[str, Any]]:
+    """Return the variables with one of our prefixes that a YAML document sets, with their values."""
     if isinstance(node, list):
         for item in node:
-            yield from keys(item)
+            yield from settings(item)
     elif isinstance(node, dict):
         for name, value in node.items():
             if str(name).startswith(PREFIXES):
-                yield name
-            yield from keys(value)
+                yield name, value
+            else:
+                yield from settings(value)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_setting_and_every_name_exists(path: Path) -> None:
-    """In YAML blocks as keys; in the text of the guides, as what is written like code."""
-    found = {
-        name for language, text in blocks(path) if language in ("yaml", "yml") for name in keys(yaml.safe_load(text))
+def settings_shown(path: Path) -> Iterator[tuple[str, Any]]:
+    """Return the variables that a document sets in YAML or in a command, with their values."""
+    for language, text in blocks(path):
+        if language == "yaml":
+            yield from settings(yaml.safe_load(text))
+    for words in commands(path):
+        for flag, value in zip(words, words[1:]):
+            if flag in ("-e", "--extra-vars"):
+                given = json.loads(value) if value.startswith("{") else [value.partition("=")[::2]]
+                yield from dict(given).items()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=in_words)
+def test_every_value_shown_is_one_that_the_variable_takes(path: Path) -> None:
+    """By its type and its choices; what a template makes is not known here."""
+    specifications = {
+        name: option
+        for role in ROOT.glob("roles/*/meta/argument_specs.yml")
+        for entry in yaml.safe_load(role.read_text(encoding="utf-8"))["argument_specs"].values()
+        for name, option in (entry.get("options") or {}).items()
     }
-    text = path.read_text(encoding="utf-8")
-    marks = r"``([a-z_]+)(?::[^`]*)?``" if path.suffix == ".rst" else r"`([a-z_]+)(?::[^`]*)?`"
-    found |= {name for name in re.findall(marks, text) if name.startswith(PREFIXES) and not name.endswith("_")}
-    assert sorted(found - KNOWN_VARIABLES - NO_VARIABLES) == []
-    things = {*NO_VARIABLES, *PLAYBOOKS, *(path.name for path in (ROOT / "roles").iterdir()), "docsite"}
-    assert sorted(set(re.findall(r"gpufleet\.vllm\.([a-z_]+)", text)) - things - {"all"}) == []
+    for name, value in settings_shown(path):
+        if name in NO_VARIABLES or "{{" in str(value):
+            continue
+        known = {key: part for key, part in specifications[name].items() if key not in ("description", "required")}
+        errors = ArgumentSpecValidator({name: known}).validate({name: value}).error_messages
+        assert errors == [], name
+
+
+def test_what_is_fetched_for_other_sites_is_what_is_installed() -> None:
+    """The guide to sites without a way out has pip fetch what the roles install by default."""
+    defaults: dict[str, Any] = {}
+    for path in (ROOT / "roles" / "vllm" / "defaults" / "main").glob("*.yml"):
+        defaults |= yaml.safe_load(path.read_text(encoding="utf-8"))
+    shown = [words[words.index("--dest") + 2 :] for words in of_program("pip")]
+    assert sorted(shown) == sorted([defaults["vllm_libraries"], defaults["vllm_accuracy_requirements"]])
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
