@@ -18,6 +18,7 @@ import time
 from ansible_collections.gpufleet.vllm.plugins.module_utils import server_door, server_health
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import DOOR_MODULE, HEALTH_PROGRAM
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
 
 WATCHDOG = "watchdog"
 
@@ -48,9 +49,7 @@ class Control:
     def close(self, seconds: float) -> None:
         """Have the server turn new requests away, for C(seconds) unless C(open) comes first."""
         path = os.path.join(self.folder, server_door.CLOSED)
-        with open(f"{path}.new", "w", encoding="utf-8") as stream:
-            stream.write(f"{time.time() + seconds:.3f}\n")
-        os.replace(f"{path}.new", path)
+        write_file(path, f"{time.time() + seconds:.3f}\n", 0o644, variable="vllm_config_dir")
 
     def open(self) -> bool:
         """Have the server take requests again; return whether it did not."""

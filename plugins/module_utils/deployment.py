@@ -92,6 +92,7 @@ if TYPE_CHECKING:
 
 HEALTH_TIMEOUT_S = 5.0
 HTTP_CONFLICT = 409
+VARIABLE = "vllm_config_dir"  # moves what is written here elsewhere
 # Between asking a server without requests to stop and killing it; one that still has some gets the shorter time.
 STOP_S, ABORT_S = 30, 5
 ON_FAILURE = (
@@ -603,10 +604,9 @@ class Deployment:
         """Write what the servers find in their control folders; it does not count as a change of theirs."""
         for spec in specs:
             control = self._control(spec["name"])
-            os.makedirs(control.folder, mode=0o755, exist_ok=True)
             watchdog = 0 if spec["restart_policy"] == "no" else self._settings.watchdog
             for path, text in control.files(watchdog).items():
-                self._changed_files |= write_file(path, text, 0o644)
+                self._changed_files |= write_file(path, text, 0o644, variable=VARIABLE)
 
     def _start(self, step: Step) -> None:
         """Start the step's new container under its own name."""
@@ -810,10 +810,8 @@ class Deployment:
         """Return the copy of the replica's configuration that its container mounts, made if it is not there."""
         text = self._config_text(spec)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        folder = os.path.join(self._settings.config_dir, "active")
-        os.makedirs(folder, mode=0o750, exist_ok=True)
-        path = os.path.join(folder, f"{spec['name']}-{digest}.yaml")
-        write_file(path, text, 0o640)
+        path = os.path.join(self._settings.config_dir, "active", f"{spec['name']}-{digest}.yaml")
+        write_file(path, text, 0o640, folder_mode=0o750, variable=VARIABLE)
         return path
 
     def _tidy(self, steps: Sequence[Step]) -> None:
@@ -827,11 +825,13 @@ class Deployment:
             folder = self._settings.config_dir
             secrets_file = os.path.join(folder, f"{step.name}.env")
             if self._secrets:
-                self._changed_files |= write_file(secrets_file, run_line.secrets_text(self._secrets), 0o600)
+                secrets = run_line.secrets_text(self._secrets)
+                self._changed_files |= write_file(secrets_file, secrets, 0o600, variable=VARIABLE)
             elif os.path.exists(secrets_file):
                 os.unlink(secrets_file)
             text = run_line.script(self._run_line(step), step.name)
-            self._changed_files |= write_file(os.path.join(folder, f"{step.name}.sh"), text, 0o640)
+            path = os.path.join(folder, f"{step.name}.sh")
+            self._changed_files |= write_file(path, text, 0o640, variable=VARIABLE)
         self._drop_copies()
 
     def _drop_copies(self) -> None:

@@ -31,8 +31,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
     read_text,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
 
 CONFIG = "/etc/docker/daemon.json"
+CONFIG_MODE = 0o644  # of a new one, as Docker's is
 LOG = "/var/log/docker.log"
 PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
 START_TIMEOUT = 60.0  # seconds
@@ -471,40 +473,6 @@ def _output(*words: str) -> str:
 # The work
 
 
-def write_config(path: str, text: str) -> None:
-    """Replace a daemon.json as a whole, keeping its mode and owner; a new one can be read by all, as Docker's is.
-
-    Raises:
-        GpufleetError: C(write-failed).
-    """
-    folder = os.path.dirname(path)
-    temporary = ""
-    try:
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-        target = os.path.realpath(path)  # the file may be a link into a configuration management's folder
-        with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(target), delete=False, encoding="utf-8") as stream:
-            temporary = stream.name
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if os.path.exists(target):
-            state = os.stat(target)
-            os.chown(temporary, state.st_uid, state.st_gid)
-            os.chmod(temporary, state.st_mode & 0o7777)
-        else:
-            os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise GpufleetError(
-            f"{path} cannot be written.",
-            name="write-failed",
-            remedy="Check the free space and the rights there; the play needs become: true.",
-            evidence=str(error),
-        ) from error
-
-
 def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
     """Have the daemon as it is wished; return C(changed), C(action), C(reason), C(pending), C(keys) and the C(diff).
 
@@ -529,7 +497,7 @@ def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
     if check_mode:
         return result
     if keys:
-        write_config(wish.path, after)
+        write_file(wish.path, after, CONFIG_MODE, keep=True)
     try:
         _take(wish, step, result)
     except GpufleetError as error:
@@ -572,7 +540,7 @@ def _put_back(wish: Wish, before: str, was_running: bool) -> None:
     """Have daemon.json as it was, and the daemon with it; one that runs is not restarted for that."""
     with contextlib.suppress(GpufleetError, OSError):
         if before:
-            write_config(wish.path, before)
+            write_file(wish.path, before, CONFIG_MODE, keep=True)
         else:
             os.unlink(wish.path)
         daemon = Daemon(wish.docker_host)

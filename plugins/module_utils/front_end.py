@@ -95,7 +95,7 @@ class FrontEnd:
         """
         program = haproxy_program()
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
-        self._make_run_dir()
+        self._forget_states()
         folder = tempfile.mkdtemp(prefix=".check-", dir=self._directory)
         try:
             for name, text in render(folder).items():
@@ -155,15 +155,11 @@ class FrontEnd:
         for name, text in files.items():
             write_file(self.path(name), text, MODES.get(name, SECRET_MODE))
 
-    def _make_run_dir(self) -> None:
-        os.makedirs(self._run_dir, mode=0o755, exist_ok=True)
-        self._forget_states()
-
     def _forget_states(self) -> None:
         write_file(os.path.join(self._run_dir, router_config.SERVER_STATE), EMPTY_STATE, SECRET_MODE)
 
     def _start(self) -> None:
-        self._make_run_dir()
+        self._forget_states()
         mark = _size(self._log_file)
         if on_systemd():
             write_file(UNIT_PATH, unit_text(haproxy_program(), self._directory, self._run_dir), CONFIG_MODE)

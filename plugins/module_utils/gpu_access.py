@@ -364,16 +364,8 @@ def remember(path: str, now: Mapping[str, Any], outcomes: Sequence[Outcome]) -> 
     """Keep what was found; return whether the file changed."""
     ways = [dataclasses.asdict(outcome) for outcome in outcomes]
     document = {"schema": SCHEMA, "circumstances": dict(now), "ways": ways}
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
-        return write_file(path, json.dumps(document, indent=2, sort_keys=True) + "\n", 0o640)
-    except OSError as error:
-        raise GpufleetError(
-            f"{path} cannot be written.",
-            name="write-failed",
-            remedy="Check the free space and the rights there (the play needs become: true), or set vllm_config_dir.",
-            evidence=str(error),
-        ) from error
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    return write_file(path, text, 0o640, folder_mode=0o750, variable="vllm_config_dir")
 
 
 def recorded(plan: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -328,9 +328,9 @@ class History:
         return free
 
     def _write(self, entry: Entry) -> None:
-        os.makedirs(self._folder, mode=0o750, exist_ok=True)
         text = json.dumps(entry, indent=2, ensure_ascii=False) + "\n"
-        write_file(os.path.join(self._folder, f"{entry['id']}.json"), text, 0o640)
+        path = os.path.join(self._folder, f"{entry['id']}.json")
+        write_file(path, text, 0o640, folder_mode=0o750, variable="vllm_config_dir")
 
     def _remove(self, entry: Entry) -> None:
         os.unlink(os.path.join(self._folder, f"{entry['id']}.json"))
@@ -470,6 +470,6 @@ def our_configurations(config_dir: str) -> list[str]:
 def _put(path: str, text: str) -> None:
     """Have the file with this text, or none if the text is empty."""
     if text:
-        write_file(path, text, 0o640)
+        write_file(path, text, 0o640, variable="vllm_config_dir")
     elif os.path.lexists(path):
         os.unlink(path)

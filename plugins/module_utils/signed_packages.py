@@ -14,7 +14,6 @@ import glob
 import os
 import re
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,12 +24,14 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openpgp import dearmor, read_keys
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
 
 FETCH_TIMEOUT = 30  # seconds
 COMMAND_TIMEOUT = 1800
 LARGEST_KEY = 1024 * 1024
 LOCK_TIMEOUT = 300
 KEPT_LINES = 12
+FILE_MODE = 0o644  # of keys and sources, which the package manager reads as a user of its own
 
 
 @dataclass(frozen=True)
@@ -467,36 +468,6 @@ def _day(epoch: int) -> str:
 # The work
 
 
-def write_changed(path: str, content: bytes) -> bool:
-    """Have a file that all may read, replaced as a whole; return whether it changed.
-
-    Raises:
-        GpufleetError: C(write-failed).
-    """
-    try:
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-            if stream.read() == content:
-                return False
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".new-")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise GpufleetError(
-            f"{path} cannot be written.",
-            name="write-failed",
-            remedy="Check the free space and the rights there; the play needs become: true.",
-            evidence=str(error),
-        ) from error
-    return True
-
-
 def install_from_source(family: Family, source: Source, lacking: Lacking, key: bytes) -> None:
     """Have key and source on the host, and the packages from it.
 
@@ -516,8 +487,8 @@ def install_from_source(family: Family, source: Source, lacking: Lacking, key: b
         )
     paths = (family.key_path(source), family.source_path(source))
     kept = [(path, _content(path)) for path in paths]
-    write_changed(paths[0], key)
-    write_changed(paths[1], family.source_text(source).encode())
+    write_file(paths[0], key, FILE_MODE)
+    write_file(paths[1], family.source_text(source), FILE_MODE)
     try:
         refreshed = family.refresh(source)
         if refreshed.returncode:
@@ -639,7 +610,7 @@ def _content(path: str) -> bytes | None:
 
 def _restore(path: str, content: bytes | None) -> None:
     if content is not None:
-        write_changed(path, content)
+        write_file(path, content, FILE_MODE)
     elif os.path.exists(path):
         with contextlib.suppress(OSError):
             os.unlink(path)

@@ -66,7 +66,7 @@ fingerprint:
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
-    - Names are V(invalid-router), V(certificate-not-made) and V(openssl-missing).
+    - Names are V(invalid-router), V(certificate-not-made), V(openssl-missing) and V(write-failed).
   returned: failure
   type: dict
 """

@@ -185,7 +185,7 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
-      V(haproxy-missing), V(busy) and V(keys-differ).
+      V(haproxy-missing), V(write-failed), V(busy) and V(keys-differ).
   returned: failure
   type: dict
 """

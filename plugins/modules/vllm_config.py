@@ -159,13 +159,13 @@ error:
 
 import contextlib
 import os
-import tempfile
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_file, gpu_access
 from ansible_collections.gpufleet.vllm.plugins.module_utils.config_file import WantedFile
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_failed, write_file
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -188,6 +188,7 @@ ARGUMENTS: dict[str, Any] = {
 PREVIOUS = ".previous"
 PLAN_NAME = "plan.json"
 LOCK_NAME = ".lock"  # of vllm_server
+VARIABLE = "vllm_config_dir"  # moves the folder elsewhere
 
 
 class ConfigFiles:
@@ -209,7 +210,7 @@ class ConfigFiles:
         try:
             os.makedirs(path, mode=0o750)
         except OSError as error:
-            raise write_failed(path, error) from error
+            raise write_failed(path, error, VARIABLE) from error
         self._set_attributes(path, mode="0750")
 
     def write(self, wanted: WantedFile) -> None:
@@ -235,7 +236,7 @@ class ConfigFiles:
                 try:
                     os.unlink(name)
                 except OSError as error:
-                    raise write_failed(name, error) from error
+                    raise write_failed(name, error, VARIABLE) from error
         self._note(path, "removed", "")
 
     def result(self) -> dict[str, Any]:
@@ -255,19 +256,7 @@ class ConfigFiles:
     def _replace(self, path: str, text: str) -> None:
         if self.module.check_mode:
             return
-        temporary = ""
-        try:
-            # Beside the file, so that the move is a mere renaming: a full disk is met before it.
-            descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(path))
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            self.module.atomic_move(temporary, path)
-        except Exception as error:  # atomic_move raises that
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise write_failed(path, error) from error
+        write_file(path, text, 0o600, keep=True, variable=VARIABLE)
         self._set_attributes(path, mode=self.module.params["mode"])
 
     def _set_attributes(self, path: str, mode: Any) -> bool:
@@ -287,18 +276,7 @@ def read_text(path: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise write_failed(path, error) from error
-
-
-def write_failed(path: str, error: Exception) -> GpufleetError:
-    """Return the error for a file that cannot be read, written or removed."""
-    return GpufleetError(
-        f"{path} cannot be written.",
-        name="write-failed",
-        remedy="Check the free space and the rights there (the play needs become: true), or set vllm_config_dir.",
-        evidence=str(error),
-        details={"path": path},
-    )
+        raise write_failed(path, error, VARIABLE) from error
 
 
 def load_template(template: str) -> tuple[str, str]:

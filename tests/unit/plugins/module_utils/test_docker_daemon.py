@@ -148,24 +148,6 @@ def test_an_nvidia_ctk_that_misbehaves_changes_nothing(
     assert path.read_text() == '{"mtu": 9000}'
 
 
-def test_a_file_is_replaced_with_its_mode_and_through_a_link(tmp_path: Path) -> None:
-    target = tmp_path / "managed" / "daemon.json"
-    target.parent.mkdir()
-    target.write_text("{}")
-    target.chmod(0o640)
-    link = tmp_path / "docker" / "daemon.json"
-    link.parent.mkdir()
-    link.symlink_to(target)
-    docker_daemon.write_config(str(link), '{"debug": true}')
-    assert link.is_symlink()
-    assert target.read_text() == '{"debug": true}'
-    assert oct(target.stat().st_mode)[-3:] == "640"
-    assert os.listdir(target.parent) == ["daemon.json"]
-    new = tmp_path / "new" / "daemon.json"
-    docker_daemon.write_config(str(new), "{}")
-    assert oct(new.stat().st_mode)[-3:] == "644"
-
-
 def test_a_difference_shows_no_password() -> None:
     text = json.dumps(
         {

@@ -163,6 +163,16 @@ def test_a_full_disk_is_told_and_the_old_file_stays(
     assert listing(folder) == ["plan.json", "vllm-0.yaml"]
 
 
+def test_a_text_that_is_no_utf_8_is_kept_as_it_was(run_module: RunModule, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "vllm-0.yaml").write_bytes(b"# caf\xe9\n")
+    result = run_module(vllm_config.main, {"directory": str(folder), "plan": plan_of("vllm-0")})
+
+    assert (result["failed"], result["files"][0]["state"]) == (False, "changed")
+    assert (folder / "vllm-0.yaml.previous").read_bytes() == b"# caf\xe9\n"
+    assert yaml.safe_load((folder / "vllm-0.yaml").read_text()) == {"port": 8000}
+
+
 def test_single_file_from_a_template_on_the_host(run_module: RunModule, tmp_path: Path) -> None:
     template = tmp_path / "t.j2"
     template.write_text(
