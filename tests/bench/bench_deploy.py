@@ -167,7 +167,7 @@ def listed(counter: collections.Counter[str]) -> str:
 def main(numbers: Sequence[int]) -> int:
     """Measure fleets of so many hosts, one after the other."""
     from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-    from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program
+    from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
     from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
 
     docker_host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"

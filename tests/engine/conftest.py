@@ -12,7 +12,6 @@ import contextlib
 import io
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import time
@@ -24,34 +23,24 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import (
+    debian_program,
+    docker_host,
+    engine,
+    free_port,
+)
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import run_module
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-__all__ = ["run_module"]  # the fixture of the unit tests serves here, too
+__all__ = ["docker_host", "engine", "run_module"]  # fixtures of others, that of the unit tests among them
 
-CACHE = Path(os.environ.get("GPUFLEET_TEST_CACHE_DIR", "/var/cache/gpufleet-tests")) / "packages"
 START_TIMEOUT = 15.0  # seconds
 
 # User and password of the registry that wants them, and the line of htpasswd for both.
 REGISTRY_USER, REGISTRY_PASSWORD = "fleet", "open-sesame"
 REGISTRY_HTPASSWD = "fleet:$2b$04$oG7VngNIpLycjVOWsn4OUe7/99B1ZcLwrChFtQ9CYPSpcYxZoiskG\n"
-
-
-@pytest.fixture(scope="session")
-def docker_host() -> str:
-    """The address of the engine under test."""
-    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-
-
-@pytest.fixture(scope="session")
-def engine(docker_host: str) -> Iterator[DockerClient]:
-    """A client of the engine under test."""
-    client = connect(docker_host)
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="session")
@@ -68,32 +57,6 @@ def clean_images(engine: DockerClient, run_name: str) -> Iterator[None]:
         names = image.tags + list(image.attrs.get("RepoDigests") or [])
         if any(name.startswith(run_name) or f"/{run_name}" in name for name in names):
             engine.api.remove_image(image.attrs["Id"], force=True)
-
-
-def debian_program(package: str, path: str) -> Path:
-    """Return a program out of a Debian package, fetched and unpacked but not installed; kept for the next run."""
-    program = CACHE / package / path
-    if program.exists():
-        return program
-    if not shutil.which("apt-get"):
-        pytest.fail(f"The tests need {Path(path).name}, of Debian's package {package}.")
-    fetched = CACHE / f"{package}.fetched"
-    fetched.mkdir(parents=True, exist_ok=True)
-    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package]
-    if subprocess.run(command, cwd=fetched, capture_output=True, check=False).returncode != 0:
-        subprocess.run(["apt-get", "-qq", "update"], capture_output=True, check=False)
-        subprocess.run(command, cwd=fetched, capture_output=True, check=True)
-    for archive in fetched.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", str(archive), str(CACHE / package)], check=True)
-    return program
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def image_tarball(programs: dict[str, Path], payload: int = 0) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import server
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_access, vllm_gpu_check
-from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.conftest import nvml_stub

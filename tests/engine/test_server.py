@@ -23,7 +23,7 @@ import pytest
 import requests
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, server
-from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program, free_port
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program, free_port
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 

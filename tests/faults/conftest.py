@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.tests.engine.conftest import free_port
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import docker_host, engine, free_port
 from ansible_collections.gpufleet.vllm.tests.faults.provocations import PROVOCATIONS
 from ansible_collections.gpufleet.vllm.tests.faults.state import Outcome
 from ansible_collections.gpufleet.vllm.tests.faults.table import OWN, Fault
@@ -27,25 +26,13 @@ from ansible_collections.gpufleet.vllm.tests.load.client import Load, Options
 if TYPE_CHECKING:
     from docker import DockerClient
 
+__all__ = ["docker_host", "engine"]  # the fixtures of tests/engine serve here, too
+
 MINIATURE = Path(__file__).resolve().parents[1] / "data" / "scout-miniature"
 IMAGE = "gpufleet/vllm-cpu:0.32.0"
 AT_ONCE = int(os.environ.get("GPUFLEET_FAULTS_AT_ONCE") or 2)
 # Long enough that some request is always open, few enough that the processors have time for starting servers.
 RATE, MAX_TOKENS, TIMEOUT_S = 2.5, 32, 120.0
-
-
-@pytest.fixture(scope="session")
-def docker_host() -> str:
-    """The address of the engine."""
-    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-
-
-@pytest.fixture(scope="session")
-def engine(docker_host: str) -> Iterator[DockerClient]:
-    """A client of the engine."""
-    client = connect(docker_host)
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tests.engine.conftest import debian_program
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
 from ansible_collections.gpufleet.vllm.tests.faults.table import Fault
 from ansible_collections.gpufleet.vllm.tests.faults.world import Play, Site, World, as_root, wait_for
