@@ -34,7 +34,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             try:
                 arguments.update(gather(variables["hostvars"], members, here))
             except GpufleetError as error:
-                return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
+                return {**result, **error.as_failure()}
         result.update(
             self._execute_module(
                 module_name="gpufleet.vllm.router_server", module_args=arguments, task_vars=variables, tmp=tmp

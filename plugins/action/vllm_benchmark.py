@@ -36,7 +36,7 @@ class ActionModule(LongTaskAction):
                 standard_errors=float(self._task.args.get("standard_errors", 2)),
             )
         except GpufleetError as error:
-            return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
+            return {**result, **error.as_failure()}
 
 
 def compared(

@@ -9,12 +9,10 @@ import json
 import os
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils import planner
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.task_wishes import planner_host, read_wishes
 
@@ -28,31 +26,22 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControllerAction):
     """The action plugin behind gpufleet.vllm.vllm_plan."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
     _supports_diff = True
+    options = ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Return the plan, or fail with every problem there is."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        variables = task_vars or {}
-        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
-        try:
-            wished = read_wishes(self._templar, variables, arguments["wishes"], KNOWN_VARIABLES)
-            if arguments["validate_only"]:
-                return {**result, "changed": False, "msg": "The vllm_* variables are valid."}
-            host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
-            plan = planner.plan({**host, **arguments["host"]}, wished)
-            check_host(plan, arguments["host_info"])
-            written = self._written(plan, arguments["plan_dir"], variables)
-        except GpufleetError as error:
-            return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
-        result.update(changed=False, plan=plan, ansible_facts={"vllm_plan": plan}, summary=planner.summary(plan))
-        return {**result, **written}
+        wished = read_wishes(self._templar, variables, arguments["wishes"], KNOWN_VARIABLES)
+        if arguments["validate_only"]:
+            return {"msg": "The vllm_* variables are valid."}
+        host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
+        plan = planner.plan({**host, **arguments["host"]}, wished)
+        check_host(plan, arguments["host_info"])
+        written = self._written(plan, arguments["plan_dir"], variables)
+        return {"plan": plan, "ansible_facts": {"vllm_plan": plan}, "summary": planner.summary(plan), **written}
 
     def _written(self, plan: dict[str, Any], folder: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Write the plan below C(folder) on the controller, if one is given, and return what changed."""

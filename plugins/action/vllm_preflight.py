@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils import (
     findings,
     preflight,
@@ -17,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import (
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.task_wishes import planner_host, read_wishes
 
@@ -32,29 +31,23 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControllerAction):
     """The action plugin behind gpufleet.vllm.vllm_preflight."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
+    options = ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Return what to ask the host, or the findings about it, or fail on them."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        result["changed"] = False
-        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         if arguments["stage"] == "enforce":
-            return {**result, **_enforced(arguments["findings"])}
-        variables = task_vars or {}
+            return _enforced(arguments["findings"])
         try:
             wished = read_wishes(self._templar, variables, {}, KNOWN_VARIABLES)
         except GpufleetError as error:
             if arguments["stage"] == "ask":
-                return {**result, "questions": preflight_sources.questions(Wishes(device="cpu", offline=True), "")}
-            return {**result, **_told(preflight.without_wishes(arguments["host_info"], error))}
+                return {"questions": preflight_sources.questions(Wishes(device="cpu", offline=True), "")}
+            return _told(preflight.without_wishes(arguments["host_info"], error))
         if arguments["stage"] == "ask":
-            return {**result, "questions": preflight_sources.questions(wished, arguments["hf_home"])}
+            return {"questions": preflight_sources.questions(wished, arguments["hf_home"])}
         host_info = arguments["host_info"]
         # A task that was skipped registers something too.
         gpu_info = arguments["gpu_info"] if "state" in arguments["gpu_info"] else {}
@@ -67,7 +60,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             docker_host=arguments["docker_host"],
             manage_engine=arguments["manage_engine"],
         )
-        return {**result, **_told(verdict)}
+        return _told(verdict)
 
 
 def _told(verdict: preflight.Verdict) -> dict[str, Any]:
@@ -81,4 +74,4 @@ def _enforced(found: list[dict[str, Any]]) -> dict[str, Any]:
     if error is None:
         return {}
     # The text has every finding in full; the data names them, for programs.
-    return {"failed": True, "msg": error.as_text(), "error": {**error.as_result(), "evidence": ""}}
+    return {**error.as_failure(), "error": {**error.as_result(), "evidence": ""}}

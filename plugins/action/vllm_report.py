@@ -10,11 +10,10 @@ import json
 import os
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "dict", "required": True},
@@ -25,17 +24,13 @@ ARGUMENTS: dict[str, Any] = {
 NO_PLOTS = "The plots are left out: matplotlib is not installed beside ansible-core (pip install matplotlib)."
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControllerAction):
     """The action plugin behind gpufleet.vllm.vllm_report."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
+    options = ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Write both files, print the summary, and return which hosts failed and why."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         created = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         document = report.build(_plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
         folder = os.path.abspath(os.path.expanduser(arguments["report_dir"]))
@@ -57,6 +52,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "report.json": json.dumps(document, indent=2) + "\n",
             "report.html": report.html(document, drawn, notes),
         }
+        failure: dict[str, Any] = {}
         hidden = [secret for secret in arguments["secrets"] if secret]
         if not self._task.check_mode:
             try:
@@ -69,11 +65,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                         variable="vllm_report_dir",
                     )
             except GpufleetError as error:
-                result.update(failed=True, msg=error.as_text(), error=error.as_result())
+                failure = error.as_failure()  # the summary is shown all the same
         self._display.display(_without("\n".join(["", *lines, ""]), hidden))
         return {
-            **result,
-            "changed": False,
+            **failure,
             "verdict": document["verdict"],
             "failed_hosts": {name: _without(text, hidden) for name, text in failed.items()},
             "report": page,

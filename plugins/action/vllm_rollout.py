@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import in_order
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState, now
 
 ARGUMENTS: dict[str, Any] = {
@@ -29,17 +27,13 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControllerAction):
     """The action plugin behind gpufleet.vllm.vllm_rollout."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
+    options = ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Do one step."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(argument_spec=ARGUMENTS)
         steps: dict[str, Callable[..., dict[str, Any]]] = {
             "arrange": arrange,
             "note": note,
@@ -47,13 +41,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "tell": tell,
         }
         state = RolloutState(arguments["state_dir"])
-        try:
-            found = steps[arguments["step"]](state, arguments, check=bool(self._task.check_mode))
-        except GpufleetError as error:
-            return {**result, "failed": True, "msg": error.as_text(), "error": error.as_result()}
+        found = steps[arguments["step"]](state, arguments, check=bool(self._task.check_mode))
         if found.get("lines"):
             self._display.display("\n".join(found["lines"]))
-        return {**result, "changed": False, **found}
+        return found
 
 
 def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class GpufleetError(Exception):
             parts.append(f"Remedy: {self.remedy}")
         return "\n".join(parts)
 
+    def as_failure(self) -> dict[str, Any]:
+        """Return the result of a task that fails by it: C(failed), C(msg) and C(error)."""
+        return {"failed": True, "msg": self.as_text(), "error": self.as_result()}
+
     def as_result(self) -> dict[str, Any]:
         """Return the failure as the C(error) value of a task's result."""
         return {

@@ -36,7 +36,7 @@ class GpufleetModule(AnsibleModule):  # type: ignore[misc]
 
     def fail_on(self, error: GpufleetError, **result: Any) -> NoReturn:
         """Fail the task with the error's text as C(msg) and its parts as C(error)."""
-        self.fail_json(msg=error.as_text(), error=error.as_result(), **result)
+        self.fail_json(**{**result, **error.as_failure()})
         raise AssertionError("fail_json returned")
 
     def require(self, *imports: str) -> None:

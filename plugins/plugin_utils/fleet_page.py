@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ansible.plugins.action import ActionBase
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 
 
-class FleetPage(ActionBase):  # type: ignore[misc]
+class FleetPage(ControllerAction):
     """Prints lines about many hosts, with -v more of them, and returns both.
 
     Attributes:
@@ -19,10 +19,6 @@ class FleetPage(ActionBase):  # type: ignore[misc]
         verbose: the key of the page whose lines are printed with -v.
         further: argument specifications of further options, which the page gets by their names.
     """
-
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
 
     option = ""
     shown = ""
@@ -33,12 +29,13 @@ class FleetPage(ActionBase):  # type: ignore[misc]
         """Return the lines by their keys."""
         raise NotImplementedError
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def specification(self) -> dict[str, Any]:
+        """Return the argument specification."""
+        return {self.option: {"type": "dict", "required": True}, **self.further}
+
+    def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Print the page and return it."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        specification = {self.option: {"type": "dict", "required": True}, **self.further}
-        _validation, arguments = self.validate_argument_spec(specification)
         found = self.page(arguments[self.option], **{name: arguments[name] for name in self.further})
         self._display.display("\n".join(found[self.shown]))
         self._display.v("\n".join(found[self.verbose]))
-        return {**result, "changed": False, **found}
+        return dict(found)

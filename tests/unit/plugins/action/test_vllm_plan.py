@@ -9,12 +9,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import yaml
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar, trust_as_template
+from ansible.template import trust_as_template
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils import wishes
@@ -23,6 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables impo
     ROLES,
     documented_variables,
 )
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action import conftest
 
 H200S = [{"name": "NVIDIA H200", "count": 8}]
 RunAction = Callable[..., dict[str, Any]]
@@ -35,11 +34,7 @@ def run_action(monkeypatch: pytest.MonkeyPatch) -> RunAction:
     monkeypatch.setattr(vllm_plan, "KNOWN_VARIABLES", known)
 
     def run(variables: dict[str, Any], check: bool = False, **arguments: Any) -> dict[str, Any]:
-        task = MagicMock(args=arguments, check_mode=check, diff=True, async_val=0)
-        templar = Templar(loader=DataLoader(), variables=variables)
-        action = vllm_plan.ActionModule(task, MagicMock(), MagicMock(), DataLoader(), templar, MagicMock())
-        result: dict[str, Any] = action.run(task_vars=variables)
-        return result
+        return conftest.run_action(vllm_plan.ActionModule, arguments, variables, check=check, diff=True)[0]
 
     return run
 

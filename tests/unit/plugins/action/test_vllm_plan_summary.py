@@ -10,13 +10,11 @@ from unittest.mock import MagicMock
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan_summary
 from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 
 def run(plans: dict[str, Any]) -> tuple[dict[str, Any], MagicMock]:
-    task = MagicMock(args={"plans": plans}, check_mode=False, async_val=0)
-    action = vllm_plan_summary.ActionModule(task, MagicMock(), MagicMock(), MagicMock(), MagicMock(), MagicMock())
-    action._display = MagicMock()
-    return action.run(task_vars={}), action._display
+    return run_action(vllm_plan_summary.ActionModule, {"plans": plans})
 
 
 def test_it_prints_the_table_and_keeps_the_reasons_for_v() -> None:

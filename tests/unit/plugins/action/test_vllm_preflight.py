@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import yaml
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_preflight
 from ansible_collections.gpufleet.vllm.plugins.module_utils import host
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_preflight as documentation
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action import conftest
 
 RunAction = Callable[..., dict[str, Any]]
 RunOnStub = Callable[..., "list[dict[str, Any]]"]
@@ -28,10 +26,7 @@ def run_action() -> RunAction:
     """Run the action as a task would."""
 
     def run(variables: dict[str, Any], **arguments: Any) -> dict[str, Any]:
-        task = MagicMock(args=arguments, check_mode=False, diff=False, async_val=0)
-        templar = Templar(loader=DataLoader(), variables=variables)
-        action = vllm_preflight.ActionModule(task, MagicMock(), MagicMock(), DataLoader(), templar, MagicMock())
-        result: dict[str, Any] = action.run(task_vars=variables)
+        result, _display = conftest.run_action(vllm_preflight.ActionModule, arguments, variables)
         assert result["changed"] is False
         return result
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_preflight_summary
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 
 def finding(name: str, severity: str = "error", found: str = "It is so.", item: str = "") -> dict[str, Any]:
@@ -16,10 +17,7 @@ def finding(name: str, severity: str = "error", found: str = "It is so.", item: 
 
 
 def run(findings: dict[str, Any]) -> tuple[dict[str, Any], MagicMock]:
-    task = MagicMock(args={"findings": findings}, check_mode=False, async_val=0)
-    action = vllm_preflight_summary.ActionModule(task, MagicMock(), MagicMock(), MagicMock(), MagicMock(), MagicMock())
-    action._display = MagicMock()
-    return action.run(task_vars={}), action._display
+    return run_action(vllm_preflight_summary.ActionModule, {"findings": findings})
 
 
 def test_each_finding_has_one_line_with_its_hosts() -> None:

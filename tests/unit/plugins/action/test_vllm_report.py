@@ -9,15 +9,14 @@ import html.parser
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils import benchmark, gates, results
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "results"
 TARGET = {"__verify_target": {"name": "vllm-0"}}
@@ -218,18 +217,13 @@ def test_figures_have_as_many_digits_as_they_deserve(value: float | None, text: 
 
 
 @pytest.fixture
-def action(monkeypatch: pytest.MonkeyPatch) -> Any:
+def action() -> Any:
     """Run the action plugin with these arguments; returns its result and what it displayed."""
 
     def run(check_mode: bool = False, **arguments: Any) -> tuple[dict[str, Any], str]:
-        shown: list[str] = []
-        plugin = vllm_report.ActionModule.__new__(vllm_report.ActionModule)
-        plugin._task = SimpleNamespace(check_mode=check_mode)
-        plugin._display = SimpleNamespace(display=shown.append, warning=shown.append)
-        values = {"outlier_tolerance": 0.1, "secrets": [], **arguments}
-        monkeypatch.setattr(ActionBase, "run", lambda *_arguments: {})
-        monkeypatch.setattr(vllm_report.ActionModule, "validate_argument_spec", lambda *_a, **_k: (None, values))
-        return plugin.run(), "\n".join(shown)
+        result, display = run_action(vllm_report.ActionModule, arguments, check=check_mode)
+        shown = [call.args[0] for call in [*display.warning.call_args_list, *display.display.call_args_list]]
+        return result, "\n".join(shown)
 
     return run
 
