@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import diagnosis
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "docsite" / "rst" / "diagnoses.rst"
 
-VARIABLE = re.compile(r"(?<![\w/.-])((?:vllm|docker)_[a-z_]*[a-z*]|VLLM_[A-Z_]*[A-Z*])(?!\w)")
+VARIABLE = re.compile(r"(?<![\w/.-])((?:vllm|docker|nvidia_container_toolkit)_[a-z_]*[a-z*]|VLLM_[A-Z_]*[A-Z*])(?!\w)")
 ESCAPED = re.compile(r"[\\*`|]|_\b")
 
 HEAD = """\

@@ -41,6 +41,13 @@ class Cause:
     weak: bool = False
 
 
+# What the role nvidia_container_toolkit does.
+DEPLOY_TOOLKIT = (
+    "Run the playbook gpufleet.vllm.deploy, which installs the toolkit and has Docker know it, unless"
+    " nvidia_container_toolkit_manage is false or vllm_docker_host is not the host's own socket; then do so by hand"
+    " (nvidia-ctk runtime configure --runtime=docker, and restart Docker)."
+)
+
 # In one line, the first entry that matches wins; between lines, the earlier line does.
 CAUSES: tuple[Cause, ...] = (
     # Our own health check (server_health)
@@ -239,15 +246,15 @@ CAUSES: tuple[Cause, ...] = (
         "container-toolkit-missing",
         r"could not select device driver \"(?:nvidia)?\" with capabilities: \[\[gpu\]\]",
         "Docker cannot hand GPUs to containers: the NVIDIA container toolkit is not configured on the host.",
-        "Install the toolkit on the host, run nvidia-ctk runtime configure --runtime=docker there and restart Docker;"
-        " or set vllm_gpu_access to what the host has (cdi, runtime or devices).",
+        f"{DEPLOY_TOOLKIT} A Docker that is older than the toolkit has to be restarted, which deploy does while no"
+        " container runs, or with nvidia_container_toolkit_allow_restart: true. Or set vllm_gpu_access to what the host"
+        " has (cdi, runtime or devices).",
     ),
     Cause(
         "container-toolkit-missing",
         r"[Uu]nknown (?:or invalid runtime name:?|runtime specified) \"?nvidia",
         "Docker has no runtime named nvidia: the NVIDIA container toolkit is not configured on the host.",
-        "Install the toolkit on the host, run nvidia-ctk runtime configure --runtime=docker there and restart Docker;"
-        " or set vllm_gpu_access to gpus, cdi or devices.",
+        f"{DEPLOY_TOOLKIT} Or set vllm_gpu_access to gpus, cdi or devices.",
     ),
     Cause(
         "cdi-device-missing",

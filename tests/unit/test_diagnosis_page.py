@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import diagnosis
-from ansible_collections.gpufleet.vllm.tools.diagnosis_table import PAGE, page, sentence
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.tools.diagnosis_table import PAGE, VARIABLE, page, sentence
+
+ALL = [*diagnosis.CAUSES, diagnosis.KILLED_PROCESS, *diagnosis.EXIT_CAUSES.values(), diagnosis.OUT_OF_MEMORY_KILL]
 
 
 def test_the_page_is_what_the_tool_makes() -> None:
@@ -16,9 +19,8 @@ def test_the_page_is_what_the_tool_makes() -> None:
 
 
 def test_the_page_has_a_row_for_every_name() -> None:
-    named = [*diagnosis.CAUSES, diagnosis.KILLED_PROCESS, *diagnosis.EXIT_CAUSES.values(), diagnosis.OUT_OF_MEMORY_KILL]
     rows = re.findall(r"^   \* - ``(.+)``$", page(), re.M)
-    assert set(rows) == {cause.name for cause in named}
+    assert set(rows) == {cause.name for cause in ALL}
 
 
 def test_a_sentence_is_plain_text_with_its_variables_marked() -> None:
@@ -26,3 +28,9 @@ def test_a_sentence_is_plain_text_with_its_variables_marked() -> None:
     assert sentence("a VLLM_CPU_KVCACHE_SPACE in vllm_environment.") == (
         "a ``VLLM_CPU_KVCACHE_SPACE`` in ``vllm_environment``."
     )
+
+
+def test_every_variable_that_is_named_is_one() -> None:
+    named = {name for cause in ALL for name in VARIABLE.findall(f"{cause.meaning} {cause.remedy}") if name.islower()}
+    assert {"vllm_max_model_len", "nvidia_container_toolkit_manage"} <= named
+    assert named - KNOWN_VARIABLES == {"vllm_*"}
