@@ -31,8 +31,8 @@ __all__ = ["docker_host", "engine"]  # the fixtures of tests/engine serve here, 
 MINIATURE = Path(__file__).resolve().parents[1] / "data" / "scout-miniature"
 IMAGE = "gpufleet/vllm-cpu:0.32.0"
 AT_ONCE = int(os.environ.get("GPUFLEET_FAULTS_AT_ONCE") or 2)
-# Long enough that some request is always open, few enough that the processors have time for starting servers.
-RATE, MAX_TOKENS, TIMEOUT_S = 2.5, 32, 120.0
+# A request is open most of the time, and the processors have time for starting servers.
+RATE, MAX_TOKENS, TIMEOUT_S = 1.0, 32, 120.0
 
 
 @pytest.fixture(scope="session")
