@@ -38,7 +38,22 @@ def load(folder: str, key: str) -> dict[str, Any] | None:
         raise _unreadable(path, str(error)) from error
     if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
         raise _unreadable(path, f"schema_version is not {SCHEMA_VERSION}")
+    try:
+        _look_through(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unreadable(path, f"date or points are not as they were stored: {error!r}") from error
     return document
+
+
+def _look_through(document: Mapping[str, Any]) -> None:
+    """Read what a comparison reads, so that a file that was cut or edited is told before it."""
+    str(document["date"])
+    for point in document["points"]:
+        int(point["concurrency"])
+        len(point["runs"])
+        for figure in point["summary"].values():
+            float(figure["mean"])
+            float(figure["std"])
 
 
 def save(folder: str, key: str, parts: Mapping[str, Any], points: list[dict[str, Any]], date: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,14 +20,19 @@ PARTS = {
 }
 
 
+def point(concurrency: int) -> dict[str, Any]:
+    """Return what was measured at one concurrency."""
+    return {"concurrency": concurrency, "runs": [{}], "summary": {"output_throughput": {"mean": 460.0, "std": 1.5}}}
+
+
 def test_saved_is_found_and_replaced(tmp_path: Path) -> None:
     key, folder = baseline.key_of(PARTS), str(tmp_path / "baselines")
     assert baseline.load(folder, key) is None
     for concurrency in (8, 128):
-        baseline.save(folder, key, PARTS, [{"concurrency": concurrency}], "2026-11-22")
+        baseline.save(folder, key, PARTS, [point(concurrency)], "2026-11-22")
     stored = baseline.load(folder, key)
     assert stored is not None
-    assert stored["points"] == [{"concurrency": 128}] and stored["of"] == PARTS
+    assert stored["points"] == [point(128)] and stored["of"] == PARTS
     assert [path.name for path in (tmp_path / "baselines").iterdir()] == [f"{key}.json"]
 
 
@@ -36,7 +42,19 @@ def test_the_key_follows_what_was_measured_not_the_order() -> None:
         assert baseline.key_of({**PARTS, name: "other"}) != baseline.key_of(PARTS)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 99}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"schema_version": 99}',
+        '{"schema_version": 1, "date": "2026-11-22"}',
+        '{"schema_version": 1, "points": []}',
+        '{"schema_version": 1, "date": "2026-11-22", "points": [{"concurrency": 8, "runs": [{}]}]}',
+        '{"schema_version": 1, "date": "", "points": [{"concurrency": 8, "runs": [], "summary": {"x": {"mean": 1}}}]}',
+        '{"schema_version": 1, "date": "", "points": [{"concurrency": 8, "runs": [], "summary": {"x": 460.0}}]}',
+    ],
+)
 def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "k.json").write_text(text, encoding="utf-8")
     with pytest.raises(GpufleetError, match=r"k\.json") as raised:
