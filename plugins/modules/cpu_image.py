@@ -96,6 +96,18 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 
+ARGUMENTS: dict[str, Any] = {
+    "reference": {"type": "str", "required": True},
+    "vllm_version": {"type": "str", "required": True},
+    "torch_version": {"type": "str", "required": True},
+    "requirements": {"type": "list", "elements": "str", "required": True},
+    "work_dir": {"type": "path", "required": True},
+    "debian_mirror": {"type": "str", "default": ""},
+    "torch_index": {"type": "str", "default": "https://download.pytorch.org/whl/cpu"},
+    **DOCKER_ARGUMENTS,
+    **PROGRESS_ARGUMENTS,
+}
+
 
 def ensure_image(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Make the image unless it is there, and return the module's result."""
@@ -124,20 +136,7 @@ def ensure_image(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    module = GpufleetModule(
-        argument_spec={
-            "reference": {"type": "str", "required": True},
-            "vllm_version": {"type": "str", "required": True},
-            "torch_version": {"type": "str", "required": True},
-            "requirements": {"type": "list", "elements": "str", "required": True},
-            "work_dir": {"type": "path", "required": True},
-            "debian_mirror": {"type": "str", "default": ""},
-            "torch_index": {"type": "str", "default": "https://download.pytorch.org/whl/cpu"},
-            **DOCKER_ARGUMENTS,
-            **PROGRESS_ARGUMENTS,
-        },
-        supports_check_mode=True,
-    )
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     module.require("docker", "requests")
     module.run(lambda: ensure_image(module.params, module.check_mode))
 

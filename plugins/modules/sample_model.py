@@ -70,6 +70,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.sample_model import is_made, make_model
 
+ARGUMENTS: dict[str, Any] = {
+    "path": {"type": "path", "required": True},
+    "requirement": {"type": "str", "required": True},
+    "image": {"type": "str", "required": True},
+    **DOCKER_ARGUMENTS,
+    **PROGRESS_ARGUMENTS,
+}
+
 
 def ensure_model(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Make the model's folder unless it is there, and return the module's result."""
@@ -88,16 +96,7 @@ def ensure_model(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    module = GpufleetModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "requirement": {"type": "str", "required": True},
-            "image": {"type": "str", "required": True},
-            **DOCKER_ARGUMENTS,
-            **PROGRESS_ARGUMENTS,
-        },
-        supports_check_mode=True,
-    )
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     module.require("docker", "requests")
     module.run(lambda: ensure_model(module.params, module.check_mode))
 

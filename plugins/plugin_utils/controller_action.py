@@ -25,9 +25,10 @@ class ControllerAction(ActionBase):  # type: ignore[misc]
 
     options: ClassVar[dict[str, Any]] = {}
 
-    def specification(self) -> dict[str, Any]:
+    @classmethod
+    def specification(cls) -> dict[str, Any]:
         """Return the argument specification."""
-        return self.options
+        return cls.options
 
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Do the work and return the task's result, in which C(changed) is false unless it says otherwise.

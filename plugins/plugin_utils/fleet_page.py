@@ -29,9 +29,10 @@ class FleetPage(ControllerAction):
         """Return the lines by their keys."""
         raise NotImplementedError
 
-    def specification(self) -> dict[str, Any]:
+    @classmethod
+    def specification(cls) -> dict[str, Any]:
         """Return the argument specification."""
-        return {self.option: {"type": "dict", "required": True}, **self.further}
+        return {cls.option: {"type": "dict", "required": True}, **cls.further}
 
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Print the page and return it."""

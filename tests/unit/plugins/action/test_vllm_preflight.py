@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_preflight
 from ansible_collections.gpufleet.vllm.plugins.module_utils import host
-from ansible_collections.gpufleet.vllm.plugins.modules import vllm_preflight as documentation
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action import conftest
 
 RunAction = Callable[..., dict[str, Any]]
@@ -147,12 +145,3 @@ def test_errors_are_enforced_with_their_names_as_data(run_action: RunAction) -> 
 def test_warnings_are_not(run_action: RunAction) -> None:
     result = run_action({}, stage="enforce", findings=[{**FINDING, "severity": "warning"}])
     assert "failed" not in result
-
-
-def test_documentation_equals_the_arguments() -> None:
-    options = yaml.safe_load(documentation.DOCUMENTATION)["options"]
-    documented = {
-        name: {key: about[key] for key in ("type", "default", "choices", "elements") if key in about}
-        for name, about in options.items()
-    }
-    assert documented == vllm_preflight.ARGUMENTS

@@ -44,15 +44,6 @@ def test_a_broken_file_fails_by_name_and_stays(run_module: RunModule, tmp_path: 
     assert path.read_text() == "{"
 
 
-def test_documentation_equals_the_argument_spec() -> None:
-    options = yaml.safe_load(docker_engine.DOCUMENTATION)["options"]
-    documented = {
-        name: {key: about[key] for key in ("type", "default", "elements", "choices") if key in about}
-        for name, about in options.items()
-    }
-    assert documented == docker_engine.ARGUMENTS
-
-
 def test_documentation_names_every_key_of_the_result(run_module: RunModule, tmp_path: Path) -> None:
     arguments = {"docker_host": NO_ENGINE, "config_path": str(tmp_path / "daemon.json")}
     result = run_module(docker_engine.main, arguments, check=True)

@@ -259,15 +259,6 @@ def test_documentation_names_every_key_of_the_result(seen: Seen) -> None:
             assert set(sample) == set(value), name
 
 
-def test_documentation_equals_the_argument_spec() -> None:
-    options = yaml.safe_load(gpu_info.DOCUMENTATION)["options"]
-    documented = {
-        name: {key: about[key] for key in ("type", "default", "elements") if key in about}
-        for name, about in options.items()
-    }
-    assert documented == gpu_info.ARGUMENTS
-
-
 def test_every_scenario_of_the_stub_is_answered(answers: dict[str, dict[str, Any]]) -> None:
     assert len(answers) > 20
     for name, result in answers.items():

@@ -69,19 +69,6 @@ def test_it_is_quick(run_module: RunModule) -> None:
     assert time.monotonic() - started < 2
 
 
-def test_documentation_equals_the_argument_spec() -> None:
-    options = yaml.safe_load(host_info.DOCUMENTATION)["options"]
-    documented = {
-        name: {key: about[key] for key in ("type", "default", "elements") if key in about}
-        for name, about in options.items()
-    }
-    arguments = {
-        name: {key: value for key, value in about.items() if key != "no_log"}
-        for name, about in host_info.ARGUMENTS.items()
-    }
-    assert documented == arguments
-
-
 def test_documentation_names_every_key_of_the_result(run_module: RunModule, tmp_path: Path) -> None:
     returned = yaml.safe_load(host_info.RETURN)
     result = run_module(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import signed_packages as signed
 from ansible_collections.gpufleet.vllm.plugins.modules import signed_packages
@@ -95,16 +94,3 @@ def test_a_repository_needs_its_key(run_module: RunModule, change: dict[str, Any
 def test_the_proxy_is_hidden(run_module: RunModule, commands: list[str]) -> None:
     result = run_module(signed_packages.main, {**ARGUMENTS, "proxy": "http://me:hunter2@proxy:3128"}, check=True)
     assert "hunter2" not in str(result)
-
-
-def test_documentation_equals_the_argument_spec() -> None:
-    options = yaml.safe_load(signed_packages.DOCUMENTATION)["options"]
-    documented = {
-        name: {key: about[key] for key in ("type", "default", "elements", "choices", "required") if key in about}
-        for name, about in options.items()
-    }
-    spec = {
-        name: {key: value for key, value in about.items() if key != "no_log"}
-        for name, about in signed_packages.ARGUMENTS.items()
-    }
-    assert documented == spec

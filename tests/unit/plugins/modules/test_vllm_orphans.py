@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import orphans
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CONFIG_PATH
@@ -168,16 +167,3 @@ def test_a_container_decides_about_its_processes(tmp_path: Path, ours: bool, sta
     write(tmp_path, "proc/9/cgroup", f"0::/docker/{'a' * 64}\n")
     container = {"id": "a" * 64, "name": "vllm-0", "ours": ours, "state": state}
     assert orphans.may_end(9, [container], str(tmp_path)) is ends
-
-
-def test_documentation_equals_the_argument_spec() -> None:
-    options = yaml.safe_load(vllm_orphans.DOCUMENTATION)["options"]
-    own = {name: spec for name, spec in vllm_orphans.ARGUMENTS.items() if not name.startswith("docker_")}
-    keys = ("type", "required", "default", "elements")
-    assert {name: {key: about[key] for key in keys if key in about} for name, about in options.items()} == {
-        name: {key: value for key, value in spec.items() if key != "options"} for name, spec in own.items()
-    }
-    documented = options["orphans"]["suboptions"]
-    assert {name: {key: about[key] for key in keys if key in about} for name, about in documented.items()} == own[
-        "orphans"
-    ]["options"]
