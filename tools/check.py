@@ -19,7 +19,6 @@ import contextlib
 import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +46,7 @@ MOST_COMPLAINTS = 3
 BEHIND = ["nice", "-n", "10"]
 
 sys.path.insert(0, str(COLLECTIONS))
-from ansible_collections.gpufleet.vllm.tools import test_engine  # noqa: E402
+from ansible_collections.gpufleet.vllm.tools import checkout, test_engine  # noqa: E402
 
 
 @dataclass
@@ -219,19 +218,7 @@ def copied_checkout() -> Path:
     folder and fetches pip's installer for them from a host of its project: see ansible_test_home.
     """
     target = CACHE / "ansible-test" / PACKAGE
-    shutil.rmtree(target, ignore_errors=True)
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in listing.stdout.split("\0"):
-        source = ROOT / name
-        if name and source.is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target / name)
+    checkout.copy_to(target)
     # Without a repository of its own the copy would belong to this checkout's, which ignores it.
     subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
     return target

@@ -41,6 +41,9 @@ IMPORTER_SETTINGS = {
     "RUN_ANSIBLE_LINT": "true",
 }
 
+sys.path.insert(0, str(ROOT / ".cache" / "collections"))
+from ansible_collections.gpufleet.vllm.tools import checkout  # noqa: E402
+
 
 class ReleaseError(Exception):
     """What keeps a release from being made, in one sentence for a person."""
@@ -90,14 +93,16 @@ def check_version(version: str, released: list[str]) -> None:
 
 
 def copy_of_checkout() -> Path:
-    """Copy what git knows or would add, and return the folder."""
+    """Copy what git knows or would add, and return the folder.
+
+    Raises:
+        ReleaseError: when git does not tell.
+    """
     copy = RELEASE / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    listing = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", folder=ROOT)
-    for name in filter(None, listing.split("\0")):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
+    try:
+        checkout.copy_to(copy)
+    except subprocess.CalledProcessError as error:
+        raise ReleaseError(f"git does not tell the files of {ROOT}: {error.stderr.strip()}") from error
     return copy
 
 

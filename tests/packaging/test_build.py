@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.vllm.tests.packaging.away import PLAYBOOKS, ROOT, ansible
+from ansible_collections.gpufleet.vllm.tools.checkout import known_to_git
 
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py") if path.stem != "__init__")
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -22,18 +22,6 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 FOR_USERS = {"docs", "inventories", "meta", "playbooks", "plugins", "roles"}
 FILES_FOR_USERS = {"README.md", "CHANGELOG.rst", "COPYING", "changelogs/changelog.yaml"}
 MADE_BY_THE_BUILD = {"MANIFEST.json", "FILES.json"}
-
-
-def known_to_git() -> set[str]:
-    """Return the files of the checkout that are committed or would be."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return {name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()}
 
 
 def test_the_tarball_holds_what_users_need_and_nothing_else(tarball: Path) -> None:
