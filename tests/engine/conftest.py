@@ -27,9 +27,8 @@ from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import (
     debian_program,
     docker_host,
     engine,
-    free_port,
 )
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import run_module
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port, run_module
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -1,13 +1,12 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What every test on a real Docker engine needs: the engine, at DOCKER_HOST or the usual socket, programs and ports."""
+"""What every test on a real Docker engine needs: the engine, at DOCKER_HOST or the usual socket, and programs."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +52,3 @@ def debian_program(package: str, path: str) -> Path:
     for archive in fetched.glob("*.deb"):
         subprocess.run(["dpkg", "-x", str(archive), str(CACHE / package)], check=True)
     return program
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -23,9 +23,9 @@ import pytest
 import requests
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, server
-from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program, free_port
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
 
 if TYPE_CHECKING:
     from docker import DockerClient

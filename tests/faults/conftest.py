@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import docker_host, engine, free_port
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import docker_host, engine
 from ansible_collections.gpufleet.vllm.tests.faults.provocations import PROVOCATIONS
 from ansible_collections.gpufleet.vllm.tests.faults.state import Outcome
 from ansible_collections.gpufleet.vllm.tests.faults.table import OWN, Fault
 from ansible_collections.gpufleet.vllm.tests.faults.world import MODEL, SHARED, Play, Site, World
 from ansible_collections.gpufleet.vllm.tests.load.client import Load, Options
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable, Protocol
 
 import pytest
@@ -18,6 +21,30 @@ class RunModule(Protocol):
     def __call__(
         self, main: Callable[[], None], args: dict[str, Any], *, check: bool = False, diff: bool = False
     ) -> dict[str, Any]: ...
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def write_below(root: Path, path: str, text: str) -> None:
+    """Write a file of a small tree, such as one that stands for /proc."""
+    target = root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port of the loopback interface at which this process listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
 
 
 @pytest.fixture

@@ -12,21 +12,15 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import host, linux
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port, write_below
 
 NO_ENGINE = "unix:///nowhere/docker.sock"
-
-
-def write(root: Path, path: str, text: str) -> None:
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
 
 
 # ---- system ----
@@ -68,12 +62,12 @@ OS_RELEASE = {
     ],
 )
 def test_distribution(tmp_path: Path, name: str, expected: dict[str, Any]) -> None:
-    write(tmp_path, "etc/os-release", OS_RELEASE[name])
+    write_below(tmp_path, "etc/os-release", OS_RELEASE[name])
     assert host.system(str(tmp_path))["distribution"] == expected
 
 
 def test_init_system(tmp_path: Path) -> None:
-    write(tmp_path, "proc/1/comm", "tini\n")
+    write_below(tmp_path, "proc/1/comm", "tini\n")
     assert host.system(str(tmp_path))["init"] == "tini"
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     assert host.system(str(tmp_path))["init"] == "systemd"
@@ -103,19 +97,21 @@ def test_platform_is_named_as_docker_names_it(
     ],
 )
 def test_cpu(tmp_path: Path, text: str, model: str, flags: list[str]) -> None:
-    write(tmp_path, "proc/cpuinfo", text)
+    write_below(tmp_path, "proc/cpuinfo", text)
     found = host.cpu(str(tmp_path))
     assert (found["model"], found["flags"]) == (model, flags)
     assert found["count"] >= 1
 
 
 def test_memory(tmp_path: Path) -> None:
-    write(tmp_path, "proc/meminfo", "MemTotal:       2113471488 kB\nMemFree: 1 kB\nMemAvailable:   2059493376 kB\n")
+    write_below(
+        tmp_path, "proc/meminfo", "MemTotal:       2113471488 kB\nMemFree: 1 kB\nMemAvailable:   2059493376 kB\n"
+    )
     assert host.memory(str(tmp_path)) == {"total_mib": 2063937, "available_mib": 2011224}
 
 
 def test_clock_trusts_timesyncd(tmp_path: Path) -> None:
-    write(tmp_path, "run/systemd/timesync/synchronized", "")
+    write_below(tmp_path, "run/systemd/timesync/synchronized", "")
     assert host.clock(str(tmp_path))["synchronised"] is True
 
 
@@ -156,13 +152,13 @@ def program(path: Path, output: str) -> None:
 def test_nvidia_tools_and_devices(tmp_path: Path, tools: Path) -> None:
     program(tools / "nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.18.0-rc.2\ncommit: 0b2a")
     program(tools / "nv-fabricmanager", "Fabric Manager version is : 580.159.04")
-    write(tmp_path, "proc/77/comm", "nv-fabricmanage\n")
-    write(tmp_path, "proc/78/comm", "nvidia-persiste\n")
-    write(tmp_path, "dev/nvidia0", "")
-    write(tmp_path, "dev/nvidiactl", "")
-    write(tmp_path, "dev/null", "")
-    write(tmp_path, "etc/cdi/nvidia.yaml", "")
-    write(tmp_path, "etc/cdi/notes.txt", "")
+    write_below(tmp_path, "proc/77/comm", "nv-fabricmanage\n")
+    write_below(tmp_path, "proc/78/comm", "nvidia-persiste\n")
+    write_below(tmp_path, "dev/nvidia0", "")
+    write_below(tmp_path, "dev/nvidiactl", "")
+    write_below(tmp_path, "dev/null", "")
+    write_below(tmp_path, "etc/cdi/nvidia.yaml", "")
+    write_below(tmp_path, "etc/cdi/notes.txt", "")
     found = host.nvidia(str(tmp_path))
     assert found["container_toolkit"] == {"path": str(tools / "nvidia-ctk"), "version": "1.18.0-rc.2"}
     assert found["fabric_manager"] == {
@@ -177,7 +173,7 @@ def test_nvidia_tools_and_devices(tmp_path: Path, tools: Path) -> None:
 
 def test_the_kernel_names_the_cards(tmp_path: Path) -> None:
     for bus, model in (("0000:1b:00.0", "NVIDIA H200"), ("0000:43:00.0", "NVIDIA H200")):
-        write(
+        write_below(
             tmp_path,
             f"proc/driver/nvidia/gpus/{bus}/information",
             f"Model: \t\t {model}\nIRQ:   \t\t 4\nGPU UUID: \t GPU-{bus[5:7]}\nBus Location: \t {bus}\n",
@@ -232,7 +228,7 @@ MOUNTINFO = """\
     ],
 )
 def test_the_mount_of_a_path(tmp_path: Path, path: str, expected: tuple[str, str, str]) -> None:
-    write(tmp_path, "proc/self/mountinfo", MOUNTINFO)
+    write_below(tmp_path, "proc/self/mountinfo", MOUNTINFO)
     assert host._mount(path, str(tmp_path)) == expected
 
 
@@ -248,44 +244,28 @@ def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
 # ---- ports ----
 
 
-@pytest.fixture
-def listener() -> Iterator[int]:
-    """A port on which this process listens at 127.0.0.1."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        yield server.getsockname()[1]
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-    return port
-
-
 def container(name: str, ours: bool, ports: list[dict[str, Any]], identifier: str = "c" * 64) -> dict[str, Any]:
     return {"id": identifier, "name": name, "ours": ours, "ports": ports}
 
 
-def test_a_port_in_use_is_told_with_its_holder(listener: int) -> None:
-    (found,) = host.ports_in_use([listener], "127.0.0.1", [])
-    assert (found["port"], found["free"], found["ours"], found["container"]) == (listener, False, False, "")
+def test_a_port_in_use_is_told_with_its_holder(taken_port: int) -> None:
+    (found,) = host.ports_in_use([taken_port], "127.0.0.1", [])
+    assert (found["port"], found["free"], found["ours"], found["container"]) == (taken_port, False, False, "")
     assert found["pid"] == os.getpid()
     assert found["process"] == Path("/proc/self/comm").read_text().strip().split()[0]
 
 
-def test_a_free_port_is_free(free_port: int) -> None:
-    assert host.ports_in_use([free_port], "127.0.0.1", []) == [
-        {"port": free_port, "free": True, "ours": False, "container": "", "pid": None, "process": ""}
+def test_a_free_port_is_free() -> None:
+    port = free_port()
+    assert host.ports_in_use([port], "127.0.0.1", []) == [
+        {"port": port, "free": True, "ours": False, "container": "", "pid": None, "process": ""}
     ]
 
 
-def test_ports_are_told_in_the_order_asked(listener: int, free_port: int) -> None:
-    found = host.ports_in_use([free_port, listener], "127.0.0.1", [])
-    assert [(entry["port"], entry["free"]) for entry in found] == [(free_port, True), (listener, False)]
+def test_ports_are_told_in_the_order_asked(taken_port: int) -> None:
+    port = free_port()
+    found = host.ports_in_use([port, taken_port], "127.0.0.1", [])
+    assert [(entry["port"], entry["free"]) for entry in found] == [(port, True), (taken_port, False)]
 
 
 @pytest.mark.parametrize(
@@ -301,30 +281,32 @@ def test_ports_are_told_in_the_order_asked(listener: int, free_port: int) -> Non
         ("::1", "::", False),
     ],
 )
-def test_a_published_port_is_held_by_its_container(free_port: int, published: str, wanted: str, free: bool) -> None:
-    containers = [container("vllm-0", True, [{"host": published, "port": free_port}])]
-    (found,) = host.ports_in_use([free_port], wanted, containers)
+def test_a_published_port_is_held_by_its_container(published: str, wanted: str, free: bool) -> None:
+    port = free_port()
+    containers = [container("vllm-0", True, [{"host": published, "port": port}])]
+    (found,) = host.ports_in_use([port], wanted, containers)
     assert found["free"] is free
     assert (found["ours"], found["container"]) == ((False, "") if free else (True, "vllm-0"))
 
 
-def test_a_port_of_somebody_elses_container_is_not_ours(free_port: int) -> None:
-    containers = [container("database", False, [{"host": "0.0.0.0", "port": free_port}])]
-    (found,) = host.ports_in_use([free_port], "127.0.0.1", containers)
+def test_a_port_of_somebody_elses_container_is_not_ours() -> None:
+    port = free_port()
+    containers = [container("database", False, [{"host": "0.0.0.0", "port": port}])]
+    (found,) = host.ports_in_use([port], "127.0.0.1", containers)
     assert (found["free"], found["ours"], found["container"]) == (False, False, "database")
 
 
 def test_a_container_on_the_hosts_network_is_known_by_its_process(tmp_path: Path) -> None:
     # Columns as in /proc/net/tcp: 127.0.0.1:8000 listens, inode 4711.
-    write(
+    write_below(
         tmp_path,
         "proc/net/tcp",
         "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
         "   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1\n"
         "   1: 0100007F:1F41 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4712 1\n",
     )
-    write(tmp_path, "proc/31/comm", "vllm\n")
-    write(tmp_path, "proc/31/cgroup", f"0::/docker/{'c' * 64}\n")
+    write_below(tmp_path, "proc/31/comm", "vllm\n")
+    write_below(tmp_path, "proc/31/cgroup", f"0::/docker/{'c' * 64}\n")
     (tmp_path / "proc/31/fd").mkdir()
     (tmp_path / "proc/31/fd/3").symlink_to("socket:[4711]")
     found = host.ports_in_use([8000, 8001], "127.0.0.1", [container("vllm-0", True, [])], str(tmp_path))
@@ -459,7 +441,7 @@ def test_a_link_into_a_cache_that_leads_nowhere_is_missing(tmp_path: Path) -> No
 )
 def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path, text: str | None, error: str) -> None:
     if text is not None:
-        write(tmp_path, "config.json", text)
+        write_below(tmp_path, "config.json", text)
     found = host.model(str(tmp_path))
     assert found["config"] is None
     assert found["config_error"].startswith(error)

@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import linux
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import write_below
 
 CONTAINER = "3f" * 32
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -36,15 +32,15 @@ def write(path: Path, text: str) -> None:
 )
 def test_kernel_module(tmp_path: Path, text: str | None, expected: dict[str, object] | None) -> None:
     if text is not None:
-        write(tmp_path / "proc/driver/nvidia/version", text)
+        write_below(tmp_path, "proc/driver/nvidia/version", text)
     assert linux.kernel_module(str(tmp_path)) == expected
 
 
 def test_the_numbers_of_device_files_by_uuid(tmp_path: Path) -> None:
     text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 33\nGPU UUID: \t %s\nDevice Minor: \t %d\nGPU Excluded:\t No\n"
     for bus, uuid, minor in (("0000:1b:00.0", "GPU-a", 1), ("0000:9b:00.0", "GPU-b", 0)):
-        write(tmp_path / "proc/driver/nvidia/gpus" / bus / "information", text % (uuid, minor))
-    write(tmp_path / "proc/driver/nvidia/gpus/0000:ff:00.0/information", "Model: ?\n")
+        write_below(tmp_path, f"proc/driver/nvidia/gpus/{bus}/information", text % (uuid, minor))
+    write_below(tmp_path, "proc/driver/nvidia/gpus/0000:ff:00.0/information", "Model: ?\n")
     assert linux.nvidia_minors(str(tmp_path)) == {"GPU-a": 1, "GPU-b": 0}
     assert linux.nvidia_minors(str(tmp_path / "elsewhere")) == {}
 
@@ -58,8 +54,8 @@ def test_nvidia_pci_devices_are_gpus_of_nvidia_in_order(tmp_path: Path) -> None:
         "0000:00:02.0": ("0x8086", "0x030000"),
     }
     for name, (vendor, kind) in devices.items():
-        write(tmp_path / "sys/bus/pci/devices" / name / "vendor", vendor + "\n")
-        write(tmp_path / "sys/bus/pci/devices" / name / "class", kind + "\n")
+        write_below(tmp_path, f"sys/bus/pci/devices/{name}/vendor", vendor + "\n")
+        write_below(tmp_path, f"sys/bus/pci/devices/{name}/class", kind + "\n")
     assert linux.nvidia_pci_devices(str(tmp_path)) == ["0000:1b:00.0", "0000:9b:00.0"]
     assert linux.nvidia_pci_devices(str(tmp_path), linux.PCI_BRIDGE_CLASS) == ["0000:05:00.0"]
 
@@ -93,5 +89,5 @@ def test_program_name_leaves_arguments_out(command: str, name: str) -> None:
 )
 def test_container_id(tmp_path: Path, cgroup: str | None, expected: str) -> None:
     if cgroup is not None:
-        write(tmp_path / "proc/17/cgroup", cgroup)
+        write_below(tmp_path, "proc/17/cgroup", cgroup)
     assert linux.container_id(17, str(tmp_path)) == expected

@@ -5,36 +5,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import socket
-from collections.abc import Iterator
-
-import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 
-@pytest.fixture
-def taken() -> Iterator[int]:
-    """A port of the loopback interface at which this process listens."""
-    with contextlib.closing(socket.socket()) as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(1)
-        yield server.getsockname()[1]
+def test_a_taken_port_is_told_with_its_holder(taken_port: int) -> None:
+    assert bind_problem("127.0.0.1", taken_port) == errno.EADDRINUSE
+    assert bind_problem("0.0.0.0", taken_port) == errno.EADDRINUSE
+    assert listener(taken_port).endswith(f"(pid {os.getpid()})")
 
 
-def test_a_taken_port_is_told_with_its_holder(taken: int) -> None:
-    assert bind_problem("127.0.0.1", taken) == errno.EADDRINUSE
-    assert bind_problem("0.0.0.0", taken) == errno.EADDRINUSE
-    assert listener(taken).endswith(f"(pid {os.getpid()})")
-
-
-def test_a_port_that_was_closed_a_moment_ago_is_free(taken: int) -> None:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_a_port_that_was_closed_a_moment_ago_is_free() -> None:
+    port = free_port()
     assert bind_problem("127.0.0.1", port) == 0
     assert listener(port) == ""
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import host, reach
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 Start = Callable[..., str]
 
@@ -84,9 +85,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def closed_port() -> str:
     """An address at which nothing listens."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{server.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 # ---- one question ----

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.front_end import FrontEnd, unit_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.modules import router_server
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
 
 HOSTS = {"gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": 9}]}
 needs_haproxy = pytest.mark.skipif(
@@ -30,14 +30,11 @@ needs_haproxy = pytest.mark.skipif(
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Options of a front end in a folder of the test; what was started is ended."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder, run_dir, log = str(tmp_path / "etc"), str(tmp_path / "run"), str(tmp_path / "log")
     yield {
         "hosts": HOSTS,
         "host": "127.0.0.1",
-        "port": port,
+        "port": free_port(),
         "tls": False,
         "api_keys": ["the-client-key"],
         "replica_key": "the-replica-key",

@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -28,9 +28,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import (
     ready_request,
 )
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_completion
-
-if TYPE_CHECKING:
-    from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
 
 MODEL = "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"
 MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model"}, {"id": "alias", "object": "model"}]}
@@ -261,14 +259,6 @@ def test_chat_without_a_template_fails(run_module: RunModule, vllm: Vllm) -> Non
     assert "no chat template" in result["msg"]
 
 
-def closed_port() -> int:
-    """Return a port at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @pytest.mark.parametrize(
     ("url", "name"),
     [
@@ -279,7 +269,7 @@ def closed_port() -> int:
     ],
 )
 def test_addresses_without_a_server(run_module: RunModule, url: str, name: str) -> None:
-    result = run_module(vllm_completion.main, {"url": url.format(closed=closed_port()), "retries": 0})
+    result = run_module(vllm_completion.main, {"url": url.format(closed=free_port()), "retries": 0})
     assert result["error"]["name"] == name
     assert result["error"]["remedy"]
 
@@ -350,7 +340,7 @@ def test_base_address(url: str, base: str) -> None:
 
 
 def test_proxy_of_the_environment_is_not_asked(vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     assert Server(vllm.url).models()
 
 
@@ -358,7 +348,7 @@ def test_health(vllm: Vllm) -> None:
     assert Server(vllm.url).health()
     vllm.answers["/health"] = (503, "")
     assert not Server(vllm.url).health()
-    assert not Server(f"http://127.0.0.1:{closed_port()}").health()
+    assert not Server(f"http://127.0.0.1:{free_port()}").health()
 
 
 def test_ready_request_is_a_short_completion(vllm: Vllm) -> None:

@@ -19,16 +19,11 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import orphans
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CONFIG_PATH
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_orphans
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import write_below
 
 RunModule = Callable[..., dict[str, Any]]
 Start = Callable[..., int]
 MOUNT_HEAD = "700 60 252:1"
-
-
-def write(root: Path, path: str, text: str) -> None:
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
 
 
 # ---- what the kernel tells ----
@@ -46,7 +41,7 @@ def write(root: Path, path: str, text: str) -> None:
 )
 def test_the_mounted_configuration_names_the_replica(tmp_path: Path, source: str, point: str, replica: str) -> None:
     lines = f"{MOUNT_HEAD} / / rw - ext4 /dev/vda rw\n{MOUNT_HEAD} {source} {point} ro,relatime - ext4 /dev/vda rw\n"
-    write(tmp_path, "proc/9/mountinfo", lines)
+    write_below(tmp_path, "proc/9/mountinfo", lines)
     assert orphans.replica_of(9, str(tmp_path)) == replica
 
 
@@ -56,13 +51,13 @@ def test_this_process_is_nobodys_replica() -> None:
 
 @pytest.mark.parametrize(("parent", "supervised"), [("containerd-shim", True), ("init", False), ("bash", False)])
 def test_an_engine_above_a_process(tmp_path: Path, parent: str, supervised: bool) -> None:
-    write(tmp_path, "proc/30/stat", "30 (python3 (vllm)) S 20 30 30 0")
-    write(tmp_path, "proc/20/stat", "20 (vllm) S 10 20 20 0")
-    write(tmp_path, "proc/20/comm", "vllm\n")
-    write(tmp_path, "proc/10/stat", f"10 ({parent}) S 1 10 10 0")
-    write(tmp_path, "proc/10/comm", f"{parent}\n")
-    write(tmp_path, "proc/1/stat", "1 (systemd) S 0 1 1 0")
-    write(tmp_path, "proc/1/comm", "systemd\n")
+    write_below(tmp_path, "proc/30/stat", "30 (python3 (vllm)) S 20 30 30 0")
+    write_below(tmp_path, "proc/20/stat", "20 (vllm) S 10 20 20 0")
+    write_below(tmp_path, "proc/20/comm", "vllm\n")
+    write_below(tmp_path, "proc/10/stat", f"10 ({parent}) S 1 10 10 0")
+    write_below(tmp_path, "proc/10/comm", f"{parent}\n")
+    write_below(tmp_path, "proc/1/stat", "1 (systemd) S 0 1 1 0")
+    write_below(tmp_path, "proc/1/comm", "systemd\n")
     assert orphans.is_supervised(30, str(tmp_path)) is supervised
 
 
@@ -164,6 +159,6 @@ def test_a_process_of_a_running_container_is_never_ended() -> None:
     [(True, "exited", True), (True, "running", False), (True, "paused", False), (False, "exited", False)],
 )
 def test_a_container_decides_about_its_processes(tmp_path: Path, ours: bool, state: str, ends: bool) -> None:
-    write(tmp_path, "proc/9/cgroup", f"0::/docker/{'a' * 64}\n")
+    write_below(tmp_path, "proc/9/cgroup", f"0::/docker/{'a' * 64}\n")
     container = {"id": "a" * 64, "name": "vllm-0", "ours": ours, "state": state}
     assert orphans.may_end(9, [container], str(tmp_path)) is ends
