@@ -13,10 +13,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 
 VARIABLE = "vllm_phase_timeouts"
 IMAGE = "image"
+DOWNLOAD = "download"
 # Seconds. Each is several times what the phase was seen to take with the largest model on a slow disk or network, so
 # that one that is passed means something is wrong; the sum may well pass vllm_ready_timeout, which counts as well.
 DEFAULTS: dict[str, int] = {
     IMAGE: 7200,
+    DOWNLOAD: 14400,
     "container": 300,
     "engine_start": 900,
     "weights": 3600,

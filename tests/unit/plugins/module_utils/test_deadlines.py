@@ -15,7 +15,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import PHA
 
 
 def test_every_phase_has_a_deadline_and_every_deadline_a_phase() -> None:
-    assert {deadlines.key_of(phase) for phase in PHASES} | {deadlines.IMAGE} == set(deadlines.DEFAULTS)
+    assert {deadlines.key_of(phase) for phase in PHASES} | {deadlines.IMAGE, deadlines.DOWNLOAD} == set(
+        deadlines.DEFAULTS
+    )
 
 
 def test_some_may_be_overridden_and_the_others_keep_their_defaults() -> None:
@@ -29,7 +31,7 @@ def test_some_may_be_overridden_and_the_others_keep_their_defaults() -> None:
     [
         ({"weigths": 60}, "there is no phase weigths; did you mean weights?"),
         ({"cuda_graph": 60}, "there is no phase cuda_graph; did you mean graphs?"),
-        ({"xyzzy": 60}, "there is no phase xyzzy; the phases are image, container,"),
+        ({"xyzzy": 60}, "there is no phase xyzzy; the phases are image, download, container,"),
         ({"weights": -1}, "weights: '-1' is no number of seconds"),
         ({"weights": True}, "weights: 'True' is no number of seconds"),
         ({"weights": "1h"}, "weights: '1h' is no number of seconds"),

@@ -1,0 +1,12 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run M(gpufleet.vllm.vllm_model) in the background and show how far the weights have got."""
+
+from __future__ import annotations
+
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
+
+
+class ActionModule(LongTaskAction):
+    """See LongTaskAction: there is nothing more to it."""

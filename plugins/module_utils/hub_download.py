@@ -1,0 +1,561 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs in a throw-away container of the serving image: fetches from the hub what its vLLM will take of a model.
+
+The image's own huggingface_hub does the work, in the cache that the server will mount, so that the server finds every
+file where it looks. Its one argument is a JSON object: C(wants) (a list of C(repository), C(revision), C(weights) and
+C(load_format), C(ignore)), C(fetch) (false only asks what is missing), C(retries) and C(backoff). Tokens and proxies
+are in the environment, as they are for the server.
+
+It prints lines that begin with PROGRESS_MARK (C(files), C(of), C(bytes), C(total), C(note)) and at the end one that
+begins with ANSWER_MARK: C(models), or C(error) with C(name), C(repository), C(status), C(text) and the sizes.
+
+Configuration and tokenizer come before the weights, so that a download that was broken off is not taken for a whole
+model. Standard library and huggingface_hub only, Python 3.9: it runs on the image's interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+ANSWER_MARK = "gpufleet-answer:"
+PROGRESS_MARK = "gpufleet-progress:"
+PROGRESS_S = 1.0
+INDEX = "model.safetensors.index.json"
+CONSOLIDATED = "consolidated*.safetensors"
+# What vLLM or transformers read besides the weights, and folders that hold copies for other programs.
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "*.yaml")
+OTHERS_FOLDERS = ("original", "onnx", "openvino", "coreml", "metal", "gguf", "assets", "figures", "runs", "eval")
+LARGEST_SMALL = 256 * 2**20
+IGNORED = ("original/**/*",)
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "auto": ("*.safetensors", "*.bin", "*.pt"),
+    "hf": ("*.safetensors", "*.bin", "*.pt"),
+    "mistral": (CONSOLIDATED,),
+    "pt": ("*.pt",),
+    "npcache": ("*.bin",),
+    "bitsandbytes": ("*.safetensors", "*.bin", "*.pt"),
+}
+ONLY_SAFETENSORS = ("*.safetensors",)
+LONGEST_TEXT = 600
+LONGEST_PAUSE_S = 300.0
+# A name that does not resolve or a closed port seldom mends itself: one more try while nothing has come yet.
+BRIEF_RETRIES = 1
+HUB_TIMEOUT_S = 30.0
+STALE_S = 600.0
+STALE = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
+MOST_ROUNDS = 3
+# What the HTTP libraries below huggingface_hub call errors of the way there.
+PASSING = re.compile(r"Timeout|Protocol|Network|Connect|ReadError|Xet")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file at the hub: its path, size in bytes (None: not told) and the name of its blob in the cache."""
+
+    path: str
+    size: int | None
+    blob: str
+
+
+@dataclass
+class Model:
+    """What is wanted of one repository.
+
+    Attributes:
+        repository: its name.
+        revision: branch, tag or commit.
+        commit: what the revision is now.
+        files: what is wanted, small files first.
+        missing: those of them that are not in the cache.
+        present_bytes: what there is of the wanted files, begun ones included.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    files: list[Remote]
+    missing: list[Remote] = field(default_factory=list)
+    present_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        """The bytes of all wanted files."""
+        return sum(entry.size or 0 for entry in self.files)
+
+    def as_result(self) -> dict[str, Any]:
+        """Return it as data."""
+        return {
+            "repository": self.repository,
+            "revision": self.revision,
+            "commit": self.commit,
+            "files": {entry.path: entry.size for entry in self.files},
+            "bytes": self.total,
+            "missing_files": [entry.path for entry in self.missing],
+            "missing_bytes": max(self.total - self.present_bytes, 0) if self.missing else 0,
+        }
+
+
+class HubError(Exception):
+    """What the hub, the network or the disk refuses.
+
+    Attributes:
+        name: the cause, by the names of diagnosis.
+        transient: whether it may pass.
+        brief: whether a second try is enough to tell that it does not.
+        details: for the answer.
+        pause: seconds that the hub asks to wait, or 0.
+    """
+
+    def __init__(
+        self, name: str, text: str, *, transient: bool = False, brief: bool = False, pause: float = 0.0, **details: Any
+    ) -> None:
+        super().__init__(text)
+        self.name = name
+        self.transient = transient
+        self.brief = brief
+        self.pause = pause
+        self.details = details
+
+
+# What is taken
+
+
+def small_files(paths: Iterable[str]) -> list[str]:
+    """Return configuration, tokenizer, templates and code among a repository's files."""
+    found = []
+    for path in paths:
+        folder = path.split("/")[0] if "/" in path else ""
+        if folder.lower() in OTHERS_FOLDERS or folder.startswith("."):
+            continue
+        if any(fnmatch.fnmatch(path, pattern) for pattern in SMALL):
+            found.append(path)
+    return found
+
+
+def weight_files(
+    paths: Sequence[str],
+    load_format: str,
+    indexed: Sequence[str],
+    traits: Mapping[str, bool],
+    ignore: Sequence[str] = IGNORED,
+) -> list[str]:
+    """Return the files that vLLM loads weights from, as its download_weights_from_hf chooses them.
+
+    Args:
+        paths: the repository's files.
+        load_format: vLLM's option load-format.
+        indexed: the files that INDEX names; empty without one.
+        traits: of the image's vLLM, see vllm_traits.
+        ignore: patterns of files that it leaves out.
+    """
+    kept = [path for path in paths if not any(_matches(path, pattern) for pattern in ignore)]
+    top = [path for path in kept if "/" not in path]
+    patterns = PATTERNS.get(load_format, ONLY_SAFETENSORS)
+    if load_format == "auto" and traits.get("prefers_consolidated") and fnmatch.filter(top, CONSOLIDATED):
+        patterns = (CONSOLIDATED,)
+    if indexed and "*.safetensors" in patterns and traits.get("reads_index", True):
+        return sorted(set(indexed) & set(paths))
+    for pattern in patterns:
+        # vLLM looks at the repository's own folder; what snapshot_download then matches may lie below it.
+        if fnmatch.filter(top, pattern):
+            return sorted(fnmatch.filter(kept, pattern))
+    return []
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatch(path, pattern.replace("**/", "")) or fnmatch.fnmatch(path, pattern)
+
+
+def vllm_traits() -> dict[str, bool]:
+    """Return how the image's vLLM chooses files, read in its source: importing it takes long and wants a GPU."""
+    with contextlib.suppress(ImportError, ValueError):
+        found = importlib.util.find_spec("vllm")
+        for folder in (found.submodule_search_locations if found else None) or []:
+            loaders = os.path.join(folder, "model_executor", "model_loader")
+            chooser = _read(os.path.join(loaders, "weight_utils.py")).partition("def download_weights_from_hf(")[2]
+            default = _read(os.path.join(loaders, "default_loader.py"))
+            if chooser:
+                return {
+                    "reads_index": "weight_map" in chooser.partition("\ndef ")[0],
+                    "prefers_consolidated": f'allow_patterns=["{CONSOLIDATED}"]' in default,
+                }
+    return {"reads_index": True, "prefers_consolidated": True}
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+# The cache
+
+
+def blobs_folder(cache: str, repository: str) -> str:
+    """Return the folder of a repository's file contents in the cache."""
+    return os.path.join(cache, "models--" + repository.replace("/", "--"), "blobs")
+
+
+def used(folder: str) -> int:
+    """Return the bytes below a folder of blobs, what is being written included."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += written(entry.path) if "." in entry.name else entry.stat().st_size
+    return total
+
+
+def written(path: str) -> int:
+    """Return the bytes of a file without its holes: one that is written out of order has its full length early."""
+    total, position = 0, 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        end = os.fstat(descriptor).st_size
+        while position < end:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+            position = os.lseek(descriptor, start, os.SEEK_HOLE)
+            total += position - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no data behind this place
+            raise
+    finally:
+        os.close(descriptor)
+    return total
+
+
+def look(model: Model, cache: str) -> None:
+    """Note what of a model's files the cache lacks, and what there is of them."""
+    folder = blobs_folder(cache, model.repository)
+    snapshot = os.path.join(os.path.dirname(folder), "snapshots", model.commit)
+    missing, present = [], 0
+    for entry in model.files:
+        size = _size(os.path.join(snapshot, entry.path))
+        if size is not None and entry.size in (None, size):
+            present += size
+            continue
+        missing.append(entry)
+        begun = [_size(os.path.join(folder, entry.blob + end)) or 0 for end in ("", ".incomplete")]
+        present += min(max(begun), entry.size or 0)
+    # Two threads look at it: what they note is whole at any time.
+    model.missing, model.present_bytes = missing, present
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def remove_stale(cache: str, repository: str) -> None:
+    """Remove what newer releases of huggingface_hub left of downloads that were killed; they cannot go on with it."""
+    folder = blobs_folder(cache, repository)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                if STALE.fullmatch(name) and time.time() - os.stat(path).st_mtime > STALE_S:
+                    os.unlink(path)
+
+
+# Errors
+
+
+def hub_error(error: BaseException) -> HubError:
+    """Return an exception of huggingface_hub, of the network below it or of the disk by its cause."""
+    if isinstance(error, HubError):
+        return error
+    chain = list(_chain(error))
+    names = {kind.__name__ for entry in chain for kind in type(entry).__mro__}
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_TEXT]
+    every = " ".join(f"{type(entry).__name__}: {entry}" for entry in chain)
+    responses = (getattr(entry, "response", None) for entry in chain)
+    response = next((entry for entry in responses if entry is not None), None)
+    status = int(getattr(response, "status_code", 0) or 0)
+    numbers = {getattr(entry, "errno", None) for entry in chain}
+
+    def told(name: str, **options: Any) -> HubError:
+        return HubError(name, text, status=status, **options)
+
+    if errno.ENOSPC in numbers or "No space left on device" in every or "Not enough free disk space" in every:
+        return told("disk-full")
+    if numbers & {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return told("permission-denied")
+    if "GatedRepoError" in names:
+        return told("model-gated")
+    if "RevisionNotFoundError" in names:
+        return told("revision-not-found")
+    if "OfflineModeIsEnabled" in names:
+        return told("weights-missing")
+    if "RepositoryNotFoundError" in names or "HFValidationError" in names:
+        return told("model-not-found")
+    if status in (401, 403, 451):
+        return told("hub-refused")
+    if status == 404:
+        return told("model-not-found")
+    if status == 429:
+        return told("hub-rate-limit", transient=True, pause=_retry_after(response))
+    if status >= 500 or status == 408:
+        return told("hub-unreachable", transient=True, pause=_retry_after(response))
+    if "CERTIFICATE_VERIFY_FAILED" in every:
+        return told("certificate-not-trusted")
+    if re.search(r"name resolution|Name or service not known|Failed to resolve|nodename nor servname", every):
+        return told("name-not-resolved", transient=True, brief=True)
+    if "Connection refused" in every or "No route to host" in every or "unreachable" in every.lower():
+        return told("hub-unreachable", transient=True, brief=True)
+    if isinstance(error, (OSError, RuntimeError)) or any(PASSING.search(name) for name in names):
+        return told("hub-unreachable", transient=True)
+    return told("download-failed")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    rest: list[BaseException] = [error]
+    while rest:
+        entry = rest.pop(0)
+        if id(entry) in seen:
+            continue
+        seen.add(id(entry))
+        yield entry
+        rest += [other for other in (entry.__cause__, entry.__context__) if other is not None]
+
+
+def _retry_after(response: Any) -> float:
+    try:
+        return float(response.headers.get("Retry-After") or 0)
+    except (AttributeError, TypeError, ValueError):
+        return 0.0
+
+
+# The work
+
+
+class Download:
+    """One run of this program.
+
+    Args:
+        job: see the head of this file.
+        hub: the module huggingface_hub.
+    """
+
+    def __init__(self, job: Mapping[str, Any], hub: Any) -> None:
+        self._job = job
+        self._hub = hub
+        self._cache = str(hub.constants.HF_HUB_CACHE)
+        self._at: Mapping[str, Any] = {}
+        self._note = ""
+        self._came = 0
+
+    def run(self) -> dict[str, Any]:
+        """Return the answer."""
+        started = time.monotonic()
+        models: list[Model] = []
+        try:
+            for want in self._job["wants"]:
+                self._at = want
+                models.append(self._patiently(functools.partial(self._ask, want)))
+            before = [model.as_result() for model in models]
+            if self._job["fetch"]:
+                self._check_room(models)
+                for model, want in zip(models, self._job["wants"]):
+                    self._at = want
+                    if model.files:
+                        self._fetch(model, want)
+        except HubError as error:
+            return {
+                "error": {
+                    "name": error.name,
+                    "text": str(error),
+                    "repository": self._at["repository"],
+                    "revision": self._at["revision"],
+                    "missing_bytes": sum(model.as_result()["missing_bytes"] for model in models),
+                    **error.details,
+                }
+            }
+        return {"models": before, "seconds": round(time.monotonic() - started, 1)}
+
+    def _ask(self, want: Mapping[str, Any]) -> Model:
+        """Ask the hub what there is, and return what is wanted of it."""
+        info = self._hub.HfApi().model_info(
+            want["repository"], revision=want["revision"], files_metadata=True, timeout=HUB_TIMEOUT_S
+        )
+        remote = {entry.rfilename: _remote(entry) for entry in info.siblings or []}
+        small = [path for path in small_files(remote) if (remote[path].size or 0) <= LARGEST_SMALL]
+        chosen = list(small)
+        if want["weights"]:
+            weights = weight_files(
+                list(remote),
+                want["load_format"],
+                self._indexed(want, info.sha) if INDEX in remote else [],
+                vllm_traits(),
+                want.get("ignore") or IGNORED,
+            )
+            if not weights:
+                patterns = ", ".join(PATTERNS.get(want["load_format"], ONLY_SAFETENSORS))
+                raise HubError("weights-missing", f"none of its {len(remote)} files matches {patterns}")
+            chosen += [path for path in weights if path not in small]
+        model = Model(want["repository"], want["revision"], info.sha, [remote[path] for path in chosen])
+        look(model, self._cache)
+        return model
+
+    def _indexed(self, want: Mapping[str, Any], commit: str) -> list[str]:
+        """Return the files that the index of the weights names."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._hub.hf_hub_download(want["repository"], INDEX, revision=commit, cache_dir=folder)
+            try:
+                return sorted(set(json.loads(_read(path))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError):
+                return []
+
+    def _check_room(self, models: Sequence[Model]) -> None:
+        """Refuse to begin what does not fit the disk."""
+        for model in models:
+            remove_stale(self._cache, model.repository)
+        needed = sum(model.as_result()["missing_bytes"] for model in models)
+        folder = self._cache
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise HubError("disk-full", f"{needed} bytes are missing, {free} are free", needed=needed, free=free)
+
+    def _fetch(self, model: Model, want: Mapping[str, Any]) -> None:
+        """Have every file of a model in the cache, and the revision lead there."""
+        for _round in range(MOST_ROUNDS):
+            small = [entry for entry in model.files if _is_small(entry)]
+            with self._reporting(model):
+                for part in (small, [entry for entry in model.files if entry not in small]):
+                    if any(entry in model.missing for entry in part):
+                        self._patiently(functools.partial(self._get, model, part))
+            if self._patiently(functools.partial(self._point, model)):
+                return
+            # The revision moved on while it was fetched.
+            model = self._patiently(functools.partial(self._ask, want))
+        raise HubError("hub-unreachable", f"the revision {model.revision} changes again and again")
+
+    def _get(self, model: Model, part: Sequence[Remote]) -> None:
+        """Fetch some files; what huggingface_hub has already it leaves alone."""
+        patterns = [_literal(entry.path) for entry in part]
+        self._hub.snapshot_download(model.repository, revision=model.commit, allow_patterns=patterns)
+        look(model, self._cache)
+        left = [entry.path for entry in part if entry in model.missing]
+        if left:
+            raise HubError("hub-unreachable", f"{len(left)} files did not come, such as {left[0]}", transient=True)
+
+    def _point(self, model: Model) -> bool:
+        """Have huggingface_hub note which commit the revision is; return whether it is still the same."""
+        pattern = _literal(model.files[0].path)
+        folder = str(self._hub.snapshot_download(model.repository, revision=model.revision, allow_patterns=[pattern]))
+        return os.path.basename(os.path.normpath(folder)) == model.commit
+
+    def _patiently(self, step: Callable[[], Any]) -> Any:
+        """Do a step, again where its failure may pass; bytes that came since the last failure begin a new count."""
+        failures, before = 0, self._usage()
+        while True:
+            try:
+                return step()
+            except Exception as problem:
+                error = hub_error(problem)
+                came = self._usage() > before
+                failures = 1 if came else failures + 1
+                most = BRIEF_RETRIES if error.brief and not self._came else self._job["retries"]
+                self._came += came
+                if not error.transient or failures > most:
+                    raise error from problem
+                before = self._usage()
+                pause = min(max(error.pause, self._job["backoff"] * 2 ** (failures - 1)), LONGEST_PAUSE_S)
+                self._note = f"trying again in {pause:.0f} s: {error.name}"
+                self._say(note=self._note)
+                time.sleep(pause)
+                self._note = ""
+
+    def _usage(self) -> int:
+        return sum(used(blobs_folder(self._cache, want["repository"])) for want in self._job["wants"])
+
+    # Progress
+
+    @contextlib.contextmanager
+    def _reporting(self, model: Model) -> Iterator[None]:
+        """Print how far the download is once a second inside the block."""
+        folder, over = blobs_folder(self._cache, model.repository), threading.Event()
+        start, had = used(folder), model.present_bytes
+
+        def report() -> None:
+            while not over.wait(PROGRESS_S):
+                look(model, self._cache)
+                came = had + used(folder) - start
+                self._say(
+                    repository=model.repository,
+                    files=len(model.files) - len(model.missing),
+                    of=len(model.files),
+                    bytes=min(max(came, 0), model.total) if model.total else max(came, 0),
+                    total=model.total,
+                    note=self._note,
+                )
+
+        thread = threading.Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _say(self, **state: Any) -> None:
+        print(PROGRESS_MARK + json.dumps(state), flush=True)
+
+
+def _is_small(entry: Remote) -> bool:
+    return entry.path in small_files([entry.path])
+
+
+def _literal(path: str) -> str:
+    """Return a pattern that matches only this path."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _remote(entry: Any) -> Remote:
+    """Return a file as huggingface_hub tells it; large ones are named by their SHA-256, others by git's id."""
+    lfs = entry.lfs
+    sha = (lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)) if lfs else None
+    return Remote(entry.rfilename, entry.size, str(sha or entry.blob_id or ""))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the program; it never fails by its exit status."""
+    sys.path[:] = [entry for entry in sys.path if entry]
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        hub = importlib.import_module("huggingface_hub")
+        importlib.import_module("huggingface_hub.constants")
+        answer = Download(json.loads(arguments[0]), hub).run()
+    except ImportError as error:
+        answer = {"error": {"name": "python-package-missing", "text": f"{type(error).__name__}: {error}"}}
+    print("\n" + ANSWER_MARK + json.dumps(answer), flush=True)
+    # Threads of a library that still wait for the network would keep this from ending.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

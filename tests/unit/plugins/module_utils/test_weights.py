@@ -1,0 +1,194 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a server wants of the hub, what its cache lacks, and how a download is told (tests/engine has downloads)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import weights
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_download import PROGRESS_MARK
+from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.weights import Surroundings, Want, Watch
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, [Want("o/m")]),
+        ({"load-format": "dummy"}, [Want("o/m", weights=False, load_format="dummy")]),
+        ({"revision": "v2"}, [Want("o/m", "v2")]),
+        ({"tokenizer": "o/t"}, [Want("o/m"), Want("o/t", weights=False)]),
+        ({"tokenizer": "/models/t"}, [Want("o/m")]),
+        ({"tokenizer-revision": "v3"}, [Want("o/m"), Want("o/m", "v3", weights=False)]),
+        ({"speculative-config": {"model": "o/d", "method": "eagle3"}}, [Want("o/m"), Want("o/d")]),
+        ({"speculative-config": '{"method": "ngram"}'}, [Want("o/m")]),
+        ({"ignore-patterns": "x*"}, [Want("o/m", ignore=("x*",))]),
+    ],
+)
+def test_what_a_server_wants(config: dict[str, Any], expected: list[Want]) -> None:
+    assert weights.wants_of("o/m", config) == expected
+
+
+def test_a_quantization_behind_the_name_is_no_part_of_it() -> None:
+    assert weights.wants_of("o/m-GGUF:Q4_K_M", {}) == [Want("o/m-GGUF", weights=False)]
+
+
+@pytest.mark.parametrize(
+    ("config", "environment", "variable"),
+    [({"download-dir": "/data"}, {}, "vllm_extra_config"), ({}, {"VLLM_USE_MODELSCOPE": "True"}, "vllm_environment")],
+)
+def test_what_is_left_to_the_server(config: dict[str, Any], environment: dict[str, str], variable: str) -> None:
+    assert variable in weights.left_to_the_server(config, environment)
+    assert not weights.left_to_the_server({}, {})
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache with a model that something else than the module has fetched; returns the snapshot's folder."""
+    base = tmp_path / "hub" / "models--o--m"
+    snapshot = base / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text(COMMIT)
+    header = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (snapshot / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
+    (snapshot / "config.json").write_text('{"model_type": "llama"}')
+    (snapshot / "tokenizer.json").write_text("{}")
+    return snapshot
+
+
+def test_a_whole_model_lacks_nothing_whoever_fetched_it(cache: Path, tmp_path: Path) -> None:
+    assert weights.lacks(Want("o/m"), str(tmp_path)) == ""
+    assert weights.lacks(Want("o/m", COMMIT), str(tmp_path)) == ""
+    assert weights.lacks(Want("o/m", "v2"), str(tmp_path)) == "it is not in the cache"
+    (cache / "tokenizer.json").unlink()
+    assert "tokenizer" in weights.lacks(Want("o/m"), str(tmp_path))
+
+
+def test_a_part_of_a_model_is_not_taken_for_all_of_it(cache: Path, tmp_path: Path) -> None:
+    """A model in parts whose index has not come either."""
+    (cache / "model.safetensors").rename(cache / "model-00001-of-00003.safetensors")
+    lack = weights.lacks(Want("o/m"), str(tmp_path))
+    assert lack == "model-00002-of-00003.safetensors, model-00003-of-00003.safetensors are not there or cut short"
+
+
+def test_what_was_recorded_must_still_be_there(cache: Path, tmp_path: Path) -> None:
+    want = Want("o/m", weights=False, load_format="dummy")
+    assert weights.lacks(want, str(tmp_path))
+    weights._record(str(tmp_path), want, {"commit": COMMIT, "files": {"config.json": 23, "tokenizer.json": None}})
+    assert weights.lacks(want, str(tmp_path)) == ""
+    (cache / "config.json").write_text('{"a": 1}')
+    assert weights.lacks(want, str(tmp_path)) == "config.json is not there"
+    assert weights.lacks(Want("o/m"), str(tmp_path)) == ""
+
+
+def test_offline_names_what_is_missing_and_asks_nobody(cache: Path, tmp_path: Path) -> None:
+    def nobody() -> Any:
+        raise AssertionError("the engine was asked")
+
+    (cache / "model.safetensors").write_bytes(b"cut")
+    for around in (
+        Surroundings("image", str(tmp_path), offline=True),
+        Surroundings("image", str(tmp_path), environment={"HF_HUB_OFFLINE": "1"}),
+    ):
+        with pytest.raises(GpufleetError) as raised:
+            weights.have(nobody, [Want("o/m")], around, check=False, progress=Progress(None))
+        assert (raised.value.name, "model.safetensors" in raised.value.message) == ("weights-missing", True)
+        assert str(tmp_path) in raised.value.message
+
+
+def test_a_dry_run_before_the_image_is_there_says_that_something_is_missing(tmp_path: Path) -> None:
+    around = Surroundings("image", str(tmp_path))
+    result = weights.have(lambda: None, [Want("o/m")], around, check=True, progress=Progress(None))
+    assert (result["changed"], result["models"][0]["missing_files"]) == (True, ["it is not in the cache"])
+    assert result["diff"][0]["before"] == "revision main: incomplete\n"
+
+
+def test_the_container_gets_what_the_server_gets() -> None:
+    around = Surroundings(
+        "image",
+        "/hf",
+        environment={"HTTPS_PROXY": "http://proxy", "PYTHONPATH": "/x"},
+        secrets={"HF_TOKEN": "t", "VLLM_API_KEY": "k"},
+        volumes=["/data:/data", "/mine:/root/.cache/vllm"],
+        ca_bundle="/etc/ssl/ca.crt",
+    )
+    environment = weights._environment(around)
+    assert environment["HF_HOME"] == "/root/.cache/huggingface"
+    assert (environment["HTTPS_PROXY"], environment["HF_TOKEN"]) == ("http://proxy", "t")
+    assert environment["REQUESTS_CA_BUNDLE"] == "/etc/gpufleet/ca-bundle.crt"
+    assert not {"VLLM_API_KEY", "PYTHONPATH"} & set(environment)
+    assert weights._volumes(around, fetch=True) == [
+        "/hf:/root/.cache/huggingface",
+        "/etc/ssl/ca.crt:/etc/gpufleet/ca-bundle.crt:ro",
+        "/data:/data",
+    ]
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lines(**state: Any) -> list[str]:
+    return ["a warning", PROGRESS_MARK + json.dumps({"repository": "o/m", "files": 3, "of": 58, **state})]
+
+
+def test_progress_in_a_line() -> None:
+    clock = Clock()
+    watch = Watch(900, Progress(None), clock)
+    watch.take(lines(bytes=0, total=104 * 2**30, note=""))
+    assert watch.text() == "3/58 files, 0.0 MiB of 104.0 GiB, 0 %"
+    clock.now = 5
+    watch.take(lines(bytes=10 * 2**30, total=104 * 2**30, note="trying again in 5 s: hub-rate-limit"))
+    assert watch.text() == "3/58 files, 10.0 of 104.0 GiB, 9 %, 2048.0 MiB/s, trying again in 5 s: hub-rate-limit"
+    watch.take(lines(bytes=10 * 2**30, total=0, note=""))
+    assert watch.text() == "3/58 files, 10.0 GiB, 2048.0 MiB/s"
+
+
+def test_a_download_without_a_further_byte_is_given_up() -> None:
+    clock = Clock()
+    watch = Watch(60, Progress(None), clock)
+    watch.take(lines(bytes=5, total=10, note=""))
+    clock.now = 59
+    watch.take(lines(bytes=5, total=10, note=""))
+    watch.take(lines(bytes=6, total=10, note=""))
+    clock.now = 118
+    watch.take([])
+    clock.now = 120
+    with pytest.raises(GpufleetError, match="vllm_stall_timeout") as raised:
+        watch.take([])
+    assert raised.value.name == "download-stalled"
+
+
+@pytest.mark.parametrize("name", sorted(weights.REFUSALS))
+def test_every_refusal_is_a_sentence_with_a_remedy(name: str) -> None:
+    around = Surroundings("image", "/hf", secrets={"HF_TOKEN": "hf_secret"})
+    answer = {
+        "name": name,
+        "repository": "o/m",
+        "revision": "v2",
+        "text": "https://me:pw@hub/ hf_secret",
+        "status": 403,
+    }
+    error = weights.refusal({**answer, "needed": 3 * 2**30, "free": 2**30}, around)
+    assert error.name == name
+    assert "{" not in error.message + error.remedy
+    assert error.remedy
+    assert error.evidence == "https://***@hub/ ***"
+    if name == "disk-full":
+        assert "3.0 GiB are missing and 1.0 GiB are free" in error.message
