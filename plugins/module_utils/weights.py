@@ -440,7 +440,7 @@ class Watch:
         else:
             parts.append(format_bytes(state["bytes"]))
         (then, before), (now, after) = self._samples[0], self._samples[-1]
-        if after > before:
+        if after > before and now > then:
             parts.append(f"{(after - before) / (now - then) / 2**20:.1f} MiB/s")
         return ", ".join([*parts, *([state["note"]] if state.get("note") else [])])
 
