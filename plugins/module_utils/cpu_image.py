@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import container_failed, engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 
@@ -324,9 +324,4 @@ def _check(client: DockerClient, reference: str, progress: Progress) -> None:
             reference, entrypoint=["python3", "-c", CHECK], network_mode="none", remove=True, stdout=True, stderr=True
         )
     except ContainerError as error:
-        evidence = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else str(error.stderr)
-        raise GpufleetError(
-            f"vLLM does not run in the CPU image (exit status {error.exit_status}).",
-            name="image-broken",
-            evidence=evidence[-1500:],
-        ) from error
+        raise container_failed("vLLM does not run in the CPU image", error, "image-broken") from error

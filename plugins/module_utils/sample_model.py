@@ -15,7 +15,7 @@ import zipfile
 from typing import TYPE_CHECKING
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import container_failed, engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 
@@ -126,18 +126,9 @@ def _convert(client: DockerClient, image: str, source: str, target: str, name: s
                 stderr=True,
             )
         except ImageNotFound as error:
-            raise GpufleetError(
-                f"The image {image} is not on this host.",
-                name="image-missing",
-                remedy="Make it with the module gpufleet.vllm.cpu_image first.",
-            ) from error
+            raise image_missing(image, error, "Make it with the module gpufleet.vllm.cpu_image first.") from error
         except ContainerError as error:
-            evidence = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else str(error.stderr)
-            raise GpufleetError(
-                f"Converting {name} failed (exit status {error.exit_status}).",
-                name="conversion-failed",
-                evidence=evidence[-1500:],
-            ) from error
+            raise container_failed(f"Converting {name} failed", error, "conversion-failed") from error
 
 
 def _make_readable(folder: str) -> None:

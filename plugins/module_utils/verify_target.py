@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
+from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import NO_IMAGE, Target
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server, base_url
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     CA_BUNDLE_PATH,
@@ -86,9 +86,4 @@ def image_id_of(client: DockerClient, image: str) -> str:
         try:
             return str(client.images.get(image).id)
         except ImageNotFound as error:
-            raise GpufleetError(
-                f"The image {image} is not on this host.",
-                name="image-missing",
-                remedy="Deploy first (playbook gpufleet.vllm.deploy), or name an image with vLLM that is on the host in"
-                " vllm_verify_image.",
-            ) from error
+            raise image_missing(image, error, NO_IMAGE) from error
