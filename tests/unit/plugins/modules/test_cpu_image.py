@@ -75,12 +75,17 @@ def test_a_missing_debootstrap_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert raised.value.name == "debootstrap-missing"
 
 
+def stand_in_for_debootstrap(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have a program of that name come first, which fetches nothing."""
+    tool = folder / "debootstrap"
+    tool.write_text(f"#!/bin/sh\n{script}")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 def test_a_full_disk_is_told_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is needed and what there is, before anything is made."""
-    tool = tmp_path / "debootstrap"
-    tool.write_text("#!/bin/sh\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    stand_in_for_debootstrap(tmp_path, monkeypatch, "")
     monkeypatch.setattr(util, "NEEDED_MIB", 2**40)
     with pytest.raises(GpufleetError) as raised:
         build(RECIPE, tmp_path)
@@ -91,10 +96,7 @@ def test_a_full_disk_is_told_with_both_numbers(tmp_path: Path, monkeypatch: pyte
 
 def test_a_failing_base_system_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's last words are the evidence, and the half-made root file system is gone."""
-    tool = tmp_path / "debootstrap"
-    tool.write_text("#!/bin/sh\necho 'E: no such mirror' >&2\nexit 3\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    stand_in_for_debootstrap(tmp_path, monkeypatch, "echo 'E: no such mirror' >&2\nexit 3\n")
     monkeypatch.setattr(util, "NEEDED_MIB", 0)
     work = tmp_path / "work"
     (work / "build-interrupted").mkdir(parents=True)
