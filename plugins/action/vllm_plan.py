@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import planner
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
@@ -49,18 +50,10 @@ class ActionModule(ControllerAction):
             return {}
         path = os.path.join(os.path.expanduser(folder), f"{variables.get('inventory_hostname', 'host')}.json")
         text = json.dumps(plan, indent=2, sort_keys=False) + "\n"
-        before = _read(path)
+        before = read_text(path)
         result: dict[str, Any] = {"plan_file": path, "changed": before != text}
         if self._task.diff and before != text:
             result["diff"] = [{"before_header": path, "after_header": path, "before": before, "after": text}]
         if before != text and not self._task.check_mode:
             replace_file(path, text, what="plan", name="plan-not-written", variable="vllm_plan_dir")
         return result
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read()
-    except OSError:
-        return ""
