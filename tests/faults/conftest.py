@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import docke
 from ansible_collections.gpufleet.vllm.tests.faults.provocations import PROVOCATIONS
 from ansible_collections.gpufleet.vllm.tests.faults.state import Outcome
 from ansible_collections.gpufleet.vllm.tests.faults.table import OWN, Fault
-from ansible_collections.gpufleet.vllm.tests.faults.world import MODEL, SHARED, Play, Site, World
+from ansible_collections.gpufleet.vllm.tests.faults.world import MODEL, SHARED, Play, Site, World, end_plays
 from ansible_collections.gpufleet.vllm.tests.load.client import Load, Options
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
@@ -92,7 +92,8 @@ def own_plays(world: World, request: pytest.FixtureRequest) -> Iterator[dict[str
 
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         yield {fault.name: pool.submit(provoke, fault, port) for fault, port in zip(own, ports, strict=True)}
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        end_plays()
 
 
 @pytest.fixture(scope="session")

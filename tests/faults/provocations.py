@@ -95,6 +95,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 
 def truncate_log(_world: World, site: Site, _fault: Fault) -> Play:
     """Cut the log of the serving server to nothing, deploy again, and ask for the status."""
+    assert site.play().status == 0  # what an earlier fault wished for may still be written down
     log = site.server().attrs["LogPath"]
     as_root("truncate", "--size=0", log)
     again = site.play()
@@ -145,7 +146,7 @@ def changed_image(world: World, name: str, files: dict[str, bytes], changes: lis
     try:
         if files:
             box.put_archive("/", tar_of(files))
-        box.commit(repository=repository, tag="1", changes="\n".join(changes), pause=False)
+        box.commit(repository=repository, tag="1", changes="\n".join(changes) or None, pause=False)
     finally:
         box.remove(force=True)
     yield {
@@ -169,7 +170,7 @@ def freeze_start(_world: World, site: Site, fault: Fault) -> Play:
     """Stop every process of the server once it has begun to print."""
 
     def freeze() -> None:
-        wait_for(lambda: site.containers() and site.containers()[0].logs(), SOON_S, "the server prints nothing")
+        wait_for(site.printed, SOON_S, "the server prints nothing")
         send_signal("STOP", *site.processes())
 
     return site.play(wishes=fault.wishes, meanwhile=freeze)

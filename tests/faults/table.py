@@ -80,10 +80,10 @@ FAULTS: tuple[Fault, ...] = (
         "flag-value-refused",
         "A value that this vLLM refuses",
         "config-refused",
-        "argument --kv-cache-dtype: invalid choice: 'fp99'",
+        "argument --scheduling-policy: invalid choice: 'fairest'",
         UNTOUCHED,
         SERVING,
-        wishes={"vllm_kv_cache_dtype": "fp99"},
+        wishes={"vllm_extra_config": {**DUMMY, "scheduling-policy": "fairest"}},
     ),
     Fault(
         "template-error",
@@ -116,7 +116,7 @@ FAULTS: tuple[Fault, ...] = (
         "image-gone",
         "The image was removed from the host, and it is not to be pulled",
         "image-missing",
-        "There is no image gpufleet-faults/gone:1 on this host",
+        "The image gpufleet-faults/gone:1 is not on this host",
         UNTOUCHED,
         SERVING,
         wishes={
@@ -167,7 +167,7 @@ FAULTS: tuple[Fault, ...] = (
         "max-model-len-too-long",
         "One request of max-model-len 8192 tokens does not fit the KV cache.",
         NOTHING,
-        wishes={"vllm_max_model_len": 8192, "vllm_extra_config": {**DUMMY, "kv-cache-memory-bytes": 8 * 1024 * 1024}},
+        wishes={"vllm_max_model_len": 8192, "vllm_extra_config": {**DUMMY, "kv-cache-memory-bytes": 1024 * 1024}},
     ),
     Fault(
         "weights-corrupt",
@@ -190,7 +190,7 @@ FAULTS: tuple[Fault, ...] = (
         "engine-killed-while-loading",
         "The engine's process is killed while it loads the model",
         "process-killed",
-        "was ended from outside",
+        "The server was killed (SIGKILL)",
         NOTHING,
         how="kill_loading_engine",
     ),
@@ -209,7 +209,7 @@ FAULTS: tuple[Fault, ...] = (
         "has printed nothing and used neither processor, network nor disk",
         NOTHING,
         how="freeze_start",
-        wishes={"vllm_stall_timeout": 5},
+        wishes={"vllm_stall_timeout": 15},
     ),
     Fault(
         "health-never-good",

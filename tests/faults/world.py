@@ -34,6 +34,8 @@ MODEL = "scout"
 LONGEST_PLAY_S = 1200
 # By itself each server binds its work to the first core, so that one that starts waits for the one under load.
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+# All that were started.
+PLAYS: list[subprocess.Popen[str]] = []
 FATAL = re.compile(r"fatal: \[localhost\]: FAILED! => (?=\{)")
 
 
@@ -57,8 +59,12 @@ class Play:
 
     @property
     def error(self) -> str:
-        """The name of the error that the user sees; empty for none of ours."""
-        return str((self.failure.get("error") or {}).get("name", ""))
+        """The name of the error that the user sees, of preflight's that of its only error; empty for none of ours."""
+        error = self.failure.get("error") or {}
+        if error.get("name") == "preflight-failed":
+            (found,) = [finding for finding in error["details"]["findings"] if finding["severity"] == "error"]
+            return str(found["name"])
+        return str(error.get("name", ""))
 
     @property
     def message(self) -> str:
@@ -141,7 +147,7 @@ class Site:
             "ANSIBLE_FORCE_COLOR": "0",
             **(environment or {}),
         }
-        return subprocess.Popen(
+        play = subprocess.Popen(
             command,
             cwd=self.folder,
             env=variables,
@@ -151,6 +157,8 @@ class Site:
             text=True,
             start_new_session=True,
         )
+        PLAYS.append(play)
+        return play
 
     def play(
         self,
@@ -183,6 +191,12 @@ class Site:
         """Return the container of the server."""
         return self.engine.containers.get(f"{self.prefix}-0")
 
+    def printed(self) -> bool:
+        """Return whether the server has printed anything."""
+        with contextlib.suppress(Exception):  # a container may go at any time
+            return any(box.logs(tail=1) for box in self.containers())
+        return False
+
     def answers(self) -> bool:
         """Return whether the server completes a text."""
         body = {"model": MODEL, "prompt": "San Francisco is a", "max_tokens": 1}
@@ -210,6 +224,14 @@ class Site:
             with contextlib.suppress(Exception):
                 box.remove(force=True)
         as_root("rm", "-rf", str(self.folder))
+
+
+def end_plays() -> None:
+    """End the plays that still run, as those of a test run that is interrupted."""
+    for play in PLAYS:
+        if play.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(play.pid, signal.SIGKILL)
 
 
 def as_root(*command: str) -> str:

@@ -13,7 +13,7 @@ answered   a whole completion came back: the short one with its text, the stream
 refused    it was turned away before the server took it: nobody listens, the connection closed before the server asked
            for the body, or status 503; such a request is sent again C(retries) times before it counts as refused
 lost       the server had taken it, then the answer broke off, was cut short as C(abort), stayed out for C(timeout)
-           seconds, or a front end said 502 or 504 because nobody behind it answered
+           seconds, or was status 500 (its engine died), 502 or 504 (a front end's: nobody behind it answered)
 failed     another status: the request or the key is wrong
 ========== ============================================================================================================
 
@@ -300,7 +300,7 @@ class Sender:
 
     def _turned_away(self, status: int, body: bytes) -> EndError:
         said = f"status {status}: {body[:200].decode('utf-8', 'replace')}"
-        return EndError({503: REFUSED, 502: LOST, 504: LOST}.get(status, FAILED), said)
+        return EndError({503: REFUSED, 500: LOST, 502: LOST, 504: LOST}.get(status, FAILED), said)
 
     def _judge_short(self, body: bytes) -> None:
         choice = json.loads(body)["choices"][0]

@@ -120,6 +120,7 @@ def test_a_whole_stream_is_answered_with_the_time_of_its_first_token() -> None:
         ("short", saying(CONTINUE, document()[:-9]), "lost", "IncompleteReadError"),
         ("short", saying(CONTINUE, document("abort")), "lost", "the server aborted it"),
         ("short", saying(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"), "lost", "status 502"),
+        ("streamed", saying(b"HTTP/1.1 500 Engine died\r\nContent-Length: 0\r\n\r\n"), "lost", "status 500"),
         ("short", saying(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"), "failed", "status 401"),
         ("streamed", saying(CONTINUE, stream(EVENT % b"null")), "lost", "after the server took it"),
         ("streamed", saying(CONTINUE, stream(EVENT % b"null") + b"0\r\n\r\n"), "lost", "without [DONE]"),
