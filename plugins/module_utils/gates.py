@@ -158,19 +158,20 @@ def _standard_error(summary: Mapping[str, float], point: Mapping[str, Any]) -> f
 def outliers(values: Mapping[str, float], tolerance: float) -> dict[str, str]:
     """Return the names whose value differs from their equals', each with a sentence.
 
-    A value is an outlier when it differs from the median by more than C(tolerance) of it and by more than three
-    standard deviations of the others, told robustly from the median absolute deviation. Fewer than three equals tell
-    nothing.
+    A value is an outlier when it differs from the median of the others by more than C(tolerance) of it and by more than
+    three of their standard deviations, told robustly from the median absolute deviation. The value itself is left out
+    of both: among three it would be half of the spread that it is judged by. Fewer than three equals tell nothing.
     """
     if len(values) < FEWEST_EQUALS:
         return {}
-    median = statistics.median(values.values())
-    spread = MAD_TO_STD * statistics.median(abs(value - median) for value in values.values())
     found = {}
     for name, value in values.items():
+        others = [entry for other, entry in values.items() if other != name]
+        median = statistics.median(others)
+        spread = MAD_TO_STD * statistics.median(abs(entry - median) for entry in others)
         if abs(value - median) > max(tolerance * median, 3 * spread):
             share = (value - median) / median * 100
-            found[name] = f"{value:,.1f}, {share:+.1f} % from the median {median:,.1f} of {len(values)} equal servers"
+            found[name] = f"{value:,.1f}, {share:+.1f} % from the median {median:,.1f} of its {len(others)} equals"
     return found
 
 
