@@ -184,3 +184,15 @@ def test_a_snapshot_without_a_reference(tmp_path: Path) -> None:
     assert model_config.snapshot(str(tmp_path)) == str(tmp_path)
     (folder / "config.json").write_text("{}")
     assert model_config.snapshot(str(tmp_path)) == str(folder)
+
+
+def test_a_revision_is_the_snapshot_that_it_leads_to(tmp_path: Path) -> None:
+    """Branches and tags by the cache's own note of them, commits by themselves."""
+    for commit in ("c1", "c2"):
+        (tmp_path / "snapshots" / commit).mkdir(parents=True)
+        (tmp_path / "snapshots" / commit / "config.json").write_text("{}")
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("c1")
+    (tmp_path / "refs" / "v2").write_text("c2\n")
+    found = [model_config.snapshot(str(tmp_path) + end) for end in ("", "/refs/v2", "/refs/c2", "/refs/v3")]
+    assert found == [str(tmp_path / "snapshots" / name) for name in ("c1", "c2", "c2", "v3")]

@@ -685,6 +685,12 @@ QUESTIONS: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         ["m"],
     ),
     "processors": ({"device": "cpu"}, "", "", ["SmolLM2-135M-Instruct"]),
+    "a revision": (
+        {"model": "org/m", "extra_config": {"revision": "v2"}, "image_source": "present"},
+        "",
+        "https://huggingface.co/org/m/resolve/v2/config.json",
+        ["models--org--m/refs/v2"],
+    ),
 }
 
 
