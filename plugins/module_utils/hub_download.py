@@ -342,10 +342,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _retry_after(response: Any) -> float:
-    try:
-        return float(response.headers.get("Retry-After") or 0)
-    except (AttributeError, TypeError, ValueError):
-        return 0.0
+    """Return the seconds to wait that an answer names, as HTTP does or as the hub (C(RateLimit: "api";r=0;t=42))."""
+    headers = getattr(response, "headers", None) or {}
+    told = re.search(r"\bt=(\d+)", str(headers.get("RateLimit") or ""))
+    after = str(headers.get("Retry-After") or "")
+    return float(after) if re.fullmatch(r"[\d.]+", after) else float(told[1]) if told else 0.0
 
 
 # The work
@@ -378,10 +379,11 @@ class Download:
             before = [model.as_result() for model in models]
             if self._job["fetch"]:
                 self._check_room(models)
-                for model, want in zip(models, self._job["wants"]):
+                for number, want in enumerate(self._job["wants"]):
                     self._at = want
-                    if model.files:
-                        self._fetch(model, want)
+                    if models[number].files:
+                        came = self._fetch(models[number], want).as_result()
+                        before[number].update((part, came[part]) for part in ("commit", "files", "bytes"))
         except HubError as error:
             return {
                 "error": {
@@ -440,8 +442,8 @@ class Download:
         if needed > free:
             raise HubError("disk-full", f"{needed} bytes are missing, {free} are free", needed=needed, free=free)
 
-    def _fetch(self, model: Model, want: Mapping[str, Any]) -> None:
-        """Have every file of a model in the cache, and the revision lead there."""
+    def _fetch(self, model: Model, want: Mapping[str, Any]) -> Model:
+        """Have every file of a model in the cache, and the revision lead there; return what it is by then."""
         for _round in range(MOST_ROUNDS):
             small = [entry for entry in model.files if _is_small(entry)]
             with self._reporting(model):
@@ -449,7 +451,7 @@ class Download:
                     if any(entry in model.missing for entry in part):
                         self._patiently(functools.partial(self._get, model, part))
             if self._patiently(functools.partial(self._point, model)):
-                return
+                return model
             # The revision moved on while it was fetched.
             model = self._patiently(functools.partial(self._ask, want))
         raise HubError("hub-unreachable", f"the revision {model.revision} changes again and again")
@@ -523,7 +525,7 @@ class Download:
             thread.join()
 
     def _say(self, **state: Any) -> None:
-        print(PROGRESS_MARK + json.dumps(state), flush=True)
+        _print(PROGRESS_MARK + json.dumps(state))
 
 
 def _is_small(entry: Remote) -> bool:
@@ -542,6 +544,11 @@ def _remote(entry: Any) -> Remote:
     return Remote(entry.rfilename, entry.size, str(sha or entry.blob_id or ""))
 
 
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the program; it never fails by its exit status."""
     sys.path[:] = [entry for entry in sys.path if entry]
@@ -552,7 +559,7 @@ def main(arguments: Sequence[str]) -> None:
         answer = Download(json.loads(arguments[0]), hub).run()
     except ImportError as error:
         answer = {"error": {"name": "python-package-missing", "text": f"{type(error).__name__}: {error}"}}
-    print("\n" + ANSWER_MARK + json.dumps(answer), flush=True)
+    _print("\n" + ANSWER_MARK + json.dumps(answer))
     # Threads of a library that still wait for the network would keep this from ending.
     os._exit(0)
 

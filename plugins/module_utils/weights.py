@@ -262,18 +262,18 @@ def have(
     offline = around.offline or is_offline(around.environment)
     if missing and offline:
         raise _not_here(missing, around)
+    told = {want: _unknown(want, dict(missing).get(want, ""), around.hf_home) for want in wants}
     engine = client() if missing else None
-    if engine is None:
-        return _result([_unknown(want, dict(missing).get(want, ""), around.hf_home) for want in wants])
     asked = [want for want, _lack in missing]
-    if check:
-        return _result(_run(engine, asked, around, fetch=False, progress=progress))
-    os.makedirs(os.path.join(around.hf_home, "gpufleet"), mode=0o755, exist_ok=True)
-    with host_lock(os.path.join(around.hf_home, "gpufleet", ".lock"), f"download of {asked[0].repository}"):
-        models = _run(engine, asked, around, fetch=True, progress=progress)
-        for want, model in zip(asked, models):
-            _record(around.hf_home, want, model)
-    return _result(models)
+    if engine and check:
+        told.update(zip(asked, _run(engine, asked, around, fetch=False, progress=progress)))
+    elif engine:
+        os.makedirs(os.path.join(around.hf_home, "gpufleet"), mode=0o755, exist_ok=True)
+        with host_lock(os.path.join(around.hf_home, "gpufleet", ".lock"), f"download of {asked[0].repository}"):
+            told.update(zip(asked, _run(engine, asked, around, fetch=True, progress=progress)))
+            for want in asked:
+                _record(around.hf_home, want, told[want])
+    return _result(list(told.values()))
 
 
 def _unknown(want: Want, lack: str, hf_home: str) -> dict[str, Any]:

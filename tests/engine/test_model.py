@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_model
-from ansible_collections.gpufleet.vllm.tests.engine.conftest import CACHE, debian_program
+from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import CACHE, debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import PACKAGES, python_tarball
 from ansible_collections.gpufleet.vllm.tests.fakes.hub import MAIN, Hub, Repository, Trouble, folder, sharded
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -230,6 +230,28 @@ def test_another_revision_is_fetched_beside_the_first(run: Run, hub: Hub, tmp_pa
     assert "generation_config.json" in snapshot(tmp_path, hub, revision="v2")
     assert len(hub.asked("GET .*00001-of")) == 1  # the same content is not fetched twice
     assert not run(config={"revision": "v2"})["changed"]
+
+
+def test_a_branch_that_moves_on_meanwhile_is_followed(run: Run, hub: Hub, tmp_path: Path) -> None:
+    repository = hub.repositories["acme/scout"]
+    hub.rate = 2 * SHARD_BYTES
+    worker = threading.Thread(target=move_on, args=(hub, repository))
+    worker.start()
+    result = run()
+    worker.join()
+    assert not result["failed"], result
+    assert result["models"][0]["commit"] == repository.commit("v2") == repository.commit(MAIN)
+    assert set(snapshot(tmp_path, hub)) == SMALL | {"generation_config.json"} | set(sharded(3, 1))
+    assert not run(docker_host="unix:///nowhere.sock")["changed"]
+
+
+def move_on(hub: Hub, repository: Repository) -> None:
+    """Have main be what v2 is, once the first of the weights is asked for."""
+    deadline = time.monotonic() + 60
+    while not hub.asked("GET .*-of-") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    repository.revisions = {"v1": repository.revisions[MAIN], "v2": repository.revisions["v2"]}
+    repository.revisions[MAIN] = repository.revisions["v2"]
 
 
 def test_dummy_weights_need_configuration_and_tokenizer_only(run: Run, hub: Hub, tmp_path: Path) -> None:

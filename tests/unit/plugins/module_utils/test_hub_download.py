@@ -120,6 +120,7 @@ def test_errors_by_their_cause(error: Exception, name: str, transient: bool) -> 
 def test_the_hub_says_how_long_to_wait() -> None:
     assert hub_error(answered(429, **{"Retry-After": "7"})).pause == 7
     assert hub_error(answered(429, **{"Retry-After": "soon"})).pause == 0
+    assert hub_error(answered(429, RateLimit='"resolvers";r=0;t=42')).pause == 42
 
 
 def test_what_the_cache_holds(tmp_path: Path) -> None:
