@@ -9,6 +9,7 @@ registry and no base image.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -45,6 +46,7 @@ def libraries(program: Path) -> set[str]:
     return set(re.findall(r"(?:=> |^\s+)(/\S+)", said, re.MULTILINE))
 
 
+@functools.cache
 def python_tarball(busybox: Path) -> bytes:
     """Return a root file system with Python, a shell and the stand-in as C(vllm)."""
     python = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))

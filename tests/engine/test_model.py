@@ -37,6 +37,8 @@ RELEASES = ("0.36.0", "2.4.0")
 SMALL = {"chat_template.jinja", "config.json", "tokenizer.json", "tokenizer_config.json"}
 SHARD_BYTES = 600_000
 
+NEWEST = pytest.mark.parametrize("image", RELEASES[-1:], indirect=True, scope="module")
+
 Run = Callable[..., dict[str, Any]]
 
 
@@ -206,6 +208,7 @@ def watched(engine: DockerClient, name: str, worker: threading.Thread) -> list[s
     return seen
 
 
+@NEWEST
 def test_a_name_that_the_hub_does_not_know_is_told_at_once(run: Run, hub: Hub) -> None:
     result = run("acme/scuot")
     assert (result["error"]["name"], "acme/scuot" in result["msg"]) == ("model-not-found", True)
@@ -214,6 +217,7 @@ def test_a_name_that_the_hub_does_not_know_is_told_at_once(run: Run, hub: Hub) -
     assert (wrong["error"]["name"], "no revision v3" in wrong["msg"]) == ("revision-not-found", True)
 
 
+@NEWEST
 def test_a_disk_that_is_too_small_is_told_before_anything_comes(run: Run, hub: Hub) -> None:
     hub.repositories["acme/scout"].claimed = {"model-00001-of-00003.safetensors": 10**15}
     result = run()
@@ -223,6 +227,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(run: Run, hub: H
     assert not hub.asked("GET .*(00001-of|config.json)")
 
 
+@NEWEST
 def test_another_revision_is_fetched_beside_the_first(run: Run, hub: Hub, tmp_path: Path) -> None:
     assert not run()["failed"]
     second = run(config={"revision": "v2"})
@@ -254,6 +259,7 @@ def move_on(hub: Hub, repository: Repository) -> None:
     repository.revisions[MAIN] = repository.revisions["v2"]
 
 
+@NEWEST
 def test_dummy_weights_need_configuration_and_tokenizer_only(run: Run, hub: Hub, tmp_path: Path) -> None:
     result = run(config={"load-format": "dummy"})
     assert not result["failed"], result
@@ -262,6 +268,7 @@ def test_dummy_weights_need_configuration_and_tokenizer_only(run: Run, hub: Hub,
     assert run(offline=True)["error"]["name"] == "weights-missing"
 
 
+@NEWEST
 def test_a_download_that_stands_still_is_ended(run: Run, hub: Hub, engine: DockerClient, run_name: str) -> None:
     hub.rate = 10
     result = run(stall_timeout=3)
