@@ -59,7 +59,9 @@ LONGEST_PAUSE_S = 300.0
 # A name that does not resolve or a closed port seldom mends itself: one more try while nothing has come yet.
 BRIEF_RETRIES = 1
 HUB_TIMEOUT_S = 30.0
-STALE_S = 600.0
+# Seconds without a write after which nobody is taken to write a file: one that is there whole by now, one that lacks.
+STALE_S = 60.0
+ABANDONED_S = 600.0
 STALE = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
 MOST_ROUNDS = 3
 # What the HTTP libraries below huggingface_hub call errors of the way there.
@@ -269,13 +271,17 @@ def _size(path: str) -> int | None:
 
 
 def remove_stale(cache: str, repository: str) -> None:
-    """Remove what newer releases of huggingface_hub left of downloads that were killed; they cannot go on with it."""
+    """Remove what newer releases of huggingface_hub left of downloads that were killed; they cannot go on with it.
+
+    Another process may be fetching the same: what was written lately stays, for longer while the whole file lacks.
+    """
     folder = blobs_folder(cache, repository)
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            path = os.path.join(folder, name)
+            path, whole = os.path.join(folder, name), os.path.join(folder, name.partition(".")[0])
             with contextlib.suppress(OSError):
-                if STALE.fullmatch(name) and time.time() - os.stat(path).st_mtime > STALE_S:
+                quiet = time.time() - os.stat(path).st_mtime
+                if STALE.fullmatch(name) and quiet > (STALE_S if os.path.exists(whole) else ABANDONED_S):
                     os.unlink(path)
 
 
@@ -451,6 +457,7 @@ class Download:
                     if any(entry in model.missing for entry in part):
                         self._patiently(functools.partial(self._get, model, part))
             if self._patiently(functools.partial(self._point, model)):
+                remove_stale(self._cache, model.repository)
                 return model
             # The revision moved on while it was fetched.
             model = self._patiently(functools.partial(self._ask, want))

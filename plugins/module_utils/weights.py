@@ -338,7 +338,8 @@ def _run(
     progress.phase(f"weights of {wants[0].repository}", "asking the hub")
     try:
         ended = run_job(client, job, timeout=around.timeout or NO_DEADLINE_S, on_lines=watch.take)
-        answer = json.loads(image_python.answer_in("\n".join(ended.lines), ended.exit_code))
+        said = "\n".join(line for line in ended.lines if not line.startswith(PROGRESS_MARK))
+        answer = json.loads(image_python.answer_in(said, ended.exit_code))
     except image_python.NoAnswerError as error:
         raise GpufleetError(
             f"The download of {wants[0]} ended without an answer.",

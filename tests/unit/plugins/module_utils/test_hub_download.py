@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,15 +152,21 @@ def test_holes_of_a_file_are_not_bytes_that_came(tmp_path: Path) -> None:
 def test_what_a_killed_download_left_is_removed_once_nobody_writes_it(tmp_path: Path) -> None:
     blobs = tmp_path / "models--o--m" / "blobs"
     blobs.mkdir(parents=True)
-    old, new, kept = (
-        blobs / f"{'a' * 64}{end}" for end in (".0123abcd.incomplete", ".1123abcd.incomplete", ".incomplete")
-    )
-    for path in (old, new, kept):
-        path.write_bytes(b"x")
-    os.utime(old, (0, 0))
-    os.utime(kept, (0, 0))
+    there, lacking, now = "a" * 64, "b" * 64, time.time()
+    ages = {
+        there: 1000,
+        f"{there}.00000001.incomplete": 61,
+        f"{there}.00000002.incomplete": 59,
+        f"{lacking}.00000003.incomplete": 601,
+        f"{lacking}.00000004.incomplete": 599,
+        f"{lacking}.incomplete": 1000,  # older releases go on with it
+    }
+    for name, age in ages.items():
+        (blobs / name).write_bytes(b"x")
+        os.utime(blobs / name, (now - age, now - age))
     hub_download.remove_stale(str(tmp_path), "o/m")
-    assert sorted(blobs.iterdir()) == sorted([new, kept])
+    removed = {f"{there}.00000001.incomplete", f"{lacking}.00000003.incomplete"}
+    assert {path.name for path in blobs.iterdir()} == set(ages) - removed
 
 
 def test_an_image_without_the_library_is_named(
