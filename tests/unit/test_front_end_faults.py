@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import table
 
 def result(**changes: Any) -> dict[str, Any]:
     """Return what a fault gave when everything was answered, with changes."""
-    counts = {"sent": 9, "answered": 9, "retried": 0, "refused": 0, "lost": 0, "failed": 0, "streams_cut": 0}
+    counts = {"sent": 9, "answered": 9, "retried": 0, "refused": 0, "lost": 0, "failed": 0, "cut": 0, "streams_cut": 0}
     return {**counts, "reasons": {}, "found": {"left": 0, "requests_while_drained": 0}, **changes}
 
 
@@ -23,19 +23,25 @@ def results(**changes: Any) -> dict[str, dict[str, Any]]:
     return {name: result(**changes.get(name, {})) for name in ("loaded_again", "drained", "killed", "restarted")}
 
 
-def test_nothing_lost_is_right_and_so_are_streams_of_a_server_that_was_killed() -> None:
+def test_nothing_lost_is_right_and_so_is_what_was_open_when_its_end_came() -> None:
     assert wrong(results()) == []
-    assert wrong(results(killed={"lost": 2, "streams_cut": 2}, restarted={"lost": 1, "streams_cut": 1})) == []
+    assert (
+        wrong(
+            results(killed={"lost": 2, "cut": 2, "streams_cut": 2}, restarted={"lost": 2, "cut": 2, "streams_cut": 1})
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("killed", {"lost": 3, "streams_cut": 2}),
+        ("killed", {"lost": 3, "cut": 3, "streams_cut": 2}),
+        ("restarted", {"lost": 3, "cut": 2, "streams_cut": 2}),
         ("killed", {"failed": 1}),
         ("restarted", {"refused": 1}),
-        ("loaded_again", {"lost": 1, "streams_cut": 1}),
-        ("drained", {"lost": 1, "streams_cut": 1}),
+        ("loaded_again", {"lost": 1, "cut": 1, "streams_cut": 1}),
+        ("drained", {"lost": 1, "cut": 1, "streams_cut": 1}),
         ("drained", {"found": {"left": 1, "requests_while_drained": 0}}),
         ("drained", {"found": {"left": 0, "requests_while_drained": 2}}),
     ],
@@ -46,6 +52,6 @@ def test_anything_else_is_named(name: str, change: dict[str, Any]) -> None:
 
 
 def test_the_table_has_a_row_for_each_fault() -> None:
-    lines = table(results(killed={"lost": 2, "streams_cut": 2, "found": {"left_out_s": 0.3}})).splitlines()
+    lines = table(results(killed={"lost": 2, "cut": 2, "streams_cut": 2, "found": {"left_out_s": 0.3}})).splitlines()
     assert len(lines) == 6
-    assert lines[4] == "| killed | 9 | 9 | 0 | 0 | 2 | 0 | 2 | left_out 0.3 |"
+    assert lines[4] == "| killed | 9 | 9 | 0 | 0 | 2 | 0 | 2 | 2 | left_out 0.3 |"
