@@ -239,7 +239,7 @@ def test_another_revision_is_fetched_beside_the_first(run: Run, hub: Hub, tmp_pa
 
 def test_a_branch_that_moves_on_meanwhile_is_followed(run: Run, hub: Hub, tmp_path: Path) -> None:
     repository = hub.repositories["acme/scout"]
-    hub.rate = 2 * SHARD_BYTES
+    hub.rate = SHARD_BYTES // 4
     worker = threading.Thread(target=move_on, args=(hub, repository))
     worker.start()
     result = run()
