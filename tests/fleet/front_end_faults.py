@@ -6,8 +6,8 @@
     VLLM_API_KEY=KEY python tests/fleet/front_end_faults.py --url https://localhost:8443 --ca-file lb-1.pem \\
         --model NAME --run-dir /run/gpufleet-router --host cpu-1 --container cpu-1-0 --server-url http://127.0.0.1:18100
 
-as root on the machine where the front end and that server run, with the folder above ansible_collections on PYTHONPATH.
-Half of the requests are streamed. One after another:
+as root on the machine where the front end and that server run, with DOCKER_HOST of its engine, and the folder above
+ansible_collections on PYTHONPATH. Half of the requests are streamed. One after another:
 
 loaded again   the front end loads its configuration three times
 drained        the host is drained as a rollout does it, and put back
@@ -36,6 +36,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, server_name
 from ansible_collections.gpufleet.vllm.tests.bench.bench_router import Server, wait_for
+from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
 from ansible_collections.gpufleet.vllm.tests.load.client import LOST, STREAMED, Load, Options, summary
 
 BACK_S = 900.0
@@ -197,7 +198,8 @@ def main(arguments: Sequence[str]) -> int:
         todo["restarted"] = faults.restart
     results = {}
     for name, fault in todo.items():
-        results[name] = under_load(options, fault, given.lead)
+        with giving_way(os.environ["DOCKER_HOST"]):
+            results[name] = under_load(options, fault, given.lead)
         print(f"{name}: {json.dumps(results[name])}", file=sys.stderr, flush=True)
     if given.out:
         given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

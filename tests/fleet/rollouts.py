@@ -6,8 +6,8 @@
     VLLM_API_KEY=KEY REPLICA_KEY=KEY python tests/fleet/rollouts.py --url https://localhost:8443 --ca-file lb-1.pem \\
         --model NAME --server cpu-1=http://127.0.0.1:18100 --server cpu-2=… --out rollouts.json -- -i INVENTORY…
 
-on a machine where the hosts are (the client sends to the loopback interface only), with the folder above
-ansible_collections on PYTHONPATH. What follows C(--) goes to every ansible-playbook. One after another:
+on a machine where the hosts are (the client sends to the loopback interface only), with DOCKER_HOST of their engine,
+and the folder above ansible_collections on PYTHONPATH. What follows C(--) goes to every ansible-playbook. In turn:
 
 upgraded                 C(upgrade) to another C(vllm_max_model_len), to its end
 canary below its floor   the canary's score is below the floor of its accuracy: nothing is changed in the end
@@ -38,6 +38,7 @@ from typing import Any
 import requests
 
 from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import SHOWN, under_load
+from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
 from ansible_collections.gpufleet.vllm.tests.load.client import Options
 
 LONGEST_PLAY_S = 2400
@@ -263,7 +264,8 @@ def main(arguments: Sequence[str]) -> int:
         if not re.search(given.only, rollout.name):
             continue
         act: Callable[[], dict[str, Any]] = lambda rollout=rollout: run(fleet, rollout)  # type: ignore[misc]  # noqa: E731
-        counted = under_load(options, act, given.lead)
+        with giving_way(os.environ["DOCKER_HOST"]):
+            counted = under_load(options, act, given.lead)
         result = {**counted, **counted.pop("found"), "served": fleet.served()}
         found = problems(rollout, result)
         wrong += found
