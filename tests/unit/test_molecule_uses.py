@@ -5,8 +5,9 @@
 
 Followed are the playbooks of a scenario's steps, imports and includes of playbooks, roles and tasks, and the
 C(ansible-playbook gpufleet.vllm.X) in command lines. What is in doubt counts as no use: names made at run time,
-C(rescue), tags that are not asked for, check mode, and commands that are wanted to fail. A C(when) or C(hosts) that
-the groups of the scenario's inventory decide is decided; any other one is taken to hold.
+C(rescue), tags that are not asked for, check mode, and commands that are wanted to fail. A C(when) or C(hosts) is
+decided by the groups of the scenario's inventory, by the play's own plan, and by where the scenario has its models
+from; one that needs more than these is taken to hold.
 """
 
 from __future__ import annotations
@@ -67,16 +68,19 @@ class Place:
 
 
 class Expressions:
-    """Ansible's expressions, as far as the groups of an inventory decide them."""
+    """Ansible's expressions, as far as what is known of a scenario decides them."""
 
-    def __init__(self, groups: dict[str, list[str]]) -> None:
+    def __init__(self, groups: dict[str, list[str]], plans: list[dict[str, Any]]) -> None:
         self.groups = groups
+        self.plans = plans or [{}]
         self.environment = jinja2.nativetypes.NativeEnvironment(undefined=jinja2.StrictUndefined)
         self.environment.filters["difference"] = lambda first, second: [one for one in first if one not in second]
 
-    def may_hold(self, conditions: Any) -> bool:
-        """Say whether all conditions hold or cannot be known."""
-        return all(self.value("{{ " + str(condition) + " }}", unknown=True) for condition in as_list(conditions))
+    def may_hold(self, conditions: Any, variables: dict[str, Any]) -> bool:
+        """Say whether all conditions hold, or cannot be known, with the play's own plan or else with some plan."""
+        plans = [variables["vllm_plan"]] if "vllm_plan" in variables else self.plans
+        texts = ["{{ " + str(condition) + " }}" for condition in as_list(conditions)]
+        return any(all(self.value(text, unknown=True, vllm_plan=plan) for text in texts) for plan in plans)
 
     def has_hosts(self, hosts: Any) -> bool:
         """Say whether a play has hosts: a group with some, or what cannot be known."""
@@ -84,10 +88,10 @@ class Expressions:
         names = re.split(r"[,:]", found) if isinstance(found, str) else as_list(found)
         return any(name != "!all" and self.groups.get(name, [name]) for name in names)
 
-    def value(self, text: str, unknown: Any) -> Any:
-        """Return the value of a template, or C(unknown) where it needs more than the groups."""
+    def value(self, text: str, unknown: Any, **known: Any) -> Any:
+        """Return the value of a template, or C(unknown) where it needs more than is known."""
         try:
-            found = self.environment.from_string(text).render(groups=self.groups, ansible_check_mode=False)
+            found = self.environment.from_string(text).render(groups=self.groups, ansible_check_mode=False, **known)
         except (jinja2.TemplateError, TypeError, ValueError):
             return unknown
         return unknown if isinstance(found, jinja2.Undefined) else found
@@ -98,13 +102,17 @@ class Collection:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.expressions = Expressions({})
+        self.expressions = Expressions({}, [])
         self.seen: set[tuple[object, ...]] = set()
 
     def uses(self, scenario: Path) -> set[str]:
         """Return the modules of the collection that a scenario uses."""
         configuration = merged(read(self.root / "molecule" / "config.yml"), read(scenario / "molecule.yml") or {})
-        self.expressions = Expressions(self.groups_of(configuration))
+        inventories = self.inventories_of(configuration)
+        kinds = {*model_sources([scenario, *inventories])}
+        self.expressions = Expressions(
+            groups_of(inventories), [{"model_source": {"kind": kind}} for kind in sorted(kinds)]
+        )
         self.seen.clear()
         found: set[str] = set()
         for step in configuration["scenario"]["test_sequence"]:
@@ -114,14 +122,11 @@ class Collection:
             found |= set(self.in_playbook(playbook, Place(scenario)))
         return found
 
-    def groups_of(self, configuration: dict[str, Any]) -> dict[str, list[str]]:
-        """Return the groups of the inventories that a scenario is given, with their hosts."""
-        groups: dict[str, list[str]] = {"all": []}
-        for word in configuration["ansible"]["executor"]["args"]["ansible_playbook"]:
-            folder = word.partition("=")[2].replace("${MOLECULE_PROJECT_DIRECTORY}", str(self.root))
-            for path in sorted(Path(folder).glob("*.yml")):
-                add_groups(groups, read(path))
-        return groups
+    def inventories_of(self, configuration: dict[str, Any]) -> list[Path]:
+        """Return the folders of the inventories that a scenario is given."""
+        words = configuration["ansible"]["executor"]["args"]["ansible_playbook"]
+        texts = [word.partition("=")[2] for word in words if word.startswith("--inventory=")]
+        return [Path(text.replace("${MOLECULE_PROJECT_DIRECTORY}", str(self.root))) for text in texts]
 
     def in_playbook(self, path: Path, place: Place) -> Iterator[str]:
         """Yield the modules that a playbook uses."""
@@ -148,7 +153,7 @@ class Collection:
     def in_tasks(self, tasks: Iterable[dict[str, Any]], place: Place) -> Iterator[str]:
         """Yield the modules that tasks use."""
         for task in tasks:
-            if not self.expressions.may_hold(task.get("when")):
+            if not self.expressions.may_hold(task.get("when"), place.variables):
                 continue
             if "block" in task:
                 for part in ("block", "always"):
@@ -182,7 +187,7 @@ class Collection:
         else:
             name = str(arguments["file"] if isinstance(arguments, dict) else arguments)
             path, literal = place.folder / name, "{{" not in name
-        visit = (path, place.tags, place.asked)
+        visit = (path, place.tags, place.asked, str(place.variables.get("vllm_plan")))
         if not literal or visit in self.seen:
             return
         self.seen.add(visit)
@@ -210,6 +215,22 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         if isinstance(first[name], dict) and isinstance(second[name], dict):
             both[name] = merged(first[name], second[name])
     return both
+
+
+def groups_of(inventories: list[Path]) -> dict[str, list[str]]:
+    """Return the groups of inventories, with their hosts."""
+    groups: dict[str, list[str]] = {"all": []}
+    for folder in inventories:
+        for path in sorted(folder.glob("*.yml")):
+            add_groups(groups, read(path))
+    return groups
+
+
+def model_sources(folders: list[Path]) -> Iterator[str]:
+    """Yield the kinds of a plan's model_source that the files in folders wish for."""
+    for path in sorted(path for folder in folders for path in folder.rglob("*.yml")):
+        for kind in re.findall(r"^\s*vllm_model_source: (\w+)", path.read_text(encoding="utf-8"), re.M):
+            yield "hub" if kind == "auto" else kind
 
 
 def add_groups(groups: dict[str, list[str]], inventory: dict[str, Any]) -> None:
@@ -286,6 +307,8 @@ SERVE = """
   tags: [first]
 - ansible.builtin.include_tasks: two.yml
   when: of_the_host
+- ansible.builtin.import_tasks: fetch.yml
+  when: vllm_plan.model_source.kind == 'hub'
 - gpufleet.vllm.hidden:
   tags: [never, shown]
 """
@@ -297,10 +320,12 @@ def small(tmp_path: Path) -> Path:
     files = {
         "molecule/config.yml": CONFIG,
         "molecule/inventory/hosts.yml": "all: {hosts: {localhost: }}",
+        "molecule/inventory/group_vars/all.yml": "vllm_model_source: path",
         "molecule/one/molecule.yml": "---",
         "playbooks/go.yml": PLAYBOOK,
         "roles/serve/tasks/main.yml": SERVE,
         "roles/serve/tasks/two.yml": "- gpufleet.vllm.two:",
+        "roles/serve/tasks/fetch.yml": "- gpufleet.vllm.fetched:",
         "roles/balance/tasks/main.yml": "- gpufleet.vllm.balanced:",
         "roles/balance/tasks/drain.yml": "- gpufleet.vllm.drained:",
     }
@@ -331,6 +356,15 @@ def test_a_step_outside_the_sequence_is_no_use(small: Path) -> None:
 def test_the_groups_of_the_inventory_decide(small: Path) -> None:
     (small / "molecule" / "inventory" / "hosts.yml").write_text("all: {children: {router: {hosts: {lb: }}}}")
     assert uses_of(small, converge=IMPORT) == {"one", "two", "balanced", "drained"}
+
+
+def test_where_models_come_from_decides(small: Path) -> None:
+    plan = {"vllm_plan": {"model_source": {"kind": "hub"}}}
+    role = {"ansible.builtin.import_role": {"name": "gpufleet.vllm.serve"}}
+    assert uses_of(small, verify=[{"hosts": "all", "vars": plan, "tasks": [role]}]) == {"one", "two", "fetched"}
+    assert uses_of(small, verify=[{"hosts": "all", "vars": {"vllm_model_source": "hub"}, "tasks": [role]}]) == {
+        *("one", "two", "fetched")
+    }
 
 
 @pytest.mark.parametrize(
