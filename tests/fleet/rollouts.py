@@ -266,7 +266,8 @@ def main(arguments: Sequence[str]) -> int:
         act: Callable[[], dict[str, Any]] = lambda rollout=rollout: run(fleet, rollout)  # type: ignore[misc]  # noqa: E731
         with giving_way(os.environ["DOCKER_HOST"]):
             counted = under_load(options, act, given.lead)
-        result = {**counted, **counted.pop("found"), "served": fleet.served()}
+        ended = counted.pop("found")
+        result = {**counted, **ended, "served": fleet.served()}
         found = problems(rollout, result)
         wrong += found
         results[rollout.name] = result
