@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, model_files, run_line, vram
 from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing, stop_container
 from ansible_collections.gpufleet.vllm.plugins.module_utils.drain import Drain, drain_all
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.history import History, fingerprint
@@ -595,7 +595,7 @@ class Deployment:
             # Not ours to close: then its vLLM turns requests away while it lets the others finish.
             seconds = min(own_drain, self._settings.drain_timeout) + ABORT_S
         with engine_errors(f"stopping {container.name}"), contextlib.suppress(NotFound):
-            container.stop(timeout=seconds)
+            stop_container(container, seconds)
         self._control(str(container.name)).open()
 
     def _await_memory(self, spec: Spec) -> None:

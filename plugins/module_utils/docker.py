@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.errors import ContainerError, ImageNotFound
+    from docker.models.containers import Container
 
 LONGEST_EVIDENCE = 1500  # characters
+STOP_NOTICE_S = 60.0
+RUNNING = ("running", "restarting", "paused", "removing")
 
 
 def connect(docker_host: str, timeout: int = 60) -> DockerClient:
@@ -64,6 +68,36 @@ def engine_errors(doing: str) -> Iterator[None]:
         ) from error
     except (DockerException, requests.exceptions.RequestException) as error:
         raise GpufleetError(f"The Docker engine failed {doing}.", name="engine-error", evidence=str(error)) from error
+
+
+def stop_container(container: Container, seconds: int, notice: float = STOP_NOTICE_S) -> None:
+    """Stop a container, and see for oneself when the engine says that it could not.
+
+    A busy engine may miss the end of a process that it has killed, and answers with an error although it has ended.
+
+    Args:
+        container: of the Docker SDK.
+        seconds: until it is killed.
+        notice: seconds to wait for its end after such an error.
+
+    Raises:
+        docker.errors.APIError, requests.exceptions.RequestException: it runs on.
+    """
+    import requests
+    from docker.errors import APIError, NotFound
+
+    try:
+        container.stop(timeout=seconds)
+    except NotFound:
+        raise
+    except (APIError, requests.exceptions.RequestException):
+        deadline = time.monotonic() + notice
+        container.reload()
+        while container.status in RUNNING:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(min(1.0, notice / 10))
+            container.reload()
 
 
 def image_missing(image: str, error: ImageNotFound, remedy: str) -> GpufleetError:

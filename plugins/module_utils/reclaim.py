@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, stop_container
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.orphans import exists, may_end
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import COLLECTION, LABEL_COLLECTION
@@ -112,7 +112,7 @@ def _remove(names: Iterable[str], client: Callable[[], DockerClient], drain_time
             container = client().containers.get(name)
             if container.labels.get(LABEL_COLLECTION) != COLLECTION:
                 raise _not_ours(f"The container {name}")
-            container.stop(timeout=int(drain_timeout))
+            stop_container(container, int(drain_timeout))
             container.remove(force=True)
 
 
