@@ -167,11 +167,10 @@ def kill_loading_engine(_world: World, site: Site, fault: Fault) -> Play:
 
 
 def freeze_start(_world: World, site: Site, fault: Fault) -> Play:
-    """Stop every process of the server once it has begun to print."""
+    """Stop every process of the server as soon as it has some."""
 
     def freeze() -> None:
-        wait_for(site.printed, SOON_S, "the server prints nothing")
-        send_signal("STOP", *site.processes())
+        send_signal("STOP", *wait_for(site.processes, SOON_S, "no container is started"))
 
     return site.play(wishes=fault.wishes, meanwhile=freeze)
 

@@ -189,7 +189,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "engine-killed-while-loading",
         "The engine's process is killed while it loads the model",
-        "process-killed",
+        "killed",
         "The server was killed (SIGKILL)",
         NOTHING,
         how="kill_loading_engine",
