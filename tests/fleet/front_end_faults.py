@@ -137,21 +137,40 @@ def under_load(options: Options, fault: Callable[[], dict[str, Any]], lead_s: fl
     }
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of the command line."""
-    parser = argparse.ArgumentParser(description="Provoke faults behind a steady stream of requests.")
+def add_load_arguments(parser: argparse.ArgumentParser, rate: float) -> None:
+    """Add the arguments that say which load to send; C(rate) is the default in requests a second."""
     parser.add_argument("--url", required=True, help="of the front end")
     parser.add_argument("--ca-file", default="", help="what its certificate is checked with")
     parser.add_argument("--model", required=True, help="the served model's name")
+    parser.add_argument("--rate", type=float, default=rate, help="requests a second")
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--lead", type=float, default=4.0, help="seconds of load before and after each")
+    parser.add_argument("--out", type=Path, help="all figures as JSON")
+
+
+def load_options(given: argparse.Namespace) -> Options:
+    """Return the load of those arguments, sent again when refused, as the OpenAI libraries do."""
+    return Options(
+        url=given.url,
+        model=given.model,
+        rate=given.rate,
+        max_tokens=given.max_tokens,
+        api_key=os.environ.get("VLLM_API_KEY", ""),
+        ca_file=given.ca_file,
+        timeout=120,
+        retries=120,
+    )
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description="Provoke faults behind a steady stream of requests.")
+    add_load_arguments(parser, rate=3.0)
     parser.add_argument("--run-dir", default="/run/gpufleet-router", help="the front end's sockets")
     parser.add_argument("--host", required=True, help="the host to drain and whose server is killed")
     parser.add_argument("--container", required=True, help="that server's container")
     parser.add_argument("--server-url", required=True, help="where that server listens")
     parser.add_argument("--restart", default="", help="command that starts the front end")
-    parser.add_argument("--rate", type=float, default=3.0, help="requests a second")
-    parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--lead", type=float, default=4.0, help="seconds of load before and after each fault")
-    parser.add_argument("--out", type=Path, help="all figures as JSON")
     return parser.parse_args(arguments)
 
 
@@ -182,16 +201,7 @@ def wrong(results: dict[str, dict[str, Any]]) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Provoke each fault, print the table."""
     given = parse(arguments)
-    options = Options(
-        url=given.url,
-        model=given.model,
-        rate=given.rate,
-        max_tokens=given.max_tokens,
-        api_key=os.environ.get("VLLM_API_KEY", ""),
-        ca_file=given.ca_file,
-        timeout=120,
-        retries=120,
-    )
+    options = load_options(given)
     faults = Faults(given)
     todo = {"loaded again": faults.reload, "drained": faults.drain, "killed": faults.kill}
     if given.restart:

@@ -37,9 +37,13 @@ from typing import Any
 
 import requests
 
-from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import SHOWN, under_load
+from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import (
+    SHOWN,
+    add_load_arguments,
+    load_options,
+    under_load,
+)
 from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
-from ansible_collections.gpufleet.vllm.tests.load.client import Options
 
 LONGEST_PLAY_S = 2400
 SHOWN_OF_LOG = 4000
@@ -229,16 +233,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description="Run rollouts beneath a steady stream of requests.")
-    parser.add_argument("--url", required=True, help="of the front end")
-    parser.add_argument("--ca-file", default="", help="what its certificate is checked with")
-    parser.add_argument("--model", required=True, help="the served model's name")
+    add_load_arguments(parser, rate=2.0)
     parser.add_argument("--server", action="append", required=True, metavar="HOST=URL", help="a host and its server")
     parser.add_argument("--state-dir", type=Path, required=True, help="for the rollouts' state")
-    parser.add_argument("--rate", type=float, default=2.0, help="requests a second")
-    parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--lead", type=float, default=4.0, help="seconds of load before and after each")
     parser.add_argument("--only", default="", help="regular expression of the rollouts to run")
-    parser.add_argument("--out", type=Path, help="all figures as JSON")
     parser.add_argument("arguments", nargs="*", help="for ansible-playbook, after --")
     return parser.parse_args(arguments)
 
@@ -248,16 +246,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(arguments)
     servers = dict(pair.split("=", 1) for pair in given.server)
     fleet = Fleet(servers, os.environ.get("REPLICA_KEY", ""), given.arguments, given.state_dir)
-    options = Options(
-        url=given.url,
-        model=given.model,
-        rate=given.rate,
-        max_tokens=given.max_tokens,
-        api_key=os.environ.get("VLLM_API_KEY", ""),
-        ca_file=given.ca_file,
-        timeout=120,
-        retries=120,
-    )
+    options = load_options(given)
     results: dict[str, dict[str, Any]] = {}
     wrong: list[str] = []
     for rollout in rollouts(list(servers)[1]):
