@@ -40,7 +40,7 @@ INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
 FLEET = "fleet"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
-COMPLAINT = re.compile(r"fatal: |FAILED |ERROR:? |.*\bERROR\b: ")
+COMPLAINT = re.compile(r"\[ERROR\]: |FAILED |ERROR:? \S|.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
 # Behind the servers that tests with an engine wait for.
 BEHIND = ["nice", "-n", "10"]

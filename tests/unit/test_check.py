@@ -54,8 +54,9 @@ def test_what_a_failed_command_complained_of_is_told_again_at_the_end(capsys: py
     script = "\n".join(
         [
             "print('TASK [See that it answers] ' + '*' * 20)",
-            "print('fatal: [localhost]: FAILED! => it does not')",
+            "print('[ERROR]: Task failed: it does not')",
             "print('TASK [Clean up] ' + '*' * 20)",
+            "print('ERROR    [default > verify] Executed: Failed')",
             "raise SystemExit(2)",
         ]
     )
@@ -63,7 +64,7 @@ def test_what_a_failed_command_complained_of_is_told_again_at_the_end(capsys: py
         outcome = run("molecule", Command("default", [sys.executable, "-c", script]), log)
     assert report([outcome], 1.0) is False
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "molecule default: TASK [See that it answers] fatal: [localhost]: FAILED! => it does not",
+        "molecule default: TASK [See that it answers] [ERROR]: Task failed: it does not",
         "0 passed, 1 failed",
     ]
 
