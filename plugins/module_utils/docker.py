@@ -88,16 +88,19 @@ def stop_container(container: Container, seconds: int, notice: float = STOP_NOTI
 
     try:
         container.stop(timeout=seconds)
-    except NotFound:
-        raise
-    except (APIError, requests.exceptions.RequestException):
-        deadline = time.monotonic() + notice
+    except (APIError, requests.exceptions.RequestException) as error:
+        if isinstance(error, NotFound) or not _ends(container, notice):
+            raise
+
+
+def _ends(container: Container, patience: float) -> bool:
+    """Return whether a container has ended, or does so within C(patience) seconds."""
+    deadline = time.monotonic() + patience
+    container.reload()
+    while container.status in RUNNING and time.monotonic() < deadline:
+        time.sleep(min(1.0, patience / 10))
         container.reload()
-        while container.status in RUNNING:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(min(1.0, notice / 10))
-            container.reload()
+    return container.status not in RUNNING
 
 
 def image_missing(image: str, error: ImageNotFound, remedy: str) -> GpufleetError:
