@@ -160,13 +160,19 @@ def scenarios(names: list[str]) -> list[Command]:
             scenario,
             [tool("molecule"), "-c", "molecule/config.yml", "test", "--scenario-name", scenario],
             environment={
-                "MOLECULE_EPHEMERAL_DIRECTORY": str(CACHE / "molecule" / scenario),
+                "MOLECULE_EPHEMERAL_DIRECTORY": str(forgotten(CACHE / "molecule" / scenario)),
                 "MOLECULE_COMMAND_BORDERS": "false",  # they wrap what Ansible prints at 80 columns
                 "NO_COLOR": "1",
             },
         )
         for scenario in names
     ]
+
+
+def forgotten(folder: Path) -> Path:
+    """Remove a folder and return it: Molecule remembers there that a scenario was prepared, and would not do it again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def faults() -> list[Command]:
