@@ -19,6 +19,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def scenarios(names: list[str]) -> list[Command]:
 
 
 def forgotten(folder: Path) -> Path:
-    """Remove a folder and return it: Molecule remembers there that a scenario was prepared, and would not do it again."""
+    """Remove a folder and return it; Molecule remembers there that a scenario is prepared, and would not do it again."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
