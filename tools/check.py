@@ -171,7 +171,7 @@ def scenarios(names: list[str]) -> list[Command]:
 
 
 def forgotten(folder: Path) -> Path:
-    """Remove a folder and return it; Molecule remembers there that a scenario is prepared, and would not do it again."""
+    """Remove a folder and return it: in it Molecule remembers that a scenario is prepared already."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
