@@ -543,11 +543,19 @@ class Deployment:
                 raise self._refused(step, error) from error
 
     def _set_aside(self, step: Step) -> None:
+        from docker.errors import APIError
+
         old = _must(step.old)
         self._progress.phase(f"{step.name}: stopping the old server")
         step.old_policy = _policy(old)
         with engine_errors(f"stopping the old server of {step.name}"):
-            old.rename(step.name + PREVIOUS)
+            try:
+                old.rename(step.name + PREVIOUS)
+            except APIError:
+                # Docker renames no container that is between two starts of a restart loop ("sandbox not found").
+                old.update(restart_policy={"Name": "no"})
+                self._stop(old, step.drain)
+                old.rename(step.name + PREVIOUS)
             old.update(restart_policy={"Name": "no"})
         self._stop(old, step.drain)
 

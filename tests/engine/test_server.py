@@ -29,9 +29,11 @@ from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, fre
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
 LOGS = Path(__file__).parents[1] / "unit" / "data" / "logs"
 KEY, TOKEN = "sk-secret-4711", "hf_secret0815"
+LONG_PAUSE_AFTER = 5  # restarts: Docker waits 100 ms before the first, and twice as long before each further one
 
 
 @pytest.fixture(scope="session")
@@ -550,10 +552,9 @@ def test_a_stopped_server_is_started(fleet: Fleet) -> None:
     assert (result["changed"], result["replicas"][0]["action"], answer(fleet)) == (True, "started", 200)
 
 
-def test_a_server_made_by_hand_is_replaced_and_comes_back_when_that_fails(fleet: Fleet) -> None:
-    fleet.run(fleet.replica())
-    fleet.engine.containers.get(f"{fleet.prefix}-0").remove(force=True)
-    by_hand = fleet.engine.containers.run(
+def server_made_by_hand(fleet: Fleet) -> Container:
+    """Return a container that somebody started with the configuration which the last run wrote."""
+    return fleet.engine.containers.run(
         fleet.image,
         ["/models/stand-in", "--config", "/etc/vllm/config.yaml"],
         name=f"{fleet.prefix}-0",
@@ -563,13 +564,55 @@ def test_a_server_made_by_hand_is_replaced_and_comes_back_when_that_fails(fleet:
         labels={"io.gpufleet.collection": "gpufleet.vllm"},
         restart_policy={"Name": "always"},
     )
+
+
+def test_a_server_made_by_hand_is_replaced_and_comes_back_when_that_fails(fleet: Fleet) -> None:
+    fleet.run(fleet.replica())
+    fleet.engine.containers.get(f"{fleet.prefix}-0").remove(force=True)
+    by_hand = server_made_by_hand(fleet)
+    # It reads its configuration when it starts, and the next run writes another.
+    assert answers_within(fleet, 30)
     failed = fleet.run(fleet.replica(no_such_flag=1), check_config=False)
-    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("flag-unknown", True)
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("flag-unknown", True), failed["error"]
     by_hand.reload()
     policy = by_hand.attrs["HostConfig"]["RestartPolicy"]["Name"]
     assert (by_hand.name, by_hand.status in ("running", "restarting"), policy) == (f"{fleet.prefix}-0", True, "always")
     result = fleet.run(fleet.replica())
     assert (result["replicas"][0]["action"], answer(fleet)) == ("replaced", 200)
+
+
+def test_a_server_in_a_restart_loop_is_replaced_and_comes_back_when_that_fails(fleet: Fleet) -> None:
+    """Docker refuses to rename a container that waits for its next start."""
+    fleet.run(fleet.replica(no_such_flag=1), wait=False, check_config=False)
+    fleet.engine.containers.get(f"{fleet.prefix}-0").remove(force=True)
+    looping = server_made_by_hand(fleet)
+    assert waits_for_its_next_start(looping, 60)
+    failed = fleet.run(fleet.replica(no_such_flag=1), check_config=False)
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("flag-unknown", True), failed["error"]
+    result = fleet.run(fleet.replica())
+    assert (result["replicas"][0]["action"], answer(fleet)) == ("replaced", 200)
+
+
+def waits_for_its_next_start(container: Container, seconds: float) -> bool:
+    """Return whether a container has died so often that Docker now waits for more than a second."""
+    deadline = time.monotonic() + seconds
+    container.reload()
+    while container.status != "restarting" or container.attrs["RestartCount"] < LONG_PAUSE_AFTER:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+        container.reload()
+    return True
+
+
+def answers_within(fleet: Fleet, seconds: float) -> bool:
+    """Return whether the first replica answers, at the latest after that time."""
+    deadline = time.monotonic() + seconds
+    while answer(fleet) != 200:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_a_server_that_dies_again_and_again_is_restarted_and_diagnosed(fleet: Fleet) -> None:
