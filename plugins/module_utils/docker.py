@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 LONGEST_EVIDENCE = 1500  # characters
 STOP_NOTICE_S = 60.0
+ENGINE_REMEDY = (
+    "The engine's own log tells more (journalctl -u docker). Once it works again, run the play again: it goes on where"
+    " this one ended."
+)
 RUNNING = ("running", "restarting", "paused", "removing")
 
 
@@ -62,12 +66,14 @@ def engine_errors(doing: str) -> Iterator[None]:
 
     try:
         yield
-    except APIError as error:
-        raise GpufleetError(
-            f"The Docker engine failed {doing}.", name="engine-error", evidence=str(error.explanation or error)
-        ) from error
     except (DockerException, requests.exceptions.RequestException) as error:
-        raise GpufleetError(f"The Docker engine failed {doing}.", name="engine-error", evidence=str(error)) from error
+        explanation = error.explanation if isinstance(error, APIError) else ""
+        raise GpufleetError(
+            f"The Docker engine failed {doing}.",
+            name="engine-error",
+            remedy=ENGINE_REMEDY,
+            evidence=str(explanation or error),
+        ) from error
 
 
 def stop_container(container: Container, seconds: int, notice: float = STOP_NOTICE_S) -> None:

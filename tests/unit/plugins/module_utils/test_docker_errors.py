@@ -34,6 +34,7 @@ def test_what_the_engine_refuses_is_evidence(raised: Exception, evidence: str) -
     with pytest.raises(GpufleetError, match=r"The Docker engine failed to look\.") as caught, engine_errors("to look"):
         raise raised
     assert (caught.value.name, caught.value.evidence) == ("engine-error", evidence)
+    assert "run the play again" in caught.value.remedy
 
 
 def test_an_image_that_is_missing_is_named_with_what_to_do() -> None:
