@@ -72,7 +72,7 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         "lines": lines,
         "order": [host for batch in batches for host in batch],
         "serial": [len(batch) for batch in batches],
-        "canaries": known.get("canaries") or found.canaries,
+        "canaries": rollout.canaries_of(found, known.get("canaries", [])),
         "stop": stopped or found.stop,
         "bring_back": rollout.to_bring_back(states) if stopped else [],
         "done": found.done,
@@ -93,11 +93,15 @@ def _keep(
     known = state.settings()
     if known.get("stopped"):
         return
+    for host in found.same:
+        state.drop_host(host)
     if not found.order and not found.done:
         return
+    canaries = rollout.canaries_of(found, known.get("canaries", []))
     settings = {
         "began": known.get("began") or now(),
-        "canaries": known.get("canaries") or found.canaries,
+        # Those of hosts outside this run stay for the run that goes on with them.
+        "canaries": canaries + [host for host in known.get("canaries", []) if host not in arguments["all_hosts"]],
         "total": len(found.order) + len(found.done),
         "largest_batch": max([1, *map(len, found.batches)]),
         "max_failures": arguments["max_failures"],
@@ -105,16 +109,13 @@ def _keep(
     }
     state.save_settings(settings)
     for host in found.order:
-        begun = states.get(host, {}).get("state") == rollout.BEGUN and states[host]["wish"] == hosts[host].wish()
         state.save_host(
             host,
-            state=rollout.BEGUN if begun else rollout.PENDING,
+            state=rollout.BEGUN if states.get(host, {}).get("state") == rollout.BEGUN else rollout.PENDING,
             wish=hosts[host].wish(),
-            canary=host in settings["canaries"],
+            canary=host in canaries,
             why="",
         )
-    for host in found.same:
-        state.drop_host(host)
 
 
 def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:

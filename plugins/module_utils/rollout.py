@@ -96,7 +96,7 @@ def arrange(
     """
     refused = {host: found.error for host, found in hosts.items() if found.error}
     mine = {host: state for host, state in states.items() if host in hosts and state["wish"] == hosts[host].wish()}
-    begun = [host for host in hosts if host not in refused and mine.get(host, {}).get("state") == BEGUN]
+    begun = [host for host in hosts if host not in refused and _needs_its_turn(hosts[host], states.get(host, {}))]
     changing = [host for host, found in hosts.items() if found.changes and host not in refused and host not in begun]
     rest = [host for host in hosts if host not in refused and host not in begun and host not in changing]
     done = [host for host in rest if mine.get(host, {}).get("state") == DONE]
@@ -117,6 +117,25 @@ def arrange(
         unreachable=in_order(unreachable),
         stop=stop,
     )
+
+
+def _needs_its_turn(found: Prepared, state: Mapping[str, Any]) -> bool:
+    """Return whether the front end may still keep requests from a host, for what an earlier run left of its turn.
+
+    That is so whatever was wished then. Only a turn, even one without a change, has it verified and put back.
+    """
+    return state.get("state") == BEGUN or (state.get("state") == FAILED and not found.changes)
+
+
+def canaries_of(found: Rollout, earlier: Iterable[str]) -> list[str]:
+    """Return the hosts of a run that are verified the most.
+
+    Args:
+        found: what was arranged.
+        earlier: the canaries of the runs before it. They count where they take part in this run; and where no host of
+            this run is done, nothing has proved the change there yet: its first batch has to.
+    """
+    return [host for host in earlier if host in (*found.order, *found.done)] if found.done else found.canaries
 
 
 def mixed(kinds: Mapping[str, str]) -> list[str]:

@@ -114,6 +114,57 @@ def test_an_interrupted_one_goes_on_and_knows_what_was_before(controller: Contro
     assert controller.tell()["left"] == ["b", "c", "d"]
 
 
+def test_a_host_drained_before_the_inventory_was_taken_back_is_put_back(controller: Controller) -> None:
+    """The canary is done, the second host drained and not replaced yet; then what is wished is what it has."""
+    controller.arrange("a", "b", "c")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "done")
+    controller.note("b", "begun", before="1")
+    back = {**PLAN, "max_num_seqs": 256}
+    hosts = {"a": {"plan": back, "changes": CHANGES}, "b": {"plan": back}, "c": {"plan": back}}
+    again = controller.arrange(hosts=hosts, all_hosts=["a", "b", "c"])
+    assert (again["order"], again["same"], again["canaries"]) == (["b", "a"], ["c"], ["b"])
+    assert controller.note("b", "begun")["canary"]
+    controller.note("b", "done")
+    assert controller.note("a", "begun") == {"before": {"deployment": "1"}, "canary": False}
+    controller.note("a", "done")
+    assert controller.tell()["lines"] == ["  changed and verified: a, b (2 hosts)"]
+
+
+def test_a_rollout_whose_inventory_was_taken_back_before_its_canary_ends(controller: Controller) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    back = {"plan": {**PLAN, "max_num_seqs": 256}}
+    again = controller.arrange(hosts={"a": back, "b": back}, all_hosts=["a", "b"])
+    assert (again["order"], again["canaries"]) == (["a"], ["a"])
+    controller.note("a", "done")
+    assert not controller.tell().get("failed")
+    assert (controller.state.settings(), controller.state.hosts()) == ({}, {})
+
+
+def test_a_rollout_that_was_taken_back_before_any_turn_ends(controller: Controller) -> None:
+    controller.arrange("a", "b")
+    assert controller.arrange(same=("a", "b"))["order"] == []
+    told = controller.tell()
+    assert (told.get("failed"), told["left"]) == (None, [])
+    assert (controller.state.settings(), controller.state.hosts()) == ({}, {})
+
+
+def test_hosts_that_the_earlier_run_did_not_have_get_a_canary_of_their_own(controller: Controller) -> None:
+    """Interrupted with --limit hopper, then run with --limit blackwell, then with hopper again."""
+    controller.arrange("hopper-1", "hopper-2")
+    controller.note("hopper-1", "begun", before="1")
+    controller.note("hopper-1", "done")
+    assert controller.arrange("blackwell-1", "blackwell-2")["canaries"] == ["blackwell-1"]
+    assert controller.note("blackwell-1", "begun")["canary"]
+    assert not controller.note("blackwell-2", "begun")["canary"]
+    for host in ("blackwell-1", "blackwell-2"):
+        controller.note(host, "done")
+    assert controller.tell()["left"] == ["hopper-2"]
+    again = controller.arrange("hopper-2", same=("hopper-1",))
+    assert (again["order"], again["done"], again["canaries"]) == (["hopper-2"], ["hopper-1"], ["hopper-1"])
+
+
 def test_a_host_that_failed_before_the_interruption_has_another_turn(controller: Controller) -> None:
     controller.arrange("a", "b", max_failures=1)
     controller.note("a", "begun")

@@ -101,6 +101,33 @@ def test_a_host_that_had_begun_is_gone_through_again_even_if_it_has_its_servers(
     assert found.canaries == ["h200-001"]
 
 
+@pytest.mark.parametrize(
+    ("left", "changes", "has_a_turn"),
+    [
+        (rollout.BEGUN, [], True),
+        (rollout.BEGUN, ["x"], True),
+        (rollout.FAILED, [], True),
+        (rollout.FAILED, ["x"], True),
+        (rollout.DONE, [], False),
+        (rollout.PENDING, [], False),
+    ],
+)
+def test_a_host_that_may_be_drained_has_a_turn_whatever_is_wished_now(
+    left: str, changes: list[str], has_a_turn: bool
+) -> None:
+    """It was interrupted, then the inventory was taken back: nothing is to be replaced, but it is to be put back."""
+    hosts = {"h200-001": Prepared(plan=HOPPER, changes=changes)}
+    other = {"state": left, "wish": "0123456789abcdef", "canary": False, "why": ""}
+    assert (arrange(hosts, states={"h200-001": other}).order == ["h200-001"]) is has_a_turn
+
+
+def test_canaries_of_an_earlier_run_count_where_they_take_part_and_the_change_is_proved() -> None:
+    hosts = {**fleet(2), "h200-001": Prepared(plan=HOPPER)}
+    proved = arrange(hosts, states={"h200-001": state(hosts, "h200-001", rollout.DONE)})
+    assert rollout.canaries_of(proved, ["h200-001", "b200-01"]) == ["h200-001"]
+    assert rollout.canaries_of(arrange(fleet(3)), ["b200-01"]) == ["h200-001"]
+
+
 def test_what_an_earlier_rollout_left_does_not_count_for_another_wish() -> None:
     hosts = fleet(2)
     other = {"state": rollout.DONE, "wish": "0123456789abcdef", "canary": True, "why": ""}
