@@ -10,12 +10,13 @@ C(gpufleet/models--<owner>--<name>.json), so that the next run knows from the ho
 from __future__ import annotations
 
 import collections
+import contextlib
 import inspect
 import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -37,7 +38,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     HF_HOME,
     joined_volumes,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_failed, write_file
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -96,6 +97,7 @@ class Surroundings:
         stall_timeout: seconds without a further byte after which it is given up; 0 for never.
         retries: further attempts after a failure that may pass, counted anew whenever bytes came.
         backoff: seconds before the first of them; doubled before each next one.
+        lock_timeout: seconds to wait for another run that fetches into the same cache.
     """
 
     image: str
@@ -111,6 +113,7 @@ class Surroundings:
     stall_timeout: float = 900
     retries: int = 5
     backoff: float = 5
+    lock_timeout: float = 0
 
 
 # What is wanted
@@ -258,22 +261,63 @@ def have(
     Raises:
         GpufleetError: see the module's RETURN.
     """
-    missing = [(want, lack) for want in wants for lack in [lacks(want, around.hf_home)] if lack]
-    offline = around.offline or is_offline(around.environment)
-    if missing and offline:
+    missing = _missing(wants, around)
+    if missing and (around.offline or is_offline(around.environment)):
         raise _not_here(missing, around)
-    told = {want: _unknown(want, dict(missing).get(want, ""), around.hf_home) for want in wants}
     engine = client() if missing else None
-    asked = [want for want, _lack in missing]
-    if engine and check:
-        told.update(zip(asked, _run(engine, asked, around, fetch=False, progress=progress)))
-    elif engine:
-        os.makedirs(os.path.join(around.hf_home, "gpufleet"), mode=0o755, exist_ok=True)
-        with host_lock(os.path.join(around.hf_home, "gpufleet", ".lock"), f"download of {asked[0].repository}"):
-            told.update(zip(asked, _run(engine, asked, around, fetch=True, progress=progress)))
-            for want in asked:
-                _record(around.hf_home, want, told[want])
-    return _result(list(told.values()))
+    if engine is None or check:
+        asked = [want for want, _lack in missing]
+        models = _run(engine, asked, around, fetch=False, progress=progress) if engine else []
+        return _result(_told(wants, missing, models, around))
+    with _alone(missing[0][0], around, progress):
+        # Whoever was waited for may have fetched all of it.
+        missing = _missing(wants, around)
+        asked = [want for want, _lack in missing]
+        models = _run(engine, asked, around, fetch=True, progress=progress) if asked else []
+        for want, model in zip(asked, models):
+            _record(around.hf_home, want, model)
+    return _result(_told(wants, missing, models, around))
+
+
+def _missing(wants: Sequence[Want], around: Surroundings) -> list[tuple[Want, str]]:
+    """Return the repositories that the cache lacks something of, with what it is."""
+    return [(want, lack) for want in wants for lack in [lacks(want, around.hf_home)] if lack]
+
+
+@contextlib.contextmanager
+def _alone(want: Want, around: Surroundings, progress: Progress) -> Iterator[None]:
+    """Keep other runs from fetching into the cache inside the block, which begins when those before are done."""
+    folder = os.path.join(around.hf_home, "gpufleet")
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise write_failed(folder, error, "vllm_hf_home") from error
+    blobs = hub_download.blobs_folder(os.path.join(around.hf_home, "hub"), want.repository)
+
+    def wait(holder: str) -> None:
+        there = format_bytes(hub_download.used(blobs))
+        progress.phase(f"weights of {want.repository}", f"waiting for another run ({holder}); {there} are there")
+
+    with host_lock(
+        os.path.join(folder, ".lock"),
+        f"download of {want.repository}",
+        timeout=around.lock_timeout,
+        on_wait=wait,
+        variable="vllm_hf_home",
+    ):
+        yield
+
+
+def _told(
+    wants: Sequence[Want],
+    missing: Sequence[tuple[Want, str]],
+    models: Sequence[dict[str, Any]],
+    around: Surroundings,
+) -> list[dict[str, Any]]:
+    """Return what is known of each repository: what the hub told of it (C(models), of those missing) or the host."""
+    asked = dict(zip((want for want, _lack in missing), models))
+    lack_of = dict(missing)
+    return [asked.get(want) or _unknown(want, lack_of.get(want, ""), around.hf_home) for want in wants]
 
 
 def _unknown(want: Want, lack: str, hf_home: str) -> dict[str, Any]:
@@ -376,8 +420,9 @@ def _volumes(around: Surroundings, fetch: bool) -> list[str]:
     own = [f"{around.hf_home}:{HF_HOME}"]
     if around.ca_bundle:
         own.append(f"{around.ca_bundle}:{CA_BUNDLE_PATH}:ro")
-    joined = [volume for volume in joined_volumes(own, around.volumes) if volume.split(":")[1:2] != [""]]
-    kept = [volume for volume in joined if volume.split(":")[1] not in CACHES.values()]
+    # A volume without a colon is one of Docker's own, empty and of no use to a download.
+    targets = {volume: volume.split(":")[1] for volume in joined_volumes(own, around.volumes) if ":" in volume}
+    kept = [volume for volume, target in targets.items() if target and target not in CACHES.values()]
     if fetch:
         return kept
     cache = [f"{around.hf_home}:{HF_HOME}:ro"] if kept[:1] == own[:1] and os.path.isdir(around.hf_home) else []

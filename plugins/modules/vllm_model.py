@@ -105,6 +105,14 @@ options:
       - Seconds for the whole download; 0 for no deadline.
     type: float
     default: 14400
+  lock_timeout:
+    description:
+      - Seconds to wait for another run that fetches into O(hf_home), such as one whose play was interrupted, or one of
+        another host with which the folder is shared. Progress tells who is waited for. What the other run has fetched
+        is not fetched again.
+      - V(0) does not wait.
+    type: int
+    default: 0
 extends_documentation_fragment:
   - gpufleet.vllm.common.changes
   - gpufleet.vllm.common.docker
@@ -179,7 +187,7 @@ error:
     - Names are V(model-gated), V(model-not-found), V(revision-not-found), V(hub-refused), V(hub-rate-limit),
       V(hub-unreachable), V(name-not-resolved), V(certificate-not-trusted), V(disk-full), V(permission-denied),
       V(weights-missing), V(python-package-missing), V(download-stalled), V(download-too-slow), V(download-failed),
-      V(secret-invalid), V(image-missing), V(busy), V(engine-not-running) and V(engine-error).
+      V(secret-invalid), V(image-missing), V(busy), V(write-failed), V(engine-not-running) and V(engine-error).
   returned: failure
   type: dict
 """
@@ -218,6 +226,7 @@ ARGUMENTS: dict[str, Any] = {
     "backoff": {"type": "float", "default": 5},
     "stall_timeout": {"type": "float", "default": 900},
     "timeout": {"type": "float", "default": 14400},
+    "lock_timeout": {"type": "int", "default": 0},
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
 }
@@ -231,6 +240,7 @@ SHARED = (
     "backoff",
     "stall_timeout",
     "timeout",
+    "lock_timeout",
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -60,6 +61,31 @@ def test_it_is_waited_for_when_there_is_time(tmp_path: Path) -> None:
     holder.start()
     free.wait(10)
     began = time.monotonic()
-    with host_lock(path, "second", timeout=30):
+    told: list[str] = []
+    with host_lock(path, "second", timeout=30, on_wait=told.append):
         assert time.monotonic() - began > 0.5
     holder.join()
+    assert re.fullmatch(rf"first, for \d+ s, process {os.getpid()}", told[0])
+
+
+def test_a_holder_on_another_host_is_named_with_its_host(tmp_path: Path) -> None:
+    """As on NFS, where the lock is the server's; here a process of this host says that it is on another."""
+    path = tmp_path / ".lock"
+    with host_lock(str(path), "x"):
+        path.write_text(json.dumps({"pid": 7, "host": "gpu-02", "operation": "download of o/m", "since": 2**40}))
+        with pytest.raises(GpufleetError) as caught, host_lock(str(path), "y"):
+            pass
+    assert caught.value.message == (
+        f"Another run is working in {tmp_path} (for 0 s): download of o/m (process 7 on gpu-02)."
+    )
+    assert "end process 7 on gpu-02 only if it hangs" in caught.value.remedy
+
+
+def test_where_there_can_be_no_lock_the_variable_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(GpufleetError, match="cannot be written: Is a directory") as caught,
+        host_lock(str(tmp_path / ".lock"), "x", variable="vllm_hf_home"),
+    ):
+        pass
+    assert (caught.value.name, "or set vllm_hf_home" in caught.value.remedy) == ("write-failed", True)

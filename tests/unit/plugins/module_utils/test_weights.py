@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import weights
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_download import PROGRESS_MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.weights import Surroundings, Want, Watch
@@ -133,6 +138,78 @@ def test_the_container_gets_what_the_server_gets() -> None:
         "/etc/ssl/ca.crt:/etc/gpufleet/ca-bundle.crt:ro",
         "/data:/data",
     ]
+
+
+def test_a_volume_of_dockers_own_is_left_out_of_a_download() -> None:
+    around = Surroundings("image", "/hf", volumes=["/scratch", "/data:/data"])
+    assert weights._volumes(around, fetch=True) == ["/hf:/root/.cache/huggingface", "/data:/data"]
+
+
+@contextlib.contextmanager
+def another_run(hf_home: Path, until: threading.Event) -> Iterator[None]:
+    """Hold the lock of a cache as another run does, until the event."""
+    (hf_home / "gpufleet").mkdir(exist_ok=True)
+    begun = threading.Event()
+
+    def hold() -> None:
+        with host_lock(str(hf_home / "gpufleet" / ".lock"), "download of o/m"):
+            begun.set()
+            until.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        until.set()
+        thread.join()
+
+
+def test_what_another_run_fetches_meanwhile_is_waited_for_and_not_fetched_again(cache: Path, tmp_path: Path) -> None:
+    until = threading.Event()
+
+    class Told(Progress):
+        """The other run brings what lacks once this one has said that it waits."""
+
+        seen = ""
+
+        def phase(self, name: str, detail: str = "") -> None:
+            self.seen = f"{name}: {detail}"
+            (cache / "tokenizer.json").write_text("{}")
+            until.set()
+
+    (cache / "tokenizer.json").unlink()
+    (cache.parents[1] / "blobs").mkdir()
+    (cache.parents[1] / "blobs" / "a").write_bytes(b"x" * 3 * 2**20)
+    around = Surroundings("image", str(tmp_path), lock_timeout=60)
+    progress = Told(None)
+    no_engine: Any = object()
+    with another_run(tmp_path, until):
+        result = weights.have(lambda: no_engine, [Want("o/m")], around, check=False, progress=progress)
+    assert (result["changed"], result["diff"], result["models"][0]["missing_files"]) == (False, [], [])
+    waiting = r"weights of o/m: waiting for another run \(download of o/m, for \d+ s, process \d+\); 3\.0 MiB are there"
+    assert re.fullmatch(waiting, progress.seen)
+
+
+def test_who_may_not_wait_is_told_who_fetches(cache: Path, tmp_path: Path) -> None:
+    (cache / "tokenizer.json").unlink()
+    no_engine: Any = object()
+    with another_run(tmp_path, threading.Event()), pytest.raises(GpufleetError, match="download of o/m") as raised:
+        weights.have(
+            lambda: no_engine, [Want("o/m")], Surroundings("i", str(tmp_path)), check=False, progress=Progress(None)
+        )
+    assert raised.value.name == "busy"
+
+
+def test_a_cache_that_is_no_folder_is_told_by_its_variable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    no_engine: Any = object()
+    for folder in ("file", "file/below"):
+        around = Surroundings("image", str(tmp_path / folder))
+        with pytest.raises(GpufleetError, match=f"{folder}/gpufleet cannot be written: Not a directory") as raised:
+            weights.have(lambda: no_engine, [Want("o/m")], around, check=False, progress=Progress(None))
+        assert (raised.value.name, "vllm_hf_home" in raised.value.remedy) == ("write-failed", True)
 
 
 class Clock:
