@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -43,6 +45,16 @@ def load(folder: str, key: str) -> dict[str, Any] | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(path, f"date or points are not as they were stored: {error!r}") from error
     return document
+
+
+def concurrencies(folder: str) -> dict[str, list[int]]:
+    """Return the concurrencies of each stored benchmark by its key; a file that cannot be read has none."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        with contextlib.suppress(GpufleetError):
+            document = load(folder, path.stem) or {"points": []}
+            found[path.stem] = sorted({int(point["concurrency"]) for point in document["points"]})
+    return found
 
 
 def _look_through(document: Mapping[str, Any]) -> None:

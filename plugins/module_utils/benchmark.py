@@ -213,6 +213,12 @@ def notes(point: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def followed_note(concurrencies: Sequence[int]) -> str:
+    """Return what a person should know when the stored benchmark has chosen the load."""
+    listed = ", ".join(map(str, concurrencies))
+    return f"Measured at concurrency {listed}, as the baseline was, for vllm_benchmark_concurrency is empty."
+
+
 def judge(
     points: Sequence[Mapping[str, Any]], floors: Mapping[str, float], ceilings: Mapping[str, float]
 ) -> list[gates.Gate]:

@@ -92,9 +92,9 @@ def limit_gates(
 
 
 def requests_gate(completed: float, failed: float, where: str) -> Gate:
-    """Return the judgement that every request of a run must be answered."""
+    """Return the judgement that every request of a run must be answered, and that there were any."""
     text = f"{completed:.0f} requests answered, {failed:.0f} failed at {where}"
-    return gate("requests", "failed", failed, 0, not failed, text)
+    return gate("requests", "failed", failed, 0, completed > 0 and not failed, text)
 
 
 def regression_gates(
@@ -107,7 +107,8 @@ def regression_gates(
     """Return a judgement of each compared metric at each concurrency that the baseline has.
 
     A metric has regressed when it is worse than the baseline's mean by more than C(tolerance) and, where runs were
-    repeated, by more than C(standard_errors) standard errors of the difference as well.
+    repeated, by more than C(standard_errors) standard errors of the difference as well. One that the baseline has and
+    this measurement lacks fails, and so does a baseline with which nothing can be compared.
 
     Args:
         points: C(concurrency), C(runs) and C(summary) (name to C(mean) and C(std)) of this measurement.
@@ -120,9 +121,37 @@ def regression_gates(
     for point in points:
         before = stored.get(point["concurrency"])
         for name, more_is_better in COMPARED.items():
-            if before and name in before["summary"] and name in point["summary"]:
+            if not before or name not in before["summary"]:
+                continue
+            if name in point["summary"]:
                 gates.append(_regression(name, point, before, more_is_better, tolerance, standard_errors))
-    return gates
+            else:
+                gates.append(_lacking(name, point, before))
+    return gates or [_nothing_compared([point["concurrency"] for point in points], sorted(stored))]
+
+
+def _lacking(name: str, point: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
+    mean = before["summary"][name]["mean"]
+    text = f"{name} was not measured at concurrency {point['concurrency']}, baseline {mean:.6g}"
+    return gate("regression", name, None, mean, False, text)
+
+
+def _nothing_compared(measured: Sequence[int], stored: Sequence[int]) -> Gate:
+    if stored and not set(measured) & set(stored):
+        text = (
+            f"nothing was compared with the baseline: it has concurrency {_listed(stored)}, measured was"
+            f" {_listed(measured)}; set vllm_benchmark_concurrency: [{_listed(stored)}]"
+        )
+    else:
+        text = (
+            f"nothing was compared with the baseline: it has none of {', '.join(COMPARED)}; store a new one with"
+            " vllm_benchmark_save_baseline: true"
+        )
+    return gate("regression", "concurrency", None, max(stored, default=0), False, text)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _regression(

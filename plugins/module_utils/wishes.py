@@ -124,11 +124,11 @@ def read(variables: Mapping[str, Any], known: Iterable[str] = (), found: Iterabl
     names = set(known)
     if names:
         problems += misspelt(variables, names)
-    values = {name: _value(variables, name, reader, problems) for name, reader in READERS.items()}
-    given = {name: value for name, value in values.items() if value is not _ABSENT}
+    values = {name: value_of(variables, name, reader, problems) for name, reader in READERS.items()}
+    given = {name: value for name, value in values.items() if value is not ABSENT}
     problems += _contradictions(given)
     if problems:
-        raise _invalid(problems)
+        raise invalid(problems)
     return Wishes(**given)
 
 
@@ -145,18 +145,20 @@ def misspelt(variables: Iterable[str], known: Iterable[str]) -> list[str]:
     return problems
 
 
-def _invalid(problems: list[str]) -> GpufleetError:
+def invalid(problems: list[str]) -> GpufleetError:
+    """Return the error that names every problem of the variables."""
     count = len(problems)
     listed = "\n".join(f"  - {problem}" for problem in problems)
     return GpufleetError(
         f"{count} problem{'s' if count > 1 else ''} in the vllm_* variables:\n{listed}",
         name="invalid-wishes",
-        remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.vllm lists them all.",
+        remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.vllm gpufleet.vllm.verify lists them"
+        " all.",
         details={"problems": problems},
     )
 
 
-_ABSENT: Any = object()
+ABSENT: Any = object()
 Reader = Callable[[Any], Any]
 
 
@@ -167,16 +169,24 @@ def _shown(value: Any) -> str:
     return repr(_plain(value))
 
 
-def _value(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader], problems: list[str]) -> Any:
+def value_of(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader], problems: list[str]) -> Any:
+    """Return a variable's value as its reader reads it, or ABSENT, with a problem more when the reader refuses it.
+
+    Args:
+        variables: names to values; None counts as left out.
+        name: what the value is to become; one that begins with C(has_) stands for a secret, which is never shown.
+        reader: the variable, and how its value is read.
+        problems: where a problem is added.
+    """
     variable, read_value = reader
     if variable not in variables or variables[variable] is None:
-        return _ABSENT
+        return ABSENT
     try:
         return read_value(variables[variable])
     except ValueError as error:
         shown = "(hidden)" if name.startswith("has_") else _shown(variables[variable])
         problems.append(f"{variable}: {shown} is not valid: {error}")
-        return _ABSENT
+        return ABSENT
 
 
 def _plain(value: Any) -> Any:
@@ -192,7 +202,8 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
+    """Read true or false."""
     if isinstance(value, bool):
         return value
     if str(value).strip().lower() in ("true", "yes", "on", "1"):
@@ -222,7 +233,8 @@ def _one_of(*choices: str) -> Reader:
     return read_value
 
 
-def _integer(least: int, most: int | None = None) -> Reader:
+def integer(least: int, most: int | None = None) -> Reader:
+    """Return a reader of whole numbers."""
     wanted = f"it must be a whole number, at least {least}" + (f" and at most {most}" if most is not None else "")
 
     def read_value(value: Any) -> int:
@@ -390,9 +402,9 @@ def _gpus(value: Any) -> tuple[dict[str, Any], ...]:
         if unknown:
             raise ValueError(f"{', '.join(sorted(unknown))} is not a key of an entry; {wanted}")
         if "count" in entry:
-            _integer(1, 64)(entry["count"])
+            integer(1, 64)(entry["count"])
         if "memory_mib" in entry:
-            _integer(1024)(entry["memory_mib"])
+            integer(1024)(entry["memory_mib"])
         if not re.fullmatch(r"\d+(\.\d+)?", str(entry.get("compute_capability", "9.0"))):
             raise ValueError('compute_capability must be a text such as "9.0"')
         result.append(dict(entry))
@@ -424,7 +436,7 @@ def _phase_timeouts(value: Any) -> dict[str, int]:
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", _one_of("cuda", "cpu")),
-    "accept_license": ("vllm_accept_license", _flag),
+    "accept_license": ("vllm_accept_license", flag),
     "profile": ("vllm_profile", _one_of(*PROFILES)),
     "precision": ("vllm_precision", _auto(_one_of("auto", "fp8", "fp4", "bf16"))),
     "model": ("vllm_model", _auto(_model)),
@@ -436,23 +448,23 @@ READERS: dict[str, tuple[str, Reader]] = {
     "image_archive": ("vllm_image_archive", _path),
     "image_digest": ("vllm_image_digest", _digest),
     "version": ("vllm_version", _auto(_version)),
-    "tensor_parallel_size": ("vllm_tensor_parallel_size", _auto(_integer(1, 64))),
-    "replicas": ("vllm_replicas", _auto(_integer(1, 64))),
-    "max_num_seqs": ("vllm_max_num_seqs", _auto(_integer(1))),
+    "tensor_parallel_size": ("vllm_tensor_parallel_size", _auto(integer(1, 64))),
+    "replicas": ("vllm_replicas", _auto(integer(1, 64))),
+    "max_num_seqs": ("vllm_max_num_seqs", _auto(integer(1))),
     "max_model_len": ("vllm_max_model_len", _auto(_length)),
-    "max_num_batched_tokens": ("vllm_max_num_batched_tokens", _auto(_integer(1))),
+    "max_num_batched_tokens": ("vllm_max_num_batched_tokens", _auto(integer(1))),
     "gpu_memory_utilization": ("vllm_gpu_memory_utilization", _auto(_share)),
     "kv_cache_dtype": (
         "vllm_kv_cache_dtype",
         _auto(_one_of("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16")),
     ),
-    "expected_input_len": ("vllm_expected_input_len", _integer(1)),
-    "expected_output_len": ("vllm_expected_output_len", _integer(1)),
+    "expected_input_len": ("vllm_expected_input_len", integer(1)),
+    "expected_output_len": ("vllm_expected_output_len", integer(1)),
     "host": ("vllm_host", _address),
-    "port": ("vllm_port", _integer(1, 65535)),
+    "port": ("vllm_port", integer(1, 65535)),
     "network_mode": ("vllm_network_mode", _one_of("bridge", "host")),
     "has_api_key": ("vllm_api_key", _given),
-    "allow_unauthenticated": ("vllm_allow_unauthenticated", _flag),
+    "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
     "has_hf_token": ("vllm_hf_token", _given),
     "environment": ("vllm_environment", _environment),
     "extra_config": ("vllm_extra_config", _extra_config),
@@ -463,10 +475,10 @@ READERS: dict[str, tuple[str, Reader]] = {
     "gpu_selection": ("vllm_gpu_selection", _selection),
     "container_prefix": ("vllm_container_prefix", _prefix),
     "state_dir": ("vllm_state_dir", _path),
-    "drain_timeout": ("vllm_drain_timeout", _integer(0)),
-    "min_driver": ("vllm_min_driver", _integer(1)),
-    "offline": ("vllm_offline", _flag),
-    "reclaim_orphans": ("vllm_reclaim_orphans", _flag),
+    "drain_timeout": ("vllm_drain_timeout", integer(0)),
+    "min_driver": ("vllm_min_driver", integer(1)),
+    "offline": ("vllm_offline", flag),
+    "reclaim_orphans": ("vllm_reclaim_orphans", flag),
     "image_size_gib": ("vllm_image_size_gib", _auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
 }

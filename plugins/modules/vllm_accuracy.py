@@ -159,7 +159,7 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(gates-failed), V(requests-failed), V(server-gone), V(task-unknown), V(task-missing),
       V(dataset-unreachable), V(no-samples), V(no-results), V(result-unreadable), V(install-failed), V(lm-eval-failed),
-      V(job-too-slow), V(image-missing), V(busy) and those of M(gpufleet.vllm.vllm_completion).
+      V(job-too-slow), V(image-missing), V(busy), V(invalid-wishes) and those of M(gpufleet.vllm.vllm_completion).
   returned: failure, or a gate failed
   type: dict
 """
@@ -168,7 +168,7 @@ import os
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import accuracy, gates, jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils import accuracy, gate_wishes, gates, jobs
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
     DOCKER_ARGUMENTS,
@@ -223,6 +223,7 @@ def evaluation_of(params: dict[str, Any]) -> accuracy.Evaluation:
 def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Install lm_eval if need be, judge the model, and return the module's result."""
     started = time.monotonic()
+    params = gate_wishes.options(params, "vllm_accuracy_", floors=gate_wishes.task_floors)
     client = connect(params["docker_host"], params["docker_timeout"])
     image_id = image_id_of(client, params["image"])
     target, evaluation = target_of(params), evaluation_of(params)
@@ -245,15 +246,12 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         scores = accuracy.evaluate(
             client, target, evaluation, job, folder=folder, timeout=params["timeout"], progress=progress
         )
-    floors = {
-        task: {metric: float(floor) for metric, floor in metrics.items()} for task, metrics in params["floors"].items()
-    }
     return {
         "changed": changed,
         "name": target.name,
         "model": target.model,
         "scores": scores,
-        "gates": gates.accuracy_gates(scores, floors, params["standard_errors"]),
+        "gates": gates.accuracy_gates(scores, params["floors"], params["standard_errors"]),
         "command": jobs.docker_line(job, target.all_secrets(), folder, params["docker_host"]),
         "seconds": round(time.monotonic() - started, 1),
     }

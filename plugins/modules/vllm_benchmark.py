@@ -24,6 +24,17 @@ options:
     type: list
     elements: int
     required: true
+  follow_baseline:
+    description:
+      - Measure at the concurrencies of the stored benchmark that this one is compared with, if there is one, instead of
+        O(concurrency). Else nothing can be compared where both are chosen by what the servers can hold.
+    type: bool
+    default: false
+  stored_concurrency:
+    description:
+      - Concurrencies of each stored benchmark by its key. The action plugin sets it with O(follow_baseline).
+    type: dict
+    default: {}
   num_prompts:
     description:
       - Requests of one run. Five for each one at once when left out, which reaches a steady state.
@@ -208,7 +219,8 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(gates-failed), V(requests-failed) (none was answered), V(server-gone), V(benchmark-failed),
-      V(benchmark-too-long), V(job-too-slow), V(image-missing), V(busy) and those of M(gpufleet.vllm.vllm_completion).
+      V(benchmark-too-long), V(job-too-slow), V(image-missing), V(busy), V(invalid-wishes) and
+      those of M(gpufleet.vllm.vllm_completion).
   returned: failure, or a gate failed
   type: dict
 """
@@ -216,7 +228,7 @@ error:
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import benchmark, gates, jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, benchmark, gate_wishes, gates, jobs
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
     DOCKER_ARGUMENTS,
@@ -232,6 +244,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.verify_target import
 
 ARGUMENTS: dict[str, Any] = {
     "concurrency": {"type": "list", "elements": "int", "required": True},
+    "follow_baseline": {"type": "bool", "default": False},
+    "stored_concurrency": {"type": "dict", "default": {}},
     "num_prompts": {"type": "int"},
     "input_len": {"type": "int", "default": 1024},
     "output_len": {"type": "int", "default": 1024},
@@ -254,10 +268,9 @@ ARGUMENTS: dict[str, Any] = {
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
 }
-LIMITS = ("goodput", "floors", "ceilings")
 
 
-def loads_of(params: dict[str, Any]) -> list[benchmark.Load]:
+def loads_of(params: dict[str, Any], concurrencies: list[int]) -> list[benchmark.Load]:
     """Return the loads to measure, from the module's options."""
     tokenizer = params["tokenizer"] or params["model_source"].get("argument", "")
     return [
@@ -267,49 +280,67 @@ def loads_of(params: dict[str, Any]) -> list[benchmark.Load]:
             input_len=params["input_len"],
             output_len=params["output_len"],
             tokenizer=tokenizer,
-            goodput={name: float(limit) for name, limit in params["goodput"].items()},
+            goodput=params["goodput"],
             extra=tuple(params["extra_args"]),
         )
-        for concurrency in sorted(set(params["concurrency"]))
+        for concurrency in sorted(set(concurrencies))
     ]
 
 
-def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def comparable_of(params: dict[str, Any], image_id: str, model: str) -> dict[str, Any]:
+    """Return everything that must be equal for two benchmarks to be comparable, as the options name it."""
+    load = ("input_len", "output_len", "num_prompts", "goodput", "extra_args")
+    return {
+        "hardware": params["hardware"],
+        "image_id": image_id,
+        "model": model,
+        "plan": params["plan"],
+        "load": {name: params[name] for name in load},
+    }
+
+
+def of_baseline(params: dict[str, Any], comparable: dict[str, Any]) -> list[int]:
+    """Return the concurrencies of the stored benchmark to measure at; none if those of the options are to be taken."""
+    if not params["follow_baseline"] or params["save_baseline"]:
+        return []
+    key = baseline.key_of({**comparable, **params["baseline_for"]})
+    return [int(concurrency) for concurrency in params["stored_concurrency"].get(key, [])]
+
+
+def work(options: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Measure and judge; return the module's result."""
     started = time.monotonic()
+    params = gate_wishes.options(options, "vllm_benchmark_", concurrency=gate_wishes.some_concurrencies)
     benchmark.check_lengths(params["input_len"], params["output_len"], params["max_model_len"])
     client = connect(params["docker_host"], params["docker_timeout"])
     image_id = image_id_of(client, params["image"])
-    target, loads = target_of(params), loads_of(params)
-    hardware = params["hardware"]
+    target = target_of(params)
+    # As the options give it: a key must not change with how they are read here.
+    comparable = comparable_of(options, image_id, target.model)
+    followed = of_baseline(params, comparable)
+    loads = loads_of(params, followed or params["concurrency"])
     with jobs.work_folder(params["work_dir"], f"vllm_benchmark of {target.name}") as folder:
         measure = benchmark.Benchmark(
             client,
             target,
             folder,
             timeout=params["timeout"],
-            gpus=len(hardware.get("gpus") or []),
+            gpus=len(params["hardware"].get("gpus") or []),
             progress=progress,
         )
         points = [measure.point(load, params["runs"]) for load in loads]
     last = measure.job(loads[-1], seed=0, result_name="result.json")
-    floors, ceilings = ({name: float(limit) for name, limit in params[kind].items()} for kind in LIMITS[1:])
+    notes = [note for point in points for note in benchmark.notes(point)]
+    if followed:
+        notes.insert(0, benchmark.followed_note(followed))
     return {
         "changed": False,
         "name": target.name,
         "model": target.model,
         "points": points,
-        "gates": benchmark.judge(points, floors, ceilings),
-        "notes": [note for point in points for note in benchmark.notes(point)],
-        "comparable": {
-            "hardware": hardware,
-            "image_id": image_id,
-            "model": target.model,
-            "plan": params["plan"],
-            "load": {
-                name: params[name] for name in ("input_len", "output_len", "num_prompts", "goodput", "extra_args")
-            },
-        },
+        "gates": benchmark.judge(points, params["floors"], params["ceilings"]),
+        "notes": notes,
+        "comparable": comparable,
         "command": jobs.docker_line(last, target.all_secrets(), folder, params["docker_host"]),
         "seconds": round(time.monotonic() - started, 1),
     }

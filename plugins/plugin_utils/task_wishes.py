@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils import gate_wishes, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.orphans import ALIVE
 
 
@@ -29,7 +29,7 @@ def read_wishes(
         GpufleetError: C(invalid-wishes), naming every problem at once.
     """
     names = {name for name in variables if name.startswith(wishes.PREFIXES)}
-    readable = {reader[0] for reader in wishes.READERS.values()}
+    readable = {reader[0] for reader in wishes.READERS.values()} | gate_wishes.READERS.keys()
     values: dict[str, Any] = {}
     problems = []
     for name in sorted(names & readable):
@@ -38,6 +38,7 @@ def read_wishes(
         except AnsibleError as error:
             problems.append(f"{name}: cannot be templated: {error}")
     values.update(overrides)
+    problems += gate_wishes.problems(values)
     return wishes.read({**dict.fromkeys(names), **values}, known, problems)
 
 

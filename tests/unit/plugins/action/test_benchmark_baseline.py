@@ -162,6 +162,51 @@ def test_what_is_not_alike_is_not_compared(
     assert (result.get("failed"), result["gates"]) == (None, RESULT["gates"])
 
 
+def at(concurrency: int, throughput: float) -> list[dict[str, Any]]:
+    return [
+        {"concurrency": concurrency, "runs": [{}], "summary": {"output_throughput": {"mean": throughput, "std": 0.0}}}
+    ]
+
+
+def test_a_canary_with_other_slots_than_before_is_never_passed_uncompared(
+    benchmark: Callable[..., dict[str, Any]],
+) -> None:
+    benchmark({**measured(image_id=BEFORE), "points": at(256, 2000)}, save_baseline=True)
+    result = benchmark({**measured(), "points": at(128, 10)}, baseline_for={"image_id": BEFORE, "plan": PLAN})
+    assert (result["failed"], result["baseline"]["found"]) == (True, True)
+    assert "set vllm_benchmark_concurrency: [256]" in result["msg"]
+
+
+@pytest.mark.parametrize(("follow", "told"), [(True, [[8]]), (False, None)])
+def test_the_module_is_told_at_which_concurrencies_the_stored_benchmarks_were_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, follow: bool, told: list[list[int]] | None
+) -> None:
+    compare(RESULT, tmp_path, save=True)
+    given: list[dict[str, Any]] = []
+
+    def module(action: Any, *_arguments: Any) -> dict[str, Any]:
+        given.append(action._task.args)
+        return {"failed": True}
+
+    monkeypatch.setattr(LongTaskAction, "run", module)
+    run_action(vllm_benchmark.ActionModule, {"baseline_dir": str(tmp_path), "follow_baseline": follow})
+    stored = given[0].get("stored_concurrency")
+    assert (stored if stored is None else list(stored.values())) == told
+
+
+@pytest.mark.parametrize(
+    ("wished", "concurrency", "follows"), [([], [128], True), ([1, 8], [1, 8], False), (4, 4, False)]
+)
+def test_the_baseline_chooses_the_concurrency_where_the_user_does_not(
+    wished: Any, concurrency: Any, follows: bool
+) -> None:
+    (task, *_others) = yaml.safe_load((ROLES / "verify/tasks/performance.yml").read_text())
+    arguments = task["gpufleet.vllm.vllm_benchmark"]
+    own = {"vllm_benchmark_concurrency": wished, "__verify_slots": [128]}
+    assert templated(arguments["concurrency"], **own) == concurrency
+    assert templated(arguments["follow_baseline"], **own) is follows
+
+
 def test_it_is_stored_under_its_own_key(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     result = benchmark(measured(), baseline_for={"image_id": BEFORE, "plan": PLAN}, save_baseline=True)
     assert [path.name for path in tmp_path.iterdir()] == [f"{baseline.key_of(measured()['comparable'])}.json"]

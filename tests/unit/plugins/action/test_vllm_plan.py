@@ -87,6 +87,17 @@ def test_validation_alone_finds_problems(run_action: RunAction) -> None:
     assert run_action({"vllm_profile": "fast"}, validate_only=True)["failed"] is True
 
 
+@pytest.mark.parametrize("validate_only", [True, False])
+def test_gates_that_could_not_judge_are_refused_before_anything_is_planned(
+    run_action: RunAction, validate_only: bool
+) -> None:
+    wrong = trust_as_template("{{ {'gsm8k': {'exact_match,strict-match': 0.9}} }}")
+    variables = ready(vllm_accuracy_floors=wrong, vllm_benchmark_runs=0, vllm_profile="fast")
+    result = run_action({**variables, "vllm_benchmark_floors": None}, validate_only=validate_only)
+    found = {problem.split(":")[0] for problem in result["error"]["details"]["problems"]}
+    assert found >= {"vllm_accuracy_floors", "vllm_benchmark_runs", "vllm_benchmark_floors", "vllm_profile"}
+
+
 def test_a_refusal_is_a_failed_task_with_its_parts(run_action: RunAction) -> None:
     result = run_action(ready(vllm_gpus=[{"name": "NVIDIA H100 80GB HBM3"}]))
     assert result["failed"] is True

@@ -36,6 +36,14 @@ def test_saved_is_found_and_replaced(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "baselines").iterdir()] == [f"{key}.json"]
 
 
+def test_the_concurrencies_of_all_that_can_be_read(tmp_path: Path) -> None:
+    assert baseline.concurrencies(str(tmp_path / "none")) == {}
+    baseline.save(str(tmp_path), "k", PARTS, [point(128), point(8)], "2026-11-22")
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("", encoding="utf-8")
+    assert baseline.concurrencies(str(tmp_path)) == {"k": [8, 128]}
+
+
 def test_the_key_follows_what_was_measured_not_the_order() -> None:
     assert baseline.key_of(dict(reversed(PARTS.items()))) == baseline.key_of(PARTS)
     for name in PARTS:

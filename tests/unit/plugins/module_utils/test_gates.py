@@ -85,9 +85,41 @@ def test_regressions(now: list[dict[str, Any]], before: list[dict[str, Any]], pa
     assert [entry["passed"] for entry in found] == passed
 
 
-def test_a_concurrency_without_baseline_is_not_judged() -> None:
-    before = [{**point(9000)[0], "concurrency": 8}]
-    assert gates.regression_gates(point(1), before, tolerance=0.05, standard_errors=2) == []
+def compared(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[gates.Gate]:
+    return gates.regression_gates(now, before, tolerance=0.05, standard_errors=2)
+
+
+def test_a_concurrency_without_baseline_is_not_judged_beside_one_that_has_one() -> None:
+    now = [*point(1000), {**point(1)[0], "concurrency": 8}]
+    assert [entry["passed"] for entry in compared(now, point(1000))] == [True, True]
+
+
+def test_a_baseline_without_a_common_concurrency_fails_and_names_the_variable() -> None:
+    before = [{**point(2000)[0], "concurrency": number} for number in (256, 64)]
+    (found,) = compared(point(10), before)
+    assert (found["kind"], found["passed"]) == ("regression", False)
+    assert "it has concurrency 64, 256, measured was 128" in found["text"]
+    assert "set vllm_benchmark_concurrency: [64, 256]" in found["text"]
+
+
+@pytest.mark.parametrize("before", [[], [{"concurrency": 128, "runs": [], "summary": {}}]], ids=["empty", "no runs"])
+def test_a_baseline_without_figures_fails(before: list[dict[str, Any]]) -> None:
+    (found,) = compared(point(1000), before)
+    assert not found["passed"]
+    assert "vllm_benchmark_save_baseline: true" in found["text"]
+
+
+def test_a_figure_that_only_the_baseline_has_fails() -> None:
+    now = point(1000)
+    del now[0]["summary"]["median_tpot_ms"]
+    throughput, tpot = compared(now, point(1000))
+    assert (throughput["passed"], tpot["passed"], tpot["metric"]) == (True, False, "median_tpot_ms")
+    assert tpot["text"] == "median_tpot_ms was not measured at concurrency 128, baseline 40"
+    assert [entry["passed"] for entry in compared(point(1000), now)] == [True], "one that only this run has is new"
+
+
+def test_no_request_at_all_fails() -> None:
+    assert not gates.requests_gate(0, 0, "concurrency 8")["passed"]
 
 
 def test_outliers_are_named_on_both_sides() -> None:

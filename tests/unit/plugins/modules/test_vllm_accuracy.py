@@ -121,6 +121,34 @@ def test_the_floor_is_judged_with_the_standard_error(run: Run, program: Any, val
         assert "floor 0.8779: 2.1 standard errors below it, 2 allowed" in result["msg"]
 
 
+@pytest.mark.parametrize(
+    ("options", "variable"),
+    [
+        ({"floors": {"gsm8k": 0.92}}, "vllm_accuracy_floors: "),
+        ({"floors": {"gsm8k": {"exact_match,strict-match": "0.92 or so"}}}, "vllm_accuracy_floors: "),
+        ({"floors": {"gsm8k": {"exact_match,strict-match": "nan"}}}, "vllm_accuracy_floors: "),
+        ({"standard_errors": "inf"}, "vllm_accuracy_standard_errors: "),
+        ({"standard_errors": -1}, "vllm_accuracy_standard_errors: "),
+        ({"tasks": []}, "vllm_accuracy_tasks: "),
+        ({"limit": -5}, "vllm_accuracy_limit: "),
+    ],
+)
+def test_what_cannot_be_judged_by_is_refused_before_anything_runs(
+    run: Run, program: Any, options: dict[str, Any], variable: str
+) -> None:
+    program.does = lm_eval(0.01)
+    result = run(**options)
+    assert (result["failed"], result["error"]["name"]) == (True, "invalid-wishes")
+    assert variable in result["msg"]
+    assert program.created == []
+
+
+def test_a_floor_written_as_text_is_a_number(run: Run, program: Any) -> None:
+    program.does = lm_eval(0.5)
+    result = run(floors={"gsm8k": {"exact_match,strict-match": "0.9"}})
+    assert result["error"]["name"] == "gates-failed"
+
+
 REFUSED = "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 127.0.0.1:1"
 UNBOUND = "UnboundLocalError: cannot access local variable 'outputs' where it is not associated with a value"
 

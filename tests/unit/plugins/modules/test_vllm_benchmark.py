@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import benchmark, load_watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, benchmark, load_watch
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark
@@ -120,6 +120,70 @@ def test_a_failed_gate_fails_the_task_and_returns_the_figures(
     assert result["failed"] and result["error"]["name"] == "gates-failed"
     assert says in result["msg"]
     assert result["points"][0]["summary"]["output_throughput"]["mean"] == 460.566
+
+
+@pytest.mark.parametrize(
+    ("options", "variable"),
+    [
+        ({"runs": 0}, "vllm_benchmark_runs: "),
+        ({"floors": {"output_throughput": "2000 tok/s"}}, "vllm_benchmark_floors: "),
+        ({"floors": {"output_throughput": [2000]}}, "vllm_benchmark_floors: "),
+        ({"ceilings": {"p99_ttft_ms": "nan"}}, "vllm_benchmark_ceilings: "),
+        ({"goodput": {"tftt": 2000}}, "vllm_benchmark_goodput: "),
+        ({"goodput": {"ttft": 0}}, "vllm_benchmark_goodput: "),
+        ({"concurrency": []}, "vllm_benchmark_concurrency: "),
+        ({"concurrency": [8, 0]}, "vllm_benchmark_concurrency: "),
+        ({"num_prompts": -1}, "vllm_benchmark_num_prompts: "),
+        ({"tolerance": 5}, "vllm_benchmark_tolerance: "),
+        ({"tolerance": "nan"}, "vllm_benchmark_tolerance: "),
+        ({"standard_errors": "inf"}, "vllm_benchmark_standard_errors: "),
+    ],
+)
+def test_what_cannot_be_judged_by_is_refused_before_anything_runs(
+    run: Run, program: Any, options: dict[str, Any], variable: str
+) -> None:
+    program.does = bench()
+    result = run(**options)
+    assert (result["failed"], result["error"]["name"]) == (True, "invalid-wishes")
+    assert variable in result["msg"]
+    assert program.created == []
+
+
+def test_limits_written_as_text_are_numbers(run: Run, program: Any) -> None:
+    program.does = bench()
+    result = run(floors={"output_throughput": "461"}, goodput={"ttft": "2000"})
+    assert result["error"]["name"] == "gates-failed"
+    assert value_of(program.created[0]["command"], "--goodput") == "ttft:2000"
+    assert result["comparable"]["load"]["goodput"] == {"ttft": "2000"}, "keys of stored benchmarks stay as they are"
+
+
+BEFORE = {"image_id": "sha256:before", "plan": {"config": {"max-num-seqs": 4}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        ({"follow_baseline": True, "baseline_for": BEFORE}, [3, 4]),
+        ({"follow_baseline": False, "baseline_for": BEFORE}, [2]),
+        ({"follow_baseline": True, "baseline_for": BEFORE, "save_baseline": True}, [2]),
+        ({"follow_baseline": True, "baseline_for": {**BEFORE, "plan": {}}}, [2]),
+        ({"follow_baseline": True}, [2]),
+    ],
+    ids=["as the baseline", "as given", "stored, compared with none", "another plan", "none of its kind"],
+)
+def test_it_measures_at_the_concurrencies_of_what_it_is_compared_with(
+    run: Run, program: Any, options: dict[str, Any], measured: list[int]
+) -> None:
+    program.does = bench()
+    key = baseline.key_of({**run()["comparable"], **BEFORE})
+    result = run(stored_concurrency={key: [3, 4]}, **options)
+    assert [point["concurrency"] for point in result["points"]] == measured
+    told = [note for note in result["notes"] if "as the baseline was" in note]
+    assert told == (
+        ["Measured at concurrency 3, 4, as the baseline was, for vllm_benchmark_concurrency is empty."]
+        if measured == [3, 4]
+        else []
+    )
 
 
 def test_some_failed_requests_fail_the_task(run: Run, program: Any) -> None:
