@@ -44,6 +44,8 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 def drained(drain: dict[str, Any]) -> str:
     """Return what became of a stopped server's requests, as people say it."""
+    if not drain["answered"]:
+        return "did not tell of its requests before it was stopped"
     if not drain["running_at_start"] and not drain["refused"]:
         return "had no requests when it was stopped"
     refused = f", {drain['refused']} new ones turned away" if drain["turned_away"] else ", new ones not turned away"

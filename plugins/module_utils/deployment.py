@@ -10,7 +10,7 @@ ended after any of them and the next run knows from the containers alone where i
 containers that a run finds          what it does
 ==================================== ==================================================================================
 name                                 nothing unfinished
-name-next (and others)               removes name-next, which was never started
+name-next (and others)               removes name-next, which was never started or could not be removed
 name-previous                        names it name again and starts it: the old server was stopped, none had taken over
 name as wanted, name-previous        goes on waiting for name: ready, it removes name-previous; failed, it puts back
 name not as wanted, name-previous    name answers: removes name-previous; it does not: puts name-previous back
@@ -41,7 +41,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,6 +69,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     Spec,
     Wishes,
     base_url,
+    belongs_to,
     build_spec,
     create_arguments,
     diff_text,
@@ -259,7 +259,8 @@ class Deployment:
             self._make_folders()
             self._write_controls(specs)
             try:
-                self._act(steps)
+                with engine_errors("changing the servers"):
+                    self._act(steps)
             except GpufleetError as error:
                 self._note(functools.partial(self._history.note_failed, specs, replicas, wishes, error))
                 raise
@@ -337,7 +338,7 @@ class Deployment:
                 all=True, filters={"label": f"{LABEL_COLLECTION}={COLLECTION}"}, ignore_removed=True
             )
         named = ((str(box.name), box) for box in found)
-        return {name: box for name, box in named if name.startswith(self._settings.prefix + "-")}
+        return {name: box for name, box in named if belongs_to(self._settings.prefix, name)}
 
     def _find(self, name: str) -> Container | None:
         from docker.errors import NotFound
@@ -508,16 +509,8 @@ class Deployment:
         """Replace, create and remove the servers of a group together; put back what was there if one fails."""
         self._create_next([step for step in group if step.spec and not step.resumed])
         try:
-            self._drain([step for step in group if step.old and not step.resumed])
-            for step in group:
-                if step.resumed:
-                    step.new, step.old = step.old, self._unfinished.pop(step.name)
-                elif step.old:
-                    self._set_aside(step)
-            for step in group:
-                if step.new is not None:
-                    self._start(step)
-            self._wait([step for step in group if step.new is not None])
+            with engine_errors(f"replacing {', '.join(step.name for step in group)}"):
+                self._exchange(group)
         except GpufleetError as error:
             self._put_back(group, error)
             raise
@@ -525,6 +518,19 @@ class Deployment:
             self._keep_running(step)
             if step.old is not None and (self._settings.wait or step.new is None):
                 self._remove(step.old)
+
+    def _exchange(self, group: Sequence[Step]) -> None:
+        """Stop the old servers of a group, start the new ones, and wait until they serve."""
+        self._drain([step for step in group if step.old and not step.resumed])
+        for step in group:
+            if step.resumed:
+                step.new, step.old = step.old, self._unfinished.pop(step.name)
+            elif step.old:
+                self._set_aside(step)
+        for step in group:
+            if step.new is not None:
+                self._start(step)
+        self._wait([step for step in group if step.new is not None])
 
     def _create_next(self, steps: Sequence[Step]) -> None:
         """Create the new containers, not started; none is left if the engine refuses one."""
@@ -567,7 +573,8 @@ class Deployment:
 
     def _begin_drain(self, name: str, container: Container) -> Drain | None:
         """Have a server turn new requests away; None for one that does not run or whose address is not known."""
-        container.reload()
+        with engine_errors(f"looking at {name}"):
+            container.reload()
         spec = read_spec(container.labels)
         if spec is None or container.status != "running":
             return None
@@ -586,11 +593,15 @@ class Deployment:
         self._end_drains([step.drain for step in steps])
 
     def _end_all(self, steps: Sequence[Step]) -> None:
-        """Drain and stop the servers of some steps."""
-        self._drain(steps)
-        for step in steps:
-            self._progress.phase(f"{step.name}: stopping")
-            self._stop(_must(step.old), step.drain)
+        """Drain and stop the servers of some steps; those that a failure leaves running take requests again."""
+        try:
+            self._drain(steps)
+            for step in steps:
+                self._progress.phase(f"{step.name}: stopping")
+                self._stop(_must(step.old), step.drain)
+        finally:
+            for step in steps:
+                self._control(step.name).open()
 
     def _stop(self, container: Container, drain: Drain | None) -> None:
         """Stop a server that has drained; one that still has requests loses them."""
@@ -599,7 +610,7 @@ class Deployment:
         spec = read_spec(container.labels) or {}
         own_drain = int((spec.get("config") or {}).get("shutdown-timeout") or 0)
         seconds = ABORT_S if drain and drain.running else STOP_S
-        if drain and not drain.turned_away and drain.running and own_drain:
+        if drain and not drain.turned_away and (drain.running or not drain.answered) and own_drain:
             # Not ours to close: then its vLLM turns requests away while it lets the others finish.
             seconds = min(own_drain, self._settings.drain_timeout) + ABORT_S
         with engine_errors(f"stopping {container.name}"), contextlib.suppress(NotFound):
@@ -677,8 +688,9 @@ class Deployment:
         alone = all(step.old is None for step in group)
         for step in group:
             if step.new is not None and not (alone and step.start is not None and step.start.ready):
-                self._remove(step.new)
-        self._drop_copies()
+                self._give_up(step, error)
+        with contextlib.suppress(GpufleetError):
+            self._drop_copies()
         olds = [step for step in group if step.old is not None]
         if not olds:
             return
@@ -690,9 +702,9 @@ class Deployment:
             try:
                 with engine_errors(f"starting the old server of {step.name}"):
                     self._restore(old, step.name, start=step.was_running or step.resumed, policy=step.old_policy)
-                # Without a spec it is not known where the server answers.
-                if (step.was_running or step.resumed) and read_spec(old.labels):
-                    starts.append(self._watch(old, f"{step.name} (old)"))
+                    # Without a spec it is not known where the server answers.
+                    if (step.was_running or step.resumed) and read_spec(old.labels):
+                        starts.append(self._watch(old, f"{step.name} (old)"))
             except GpufleetError as problem:
                 problems.append(problem.as_text())
         if starts and self._settings.wait:
@@ -715,11 +727,24 @@ class Deployment:
         else:
             error.message += f" The old server of {names} was put back as it was."
 
+    def _give_up(self, step: Step, error: GpufleetError) -> None:
+        """Remove a new server that failed; one that cannot be removed must not keep the old one from coming back."""
+        new = _must(step.new)
+        try:
+            self._remove(new)
+        except GpufleetError as problem:
+            error.message += f" The new server of {step.name} could not be removed: {problem.as_text()}"
+            # The next run removes it by this name.
+            with contextlib.suppress(GpufleetError), engine_errors(f"renaming {new.name}"):
+                new.rename(step.name + NEXT)
+
     def _restore(self, old: Container, name: str, *, start: bool, policy: Any = None) -> None:
         """Name a container that was set aside as it was, give it its restart policy back, and start it.
 
-        After an interrupted run the policy is not known any more; then that of its spec counts.
+        It takes requests again even if it was never stopped. After an interrupted run the policy is not known any more;
+        then that of its spec counts.
         """
+        self._control(name).open()
         old.reload()
         if old.name != name:
             old.rename(name)
@@ -754,16 +779,17 @@ class Deployment:
         found = self._containers()
         for name in [name for name in found if name.endswith(NEXT)]:
             self._remove(found.pop(name))
-            self._recovered.append(f"removed {name}, which was never started")
-        for name, spec in wanted.items():
+            self._recovered.append(f"removed {name}, which an earlier run left")
+        for name in wanted:
             if self._control(name).open():
                 self._recovered.append(f"{name} takes requests again: its drain was interrupted")
-            if name + PREVIOUS in found:
-                self._recover_one(name, found.get(name), found[name + PREVIOUS], spec)
+        for previous in [name for name in found if name.endswith(PREVIOUS)]:
+            name = _base(previous)
+            self._recover_one(name, found.get(name), found[previous], wanted.get(name))
 
-    def _recover_one(self, name: str, current: Container | None, previous: Container, spec: Spec) -> None:
-        """Put one replica right of which the old container is still there; those not wanted are removed anyway."""
-        if current is not None and self._as_wanted(current, spec):
+    def _recover_one(self, name: str, current: Container | None, previous: Container, spec: Spec | None) -> None:
+        """Put one replica right of which the old container is still there; C(spec) is None if it is not wanted."""
+        if current is not None and spec is not None and self._as_wanted(current, spec):
             if self._settings.wait:
                 self._unfinished[name] = previous
             return
@@ -810,8 +836,7 @@ class Deployment:
         folder = self._settings.config_dir
         written = [os.path.basename(os.path.splitext(path)[0]) for path in glob.glob(os.path.join(folder, "*.sh"))]
         written += [_copy_of(os.path.basename(path)) for path in glob.glob(os.path.join(folder, "active", "*.yaml"))]
-        own = re.compile(re.escape(self._settings.prefix) + r"-\d+")
-        return {name for name in written if own.fullmatch(name)}
+        return {name for name in written if belongs_to(self._settings.prefix, name)}
 
     def _make_folders(self) -> None:
         for path in [self._settings.hf_home, *(os.path.join(self._settings.cache_dir, name) for name in CACHES)]:
@@ -852,7 +877,7 @@ class Deployment:
         mounted = {mounted_config(box) for box in self._containers().values()}
         for entry in sorted(os.listdir(copies)) if os.path.isdir(copies) else []:
             path = os.path.join(copies, entry)
-            if path not in mounted and _copy_of(entry).startswith(self._settings.prefix + "-"):
+            if path not in mounted and belongs_to(self._settings.prefix, _copy_of(entry)):
                 os.unlink(path)
 
     def _run_line(self, step: Step) -> str:

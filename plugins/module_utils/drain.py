@@ -6,7 +6,8 @@
 A server with our door (server_door) turns new requests away at once, and the wait is over when the last of its running
 requests has its whole answer. One without it (made by hand, or by an earlier release) cannot be closed; then the wait
 is over when its metrics say that nothing runs and nothing waits, which under steady load may never be. In both cases
-what is left after the timeout is aborted by the stop that follows, and counted.
+what is left after the timeout is aborted by the stop that follows, and counted. A loaded server may take seconds to
+tell of its requests, so only one that is silent several times in a row is taken to have none that can be waited for.
 """
 
 from __future__ import annotations
@@ -76,7 +77,6 @@ class Drain:
 
     Attributes:
         done: whether the server may be stopped.
-        turned_away: whether new requests are turned away.
     """
 
     def __init__(
@@ -97,13 +97,24 @@ class Drain:
         self._ended = self._began
         self._quiet = self._silent = 0
         before = ask(url)
-        self._refused_before = (before and before.refused) or 0
-        self.turned_away = bool(before and before.refused is not None)
-        if self.turned_away:
+        self._refused_before = before.refused if before else None
+        self._first = self._last = before
+        # Whether a silent server has a door is not known; closing none does no harm.
+        if before is None or before.refused is not None:
             control.close(timeout + SPARE_S)
-        # Counted behind the closed door, so that none is missed.
-        self._first = self._last = (ask(url) if self.turned_away else before) or before
-        self.done = before is None
+        if self.turned_away:
+            # Counted behind the closed door, so that none is missed.
+            self._first = self._last = ask(url) or before
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether new requests are turned away."""
+        return self._refused_before is not None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the server has told of its requests at all."""
+        return self._first is not None
 
     @property
     def running(self) -> int:
@@ -117,6 +128,8 @@ class Drain:
         load = self._ask(self._url)
         self._ended = self._clock()
         self._silent = 0 if load else self._silent + 1
+        if load and not self.answered:
+            self._first, self._refused_before = load, load.refused
         self._last = load or self._last
         quiet = load is not None and load.running == 0
         self._quiet = self._quiet + 1 if quiet else 0
@@ -132,8 +145,9 @@ class Drain:
             "running_at_start": first.running,
             "finished": max(0, first.running - last.running),
             "aborted": last.running,
-            "refused": (last.refused or 0) - self._refused_before if self.turned_away else 0,
+            "refused": (last.refused or 0) - (self._refused_before or 0) if self.turned_away else 0,
             "turned_away": self.turned_away,
+            "answered": self.answered,
         }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import container_id, read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CONFIG_PATH
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import CONFIG_PATH, belongs_to
 
 # The file that deployment.py mounts at CONFIG_PATH, as the kernel tells it of a mount.
 ACTIVE_CONFIG = re.compile(r"/active/(?P<replica>[A-Za-z0-9][A-Za-z0-9_.-]*)-[0-9a-f]{6,}\.yaml(?://deleted)?$")
@@ -91,7 +91,7 @@ def _why(
     if container is not None:
         if container.get("state") not in ALIVE:
             return f"its container {container['name']} is {container.get('state') or 'dead'}", container
-        if not str(container["name"]).startswith(prefix + "-"):
+        if not belongs_to(prefix, str(container["name"])):
             return f"its container {container['name']} is no longer of this deployment ({prefix}-…)", container
         return "", None
     if process.get("replica") and not process.get("supervised"):

@@ -33,6 +33,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.preflight_case impor
     selected,
     without_orphans,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
 
 # The distributions that the roles know packages of; see the README for those that they were run on.
@@ -233,7 +234,7 @@ def _ports(case: Case) -> list[Finding]:
     found = []
     for name, port in wanted:
         entry = seen.get(port, {"free": True})
-        if entry["free"] or (entry["ours"] and str(entry["container"]).startswith(prefix + "-")):
+        if entry["free"] or (entry["ours"] and belongs_to(prefix, str(entry["container"]))):
             continue
         error = port_in_use(name, case.wishes.host, port, port_holder(entry))
         found.append(Finding(error.name, ERROR, error.message, "a free port", error.remedy, item=f"port {port}"))

@@ -17,6 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.preflight_case impor
     selected,
     without_orphans,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import belongs_to
 
 
 def _driver_version(case: Case) -> str:
@@ -126,9 +127,7 @@ def _own(case: Case) -> list[str]:
     return [
         box["id"]
         for box in case.part("engine").get("containers") or []
-        if box.get("ours")
-        and box.get("state") in ALIVE
-        and str(box["name"]).startswith(case.wishes.container_prefix + "-")
+        if box.get("ours") and box.get("state") in ALIVE and belongs_to(case.wishes.container_prefix, str(box["name"]))
     ]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable
 
@@ -110,6 +111,18 @@ class Change:
     def as_result(self) -> dict[str, Any]:
         """Return the change as data."""
         return {"field": self.field, "before": self.before, "after": self.after}
+
+
+def belongs_to(prefix: str, container: str) -> bool:
+    """Return whether a container is one of a deployment's, C(-next) and C(-previous) included.
+
+    Another deployment on the host may have a prefix that begins with this one's: vllm and vllm-small.
+
+    Args:
+        prefix: vllm_container_prefix of the deployment.
+        container: the container's name.
+    """
+    return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
 
 
 def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

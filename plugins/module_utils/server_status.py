@@ -34,6 +34,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     PREVIOUS,
     Spec,
     base_url,
+    belongs_to,
     read_spec,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import parse_time, started_at
@@ -69,7 +70,7 @@ def server_states(
         found = client.containers.list(
             all=True, filters={"label": f"{LABEL_COLLECTION}={COLLECTION}"}, ignore_removed=True
         )
-    boxes = {str(box.name): box for box in found if str(box.name).startswith(prefix + "-")}
+    boxes = {str(box.name): box for box in found if belongs_to(prefix, str(box.name))}
     names = {name[: -len(PREVIOUS)] if name.endswith(PREVIOUS) else name for name in boxes if not name.endswith(NEXT)}
     states = []
     for name in sorted(names, key=_in_order):

@@ -393,9 +393,17 @@ replicas:
       description:
         - What became of the requests of the server that was stopped, empty if none was. C(waited_s),
           C(running_at_start) (those that wait in the engine included), of them C(finished) and C(aborted), C(refused)
-          meanwhile, and whether the server could turn requests away (C(turned_away)).
+          meanwhile, whether the server could turn requests away (C(turned_away)), and whether it told of its requests
+          at all (C(answered)).
       type: dict
-      sample: {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3, "turned_away": true}
+      sample:
+        waited_s: 12.1
+        running_at_start: 5
+        finished: 5
+        aborted: 0
+        refused: 3
+        turned_away: true
+        answered: true
     docker_run:
       description: The command that repeats by hand what was done.
       type: str
@@ -424,7 +432,7 @@ recovered:
   returned: success
   type: list
   elements: str
-  sample: ["removed vllm-0-next, which was never started"]
+  sample: ["removed vllm-0-next, which an earlier run left"]
 recorded:
   description: Id of the entry that this run added to the host's history; empty if it added none.
   returned: success

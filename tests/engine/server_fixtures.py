@@ -132,6 +132,15 @@ class Fleet:
         (self.model / "config.json").write_text("{}")
         (self.model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
 
+    def beside(self, suffix: str, port: int) -> Fleet:
+        """Return another deployment on this host, with a longer prefix and the port of that number alone."""
+        folder = self.folder / suffix
+        folder.mkdir()
+        ports = [self.ports[port]]
+        return Fleet(
+            self.engine, self._docker_host, self._run_module, f"{self.prefix}-{suffix}", self.image, folder, ports
+        )
+
     def replica(self, number: int = 0, environment: dict[str, str] | None = None, **config: Any) -> dict[str, Any]:
         """Return a replica of the plan, and write its configuration as vllm_config would."""
         name = f"{self.prefix}-{number}"

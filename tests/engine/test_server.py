@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -15,21 +16,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 import requests
+from docker.errors import APIError
+from docker.models.containers import Container
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, server
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, deployment, server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
+from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import stop_container
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
 
 if TYPE_CHECKING:
     from docker import DockerClient
-    from docker.models.containers import Container
 
 LOGS = Path(__file__).parents[1] / "unit" / "data" / "logs"
 KEY, TOKEN = "sk-secret-4711", "hf_secret0815"
@@ -552,6 +556,20 @@ def test_a_stopped_server_is_started(fleet: Fleet) -> None:
     assert (result["changed"], result["replicas"][0]["action"], answer(fleet)) == (True, "started", 200)
 
 
+def test_another_deployment_whose_prefix_begins_with_this_one_is_left_alone(fleet: Fleet) -> None:
+    other = fleet.beside("small", 3)
+    other.run(other.replica())
+    container = fleet.engine.containers.get(f"{other.prefix}-0")
+    fleet.run(fleet.replica())
+    result = fleet.run(fleet.replica(max_num_seqs=8))
+    assert (result["removed"], result["replicas"][0]["action"]) == ([], "replaced")
+    assert [server["name"] for server in fleet.info()["servers"]] == [f"{fleet.prefix}-0"]
+    assert fleet.run(state="absent")["removed"] == [f"{fleet.prefix}-0"]
+    container.reload()
+    assert container.status == "running"
+    assert other.run(other.replica())["changed"] is False
+
+
 def server_made_by_hand(fleet: Fleet) -> Container:
     """Return a container that somebody started with the configuration which the last run wrote."""
     return fleet.engine.containers.run(
@@ -778,6 +796,59 @@ def test_an_interrupted_replacement_that_fails_brings_the_old_server_back(
     assert (failed["failed"], failed["error"]["name"]) == (True, "max-model-len-too-long")
     assert failed["error"]["details"]["restored"] is True
     assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (old, 200)
+
+
+def test_a_replacement_that_was_interrupted_and_is_no_longer_wanted_is_removed(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server that takes its port over is replaced together with it."""
+    fleet.run(fleet.replica(1))
+    interrupted(fleet, "_wait", fleet.replica(1, max_num_seqs=8), monkeypatch)
+    assert fleet.names() == [f"{fleet.prefix}-1", f"{fleet.prefix}-1-previous"]
+    result = fleet.run({**fleet.replica(0), "port": fleet.ports[1]})
+    assert not result["failed"], result
+    assert fleet.names() == [f"{fleet.prefix}-0"]
+    assert answer(fleet, 1) == 200
+
+
+def refusing(call: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """Return a method of containers that the engine refuses for those of these names."""
+
+    def refuse(container: Container, *arguments: Any, **options: Any) -> Any:
+        container.reload()
+        if container.name in names:
+            raise APIError("500 Server Error", explanation="could not kill container: did not receive an exit event")
+        return call(container, *arguments, **options)
+
+    return refuse
+
+
+def test_the_old_server_comes_back_although_the_new_one_cannot_be_removed(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{fleet.prefix}-0"
+    fleet.run(fleet.replica())
+    before = fleet.engine.containers.get(name).id
+    with monkeypatch.context() as patched:
+        patched.setattr(Container, "remove", refusing(Container.remove, [name]))
+        failed = fleet.run(fleet.replica(no_such_flag=1), check_config=False)
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("flag-unknown", True), failed["error"]
+    assert "could not be removed" in failed["error"]["message"]
+    assert (fleet.engine.containers.get(name).id, answer(fleet)) == (before, 200)
+    result = fleet.run(fleet.replica())
+    assert (result["replicas"][0]["action"], fleet.names()) == ("none", [name])
+
+
+def test_a_server_that_cannot_be_stopped_takes_requests_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{fleet.prefix}-0"
+    fleet.run(fleet.replica())
+    with monkeypatch.context() as patched:
+        patched.setattr(Container, "stop", refusing(Container.stop, [name, f"{name}-previous"]))
+        patched.setattr(deployment, "stop_container", functools.partial(stop_container, notice=0.1))
+        failed = fleet.run(fleet.replica(max_num_seqs=8))
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("engine-error", True), failed["error"]
+    assert not Control(str(fleet.config_dir / "control" / name)).closed()
+    assert (fleet.names(), answer(fleet)) == ([name], 200)
 
 
 def test_two_runs_do_not_work_on_one_host(fleet: Fleet) -> None:

@@ -31,13 +31,14 @@ def test_what_was_left_alone_is_not_told() -> None:
 
 def test_removed_and_recovered_are_told() -> None:
     """Containers that are gone and what an interrupted run left are part of it."""
-    done = {"replicas": [], "removed": ["vllm-1"], "recovered": ["removed vllm-0-next, which was never started"]}
-    assert summary(done) == ["vllm-1: removed", "removed vllm-0-next, which was never started"]
+    done = {"replicas": [], "removed": ["vllm-1"], "recovered": ["removed vllm-0-next, which an earlier run left"]}
+    assert summary(done) == ["vllm-1: removed", "removed vllm-0-next, which an earlier run left"]
 
 
 def test_what_became_of_requests_is_told_whether_it_failed_or_not() -> None:
     """Who had requests aborted learns it from the play."""
     drain = {"waited_s": 12.2, "running_at_start": 5, "finished": 4, "aborted": 1, "refused": 3, "turned_away": True}
+    drain["answered"] = True
     lines = [
         "vllm-0: had 5 requests when it was to be stopped: 4 finished within 12 s, 1 aborted, 3 new ones turned away"
     ]
@@ -45,3 +46,5 @@ def test_what_became_of_requests_is_told_whether_it_failed_or_not() -> None:
     assert summary({"failed": True, "error": {"details": {"drains": {"vllm-0": drain}}}}) == lines
     idle = {**drain, "running_at_start": 0, "refused": 0}
     assert summary({"drains": {"vllm-0": idle}}) == ["vllm-0: had no requests when it was stopped"]
+    silent = {**idle, "answered": False}
+    assert summary({"drains": {"vllm-0": silent}}) == ["vllm-0: did not tell of its requests before it was stopped"]

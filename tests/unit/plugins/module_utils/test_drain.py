@@ -46,7 +46,7 @@ def test_running_requests_finish_behind_a_closed_door(tmp_path: Path) -> None:
     assert 6.0 <= result.pop("waited_s") <= 6.5
     refused = result.pop("refused")
     assert refused > 0
-    assert result == {"running_at_start": 3, "finished": 3, "aborted": 0, "turned_away": True}
+    assert result == {"running_at_start": 3, "finished": 3, "aborted": 0, "turned_away": True, "answered": True}
     # The door stays closed until the server was stopped.
     assert control.closed()
 
@@ -66,11 +66,31 @@ def test_a_server_without_a_door_is_waited_for_until_it_is_quiet(tmp_path: Path)
     assert busy.as_result()["aborted"] == 2
 
 
-def test_a_server_that_does_not_answer_has_nothing_to_drain(tmp_path: Path) -> None:
-    drain = Drain("vllm-0", "http://127.0.0.1:1", Control(str(tmp_path)), 60, ask=load_of)
-    assert drain.done
-    assert drain.as_result()["running_at_start"] == 0
-    assert not (tmp_path / "closed").exists()
+def test_a_server_that_never_answers_is_given_up_soon(tmp_path: Path) -> None:
+    control = Control(str(tmp_path))
+    drain = Drain("vllm-0", "http://127.0.0.1:1", control, 60, ask=load_of)
+    drain_all([drain], 60, Progress(None), sleep=lambda seconds: None)
+    result = drain.as_result()
+    assert (result["answered"], result["turned_away"], result["running_at_start"]) == (False, False, 0)
+
+
+def test_a_loaded_server_that_answers_late_is_drained_all_the_same(tmp_path: Path) -> None:
+    """Its door was closed meanwhile, so that what it then has in hand is all that comes."""
+    server = Server(3, door=True)
+    silences = 2
+
+    def ask(url: str) -> Load | None:
+        nonlocal silences
+        silences -= 1
+        return None if silences >= 0 else server.ask(url)
+
+    control = Control(str(tmp_path))
+    drain = Drain("vllm-0", "http://x", control, 60, clock=server.clock, ask=ask)
+    assert control.closed()
+    drain_all([drain], 60, Progress(None), sleep=server.sleep)
+    result = drain.as_result()
+    assert result["waited_s"] >= 6.0
+    assert (result["answered"], result["turned_away"], result["finished"], result["aborted"]) == (True, True, 3, 0)
 
 
 def test_no_timeout_means_no_wait(tmp_path: Path) -> None:

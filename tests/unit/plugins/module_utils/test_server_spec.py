@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     Spec,
     Wishes,
     base_url,
+    belongs_to,
     build_spec,
     create_arguments,
     endpoint,
@@ -314,3 +315,21 @@ def test_another_engine_and_the_hosts_network_are_named_in_the_run_line() -> Non
 def test_the_script_and_the_secrets_are_files_that_docker_and_the_shell_read() -> None:
     assert script("docker run x", "vllm-0").splitlines()[-1] == "exec docker run x"
     assert secrets_text({"B": "2", "A": "1 and a half"}) == "A=1 and a half\nB=2\n"
+
+
+@pytest.mark.parametrize(
+    ("container", "ours"),
+    [
+        ("vllm-0", True),
+        ("vllm-11-next", True),
+        ("vllm-0-previous", True),
+        ("vllm-small-0", False),
+        ("vllm-small-0-previous", False),
+        ("vllm-config-check-17", False),
+        ("vllm", False),
+        ("other-vllm-0", False),
+    ],
+)
+def test_which_containers_are_a_deployments_own(container: str, ours: bool) -> None:
+    assert belongs_to("vllm", container) is ours
+    assert belongs_to("a.b", "axb-0") is False
