@@ -1,0 +1,184 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A connection that breaks for one task of a host's turn: the turn has failed, and the host is brought back.
+
+The play of a rollout goes on after a lost connection. So each result of a turn must be looked at: all of them by their
+YAML, and some in a real run of playbooks/rollout.yml, over connections to hosts that are not there (tests/fakes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = ROOT / "roles"
+COLLECTIONS = Path(rollout.__file__).parents[5]
+# What runs on the controller alone, and has no connection to lose.
+CONTROLLER = {
+    *(f"ansible.builtin.{name}" for name in ("assert", "debug", "set_fact", "include_role", "include_tasks")),
+    "gpufleet.vllm.vllm_rollout",
+}
+KEYWORDS = {"name", "register", "when", "vars", "loop", "loop_control", "failed_when", "changed_when", "check_mode"}
+KEYWORDS |= {"delegate_to", "run_once", "block", "rescue", "always", "become", "diff", "no_log", "ignore_unreachable"}
+
+# A host of each name loses the task that the regular expression finds.
+BREAKS = {
+    "lost-config": r"\tvllm_config\t",
+    "lost-look": r"\tvllm_server_info\t",
+    "lost-basic": r"\tvllm_completion\t",
+    "lost-accuracy": r"\tvllm_accuracy\t",
+}
+# For these two it is the front end that is lost.
+FRONT_ENDS = {
+    "lost-drain": r'\trouter_backend\t.*"lost-drain".*"drain"',
+    "lost-ready": r'\trouter_backend\t.*"lost-ready".*"ready"',
+}
+REPLICA = {"name": "vllm-0", "host": "127.0.0.1", "port": 8000, "gpus": [0], "config": {}, "environment": {}}
+PLAN = {
+    "model": "m",
+    "device": "cuda",
+    "gpu_access": "toolkit",
+    "network_mode": "bridge",
+    "model_source": {"kind": "path"},
+    "image": {"reference": "r:1", "tag": "t:1", "platform": "linux/amd64", "source": "present", "digest": ""},
+    "replicas": [REPLICA],
+}
+RESULTS: dict[str, dict[str, Any]] = {
+    "vllm_image": {"changed": False},
+    "vllm_gpu_access": {"changed": False},
+    "vllm_config": {"changed": True},
+    "vllm_server": {"changed": True, "replicas": [], "removed": []},
+    "vllm_server_info": {"plan": PLAN, "servers": [], "deployments": []},
+    "vllm_completion": {"changed": False},
+    "vllm_accuracy": {"changed": False, "gates": []},
+    "vllm_benchmark": {"changed": False, "gates": []},
+    "router_backend": {"changed": True, "sessions_left": 0, "not_up": [], "others_ready": 1},
+}
+PLAYS = """
+- hosts: vllm
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role: {name: gpufleet.vllm.rollout, tasks_from: arrange}
+- ansible.builtin.import_playbook: gpufleet.vllm.rollout
+"""
+
+
+def tasks_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of a file and of those that it includes, blocks dissolved."""
+    yield from _dissolved(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+
+
+def _dissolved(tasks: list[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    for task in tasks:
+        for part in ("block", "rescue", "always"):
+            yield from _dissolved(task.get(part, []), path)
+        yield task
+        role = task.get("ansible.builtin.include_role")
+        if role:
+            folder, name = ROLES / role["name"].rpartition(".")[2] / "tasks", role["tasks_from"]
+        else:
+            folder, name = path.parent, str(task.get("ansible.builtin.include_tasks", "")).removesuffix(".yml")
+        names = re.findall(r"'(\w+)\.yml'", name) if "{{" in name else [name] if name else []
+        names = ["basic", "accuracy", "performance"] if "__rollout_stage" in name else names
+        for each in names:
+            yield from tasks_of(folder / f"{each}.yml")
+
+
+@pytest.mark.parametrize("begin", ["host", "back"])
+def test_every_task_of_a_turn_that_a_host_is_asked_for_is_looked_at(begin: str) -> None:
+    tasks = list(tasks_of(ROLES / "rollout" / "tasks" / f"{begin}.yml"))
+    asked = [task for task in tasks if not (set(task) - KEYWORDS) <= CONTROLLER]
+    looked = re.findall(r"(__\w+)(?: \| default\({}\))? is not unreachable", json.dumps(tasks))
+    assert len(asked) >= 3
+    assert [task["name"] for task in asked if task.get("register") not in looked] == []
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[list[str]], str]:
+    """A rollout in which every host loses one task: what C(last.json) has of the hosts, the log, and the output."""
+    folder = tmp_path_factory.mktemp("wire")
+    hosts = ["canary", *BREAKS, *FRONT_ENDS]
+    breaks = {**BREAKS, **{f"lb-{host}": line for host, line in FRONT_ENDS.items()}}
+    (folder / "wire.json").write_text(json.dumps({"results": RESULTS, "breaks": breaks}), encoding="utf-8")
+    common = {
+        "ansible_connection": "wire",
+        "ansible_python_interpreter": sys.executable,
+        "vllm_venv": sys.prefix,
+        "vllm_accept_license": True,
+        "vllm_plan": PLAN,
+        "vllm_rollout_batches": [1, "100%"],
+        "vllm_rollout_verify": ["basic", "accuracy", "performance"],
+        "vllm_rollout_max_failures": "100%",
+        "vllm_rollout_state_dir": str(folder / "state"),
+        "__vllm_prepared": {"plan": PLAN, "changes": ["x"]},
+        "__vllm_rollout_before": {"deployment": "before"},
+    }
+    groups = {
+        "vllm": {"hosts": dict.fromkeys(hosts)},
+        "router": {"hosts": dict.fromkeys(["lb", *(f"lb-{host}" for host in FRONT_ENDS)])},
+    }
+    (folder / "hosts.json").write_text(json.dumps({"all": {"children": groups, "vars": common}}), encoding="utf-8")
+    (folder / "plays.yml").write_text(PLAYS, encoding="utf-8")
+    run = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.json", "plays.yml"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+            "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests" / "fakes" / "connection"),
+            "ANSIBLE_PIPELINING": "false",
+            "ANSIBLE_LOCALHOST_WARNING": "false",
+            "ANSIBLE_FORKS": "6",
+            "GPUFLEET_WIRE": str(folder),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = run.stdout + run.stderr
+    assert (folder / "state" / "last.json").exists(), said
+    found = json.loads((folder / "state" / "last.json").read_text(encoding="utf-8"))["hosts"]
+    log = [line.split("\t") for line in (folder / "log").read_text(encoding="utf-8").splitlines()]
+    return found, log, said
+
+
+Ended = tuple[dict[str, Any], list[list[str]], str]
+
+
+@pytest.mark.parametrize("host", BREAKS)
+def test_a_host_lost_for_one_task_has_failed_and_is_brought_back(ended: Ended, host: str) -> None:
+    found, log, said = ended
+    assert found[host]["state"] == "failed", said
+    assert "could not be reached" in found[host]["why"], said
+    own = [line for line in log if line[0] == host]
+    lost = [number for number, line in enumerate(own) if line[-1] == "LOST"]
+    assert len(lost) == 1, own
+    assert [line[1] for line in own[lost[0] + 1 :]] == ["vllm_server"]
+    assert json.loads(own[-1][2])["state"] == "rolled_back"
+
+
+@pytest.mark.parametrize("host", FRONT_ENDS)
+def test_a_front_end_lost_for_one_task_fails_the_turn(ended: Ended, host: str) -> None:
+    found, log, said = ended
+    assert found[host]["state"] == "failed", said
+    assert f"The front end lb-{host} could not be reached" in found[host]["why"]
+    servers = [json.loads(line[2]).get("state") for line in log if line[:2] == [host, "vllm_server"]]
+    assert servers == (["rolled_back"] if host == "lost-drain" else [None, "rolled_back"])
+
+
+def test_a_host_whose_connection_holds_is_done(ended: Ended) -> None:
+    assert ended[0]["canary"]["state"] == "done", ended[2]
