@@ -240,7 +240,9 @@ def _headline(stage: str, item: Mapping[str, Any]) -> str:
     if stage == "accuracy" and item.get("scores"):
         score = item["scores"][0]
         error = f" ± {score['stderr']:.3f}" if score["stderr"] is not None else ""
-        return f"{score['task']} {score['value']:.3f}{error}"
+        # A floor of another precision or task, by a slip, leaves nothing to pass.
+        judged = "" if item.get("gates") else ", no floor"
+        return f"{score['task']} {score['value']:.3f}{error}{judged}"
     if stage == "performance" and item.get("points"):
         point = max(item["points"], key=lambda point: point["concurrency"])
         summary = {name: values["mean"] for name, values in point["summary"].items()}

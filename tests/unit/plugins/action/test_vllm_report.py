@@ -131,6 +131,15 @@ def test_failures_name_host_server_and_stage_with_cause_and_remedy() -> None:
     assert page.index("no engine") < page.index("<h2>Servers</h2>"), "failures come first"
 
 
+def test_scores_without_a_floor_are_told() -> None:
+    found = host(accuracy=0.01)
+    found["stages"]["accuracy"] = [{**TARGET, "scores": judged(0.01)["scores"], "gates": [], "command": "docker run"}]
+    document = built(gpu1=found)
+    assert any("gsm8k 0.010 ± 0.007, no floor" in line for line in report.summary_lines(document, "/r"))
+    assert "These scores were not judged: vllm_accuracy_floors has no floor" in report.html(document, {}, [])
+    assert "not judged" not in report.html(built(gpu1=host()), {}, [])
+
+
 def test_a_slow_host_among_equals_is_named() -> None:
     document = built(a=host(), b=host(1.01), c=host(0.99), d=host(0.7))
     assert {(entry["host"], entry["concurrency"]) for entry in document["outliers"]} == {
