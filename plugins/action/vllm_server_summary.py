@@ -19,6 +19,7 @@ class ActionModule(FleetPage):
         "drift": {"type": "dict", "default": {}},
         "deployments": {"type": "dict", "default": {}},
         "all_hosts": {"type": "list", "elements": "str", "default": []},
+        "errors": {"type": "dict", "default": {}},
     }
 
     def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:

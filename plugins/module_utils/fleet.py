@@ -200,6 +200,7 @@ def status_lines(
     drift: Mapping[str, Sequence[str]] | None = None,
     deployments: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     all_hosts: Sequence[str] = (),
+    errors: Mapping[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Return the lines that a person reads of the servers of many hosts.
 
@@ -208,35 +209,41 @@ def status_lines(
         drift: host names to how what they run differs from what the inventory wishes.
         deployments: host names to what the module vllm_server_info returned as C(deployments).
         all_hosts: every host that was asked; those that are not among C(servers) were not reached.
+        errors: host names to why what runs there could not be looked at; empty where it could.
 
     Returns:
         C(lines) (a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
-        death and the remedy, the hosts that differ from the inventory's wish, those that were not reached; then those
-        that serve, alike ones of a large fleet in one line, the rarest first), C(details) (C(docker_run) and the last
-        deployments), C(docker_run) (the line that repeats each replica by hand), C(not_serving) (C(host/replica)),
-        C(differing) and C(not_reached).
+        death and the remedy; then those that serve, alike ones of a large fleet in one line, the rarest first; then the
+        hosts on which nothing is deployed, those that could not be looked at, with the cause, those that were not
+        reached, and those that differ from the inventory's wish), C(details) (C(docker_run) and the last deployments),
+        C(docker_run) (the line that repeats each replica by hand), C(not_serving) (C(host/replica)), C(differing),
+        C(not_looked_at) and C(not_reached).
     """
+    unseen = {host: _one_line(text) for host, text in (errors or {}).items() if text}
+    lost = in_order(host for host in all_hosts if host not in servers and host not in unseen)
+    servers = {host: found for host, found in servers.items() if host not in unseen}
     replicas = [(host, server) for host in in_order(servers) for server in servers[host]]
     failing = [(host, server) for host, server in replicas if server["phase"] != "serving"]
     serving = [pair for pair in replicas if pair not in failing]
     empty = [host for host, found in servers.items() if not found]
-    lost = in_order(host for host in all_hosts if host not in servers)
-    differs = {
-        host: "; ".join(" ".join(text.split()) for text in texts) for host, texts in (drift or {}).items() if texts
-    }
+    differs = {host: "; ".join(_one_line(text) for text in texts) for host, texts in (drift or {}).items() if texts}
     headline = [f"{len(serving)} of {len(replicas)} replicas serving on {_count(len(servers), 'host')}"]
     headline += [f"{_count(len(differs), 'host')} not as the inventory wishes"] if differs else []
+    headline += [f"{_count(len(unseen), 'host')} not looked at"] if unseen else []
     headline += [f"{_count(len(lost), 'host')} not reached"] if lost else []
     rows = [(host, server["name"], _with_diagnosis(server)) for host, server in failing]
     rows += _serving_rows(serving)
     lines = [", ".join(headline), *_aligned([("host", "replica", "what it does"), *rows] if rows else [])]
     if empty:
-        lines.append(f"No server on {fold(empty)}.")
+        lines.append(f"Nothing is deployed on {fold(empty)}.")
+    if unseen:
+        lines += ["Not looked at:", *_by_text(unseen.items(), len(all_hosts))]
     if lost:
         lines.append(f"Not reached: {fold(lost)}.")
     if differs:
         lines += ["Not as the inventory wishes:", *_by_text(differs.items(), len(servers))]
-    history = history_lines({host: list(found)[:SHOWN_DEPLOYMENTS] for host, found in (deployments or {}).items()})
+    made = {host: list(found)[:SHOWN_DEPLOYMENTS] for host, found in (deployments or {}).items() if host in servers}
+    history = history_lines(made)
     docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in replicas]
     return {
         "lines": lines,
@@ -244,6 +251,7 @@ def status_lines(
         "docker_run": docker_run,
         "not_serving": [f"{host}/{server['name']}" for host, server in failing],
         "differing": in_order(differs),
+        "not_looked_at": in_order(unseen),
         "not_reached": lost,
     }
 

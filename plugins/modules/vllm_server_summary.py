@@ -11,8 +11,8 @@ version_added: 0.1.0
 short_description: Show what the servers of a whole fleet are doing
 description:
   - Prints what is wrong first. That is each replica that does not serve, with the cause and remedy if it died, the
-    hosts that differ from what the inventory wishes, and those that were not reached. Those that serve are told, too,
-    alike ones of a large fleet in one line.
+    hosts that differ from what the inventory wishes, and those that could not be looked at or were not reached. Those
+    that serve are told, too, alike ones of a large fleet in one line.
   - With C(-v) it also prints the C(docker run) line that repeats each replica by hand, and the last deployments.
   - Runs on the controller; use it with C(run_once).
 author:
@@ -41,6 +41,12 @@ options:
     type: list
     elements: str
     default: []
+  errors:
+    description:
+      - Host names to why what runs there could not be looked at; a host with an empty text could. These are told with
+        their cause, whatever O(servers) says of them.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -71,6 +77,12 @@ details:
   sample: ["gpu-01 vllm-0: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve"]
 differing:
   description: Hosts that differ from what the inventory wishes.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+not_looked_at:
+  description: Hosts that answered, but on which it could not be seen what runs.
   returned: always
   type: list
   elements: str

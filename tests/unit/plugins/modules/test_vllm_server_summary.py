@@ -27,10 +27,10 @@ def test_those_that_do_not_serve_come_first_with_cause_and_remedy() -> None:
 
 
 def test_hosts_without_a_server_are_named_together() -> None:
-    """Nothing deployed is said, not left out."""
+    """That nothing is deployed is said, not left out."""
     found = status_lines({"gpu-01": [], "gpu-02": [], "gpu-03": [server("vllm-0")]})
     assert found["lines"][0] == "1 of 1 replicas serving on 3 hosts"
-    assert found["lines"][-1] == "No server on gpu-[01:02]."
+    assert found["lines"][-1] == "Nothing is deployed on gpu-[01:02]."
 
 
 def test_what_differs_and_what_was_not_reached_is_named() -> None:
@@ -47,6 +47,22 @@ def test_what_differs_and_what_was_not_reached_is_named() -> None:
         "  gpu-[02:03] (2 hosts): config.max-num-seqs: 4 -> 8",
     ]
     assert (found["differing"], found["not_reached"]) == (["gpu-02", "gpu-03"], ["gpu-9", "gpu-10"])
+
+
+def test_hosts_that_answered_but_hide_what_runs_are_not_called_unreached() -> None:
+    """Each cause once, with its hosts; what was kept of their servers does not count."""
+    servers: dict[str, list[Any]] = {"gpu-1": [server("vllm-0")], "gpu-2": [], "gpu-3": [], "gpu-4": []}
+    errors = {"gpu-1": "", "gpu-2": "No Docker engine\nanswers.", "gpu-3": "No Docker engine\nanswers."}
+    found = status_lines(servers, {}, {host: [] for host in servers}, [*servers, "gpu-5"], errors)
+    assert found["lines"][0] == "1 of 1 replicas serving on 2 hosts, 2 hosts not looked at, 1 host not reached"
+    assert found["lines"][-4:] == [
+        "Nothing is deployed on gpu-4.",
+        "Not looked at:",
+        "  gpu-[2:3] (2 hosts): No Docker engine answers.",
+        "Not reached: gpu-5.",
+    ]
+    assert (found["not_looked_at"], found["not_reached"]) == (["gpu-2", "gpu-3"], ["gpu-5"])
+    assert found["details"][-1] == "No deployment remembered on gpu-1, gpu-4."
 
 
 def test_200_hosts_are_a_few_lines_with_the_outliers_first() -> None:

@@ -1,0 +1,137 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the playbooks that only look say of hosts that are not as they should be: new, broken, not reached.
+
+Real runs of ansible-playbook. The hosts are this machine, each with folders of its own, or a port nobody listens at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.conftest import _collections_root
+
+PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
+# A play that looks has no business with pip, and what it would install could not be had.
+UNSATISFIED = "gpufleet-no-such-library==0.0.1"
+
+Play = Callable[..., "tuple[int, str]"]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """Run a playbook on hosts given with their variables; returns the exit code and what it printed."""
+
+    def run(playbook: str | list[Any], hosts: dict[str, dict[str, Any]], *arguments: str) -> tuple[int, str]:
+        inventory, own = tmp_path / "hosts.json", tmp_path / "play.json"
+        groups = {"all": {"children": {"vllm": {"hosts": hosts}}}}
+        inventory.write_text(json.dumps(groups), encoding="utf-8")
+        own.write_text(json.dumps(playbook), encoding="utf-8")
+        path = str(PLAYBOOKS / f"{playbook}.yml") if isinstance(playbook, str) else str(own)
+        settings = tmp_path / "ansible.cfg"
+        settings.write_text("", encoding="utf-8")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "ANSIBLE_CONFIG": str(settings),
+            "ANSIBLE_COLLECTIONS_PATH": _collections_root(),
+            "ANSIBLE_NOCOLOR": "true",
+            "HOME": str(tmp_path),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "ansible", "playbook", path, "-i", str(inventory), *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    return run
+
+
+def this_machine(folder: Path, **variables: Any) -> dict[str, Any]:
+    """Return the variables of a host that is this machine, with folders of its own and no Docker engine."""
+    return {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "vllm_device": "cpu",
+        "vllm_venv": str(folder / "venv"),
+        "vllm_config_dir": str(folder / "etc"),
+        "vllm_state_dir": str(folder / "state"),
+        "vllm_docker_host": f"unix://{folder}/docker.sock",
+        "vllm_libraries": [UNSATISFIED],
+        **variables,
+    }
+
+
+def unreachable() -> dict[str, Any]:
+    return {"ansible_host": "127.0.0.1", "ansible_port": free_port()}
+
+
+def old_libraries(folder: Path) -> None:
+    """Make the virtual environment of a host: it has this Python's libraries, and not those that are wished."""
+    venv.create(folder / "venv", with_pip=False)
+    site_packages = next((folder / "venv").glob("lib/python3*/site-packages"))
+    here = [entry for entry in sys.path if entry and "site-packages" in entry]
+    (site_packages / "these.pth").write_text("\n".join(here) + "\n", encoding="utf-8")
+
+
+def test_status_tells_new_broken_and_lost_hosts_apart(play: Play, tmp_path: Path) -> None:
+    old_libraries(tmp_path / "broken")
+    (tmp_path / "robbed/etc").mkdir(parents=True)
+    (tmp_path / "robbed/etc/plan.json").write_text("{}", encoding="utf-8")
+    hosts = {name: this_machine(tmp_path / name) for name in ("new", "broken", "robbed")} | {"lost": unreachable()}
+    code, shown = play("status", hosts, "--forks", "2")
+    assert code == 2, shown
+    page = shown[shown.index("0 of 0 replicas") :].splitlines()
+    assert page[:3] == [
+        "0 of 0 replicas serving on 1 host, 2 hosts not looked at, 1 host not reached",
+        "Nothing is deployed on new.",
+        "Not looked at:",
+    ]
+    assert page[3].startswith("  broken: No Docker engine answers at unix://")
+    assert page[4].startswith("  robbed: Something was deployed (") and "vllm_venv" in page[4]
+    assert page[5] == "Not reached: lost."
+    assert "interpreter" not in shown, "a new host is no error"
+    recap = {line.split()[0]: line for line in shown[shown.index("PLAY RECAP") :].splitlines()[1:] if ":" in line}
+    assert "failed=0" in recap["new"]
+    assert all("failed=1" in recap[name] for name in ("broken", "robbed", "lost"))
+
+
+def test_status_has_a_page_when_no_host_is_reached(play: Play) -> None:
+    code, shown = play("status", {"gpu-1": unreachable(), "gpu-2": unreachable()})
+    assert code == 2, shown
+    assert "Not reached: gpu-[1:2]." in shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the probe wants root before anything else")
+def test_comparing_installs_nothing(play: Play, tmp_path: Path) -> None:
+    old_libraries(tmp_path / "old")
+    before = sorted((tmp_path / "old").rglob("*"))
+    wished = {"vllm_plan_dir": str(tmp_path / "plans")}
+    hosts = {name: this_machine(tmp_path / name, **wished) for name in ("old", "none")}
+    look = {"ansible.builtin.import_role": {"name": "gpufleet.vllm.vllm", "tasks_from": "drift"}}
+    tell = {"ansible.builtin.debug": {"msg": "{{ inventory_hostname }} differs: {{ __vllm_drift | join }}"}}
+    steps = [{"hosts": "all", "gather_facts": False, "tasks": [look, tell]}]
+    code, shown = play(steps, hosts)
+    assert code == 0, shown
+    assert "Install the libraries" not in shown and UNSATISFIED not in shown
+    assert sorted((tmp_path / "old").rglob("*")) == before and not (tmp_path / "plans").exists()
+    assert "old differs: what the inventory wishes cannot be planned: No Docker engine answers" in shown, (
+        "the modules ran by the libraries that are there"
+    )
+    assert f"none differs: what the inventory wishes cannot be planned: {tmp_path}/none/venv" in shown
