@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -46,7 +47,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 
 def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> dict[str, Any]:
-    """Return the module's options hosts, left_out, unknown and replica_key.
+    """Return the module's options hosts, left_out, unknown and replica_keys.
 
     Args:
         hostvars: the variables of every host; those that were asked have the fact of the entry point C(member).
@@ -54,7 +55,7 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
         here: the host of the front end.
 
     Raises:
-        GpufleetError: C(keys-differ) when the hosts do not all have the same vllm_api_key.
+        GpufleetError: C(key-unreadable).
     """
     hosts: dict[str, list[dict[str, Any]]] = {}
     left_out: dict[str, str] = {}
@@ -64,22 +65,21 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
         member = hostvars[host].get(MEMBER)
         if member is None:
             unknown.append(host)
+            keys[host] = key_of(hostvars, host)
             continue
         hosts[host] = []
-        if not member["replicas"]:
-            left_out[host] = "nothing is deployed there"
-            continue
+        if member["replicas"]:
+            keys[host] = key_of(hostvars, host)
         for replica in member["replicas"]:
             address = address_of(member, str(replica["host"]), here == host)
             if address:
                 hosts[host].append({"name": replica["name"], "address": address, "port": int(replica["port"])})
-                keys[host] = str(hostvars[host].get("vllm_api_key") or "")
             else:
                 left_out[host] = (
                     f"{replica['name']} listens on {replica['host']} alone; set vllm_host to an address that the front"
                     " end reaches, or vllm_router_address to say how it reaches this host"
                 )
-    return {"hosts": hosts, "left_out": left_out, "unknown": unknown, "replica_key": one_key(keys)}
+    return {"hosts": hosts, "left_out": left_out, "unknown": unknown, "replica_keys": keys}
 
 
 def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:
@@ -91,22 +91,20 @@ def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:
     return str(member["ansible_host"]) if listens in ("0.0.0.0", "::") else listens  # noqa: S104  compared
 
 
-def one_key(keys: Mapping[str, str]) -> str:
-    """Return the key that all hosts share.
+def key_of(hostvars: Mapping[str, Any], host: str) -> str:
+    """Return a host's vllm_api_key, which no host has to be asked for; empty when it has none.
 
     Raises:
-        GpufleetError: C(keys-differ).
+        GpufleetError: C(key-unreadable).
     """
-    first: dict[str, str] = {}
-    for host, key in keys.items():
-        first.setdefault(key, host)
-    if len(first) > 1:
+    try:
+        return str(hostvars[host].get("vllm_api_key") or "")
+    except AnsibleError as error:
         raise GpufleetError(
-            f"vllm_api_key differs between hosts behind the front end, such as {' and '.join([*first.values()][:2])}.",
-            name="keys-differ",
-            remedy="Give all hosts the same vllm_api_key; clients may have keys of their own in router_api_keys.",
-        )
-    return next(iter(first), "")
+            f"vllm_api_key of {host} cannot be read: {error}",
+            name="key-unreadable",
+            remedy="Set it for all hosts alike, in group_vars/all, and give the vault's password if it is in a vault.",
+        ) from None
 
 
 def said(result: Mapping[str, Any]) -> list[str]:

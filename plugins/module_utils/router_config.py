@@ -349,13 +349,57 @@ def merge(
     return [replica for host in sorted(wanted) for replica in wanted[host]], said
 
 
-def as_settings(params: Mapping[str, Any], chroot: str) -> Settings:
+def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:
+    """Return the key with which all replicas are asked; empty without replicas.
+
+    Args:
+        keys: of each host; empty where none is wanted.
+        replicas: those behind the front end; keys of other hosts do not count.
+
+    Raises:
+        GpufleetError: C(keys-differ).
+    """
+    first: dict[str, str] = {}
+    for replica in replicas:
+        first.setdefault(keys.get(replica.host, ""), replica.host)
+    if len(first) > 1:
+        raise GpufleetError(
+            f"vllm_api_key differs between hosts behind the front end, such as {' and '.join([*first.values()][:2])}.",
+            name="keys-differ",
+            remedy="Give all hosts the same vllm_api_key; clients may have keys of their own in router_api_keys.",
+        )
+    return next(iter(first), "")
+
+
+def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], unsure: Mapping[str, str]) -> None:
+    """Refuse to take the last replica out of a front end while hosts of the inventory may well serve.
+
+    Args:
+        before: what the front end has now.
+        replicas: what it is to have.
+        unsure: hosts of which nobody knows that nothing is deployed there, and why they have no replica here.
+
+    Raises:
+        GpufleetError: C(router-emptied).
+    """
+    if not before or replicas or not unsure:
+        return
+    raise GpufleetError(
+        f"The front end would lose all of its {len(before)} replicas, and every request would get 503:\n"
+        + "\n".join(f"  - {host}: {why}" for host, why in sorted(unsure.items())),
+        name="router-emptied",
+        remedy="The front end goes on with what it has. Mend what is said of each host, or run the playbook again with"
+        " all hosts in --limit. It is emptied once each host was asked and has nothing deployed.",
+    )
+
+
+def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Settings:
     """Return the settings in the options of the module router_server."""
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
     names = set(Settings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
     return Settings(
         keys=keys,
-        replica_key=params["replica_key"],
+        replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
         chroot=chroot,
         user=params["user"],

@@ -16,8 +16,9 @@ description:
   - Hosts that could not be asked keep the replicas that the front end knows of them; its health checks decide whether
     they get requests. Hosts that are not named any more are left out.
   - HAProxy's master process runs under systemd (unit C(gpufleet-router)) where that is there, and by itself elsewhere.
-  - The action plugin of the same name makes O(hosts), O(unknown) and O(replica_key) from the variables of the hosts in
-    O(members).
+  - The last replica is taken out only when every host was asked and has nothing deployed.
+  - The action plugin of the same name makes O(hosts), O(left_out), O(unknown) and O(replica_keys) from the variables of
+    the hosts in O(members).
 options:
   state:
     description:
@@ -32,12 +33,13 @@ options:
     elements: str
   hosts:
     description:
-      - For each host that was asked, its replicas, each with C(name), C(address) and C(port).
+      - For each host that was asked, its replicas, each with C(name), C(address) and C(port); none where nothing is
+        deployed.
     type: dict
     default: {}
   left_out:
     description:
-      - Why hosts of the inventory have no replica here, by host.
+      - Why replicas of hosts in O(hosts) cannot be had here, by host.
     type: dict
     default: {}
   unknown:
@@ -67,11 +69,12 @@ options:
     type: list
     elements: str
     default: []
-  replica_key:
+  replica_keys:
     description:
-      - Key with which the replicas are asked.
-    type: str
-    default: ""
+      - Keys with which the replicas are asked, by host, also for O(unknown) ones. Hosts that have replicas behind the
+        front end must have the same.
+    type: dict
+    default: {}
   allow_unauthenticated:
     description:
       - Whether other machines may ask without a key.
@@ -185,7 +188,7 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
-      V(haproxy-missing), V(write-failed), V(busy) and V(keys-differ).
+      V(router-emptied), V(haproxy-missing), V(write-failed), V(busy), V(keys-differ) and V(key-unreadable).
   returned: failure
   type: dict
 """
@@ -199,6 +202,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import hos
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import Replica
 
+NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the front end does not know it"
 
 ARGUMENTS: dict[str, Any] = {
@@ -211,7 +215,7 @@ ARGUMENTS: dict[str, Any] = {
     "port": {"type": "int", "default": 8443},
     "tls": {"type": "bool", "default": True},
     "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
-    "replica_key": {"type": "str", "default": "", "no_log": True},
+    "replica_keys": {"type": "dict", "default": {}, "no_log": True},
     "allow_unauthenticated": {"type": "bool", "default": False},
     "endpoints": {
         "type": "list",
@@ -247,13 +251,19 @@ def remove(front_end: FrontEnd, directory: str, check: bool) -> dict[str, Any]:
 
 def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Have the front end run as wanted and return the module's result."""
-    settings = router_config.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "")
     known = {
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
     before = router_config.read_replicas(front_end.text(router_config.REPLICAS))
     replicas, said = router_config.merge(known, params["unknown"], before)
+    unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
+    router_config.check_not_emptied(before, replicas, unsure)
+    settings = router_config.as_settings(
+        params,
+        params["chroot"] if os.path.isdir(params["chroot"]) else "",
+        router_config.one_key(params["replica_keys"], replicas),
+    )
     router_config.check(settings, replicas, params["allow_unauthenticated"])
     files = router_config.files(settings, replicas, params["directory"])
     changes = differences(front_end, files)
@@ -263,13 +273,12 @@ def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, 
         if not check:
             front_end.check(lambda folder: router_config.files(settings, replicas, folder))
             action = front_end.load(files)
-    left_out = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     return {
         "changed": bool(changes) or action != "none",
         "action": action,
         "replicas": [vars(replica) for replica in replicas],
         "kept": sorted(host for host, what in said.items() if what == "kept"),
-        "left_out": left_out,
+        "left_out": {**{host: NOTHING for host, entries in known.items() if not entries}, **unsure},
         "diff": changes,
     }
 

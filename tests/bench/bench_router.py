@@ -105,9 +105,9 @@ class Entrance:
 def haproxy(servers: Sequence[Server], key: str, folder: Path) -> Iterator[Entrance]:
     """Run HAProxy with the role's own configuration, TLS and a key of its own for clients."""
     options = {name: option.get("default") for name, option in ARGUMENTS.items()}
-    own = {"host": "127.0.0.1", "port": PORT, "api_keys": ["bench-client-key"], "replica_key": key}
+    own = {"host": "127.0.0.1", "port": PORT, "api_keys": ["bench-client-key"]}
     chroot = options["chroot"] if os.path.isdir(options["chroot"]) else ""
-    settings = router_config.as_settings({**options, **own, "run_dir": str(folder / "run")}, chroot)
+    settings = router_config.as_settings({**options, **own, "run_dir": str(folder / "run")}, chroot, key)
     replicas = [router_config.Replica(server.container, "0", server.address, server.port) for server in servers]
     certificate, public = folder / router_config.CERTIFICATE, folder / "public.pem"
     make_certificate(str(certificate), ["127.0.0.1"], 1)

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import trust_as_template
+from ansible.vars.hostvars import HostVarsVars
 
 from ansible_collections.gpufleet.vllm.plugins.action import router_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -37,7 +40,7 @@ def test_where_the_front_end_reaches_a_replica(listens: str, address: str, same_
 def test_every_host_is_taken_left_out_or_unknown() -> None:
     hostvars = {
         "serves": {"__router_member": member(), "vllm_api_key": "k"},
-        "empty": {"__router_member": member("")},
+        "empty": {"__router_member": member(""), "vllm_api_key": "does not matter"},
         "alone": {"__router_member": member("127.0.0.1")},
         "silent": {"vllm_api_key": "another"},
     }
@@ -48,17 +51,21 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
         "alone": [],
     }
     assert found["unknown"] == ["silent"]
-    assert found["left_out"]["empty"] == "nothing is deployed there"
+    assert list(found["left_out"]) == ["alone"]
     assert "vllm_router_address" in found["left_out"]["alone"]
-    assert found["replica_key"] == "k"
+    assert found["replica_keys"] == {"serves": "k", "alone": "", "silent": "another"}
 
 
-def test_hosts_with_other_keys_are_named_and_the_keys_are_not() -> None:
-    hostvars = {name: {"__router_member": member(), "vllm_api_key": f"secret-{name}"} for name in ("a", "b")}
-    with pytest.raises(GpufleetError) as caught:
-        router_server.gather(hostvars, ["a", "b"], "lb")
-    assert caught.value.name == "keys-differ"
-    assert "a and b" in str(caught.value) and "secret" not in caught.value.as_text()
+def test_the_key_of_a_host_that_was_not_asked_is_templated_and_one_that_cannot_be_is_named() -> None:
+    def hostvars(key: str) -> dict[str, Any]:
+        variables = {"vllm_api_key": trust_as_template(key), "vault_key": "from the vault"}
+        return {"gpu-01": HostVarsVars(variables, DataLoader(), "gpu-01")}
+
+    found = router_server.gather(hostvars("{{ vault_key }}"), ["gpu-01"], "lb")
+    assert (found["unknown"], found["replica_keys"]) == (["gpu-01"], {"gpu-01": "from the vault"})
+    with pytest.raises(GpufleetError, match=r"vllm_api_key of gpu-01 cannot be read: .*no_such_key") as caught:
+        router_server.gather(hostvars("{{ no_such_key }}"), ["gpu-01"], "lb")
+    assert caught.value.name == "key-unreadable"
 
 
 def test_what_was_kept_and_left_out_is_said() -> None:

@@ -167,3 +167,23 @@ def test_haproxy_itself_takes_the_configuration(given: Settings, tmp_path: Path)
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "WARNING" not in checked.stderr
+
+
+def test_hosts_with_other_keys_are_named_and_the_keys_are_not() -> None:
+    keys = {"gpu-01": "secret-1", "gpu-02": "secret-2", "gpu-03": "secret-3"}
+    assert router_config.one_key(keys, [ONE]) == "secret-1"
+    assert router_config.one_key(keys, []) == ""
+    with pytest.raises(GpufleetError) as caught:
+        router_config.one_key(keys, [ONE, TWO])
+    assert caught.value.name == "keys-differ"
+    assert "gpu-01 and gpu-02" in str(caught.value) and "secret" not in caught.value.as_text()
+
+
+def test_the_last_replica_is_not_taken_out_while_a_host_may_well_serve() -> None:
+    with pytest.raises(GpufleetError) as caught:
+        router_config.check_not_emptied([ONE, TWO], [], {"gpu-07": "it could not be asked"})
+    assert caught.value.name == "router-emptied"
+    assert "all of its 2 replicas" in str(caught.value) and "gpu-07: it could not be asked" in str(caught.value)
+    router_config.check_not_emptied([ONE], [TWO], {"gpu-07": "it could not be asked"})
+    router_config.check_not_emptied([ONE], [], {})
+    router_config.check_not_emptied([], [], {"gpu-07": "it could not be asked"})

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import http.server
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "port": free_port(),
         "tls": False,
         "api_keys": ["the-client-key"],
-        "replica_key": "the-replica-key",
+        "replica_keys": {"gpu-01": "the-replica-key", "gpu-02": "the-replica-key"},
         "directory": folder,
         "run_dir": run_dir,
         "log_file": log,
@@ -50,6 +52,26 @@ def status(port: int, key: str) -> int:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
         return connection.getresponse().status
+
+
+@contextlib.contextmanager
+def replica(key: str) -> Iterator[int]:
+    """Serve as a replica with a key does, and return its port: health to everyone, the rest to who has the key."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path == "/health" or self.headers["Authorization"] == f"Bearer {key}"
+            self.send_response(200 if known else 401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
 
 
 def test_check_mode_shows_the_configuration_and_no_secret(run_module: RunModule, args: dict[str, Any]) -> None:
@@ -92,6 +114,32 @@ def test_it_starts_follows_and_ends(run_module: RunModule, args: dict[str, Any])
     assert run_module(router_server.main, {**args, "state": "absent"})["action"] == "removed"
     assert not os.path.exists(args["directory"]) and not os.path.exists(args["run_dir"])
     assert run_module(router_server.main, {**args, "state": "absent"})["changed"] is False
+
+
+@needs_haproxy
+def test_with_no_host_asked_the_replicas_are_asked_with_the_same_key_as_before(
+    run_module: RunModule, args: dict[str, Any]
+) -> None:
+    with replica("the-replica-key") as port:
+        there = {**args, "hosts": {"gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": port}]}}
+        assert run_module(router_server.main, there)["action"] == "started"
+        assert status(args["port"], "the-client-key") == 200
+        nobody = run_module(router_server.main, {**args, "hosts": {}, "unknown": ["gpu-01"]})
+        assert (nobody["changed"], nobody["kept"]) == (False, ["gpu-01"])
+        assert status(args["port"], "the-client-key") == 200
+
+
+@needs_haproxy
+def test_it_is_emptied_only_when_every_host_was_asked(run_module: RunModule, args: dict[str, Any]) -> None:
+    run_module(router_server.main, args)
+    for unsure in ({"hosts": {}, "unknown": ["gpu-1"]}, {"hosts": {"gpu-01": []}, "left_out": {"gpu-01": "no way"}}):
+        for check in (True, False):
+            result = run_module(router_server.main, {**args, **unsure}, check=check)
+            assert result["failed"] and result["error"]["name"] == "router-emptied"
+    assert "server gpu-01:vllm-0" in Path(args["directory"], "haproxy.cfg").read_text(encoding="utf-8")
+    torn_down = run_module(router_server.main, {**args, "hosts": {"gpu-01": []}})
+    assert (torn_down["action"], torn_down["replicas"]) == ("reloaded", [])
+    assert torn_down["left_out"] == {"gpu-01": "nothing is deployed there"}
 
 
 @needs_haproxy
