@@ -154,3 +154,27 @@ def test_every_option_has_a_description_and_a_type(role: Path) -> None:
         line for entry, spec in specifications(role).items() for line in incomplete(spec.get("options") or {}, entry)
     ]
     assert lacking == []
+
+
+def tasks_of(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tasks and blocks of a file, also those inside of plays and blocks."""
+    found = []
+    for entry in entries:
+        found.append(entry)
+        for section in ("pre_tasks", "tasks", "post_tasks", "block", "rescue", "always"):
+            found += tasks_of(entry.get(section) or [])
+    return found
+
+
+def test_what_runs_on_the_controller_never_becomes_another_user() -> None:
+    """The keyword C(become) does not win over an C(ansible_become) of the inventory's group all; a variable does."""
+    files = sorted([*(ROOT / "playbooks").glob("*.yml"), *(ROOT / "roles").glob("*/tasks/*.yml")])
+    delegated = {
+        f"{path.relative_to(ROOT)}: {task['name']}": task.get("vars") or {}
+        for path in files
+        for task in tasks_of(read_yaml(path))
+        if task.get("delegate_to") == "localhost" and "ansible.builtin.set_fact" not in task
+    }
+    assert delegated, "nothing is looked at any more"
+    wanted = {"ansible_connection": "local", "ansible_become": False}
+    assert [place for place, variables in delegated.items() if not wanted.items() <= variables.items()] == []
