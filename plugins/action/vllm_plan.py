@@ -42,7 +42,7 @@ class ActionModule(ControllerAction):
         plan = planner.plan({**host, **arguments["host"]}, wished)
         check_host(plan, arguments["host_info"])
         written = self._written(plan, arguments["plan_dir"], variables)
-        return {"plan": plan, "ansible_facts": {"vllm_plan": plan}, "summary": planner.summary(plan), **written}
+        return {"plan": plan, "summary": planner.summary(plan), **written}
 
     def _written(self, plan: dict[str, Any], folder: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Write the plan below C(folder) on the controller, if one is given, and return what changed."""

@@ -70,6 +70,10 @@ EXAMPLES = r"""
 - name: Tell it
   ansible.builtin.debug:
     msg: "{{ access.gpu_access }}, because of {{ access.reason }}"
+
+- name: Write a configuration that goes this way
+  gpufleet.vllm.vllm_config:
+    plan: "{{ access.plan }}"
 """
 
 RETURN = r"""
@@ -118,15 +122,11 @@ tried:
   returned: success
   type: bool
   sample: false
-ansible_facts:
+plan:
   description: The plan with C(gpu_access) and the decision for it.
   returned: success
   type: dict
-  contains:
-    vllm_plan:
-      description: The plan.
-      type: dict
-      sample: {"gpu_access": "cdi"}
+  sample: {"gpu_access": "cdi"}
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details); C(details.ways) is as RV(ways).
@@ -167,7 +167,7 @@ def result_of(
         "reason": gpu_access.reason_of(outcomes),
         "ways": [dataclasses.asdict(outcome) for outcome in outcomes],
         "tried": tried,
-        "ansible_facts": {"vllm_plan": found},
+        "plan": found,
     }
 
 

@@ -104,7 +104,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 plan:
-  description: The plan document. It is also set as the fact C(vllm_plan).
+  description: The plan document.
   returned: unless O(validate_only) is set
   type: dict
   contains:

@@ -15,13 +15,24 @@ BIN = Path(sys.executable).parent
 PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 
 
-def ansible(program: str, *arguments: str, folder: Path, collections: Path | None = None) -> str:
-    """Run a program of ansible-core away from this checkout and return what it printed."""
+def ansible(
+    program: str, *arguments: str, folder: Path, collections: Path | None = None, status: int = 0, **settings: str
+) -> str:
+    """Run a program of ansible-core away from this checkout and return what it printed.
+
+    Args:
+        program: its name.
+        arguments: given to it.
+        folder: where it runs.
+        collections: folder in which it finds collections.
+        status: with which it must end.
+        settings: of Ansible, by the names of their environment variables.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHONPATH"))}
-    environment |= {"ANSIBLE_NOCOLOR": "1", "HOME": str(folder)}
+    environment |= {"ANSIBLE_NOCOLOR": "1", "HOME": str(folder), **settings}
     if collections:
         environment["ANSIBLE_COLLECTIONS_PATH"] = str(collections)
     command = [str(BIN / program), *arguments]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == status, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
     return result.stdout

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action plugin vllm_plan: variables in, plan, facts and file out."""
+"""The action plugin vllm_plan: variables in, plan and file out."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def ready(**more: Any) -> dict[str, Any]:
     return {"inventory_hostname": "gpu-01", "vllm_accept_license": True, "vllm_gpus": H200S, **more}
 
 
-def test_the_plan_is_a_result_and_a_fact(run_action: RunAction) -> None:
+def test_the_plan_is_a_result_and_no_fact_that_a_cache_would_keep(run_action: RunAction) -> None:
     result = run_action(ready())
     assert result["changed"] is False
-    assert result["plan"] == result["ansible_facts"]["vllm_plan"]
+    assert "ansible_facts" not in result
     assert len(result["plan"]["replicas"]) == 8
     assert result["summary"][1] == "vllm-0: TP 1 on GPU 0, http://127.0.0.1:8000"
 
@@ -80,7 +80,6 @@ def test_validation_alone_plans_nothing(run_action: RunAction) -> None:
     result = run_action({"vllm_profile": "balanced"}, validate_only=True)
     assert result["changed"] is False
     assert "plan" not in result
-    assert "ansible_facts" not in result
 
 
 def test_validation_alone_finds_problems(run_action: RunAction) -> None:

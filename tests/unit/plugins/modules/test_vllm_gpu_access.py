@@ -163,10 +163,10 @@ def test_cuda_803_under_one_way_and_success_under_the_next(engine: Engine, run: 
     ]
     assert "Error 803: system has unsupported display driver" in result["ways"][0]["evidence"]
     assert "libcuda.so.1" in result["ways"][0]["evidence"]
-    decision = result["ansible_facts"]["vllm_plan"]["decisions"][-1]
+    decision = result["plan"]["decisions"][-1]
     assert (decision["field"], decision["value"]) == ("gpu_access", "cdi")
     assert "cdi: CUDA and NVML see exactly the 2 GPU(s) given" in decision["reason"]
-    assert result["ansible_facts"]["vllm_plan"]["gpu_access"] == "cdi"
+    assert result["plan"]["gpu_access"] == "cdi"
     probe = engine.created[0]
     assert (probe["image"], probe["network_mode"]) == ("sha256:1", "none")
     assert probe["environment"]["LD_LIBRARY_PATH"] == "/driver" and f"{os.getcwd()}:/srv/site:ro" in probe["volumes"]
@@ -180,8 +180,8 @@ def test_an_unchanged_host_is_not_asked_again_and_a_changed_one_is(engine: Engin
     assert (first["gpu_access"], len(engine.created)) == ("devices", 4)
     again = run(plan_of())
     assert (again["changed"], again["tried"], len(engine.created)) == (False, False, 4)
-    assert again["ansible_facts"] == first["ansible_facts"]
-    assert run(plan_of(), check=True)["ansible_facts"] == first["ansible_facts"]
+    assert again["plan"] == first["plan"]
+    assert run(plan_of(), check=True)["plan"] == first["plan"]
     # The toolkit has been installed since.
     engine.engine_info["Runtimes"]["nvidia"] = {}
     engine.ways["gpus"] = sees([ONE, TWO], "")
@@ -232,7 +232,7 @@ def test_only_the_wished_way_is_tried(engine: Engine, run: Any, sees: Sees) -> N
 def test_a_plan_without_gpus_is_returned_as_it_is(engine: Engine, run: Any, change: dict[str, str]) -> None:
     plan = {**plan_of(), **change}
     result = run(plan)
-    assert (result["changed"], result["ansible_facts"]["vllm_plan"], engine.created) == (False, plan, [])
+    assert (result["changed"], result["plan"], engine.created) == (False, plan, [])
 
 
 @pytest.mark.parametrize(
