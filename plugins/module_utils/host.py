@@ -69,6 +69,7 @@ LARGEST_CONFIG = MIB
 LARGEST_INDEX = 32 * MIB
 PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 MOST_PARTS = 10000
+OTHER_WEIGHTS = (".bin", ".pt", ".gguf")
 LISTEN = "0A"
 CLOCK_UNSYNCHRONISED = 0x40
 
@@ -546,9 +547,17 @@ def _missing_parts(names: set[str]) -> list[str]:
 
 
 def weights(folder: str) -> dict[str, Any]:
-    """Return what there is of a model's weights: C(folder) as asked for, and the rest in the words of C(model)."""
+    """Return what there is of a model's weights: C(folder) as asked for, and the rest in the words of C(model).
+
+    C(other_formats) tells of files with weights whose completeness is not known here.
+    """
     found = model(folder)
-    return {"folder": folder, **{key: found[key] for key in ("path", "exists", "complete", "total_bytes")}}
+    names = list_folder(found["path"])
+    return {
+        "folder": folder,
+        **{key: found[key] for key in ("path", "exists", "complete", "total_bytes")},
+        "other_formats": any(name == "params.json" or name.endswith(OTHER_WEIGHTS) for name in names),
+    }
 
 
 def _is_whole(path: str, size: int) -> bool:

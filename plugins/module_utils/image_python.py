@@ -120,18 +120,21 @@ def remove_left(client: DockerClient, label: str, value: str) -> None:
             container.remove(force=True, v=True)
 
 
-def mounts(volumes: Iterable[str], *, dry: bool) -> list[str]:
+def mounts(
+    volumes: Iterable[str], *, dry: bool, without: Sequence[str] = (HF_HOME, CONFIG_PATH, *CACHES.values())
+) -> list[str]:
     """Return a server's mounts as such a container has them: read-only, without our caches and what is not there.
 
     Args:
         volumes: of the server, as C(source:target[:options]).
         dry: leave named volumes out too, which Docker makes when they are missing.
+        without: targets that the container has no use for.
     """
     result = []
     for volume in volumes:
         source, _colon, rest = volume.partition(":")
         target, _colon, options = rest.partition(":")
-        if not target or target in (HF_HOME, CONFIG_PATH, *CACHES.values()):
+        if not target or target in without:
             continue
         if not os.path.exists(source) if source.startswith("/") else dry:
             continue

@@ -10,6 +10,7 @@ only looked for.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import struct
@@ -17,10 +18,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Spec
 
 INDEX = "model.safetensors.index.json"
+CONSOLIDATED = "consolidated*.safetensors"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Formats whose files are not those of the model's own repository, or that read none.
@@ -45,7 +48,10 @@ def check(spec: Spec, source: Mapping[str, str], hf_home: str) -> None:
     if source.get("mount"):
         _check_folder(str(source["mount"]), "vllm_model")
     elif source.get("kind", "hub") == "hub" and is_offline(spec["environment"]):
-        _check_folder(cached(hf_home, str(source["argument"]), str(spec["config"].get("revision") or "main")), "")
+        cache = hub_cache(hf_home, spec["environment"], spec["volumes"])
+        if cache.folder and not spec["config"].get("download-dir"):
+            revision = str(spec["config"].get("revision") or "main")
+            _check_folder(cached(cache, str(source["argument"]).partition(":")[0], revision), "")
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:
@@ -53,28 +59,28 @@ def is_offline(environment: Mapping[str, str]) -> bool:
     return any(str(environment.get(name, "")).lower() in ("1", "true", "yes", "on") for name in OFFLINE)
 
 
-def cached(hf_home: str, model: str, revision: str) -> str:
+def cached(cache: HubCache, model: str, revision: str) -> str:
     """Return the folder of the Hugging Face cache that holds a model.
 
     Args:
-        hf_home: the cache's folder.
+        cache: the server's.
         model: the model's name at the hub.
         revision: branch, tag or commit.
 
     Raises:
         GpufleetError: C(weights-missing) when it is not there.
     """
-    folder = os.path.join(hf_home, "hub", "models--" + model.replace("/", "--"))
+    folder = hub_folder(cache.folder, model)
     commit = read_text(folder, "refs", revision).strip() or revision
     snapshot = os.path.join(folder, "snapshots", commit)
     if os.path.isdir(snapshot):
         return snapshot
     raise GpufleetError(
         f"The server shall not ask the hub ({' or '.join(OFFLINE)} in vllm_environment), but {model} (revision"
-        f" {revision}) is not in the cache {hf_home}.",
+        f" {revision}) is not in {cache}.",
         name="weights-missing",
-        remedy="Fetch it there once (HF_HOME=<vllm_hf_home> hf download, or deploy once without that variable), or set"
-        " vllm_model to a folder that holds it.",
+        remedy=f"Fetch it there once (HF_HUB_CACHE={cache.folder} hf download, or deploy once without that variable),"
+        " or set vllm_model to a folder that holds it.",
         evidence=f"{snapshot}: no such folder",
     )
 
@@ -84,6 +90,9 @@ def _check_folder(folder: str, variable: str) -> None:
     names = list_folder(folder)
     index = _index(folder) if INDEX in names else []
     missing = [name for name in index if not os.path.exists(os.path.join(folder, name))]
+    if missing and fnmatch.filter(names, CONSOLIDATED):
+        # vLLM takes Mistral's own files, and those of the index are not fetched.
+        index, missing = [], []
     if missing:
         raise _incomplete(folder, variable, f"{_named(missing)} of the {len(index)} files in {INDEX} are not there")
     weights = [name for name in names if name.endswith(WEIGHTS) and os.path.exists(os.path.join(folder, name))]

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import catalogue
-from ansible_collections.gpufleet.vllm.plugins.module_utils.disk_needs import hub_folder, weights_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.disk_needs import weights_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.findings import ERROR, INFO, Finding
+from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_cache import hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.image_choice import CPU_IMAGE, CUDA_IMAGE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.preflight_case import Case
 from ansible_collections.gpufleet.vllm.plugins.module_utils.reach import registry_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
 
 HUB = "https://huggingface.co"
+# Those whose files the probe knows to be whole.
+PROBED_FORMATS = ("", "auto", "hf", "safetensors")
 
 
 def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def _weights_paths(wishes: Wishes, repositories: Iterable[str], hf_home: str) ->
         name = (wishes.model or catalogue.SMOLLM2.repositories["bf16"][0]).rsplit("/", 1)[-1]
         return [posixpath.join(wishes.state_dir, "models", name)]
     revision = str(wishes.extra_config.get("revision") or "")
-    return [hub_folder(hf_home, repository, revision) for repository in repositories]
+    hub = hub_cache(hf_home, wishes.environment, wishes.volumes).folder
+    return [hub_folder(hub, repository, revision) for repository in repositories] if hub else []
 
 
 def _dummy(wishes: Wishes) -> bool:
@@ -87,14 +91,18 @@ def _offline(case: Case) -> list[Finding]:
                 "Load it with `docker load`, or set vllm_image_archive to the path of its archive on the host.",
             )
         )
-    there = weights_of(plan, case.host_info, case.folders["hf_home"])
-    if plan["model_source"]["kind"] == "hub" and not _dummy(case.wishes) and not there.get("complete"):
+    cache = hub_cache(case.folders["hf_home"], case.wishes.environment, case.wishes.volumes)
+    there = weights_of(plan, case.host_info, cache.folder)
+    # Other formats, and a cache that is no folder of the host, are left to the role vllm, before a server is touched.
+    known = cache.folder and not case.wishes.extra_config.get("download-dir") and not there.get("other_formats")
+    probed = str(case.wishes.extra_config.get("load-format") or "") in PROBED_FORMATS and known
+    if plan["model_source"]["kind"] == "hub" and probed and not there.get("complete"):
         found.append(
             Finding(
                 "weights-missing",
                 ERROR,
                 f"vllm_offline is true, and the weights of {plan['model_source']['location']} are not complete in"
-                f" {case.folders['hf_home']}.",
+                f" {cache}.",
                 "the weights on the host",
                 "Copy them there, or set vllm_model to the folder that holds them.",
             )

@@ -11,25 +11,26 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fnmatch
 import inspect
 import json
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import host, hub_download, image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.deadlines import VARIABLE as DEADLINES
-from ansible_collections.gpufleet.vllm.plugins.module_utils.disk_needs import hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_download import PROGRESS_MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.image import format_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Job, run_job
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.model_files import is_offline
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.model_files import cut_short, is_offline
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     CA_BUNDLE_PATH,
@@ -48,6 +49,21 @@ MAIN = "main"
 # Formats that need none of the repository's weights, or choose them in ways of their own.
 WITHOUT_WEIGHTS = ("dummy", "tensorizer", "sharded_state", "runai_streamer_sharded", "ipc_cache", "gguf")
 SAFETENSORS_FIRST = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer", "bitsandbytes")
+CONFIG, TOKENIZER, GGUF = "configuration", "tokenizer", "GGUF file"
+# What is one of these, by patterns of file names; for a repository that something else has brought.
+SIGNS = {
+    CONFIG: ("config.json", "params.json"),
+    TOKENIZER: ("tokenizer*", "tekken.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model"),
+    GGUF: ("*.gguf",),
+}
+# The index of the weights of a pattern.
+INDEXES = {
+    "*.safetensors": hub_download.INDEX,
+    "*.bin": "pytorch_model.bin.index.json",
+    hub_download.CONSOLIDATED: "consolidated.safetensors.index.json",
+}
+# A name as huggingface_hub takes it.
+HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]{1,96}")
 NO_DEADLINE_S = 10.0 * 365 * 86400
 RATE_WINDOW_S = 10.0
 MOST_NAMED = 3
@@ -67,6 +83,7 @@ class Want:
         weights: whether weights are wanted, beside configuration and tokenizer.
         load_format: vLLM's option.
         ignore: patterns of weights to leave out; none for vLLM's own.
+        needs: what the server cannot do without beside the weights, of CONFIG, TOKENIZER and GGUF.
     """
 
     repository: str
@@ -74,6 +91,7 @@ class Want:
     weights: bool = True
     load_format: str = "auto"
     ignore: tuple[str, ...] = ()
+    needs: tuple[str, ...] = (CONFIG, TOKENIZER)
 
     def __str__(self) -> str:
         return self.repository if self.revision == MAIN else f"{self.repository} (revision {self.revision})"
@@ -115,6 +133,16 @@ class Surroundings:
     backoff: float = 5
     lock_timeout: float = 0
 
+    @property
+    def cache(self) -> HubCache:
+        """Where the server's repositories lie on the host."""
+        return hub_cache(self.hf_home, {**self.environment, **self.secrets}, self.volumes)
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nobody may be asked, by the option or by a variable of the server."""
+        return self.offline or is_offline(self.environment)
+
 
 # What is wanted
 
@@ -132,15 +160,35 @@ def wants_of(model: str, config: Mapping[str, Any]) -> list[Want]:
     ignore = (given,) if isinstance(given, str) else tuple(str(pattern) for pattern in given)
     repository, _colon, quantization = model.partition(":")
     weights = load_format not in WITHOUT_WEIGHTS and not quantization
-    wants = [Want(repository, revision, weights, load_format, ignore)]
     tokenizer = str(config.get("tokenizer") or model).partition(":")[0]
     tokenizer_revision = str(config.get("tokenizer-revision") or revision)
-    if not tokenizer.startswith((".", "/")) and (tokenizer, tokenizer_revision) != (repository, revision):
-        wants.append(Want(tokenizer, tokenizer_revision, weights=False))
+    another_tokenizer = (tokenizer, tokenizer_revision) != (repository, revision)
+    another_config = str(config.get("hf-config-path") or "")
+    if quantization or load_format == "gguf":
+        needs: tuple[str, ...] = (GGUF,)
+    else:
+        no_tokenizer = another_tokenizer or str(config.get("skip-tokenizer-init", "")).lower() in TRUE
+        needs = (*([] if another_config else [CONFIG]), *([] if no_tokenizer else [TOKENIZER]))
+    wants = [Want(repository, revision, weights, load_format, ignore, needs)]
+    if another_tokenizer and not tokenizer.startswith((".", "/")):
+        wants.append(Want(tokenizer, tokenizer_revision, weights=False, needs=(TOKENIZER,)))
+    if another_config and not another_config.startswith((".", "/")):
+        wants.append(Want(another_config, revision, weights=False, needs=(CONFIG,)))
     draft = _mapping(config.get("speculative-config"))
     if draft.get("model") and not str(draft["model"]).startswith((".", "/")):
-        wants.append(Want(str(draft["model"]), str(draft.get("revision") or MAIN), weights))
-    return [want for number, want in enumerate(wants) if want not in wants[:number]]
+        # vLLM loads a draft as it loads the model, and gives it the model's tokenizer.
+        draft_revision = str(draft.get("revision") or MAIN)
+        wants.append(Want(str(draft["model"]), draft_revision, weights, load_format, ignore, (CONFIG,)))
+    return _joined(wants)
+
+
+def _joined(wants: Sequence[Want]) -> list[Want]:
+    """Return every repository once for each kind of fetching it, with all that is needed of it."""
+    joined: dict[Want, tuple[str, ...]] = {}
+    for want in wants:
+        kind = replace(want, needs=())
+        joined[kind] = tuple(dict.fromkeys((*joined.get(kind, ()), *want.needs)))
+    return [replace(kind, needs=needs) for kind, needs in joined.items()]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -153,46 +201,100 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def left_to_the_server(config: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+def left_to_the_server(config: Mapping[str, Any], environment: Mapping[str, str], cache: HubCache) -> str:
     """Return why this module cannot fetch what the server will take; empty when it can."""
     if config.get("download-dir"):
         return "download-dir in vllm_extra_config keeps the weights outside vllm_hf_home"
     if str(environment.get("VLLM_USE_MODELSCOPE", "")).lower() in TRUE:
         return "VLLM_USE_MODELSCOPE in vllm_environment has the server ask another hub"
-    return ""
+    return cache.elsewhere
 
 
 # What is there
 
 
-def lacks(want: Want, hf_home: str) -> str:
+def lacks(want: Want, around: Surroundings) -> str:
     """Return what the host's cache lacks of a repository, for people; empty when nothing is missing.
 
-    Only the host's own files are read, and of the weights no more than their headers.
+    Only the host's own files are read, and of the weights no more than their headers. Where nobody may be asked, what
+    somebody has brought is taken for whole unless it is seen not to be; otherwise the hub tells.
     """
-    commit = _commit(hf_home, want)
+    commit = _commit(around.cache.folder, want)
     if not commit:
         return "it is not in the cache"
-    snapshot = os.path.join(hub_folder(hf_home, want.repository), "snapshots", commit)
-    entry = _records(hf_home, want).get(_key(want)) or {}
-    if entry.get("commit") == commit:
-        missing = [name for name, size in entry["files"].items() if not _is_there(os.path.join(snapshot, name), size)]
+    snapshot = os.path.join(hub_folder(around.cache.folder, want.repository), "snapshots", commit)
+    recorded = _recorded(around.hf_home, want, commit)
+    if recorded is not None:
+        missing = [name for name, size in recorded.items() if not _is_there(os.path.join(snapshot, name), size)]
         return f"{_named(missing)} not there" if missing else ""
+    if around.is_offline:
+        return _brought_lacks(want, snapshot)
     found = host.model(snapshot)
     if not want.weights or want.load_format not in SAFETENSORS_FIRST:
         return "it was not fetched for this load-format"
-    if found["complete"] and found["tokenizer"]:
+    if found["complete"] and (found["tokenizer"] or TOKENIZER not in want.needs):
         return ""
     if found["missing_files"] or found["cut_files"]:
         return f"{_named(found['missing_files'] + found['cut_files'])} not there or cut short"
     return "its configuration, tokenizer or weights are not there"
 
 
-def _commit(hf_home: str, want: Want) -> str:
+def _brought_lacks(want: Want, snapshot: str) -> str:
+    """Return what a snapshot lacks that this module has not fetched."""
+    names = list_folder(snapshot)
+    there = [name for name in names if os.path.isfile(os.path.join(snapshot, name))]
+    for need in want.needs:
+        if not any(fnmatch.filter(there, sign) for sign in SIGNS[need]):
+            return f"its {need} ({' or '.join(SIGNS[need])}) is not there{_dangling(snapshot, names)}"
+    lack = _weights_lack(want, snapshot, there) if want.weights else ""
+    return lack + _dangling(snapshot, names) if lack else ""
+
+
+def _dangling(snapshot: str, names: Sequence[str]) -> str:
+    """Return a word on links that lead nowhere, as a copy without the folder blobs has them."""
+    lost = [name for name in names if not os.path.exists(os.path.join(snapshot, name))]
+    return f" ({_named(lost)} in the snapshot as a link to what is not in blobs)" if lost else ""
+
+
+def _weights_lack(want: Want, snapshot: str, there: Sequence[str]) -> str:
+    """Return which weights a snapshot lacks; the first pattern of the format that something matches is vLLM's choice.
+
+    Args:
+        want: what is wanted.
+        snapshot: the folder.
+        there: the files in it.
+    """
+    patterns = hub_download.PATTERNS.get(want.load_format, hub_download.ONLY_SAFETENSORS)
+    if want.load_format == "auto":
+        patterns = (hub_download.CONSOLIDATED, *patterns)
+    ignored = [name for pattern in want.ignore for name in fnmatch.filter(there, pattern)]
+    for pattern in patterns:
+        files = [name for name in fnmatch.filter(there, pattern) if name not in ignored]
+        missing = sorted(set(_indexed(snapshot, INDEXES.get(pattern, ""))) - set(files) - set(ignored))
+        # Consolidated weights of a repository that has the others too need not have been brought.
+        if not files and (not missing or pattern == hub_download.CONSOLIDATED):
+            continue
+        if pattern == "*.safetensors":
+            missing = missing or host.model(snapshot)["missing_files"]
+        cut = [name for name in files if name.endswith(".safetensors") and cut_short(os.path.join(snapshot, name))]
+        return f"{_named(missing + cut)} not there or cut short" if missing or cut else ""
+    return f"it has no weights for load-format {want.load_format} ({', '.join(patterns)})"
+
+
+def _indexed(snapshot: str, index: str) -> list[str]:
+    """Return the files that an index of weights names; empty without one."""
+    try:
+        return sorted({str(name) for name in json.loads(read_text(snapshot, index) or "{}")["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return []
+
+
+def _commit(hub: str, want: Want) -> str:
     """Return the commit that a revision is in the cache; empty when the cache does not know it."""
-    folder = hub_folder(hf_home, want.repository)
+    folder = hub_folder(hub, want.repository)
     commit = read_text(folder, "refs", want.revision).strip() or want.revision
-    return commit if os.path.isdir(os.path.join(folder, "snapshots", commit)) else ""
+    is_name = os.path.basename(commit) == commit and not commit.startswith(".")
+    return commit if is_name and os.path.isdir(os.path.join(folder, "snapshots", commit)) else ""
 
 
 def _is_there(path: str, size: int | None) -> bool:
@@ -212,6 +314,13 @@ def _records(hf_home: str, want: Want) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _recorded(hf_home: str, want: Want, commit: str) -> dict[str, Any] | None:
+    """Return the files (name to size) with which this commit was complete; None when nothing is known of it."""
+    entry = _records(hf_home, want).get(_key(want))
+    files = entry.get("files") if isinstance(entry, dict) and entry.get("commit") == commit else None
+    return files if isinstance(files, dict) else None
 
 
 def _key(want: Want) -> str:
@@ -261,8 +370,10 @@ def have(
     Raises:
         GpufleetError: see the module's RETURN.
     """
+    for want in wants:
+        _check_name(want)
     missing = _missing(wants, around)
-    if missing and (around.offline or is_offline(around.environment)):
+    if missing and around.is_offline:
         raise _not_here(missing, around)
     engine = client() if missing else None
     if engine is None or check:
@@ -279,9 +390,21 @@ def have(
     return _result(_told(wants, missing, models, around))
 
 
+def _check_name(want: Want) -> None:
+    """Refuse a name that no repository of the hub can have, before anybody is asked."""
+    if not HUB_NAME.fullmatch(want.repository) or "--" in want.repository or ".." in want.repository:
+        raise GpufleetError(
+            f"{want.repository!r} is no name of a model at the hub.",
+            name="model-not-found",
+            remedy="Correct vllm_model (or tokenizer, hf-config-path or speculative-config in vllm_extra_config):"
+            " <owner>/<name>, of letters, digits, dots, dashes and underscores, or the absolute path of a folder.",
+            details={"repository": want.repository},
+        )
+
+
 def _missing(wants: Sequence[Want], around: Surroundings) -> list[tuple[Want, str]]:
     """Return the repositories that the cache lacks something of, with what it is."""
-    return [(want, lack) for want in wants for lack in [lacks(want, around.hf_home)] if lack]
+    return [(want, lack) for want in wants for lack in [lacks(want, around)] if lack]
 
 
 @contextlib.contextmanager
@@ -292,7 +415,7 @@ def _alone(want: Want, around: Surroundings, progress: Progress) -> Iterator[Non
         os.makedirs(folder, mode=0o755, exist_ok=True)
     except OSError as error:
         raise write_failed(folder, error, "vllm_hf_home") from error
-    blobs = hub_download.blobs_folder(os.path.join(around.hf_home, "hub"), want.repository)
+    blobs = hub_download.blobs_folder(around.cache.folder, want.repository)
 
     def wait(holder: str) -> None:
         there = format_bytes(hub_download.used(blobs))
@@ -317,15 +440,15 @@ def _told(
     """Return what is known of each repository: what the hub told of it (C(models), of those missing) or the host."""
     asked = dict(zip((want for want, _lack in missing), models))
     lack_of = dict(missing)
-    return [asked.get(want) or _unknown(want, lack_of.get(want, ""), around.hf_home) for want in wants]
+    return [asked.get(want) or _unknown(want, lack_of.get(want, ""), around.cache.folder) for want in wants]
 
 
-def _unknown(want: Want, lack: str, hf_home: str) -> dict[str, Any]:
+def _unknown(want: Want, lack: str, hub: str) -> dict[str, Any]:
     """Return what is known of a repository without asking the hub."""
     return {
         "repository": want.repository,
         "revision": want.revision,
-        "commit": _commit(hf_home, want),
+        "commit": _commit(hub, want),
         "files": {},
         "bytes": 0,
         "missing_files": [lack] if lack else [],
@@ -423,10 +546,7 @@ def _volumes(around: Surroundings, fetch: bool) -> list[str]:
     # A volume without a colon is one of Docker's own, empty and of no use to a download.
     targets = {volume: volume.split(":")[1] for volume in joined_volumes(own, around.volumes) if ":" in volume}
     kept = [volume for volume, target in targets.items() if target and target not in CACHES.values()]
-    if fetch:
-        return kept
-    cache = [f"{around.hf_home}:{HF_HOME}:ro"] if kept[:1] == own[:1] and os.path.isdir(around.hf_home) else []
-    return cache + image_python.mounts(kept, dry=True)
+    return kept if fetch else image_python.mounts(kept, dry=True, without=())
 
 
 class Watch:
@@ -543,13 +663,13 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "Set vllm_ca_bundle to a file with the proxy's certificate authority.",
     ),
     "disk-full": (
-        "The disk of vllm_hf_home ({hf_home}) has no room for {model}: {needed} are missing and {free} are free.",
-        "Free room there (models that are not served any more are below {hf_home}/hub), or set vllm_hf_home to a folder"
-        " on a larger disk.",
+        "The disk of {cache} has no room for {model}: {needed} are missing and {free} are free.",
+        "Free room there (models that are not served any more are below {hub}), or set {variable} to a folder on a"
+        " larger disk.",
     ),
     "permission-denied": (
-        "The container may not write to vllm_hf_home ({hf_home}).",
-        "Give its user access to the folder (SELinux: mount it with :z through vllm_volumes).",
+        "The container may not write to {cache}.",
+        "Give its user access to the folder (a mount in vllm_volumes: without :ro, with SELinux with :z).",
     ),
     "weights-missing": (
         "{model} has no weights that vLLM would load.",
@@ -582,7 +702,9 @@ def refusal(error: Mapping[str, Any], around: Surroundings) -> GpufleetError:
         "revision": revision,
         "status": error.get("status") or "unknown",
         "retries": around.retries,
-        "hf_home": around.hf_home,
+        "cache": around.cache,
+        "hub": around.cache.folder,
+        "variable": around.cache.variable,
         "needed": f"{float(error.get('needed') or error.get('missing_bytes') or 0) / GIB:.1f} GiB",
         "free": f"{float(error['free']) / GIB:.1f} GiB" if "free" in error else "too few",
         "access": ACCESS.get(name, "the token in vllm_hf_token is not of such an account")
@@ -602,9 +724,9 @@ def _not_here(missing: Sequence[tuple[Want, str]], around: Surroundings) -> Gpuf
     why = "vllm_offline is true" if around.offline else "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is in vllm_environment"
     told = "; ".join(f"{want}: {lack}" for want, lack in missing)
     return GpufleetError(
-        f"{why}, so nobody is asked, and vllm_hf_home ({around.hf_home}) lacks what the server needs: {told}.",
+        f"{why}, so nobody is asked, and {around.cache} lacks what the server needs: {told}.",
         name="weights-missing",
-        remedy="Copy the model's folder models--<owner>--<name> into hub below vllm_hf_home from a host that has it, or"
-        " set vllm_model to a folder that holds the model.",
+        remedy=f"Copy the model's folder models--<owner>--<name> into {around.cache.folder} from a host that has it,"
+        " whole (rsync -a, tar), or set vllm_model to a folder that holds the model.",
         details={"missing": {want.repository: lack for want, lack in missing}},
     )

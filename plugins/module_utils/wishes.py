@@ -102,6 +102,7 @@ class Wishes:
     reclaim_orphans: bool = False
     image_size_gib: float | None = None
     phase_timeouts: dict[str, int] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
 
     @property
     def trade(self) -> Profile:
@@ -433,6 +434,14 @@ def _phase_timeouts(value: Any) -> dict[str, int]:
     return {deadlines.key_of(str(name)): int(seconds) for name, seconds in value.items()}
 
 
+def _volumes(value: Any) -> tuple[str, ...]:
+    # Ansible takes a text with commas for a list.
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError("it must be a list such as [/data:/data:ro]")
+    return tuple(filter(None, map(_text, entries)))
+
+
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", _one_of("cuda", "cpu")),
@@ -481,6 +490,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "reclaim_orphans": ("vllm_reclaim_orphans", flag),
     "image_size_gib": ("vllm_image_size_gib", _auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
+    "volumes": ("vllm_volumes", _volumes),
 }
 
 

@@ -332,7 +332,9 @@ model:
     cut_files: []
     complete: false
 weights:
-  description: What is there in each folder of O(weights_paths), in the words of RV(model).
+  description:
+    - What is there in each folder of O(weights_paths), in the words of RV(model).
+    - C(other_formats) is true when there are weights of which it is not known here whether they are complete.
   type: list
   elements: dict
   returned: always
@@ -342,6 +344,7 @@ weights:
       exists: true
       complete: true
       total_bytes: 114413871104
+      other_formats: false
 image:
   description:
     - The image O(image_reference), V(null) when the engine has none of that name or does not run.

@@ -249,10 +249,6 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     params = module.params
     texts = [{str(name): str(value) for name, value in params[key].items()} for key in ("environment", "secrets")]
     environment, secrets = split_secrets(*texts)
-    skipped = left_to_the_server(params["config"], {**environment, **secrets})
-    if skipped:
-        module.warn(f"The weights of {params['model']} are left to the server's own start: {skipped}.")
-        return {"changed": False, "models": [], "phases": []}
     around = Surroundings(
         image=params["image"],
         environment=environment,
@@ -260,6 +256,10 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         prefix=params["container_prefix"],
         **{name: params[name] for name in SHARED},
     )
+    skipped = left_to_the_server(params["config"], {**environment, **secrets}, around.cache)
+    if skipped:
+        module.warn(f"The weights of {params['model']} are left to the server's own start: {skipped}.")
+        return {"changed": False, "models": [], "phases": []}
     progress = Progress(params["progress_file"])
 
     def client() -> Any:

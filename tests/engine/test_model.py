@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -266,6 +268,53 @@ def test_dummy_weights_need_configuration_and_tokenizer_only(run: Run, hub: Hub,
     assert set(snapshot(tmp_path, hub)) == SMALL | {"model.safetensors.index.json"}
     assert not run(config={"load-format": "dummy"})["changed"]
     assert run(offline=True)["error"]["name"] == "weights-missing"
+
+
+@NEWEST
+def test_a_cache_elsewhere_is_known_by_its_mount(run: Run, hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "huggingface").mkdir()
+    (tmp_path / "mine").mkdir()
+    volumes = [f"{tmp_path}/mine:/data"]
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": "/data/hf"}
+    first = run(volumes=volumes, environment=environment)
+    assert (first["failed"], first["changed"]) == (False, True), first
+    assert (tmp_path / "mine" / "hf" / "hub" / "models--acme--scout" / "refs" / MAIN).exists()
+    asked = len(hub.log)
+    again = run(volumes=volumes, environment=environment, docker_host="unix:///nowhere.sock")
+    assert (again["failed"], again["changed"], len(hub.log)) == (False, False, asked)
+    # What there is counts for a dry run, too.
+    next((tmp_path / "mine").glob("**/snapshots/*/tokenizer.json")).unlink()
+    dry = run(volumes=volumes, environment=environment, check=True)
+    assert (dry["failed"], dry["models"][0]["missing_files"]) == (False, ["tokenizer.json"]), dry
+
+
+@NEWEST
+def test_a_copy_of_another_hosts_cache_is_enough_without_a_way_out(run: Run, tmp_path: Path) -> None:
+    assert not run(config={"load-format": "dummy"})["failed"]
+    shutil.rmtree(tmp_path / "huggingface" / "gpufleet")
+    copied = run(config={"load-format": "dummy"}, offline=True, docker_host="unix:///nowhere.sock")
+    assert (copied["failed"], copied["changed"]) == (False, False), copied
+
+
+@NEWEST
+def test_a_second_run_waits_for_the_first_and_fetches_nothing(run: Run, hub: Hub, tmp_path: Path) -> None:
+    """As after Ctrl-C: the interrupted play's module goes on in the background, here as a process of its own."""
+    hub.rate = SHARD_BYTES // 2
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=run)
+    first.start()
+    lock = tmp_path / "huggingface" / "gpufleet" / ".lock"
+    deadline = time.monotonic() + 60
+    while not (lock.exists() and lock.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    busy = run()
+    assert (busy["failed"], busy["error"]["name"]) == (True, "busy"), busy
+    assert f"download of acme/scout (process {first.pid})" in busy["msg"]
+    second = run(lock_timeout=120)
+    first.join()
+    assert (second["failed"], second["changed"]) == (False, False), second
+    assert len(hub.asked("GET .*00001-of")) == 1
+    assert set(snapshot(tmp_path, hub)) == SMALL | set(sharded(3, 1))
 
 
 @NEWEST

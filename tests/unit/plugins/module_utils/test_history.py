@@ -167,13 +167,14 @@ def test_weights_are_looked_for_where_they_were(tmp_path: Path) -> None:
     hub = {"mount": "", "argument": "org/m"}
     for source in (folder, hub):
         with pytest.raises(GpufleetError, match="are not on this host any more") as caught:
-            history.check_weights(source, str(tmp_path / "hf"), "20261121-120000")
+            history.check_weights(source, str(tmp_path / "hf" / "hub"), "20261121-120000")
         assert caught.value.name == "rollback-weights-gone"
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
     (tmp_path / "hf" / "hub" / "models--org--m" / "snapshots" / "abc").mkdir(parents=True)
     history.check_weights(folder, str(tmp_path / "hf"), "x")
-    history.check_weights(hub, str(tmp_path / "hf"), "x")
+    history.check_weights(hub, str(tmp_path / "hf" / "hub"), "x")
+    history.check_weights({"mount": "", "argument": "org/elsewhere"}, "", "x")
 
 
 def test_the_name_that_keeps_an_image_is_one_that_docker_takes() -> None:

@@ -91,7 +91,7 @@ class TestHub:
 
     @staticmethod
     def check(hf_home: Path, environment: dict[str, str], **config: Any) -> None:
-        spec: dict[str, Any] = {"config": config, "environment": environment}
+        spec: dict[str, Any] = {"config": config, "environment": environment, "volumes": []}
         model_files.check(spec, {"kind": "hub", "mount": "", "argument": "org/model"}, str(hf_home))
 
     @staticmethod
@@ -106,6 +106,23 @@ class TestHub:
             (snapshot / file.name).symlink_to(file)
         return snapshot
 
+    def test_mistrals_own_files_need_no_others(self, tmp_path: Path, folder: Path) -> None:
+        """vLLM fetches only these, and the index of the others, of a repository that has both."""
+        for name in SHARDS:
+            (folder / name).rename(folder / f"consolidated-{name}")
+        self.cache(tmp_path, folder)
+        self.check(tmp_path, {"HF_HUB_OFFLINE": "1"})
+
+    def test_a_cache_elsewhere_is_found_by_its_mount(self, tmp_path: Path, folder: Path) -> None:
+        self.cache(tmp_path / "mine", folder)
+        source = {"kind": "hub", "mount": "", "argument": "org/model"}
+        spec: dict[str, Any] = {"config": {}, "environment": {"HF_HUB_OFFLINE": "1"}, "volumes": []}
+        with pytest.raises(GpufleetError, match="is not in vllm_hf_home"):
+            model_files.check(spec, source, str(tmp_path / "hf"))
+        mounted = {**spec, "volumes": [f"{tmp_path}/mine:/root/.cache/huggingface"]}
+        model_files.check(mounted, source, str(tmp_path / "hf"))
+        model_files.check({**spec, "config": {"download-dir": "/data"}}, source, str(tmp_path / "hf"))
+
     def test_online_nothing_need_be_there(self, tmp_path: Path) -> None:
         self.check(tmp_path, {})
         self.check(tmp_path, {"HF_HUB_OFFLINE": "0"})
@@ -114,7 +131,7 @@ class TestHub:
         with pytest.raises(GpufleetError) as missing:
             self.check(tmp_path, {"HF_HUB_OFFLINE": "1"})
         assert missing.value.name == "weights-missing"
-        assert "org/model (revision main) is not in the cache" in missing.value.message
+        assert "org/model (revision main) is not in vllm_hf_home (" in missing.value.message
         self.cache(tmp_path, folder)
         self.check(tmp_path, {"HF_HUB_OFFLINE": "1"})
         self.check(tmp_path, {"HF_HUB_OFFLINE": "1"}, revision="abc")

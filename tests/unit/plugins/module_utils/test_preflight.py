@@ -649,6 +649,42 @@ def test_offline_everything_must_be_there() -> None:
     assert told(judge(offline=True, image_archive="/srv/image.tar", model="/srv/model")) == {"offline": "info"}
 
 
+IMAGE_THERE = {"image": {"id": "sha256:1", "environment": {}}}
+
+
+@pytest.mark.parametrize(
+    "wished",
+    [
+        {"extra_config": {"load-format": "mistral"}},
+        {"extra_config": {"download-dir": "/data"}},
+        {"volumes": ["models:/root/.cache/huggingface"]},
+        {"environment": {"HF_HUB_CACHE": "/inside"}},
+    ],
+)
+def test_offline_what_the_probe_cannot_know_is_left_to_the_role(wished: dict[str, Any]) -> None:
+    assert told(judge(host_info(**IMAGE_THERE), offline=True, **wished)) == {"offline": "info"}
+
+
+def test_offline_weights_of_another_kind_are_left_to_the_role() -> None:
+    weights = [{"folder": CACHED, "path": CACHED, "exists": True, "complete": False, "total_bytes": 0}]
+    found = judge(host_info(weights=weights, **IMAGE_THERE), offline=True)
+    assert told(found) == {"offline": "info", "weights-missing": "error"}
+    weights[0]["other_formats"] = True
+    assert told(judge(host_info(weights=weights, **IMAGE_THERE), offline=True)) == {"offline": "info"}
+
+
+def test_weights_in_a_cache_elsewhere_are_asked_for_and_found() -> None:
+    volumes = ["/mine:/root/.cache/huggingface"]
+    read = wishes.read({"vllm_accept_license": True, "vllm_model": "o/m", "vllm_volumes": volumes})
+    assert preflight_sources.questions(read, "/hf")["weights_paths"] == ["/mine/hub/models--o--m"]
+    mine = "/mine/hub/" + CACHED.rpartition("/")[2]
+    weights = [{"folder": mine, "path": mine, "exists": True, "complete": True, "total_bytes": 1}]
+    there = host_info(weights=weights, **IMAGE_THERE)
+    assert told(judge(there, offline=True, volumes=volumes)) == {"offline": "info"}
+    lacks = only(judge(host_info(**IMAGE_THERE), offline=True, volumes=volumes), "weights-missing")
+    assert "the Hugging Face cache (/mine/hub, by vllm_volumes)" in lacks.found
+
+
 def test_an_archive_that_is_not_there() -> None:
     there = disk("/", 1, 500, existing="/srv/image.tar")
     missing = disk("/", 1, 500, existing="/srv")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import struct
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_download import PROGRESS_MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.weights import Surroundings, Want, Watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.weights import (
+    CONFIG,
+    GGUF,
+    TOKENIZER,
+    Surroundings,
+    Want,
+    Watch,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -32,10 +40,27 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ({}, [Want("o/m")]),
         ({"load-format": "dummy"}, [Want("o/m", weights=False, load_format="dummy")]),
         ({"revision": "v2"}, [Want("o/m", "v2")]),
-        ({"tokenizer": "o/t"}, [Want("o/m"), Want("o/t", weights=False)]),
-        ({"tokenizer": "/models/t"}, [Want("o/m")]),
-        ({"tokenizer-revision": "v3"}, [Want("o/m"), Want("o/m", "v3", weights=False)]),
-        ({"speculative-config": {"model": "o/d", "method": "eagle3"}}, [Want("o/m"), Want("o/d")]),
+        ({"tokenizer": "o/t"}, [Want("o/m", needs=(CONFIG,)), Want("o/t", weights=False, needs=(TOKENIZER,))]),
+        ({"tokenizer": "/models/t"}, [Want("o/m", needs=(CONFIG,))]),
+        ({"tokenizer": None, "load-format": "", "revision": ""}, [Want("o/m")]),
+        ({"skip-tokenizer-init": True}, [Want("o/m", needs=(CONFIG,))]),
+        (
+            {"tokenizer-revision": "v3"},
+            [Want("o/m", needs=(CONFIG,)), Want("o/m", "v3", weights=False, needs=(TOKENIZER,))],
+        ),
+        (
+            {"tokenizer": "o/t", "hf-config-path": "o/t"},
+            [Want("o/m", needs=()), Want("o/t", weights=False, needs=(TOKENIZER, CONFIG))],
+        ),
+        ({"speculative-config": {"model": "o/d", "method": "eagle3"}}, [Want("o/m"), Want("o/d", needs=(CONFIG,))]),
+        ({"speculative-config": {"model": "o/m", "method": "mtp"}}, [Want("o/m")]),
+        (
+            {"speculative-config": {"model": "o/d"}, "load-format": "pt", "ignore-patterns": ["x*"]},
+            [
+                Want("o/m", load_format="pt", ignore=("x*",)),
+                Want("o/d", load_format="pt", ignore=("x*",), needs=(CONFIG,)),
+            ],
+        ),
         ({"speculative-config": '{"method": "ngram"}'}, [Want("o/m")]),
         ({"ignore-patterns": "x*"}, [Want("o/m", ignore=("x*",))]),
     ],
@@ -45,7 +70,7 @@ def test_what_a_server_wants(config: dict[str, Any], expected: list[Want]) -> No
 
 
 def test_a_quantization_behind_the_name_is_no_part_of_it() -> None:
-    assert weights.wants_of("o/m-GGUF:Q4_K_M", {}) == [Want("o/m-GGUF", weights=False)]
+    assert weights.wants_of("o/m-GGUF:Q4_K_M", {}) == [Want("o/m-GGUF", weights=False, needs=(GGUF,))]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +78,9 @@ def test_a_quantization_behind_the_name_is_no_part_of_it() -> None:
     [({"download-dir": "/data"}, {}, "vllm_extra_config"), ({}, {"VLLM_USE_MODELSCOPE": "True"}, "vllm_environment")],
 )
 def test_what_is_left_to_the_server(config: dict[str, Any], environment: dict[str, str], variable: str) -> None:
-    assert variable in weights.left_to_the_server(config, environment)
-    assert not weights.left_to_the_server({}, {})
+    cache = Surroundings("image", "/hf").cache
+    assert variable in weights.left_to_the_server(config, environment, cache)
+    assert not weights.left_to_the_server({}, {}, cache)
 
 
 @pytest.fixture
@@ -73,34 +99,150 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_a_whole_model_lacks_nothing_whoever_fetched_it(cache: Path, tmp_path: Path) -> None:
-    assert weights.lacks(Want("o/m"), str(tmp_path)) == ""
-    assert weights.lacks(Want("o/m", COMMIT), str(tmp_path)) == ""
-    assert weights.lacks(Want("o/m", "v2"), str(tmp_path)) == "it is not in the cache"
+    for around in (Surroundings("image", str(tmp_path)), Surroundings("image", str(tmp_path), offline=True)):
+        assert weights.lacks(Want("o/m"), around) == ""
+        assert weights.lacks(Want("o/m", COMMIT), around) == ""
+        assert weights.lacks(Want("o/m", "v2"), around) == "it is not in the cache"
     (cache / "tokenizer.json").unlink()
-    assert "tokenizer" in weights.lacks(Want("o/m"), str(tmp_path))
+    for around in (Surroundings("image", str(tmp_path)), Surroundings("image", str(tmp_path), offline=True)):
+        assert "tokenizer" in weights.lacks(Want("o/m"), around)
+        assert weights.lacks(Want("o/m", needs=(CONFIG,)), around) == ""  # as of a draft
+
+
+def renamed(snapshot: Path, name: str) -> None:
+    (snapshot / "model.safetensors").rename(snapshot / name)
+
+
+@pytest.mark.parametrize("load_format", ["mistral", "auto"])
+def test_offline_mistrals_own_files_are_enough(cache: Path, tmp_path: Path, load_format: str) -> None:
+    """They were fetched with the index of the others, which vLLM does not take."""
+    around = Surroundings("image", str(tmp_path), offline=True)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    renamed(cache, "consolidated.safetensors")
+    assert weights.lacks(Want("o/m", load_format=load_format), around) == ""
+    lack = weights.lacks(Want("o/m", load_format="hf"), around)
+    assert lack.startswith("model-00001-of-00002.safetensors, model-00002-of-00002.safetensors are not there")
+    (cache / "consolidated.safetensors").write_bytes(b"cut")
+    assert weights.lacks(Want("o/m", load_format=load_format), around).startswith("consolidated.safetensors is not")
+
+
+@pytest.mark.parametrize(("load_format", "name"), [("pt", "model.pt"), ("npcache", "a.bin"), ("auto", "a.bin")])
+def test_offline_files_of_the_format_are_enough(cache: Path, tmp_path: Path, load_format: str, name: str) -> None:
+    around, want = Surroundings("image", str(tmp_path), offline=True), Want("o/m", load_format=load_format)
+    renamed(cache, "model.other")
+    assert weights.lacks(want, around).startswith(f"it has no weights for load-format {load_format} (")
+    (cache / "model.other").rename(cache / name)
+    assert weights.lacks(want, around) == ""
+    if name == "a.bin":
+        (cache / "pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "a.bin", "y": "b.bin"}}')
+        assert weights.lacks(want, around) == "b.bin is not there or cut short"
+
+
+def test_offline_what_was_copied_needs_no_record(cache: Path, tmp_path: Path) -> None:
+    """The user did what the message says: the folder of the repository is there, the record of the download is not."""
+    around = Surroundings("image", str(tmp_path), offline=True)
+    for config in (
+        {"load-format": "dummy"},
+        {"tokenizer": "o/t"},
+        {"speculative-config": {"model": "o/t"}, "load-format": "dummy"},
+    ):
+        wants = weights.wants_of("o/m", config)
+        tokenizer = tmp_path / "hub" / "models--o--t"
+        if len(wants) > 1:
+            with pytest.raises(GpufleetError, match="o/t: it is not in the cache"):
+                weights.have(nobody, wants, around, check=False, progress=Progress(None))
+            shutil.copytree(tmp_path / "hub" / "models--o--m", tokenizer)
+            (tokenizer / "snapshots" / COMMIT / "model.safetensors").unlink()
+        result = weights.have(nobody, wants, around, check=False, progress=Progress(None))
+        assert (result["changed"], [model["missing_files"] for model in result["models"]]) == (False, [[]] * len(wants))
+        shutil.rmtree(tokenizer, ignore_errors=True)
+
+
+def nobody() -> Any:
+    raise AssertionError("the engine was asked")
+
+
+def test_offline_a_copy_without_its_blobs_is_told(cache: Path, tmp_path: Path) -> None:
+    (cache / "config.json").unlink()
+    (cache / "config.json").symlink_to("../../blobs/0123")
+    lack = weights.lacks(Want("o/m"), Surroundings("image", str(tmp_path), offline=True))
+    assert lack == (
+        "its configuration (config.json or params.json) is not there"
+        " (config.json is in the snapshot as a link to what is not in blobs)"
+    )
+
+
+def test_a_gguf_model_needs_its_file_only(cache: Path, tmp_path: Path) -> None:
+    around = Surroundings("image", str(tmp_path), offline=True)
+    (want,) = weights.wants_of("o/m:Q4_K_M", {})
+    assert weights.lacks(want, around) == "its GGUF file (*.gguf) is not there"
+    renamed(cache, "m-Q4_K_M.gguf")
+    assert weights.lacks(want, around) == ""
+
+
+NO_FILES = json.dumps({weights._key(Want("o/m")): {"commit": COMMIT}})
+
+
+@pytest.mark.parametrize("text", ["[]", "{", NO_FILES, NO_FILES.replace("}}", ', "files": [1]}}')])
+def test_a_record_that_is_broken_is_none(cache: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "gpufleet").mkdir()
+    (tmp_path / "gpufleet" / "models--o--m.json").write_text(text)
+    assert weights.lacks(Want("o/m"), Surroundings("image", str(tmp_path))) == ""
+
+
+@pytest.mark.parametrize("name", ["", "my model", "https://huggingface.co/o/m", "o/m/x", "o/..", " o/m"])
+def test_what_is_no_name_is_refused_before_anybody_is_asked(tmp_path: Path, name: str) -> None:
+    around = Surroundings("image", str(tmp_path / "none"))
+    with pytest.raises(GpufleetError, match="is no name of a model") as raised:
+        weights.have(nobody, [Want(name)], around, check=False, progress=Progress(None))
+    assert (raised.value.name, repr(name) in raised.value.message) == ("model-not-found", True)
+
+
+@pytest.mark.parametrize("revision", ["no such", "../..", "x" * 300])
+def test_a_revision_that_is_none_is_not_in_the_cache(cache: Path, tmp_path: Path, revision: str) -> None:
+    assert weights.lacks(Want("o/m", revision), Surroundings("image", str(tmp_path))) == "it is not in the cache"
+
+
+@pytest.mark.parametrize(
+    ("environment", "volume"),
+    [
+        ({}, "{mine}:/root/.cache/huggingface"),
+        ({"HF_HOME": "/cache"}, "{mine}:/cache"),
+        ({"HF_HUB_CACHE": "/cache/hub"}, "{mine}:/cache:ro"),
+    ],
+)
+def test_a_cache_elsewhere_is_looked_at(cache: Path, tmp_path: Path, environment: dict[str, str], volume: str) -> None:
+    volumes = [volume.format(mine=tmp_path)]
+    around = Surroundings("image", "/var/none", environment, volumes=volumes, offline=True)
+    assert not weights.have(nobody, [Want("o/m")], around, check=False, progress=Progress(None))["changed"]
+    with pytest.raises(GpufleetError) as raised:
+        weights.have(nobody, [Want("o/x")], around, check=False, progress=Progress(None))
+    assert f"the Hugging Face cache ({tmp_path}/hub, by vllm_" in raised.value.message
+    assert f"into {tmp_path}/hub " in raised.value.remedy
+    looks = weights._volumes(around, fetch=False)
+    assert looks[-1] == volumes[0].removesuffix(":ro") + ":ro"
 
 
 def test_a_part_of_a_model_is_not_taken_for_all_of_it(cache: Path, tmp_path: Path) -> None:
     """A model in parts whose index has not come either."""
     (cache / "model.safetensors").rename(cache / "model-00001-of-00003.safetensors")
-    lack = weights.lacks(Want("o/m"), str(tmp_path))
+    lack = weights.lacks(Want("o/m"), Surroundings("image", str(tmp_path)))
     assert lack == "model-00002-of-00003.safetensors, model-00003-of-00003.safetensors are not there or cut short"
 
 
 def test_what_was_recorded_must_still_be_there(cache: Path, tmp_path: Path) -> None:
     want = Want("o/m", weights=False, load_format="dummy")
-    assert weights.lacks(want, str(tmp_path))
+    around = Surroundings("image", str(tmp_path))
+    assert weights.lacks(want, around)
     weights._record(str(tmp_path), want, {"commit": COMMIT, "files": {"config.json": 23, "tokenizer.json": None}})
-    assert weights.lacks(want, str(tmp_path)) == ""
+    assert weights.lacks(want, around) == ""
     (cache / "config.json").write_text('{"a": 1}')
-    assert weights.lacks(want, str(tmp_path)) == "config.json is not there"
-    assert weights.lacks(Want("o/m"), str(tmp_path)) == ""
+    assert weights.lacks(want, around) == "config.json is not there"
+    assert weights.lacks(Want("o/m"), around) == ""
 
 
 def test_offline_names_what_is_missing_and_asks_nobody(cache: Path, tmp_path: Path) -> None:
-    def nobody() -> Any:
-        raise AssertionError("the engine was asked")
-
     (cache / "model.safetensors").write_bytes(b"cut")
     for around in (
         Surroundings("image", str(tmp_path), offline=True),

@@ -32,3 +32,9 @@ def test_what_the_server_keeps_elsewhere_is_left_to_it(run_module: RunModule) ->
     options = {"model": "o/m", "image": "x:1", "config": {"download-dir": "/data"}}
     result = run_module(vllm_model.main, options)
     assert (result["failed"], result["changed"], result["models"]) == (False, False, [])
+
+
+def test_a_cache_that_is_no_folder_of_the_host_is_left_to_the_server(run_module: RunModule) -> None:
+    options = {"model": "o/m", "image": "x:1", "volumes": ["models:/root/.cache/huggingface"], "offline": True}
+    result = run_module(vllm_model.main, options)
+    assert (result["failed"], result["changed"], result["models"]) == (False, False, [])
