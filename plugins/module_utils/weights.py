@@ -230,10 +230,11 @@ def lacks(want: Want, around: Surroundings) -> str:
     if around.is_offline:
         return _brought_lacks(want, snapshot)
     found = host.model(snapshot)
+    whole = found["complete"] and (found["tokenizer"] or TOKENIZER not in want.needs)
+    if whole and GGUF not in want.needs and (not want.weights or want.load_format in SAFETENSORS_FIRST):
+        return ""
     if not want.weights or want.load_format not in SAFETENSORS_FIRST:
         return "it was not fetched for this load-format"
-    if found["complete"] and (found["tokenizer"] or TOKENIZER not in want.needs):
-        return ""
     if found["missing_files"] or found["cut_files"]:
         return f"{_named(found['missing_files'] + found['cut_files'])} not there or cut short"
     return "its configuration, tokenizer or weights are not there"

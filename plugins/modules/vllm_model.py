@@ -19,7 +19,8 @@ description:
   - Only the files that the image's vLLM takes are fetched, those that the index of the safetensors names or else those
     of the first format that the repository has, and configuration, tokenizer, templates and code. With C(load-format)
     V(dummy) no weights are fetched.
-  - The draft model of a C(speculative-config) and the repository of a C(tokenizer) are fetched, too.
+  - The draft model of a C(speculative-config) and the repositories of a C(tokenizer) and an C(hf-config-path) are
+    fetched, too.
   - Needed and free room are compared before anything is fetched. A broken connection, a time-out, an answer 5xx or
     429 is tried again with growing pauses. Files that are complete are kept, so a further attempt, or a further run,
     goes on there.
@@ -34,8 +35,9 @@ options:
   config:
     description:
       - Options of C(vllm serve) by which the files are chosen, as a replica of the plan has them, C(revision),
-        C(load-format), C(ignore-patterns), C(tokenizer), C(tokenizer-revision) and C(speculative-config). Others are
-        ignored.
+        C(load-format), C(ignore-patterns), C(tokenizer), C(tokenizer-revision), C(hf-config-path),
+        C(skip-tokenizer-init) and C(speculative-config). Others are ignored.
+      - With C(download-dir) the weights are left to the server, and a warning says so.
     type: dict
     default: {}
   image:
@@ -45,7 +47,10 @@ options:
     required: true
   hf_home:
     description:
-      - Folder on the host with the Hugging Face cache.
+      - Folder on the host with the Hugging Face cache. What was fetched is noted below C(gpufleet) in it.
+      - Where an entry of O(volumes), or C(HF_HOME) or C(HF_HUB_CACHE) in O(environment), has the server's cache
+        elsewhere on the host, the weights are looked for and fetched there. Where that is no folder of the host they
+        are left to the server, and a warning says why.
     type: path
     default: /var/lib/gpufleet/huggingface
   environment:
@@ -83,6 +88,8 @@ options:
   offline:
     description:
       - Ask nobody; what the cache lacks is an error then. C(HF_HUB_OFFLINE) in O(environment) means the same.
+      - A repository that somebody has copied into the cache is taken for whole unless its own files show that it is
+        not.
     type: bool
     default: false
   retries:

@@ -234,11 +234,14 @@ def test_a_part_of_a_model_is_not_taken_for_all_of_it(cache: Path, tmp_path: Pat
 def test_what_was_recorded_must_still_be_there(cache: Path, tmp_path: Path) -> None:
     want = Want("o/m", weights=False, load_format="dummy")
     around = Surroundings("image", str(tmp_path))
-    assert weights.lacks(want, around)
+    assert weights.lacks(want, around) == ""  # the model with its weights is there
+    renamed(cache, "model.other")
+    assert weights.lacks(want, around) == "it was not fetched for this load-format"
     weights._record(str(tmp_path), want, {"commit": COMMIT, "files": {"config.json": 23, "tokenizer.json": None}})
     assert weights.lacks(want, around) == ""
     (cache / "config.json").write_text('{"a": 1}')
     assert weights.lacks(want, around) == "config.json is not there"
+    (cache / "model.other").rename(cache / "model.safetensors")
     assert weights.lacks(Want("o/m"), around) == ""
 
 
