@@ -74,6 +74,11 @@ def compared(
     stored = baseline.load(folder, key)
     if stored is None:
         return {**result, "baseline": {"key": key, "found": False, "saved": "", "date": ""}}
+    if not instead and not gates.common_concurrency(result["points"], stored["points"]):
+        # Somebody asked for other loads, such as a curve; it is a change that must not go on without a comparison.
+        note = gates.nothing_compared(result["points"], stored["points"])["text"]
+        unjudged = {"key": key, "found": False, "saved": "", "date": ""}
+        return {**result, "baseline": unjudged, "warnings": [*result.get("warnings", []), note]}
     found = gates.regression_gates(
         result["points"], stored["points"], tolerance=tolerance, standard_errors=standard_errors
     )

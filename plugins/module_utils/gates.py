@@ -127,7 +127,12 @@ def regression_gates(
                 gates.append(_regression(name, point, before, more_is_better, tolerance, standard_errors))
             else:
                 gates.append(_lacking(name, point, before))
-    return gates or [_nothing_compared([point["concurrency"] for point in points], sorted(stored))]
+    return gates or [nothing_compared(points, baseline)]
+
+
+def common_concurrency(points: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the concurrencies at which both were measured, in order."""
+    return sorted({point["concurrency"] for point in points} & {point["concurrency"] for point in baseline})
 
 
 def _lacking(name: str, point: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
@@ -136,11 +141,14 @@ def _lacking(name: str, point: Mapping[str, Any], before: Mapping[str, Any]) -> 
     return gate("regression", name, None, mean, False, text)
 
 
-def _nothing_compared(measured: Sequence[int], stored: Sequence[int]) -> Gate:
-    if stored and not set(measured) & set(stored):
+def nothing_compared(points: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> Gate:
+    """Return the failed gate of a measurement that shares no figure with the baseline; see regression_gates."""
+    stored = sorted({point["concurrency"] for point in baseline})
+    if stored and not common_concurrency(points, baseline):
         text = (
             f"nothing was compared with the baseline: it has concurrency {_listed(stored)}, measured was"
-            f" {_listed(measured)}; set vllm_benchmark_concurrency: [{_listed(stored)}]"
+            f" {_listed([point['concurrency'] for point in points])}; set vllm_benchmark_concurrency:"
+            f" [{_listed(stored)}]"
         )
     else:
         text = (

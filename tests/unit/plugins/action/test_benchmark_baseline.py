@@ -62,6 +62,15 @@ def test_a_later_benchmark_is_judged_by_the_stored_one(tmp_path: Path, share: fl
         assert "10.0 % worse, 5.0 % allowed" in result["msg"]
 
 
+def test_a_curve_at_other_loads_is_not_compared_and_that_is_said(tmp_path: Path) -> None:
+    compare(RESULT, tmp_path, save=True)
+    curve = copy.deepcopy(RESULT)
+    curve["points"] = [{**RESULT["points"][0], "concurrency": 1}, {**RESULT["points"][0], "concurrency": 32}]
+    result = compare(curve, tmp_path)
+    assert not result.get("failed") and not result["baseline"]["found"]
+    assert "it has concurrency 8, measured was 1, 32" in result["warnings"][0]
+
+
 def test_another_driver_is_not_compared(tmp_path: Path) -> None:
     compare(RESULT, tmp_path, save=True)
     other = slower(0.1)
