@@ -24,6 +24,7 @@ from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
@@ -160,6 +161,7 @@ class FrontEnd:
 
     def _start(self) -> None:
         self._forget_states()
+        DrainMarks(self._run_dir).clear()
         mark = _size(self._log_file)
         if on_systemd():
             write_file(UNIT_PATH, unit_text(haproxy_program(), self._directory, self._run_dir), CONFIG_MODE)

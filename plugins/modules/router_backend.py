@@ -15,14 +15,16 @@ description:
   - A drained replica gets no new request. Those that it has go on, long streams too, also those of connections from
     before the configuration was last loaded. The module waits for their end.
 options:
-  host:
+  hosts:
     description:
-      - Host whose replicas are meant, by its name in the inventory.
-    type: str
+      - Hosts whose replicas are meant, by their names in the inventory.
+    type: list
+    elements: str
     required: true
+    aliases: [host]
   replicas:
     description:
-      - Names of those replicas; all of the host when left out.
+      - Names of those replicas; all of the hosts when left out.
     type: list
     elements: str
   state:
@@ -33,6 +35,14 @@ options:
     type: str
     choices: [ready, drain, maint]
     required: true
+  owner:
+    description:
+      - Who drains the replicas for a while, such as V(deploy), to put them back itself. Those it has drained are noted
+        beside HAProxy's sockets until they are put back, or drained by anyone else.
+      - With it, V(ready) takes back those alone. A run after one that was interrupted so finds what that one left, and
+        leaves what was drained on purpose.
+    type: str
+    default: ""
   timeout:
     description:
       - Seconds to wait at most. What is left then is told in RV(sessions_left) and RV(not_up).
@@ -60,6 +70,14 @@ EXAMPLES = r"""
     host: gpu-01
     state: ready
   delegate_to: lb-01
+
+- name: Take back what an interrupted deployment has left drained
+  gpufleet.vllm.router_backend:
+    hosts: "{{ ansible_play_hosts }}"
+    state: ready
+    owner: deploy
+  delegate_to: lb-01
+  run_once: true
 """
 
 RETURN = r"""
@@ -67,10 +85,16 @@ servers:
   description:
     - For each replica, by its name in HAProxy, C(state) (ready, drain or maint), C(status) (HAProxy's word), and
       C(sessions), the requests that it has.
-    - Empty when the front end has no replica of the host.
+    - Empty when the front end has no replica of the hosts.
   returned: success
   type: dict
   sample: {"gpu-01:vllm-0": {"state": "drain", "status": "DRAIN", "sessions": 0}}
+hosts:
+  description: Hosts with a replica whose state was changed.
+  returned: success
+  type: list
+  elements: str
+  sample: [gpu-01]
 sessions_left:
   description: Requests that had not ended in time.
   returned: success
@@ -95,22 +119,24 @@ waited_s:
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
-    - Names are V(router-not-running), V(router-refused) and V(router-unknown-replica).
+    - Names are V(router-not-running), V(router-refused), V(router-unknown-replica) and V(write-failed).
   returned: failure
   type: dict
 """
 
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import STATES, Master, Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, server_name
 
 ARGUMENTS: dict[str, Any] = {
-    "host": {"type": "str", "required": True},
+    "hosts": {"type": "list", "elements": "str", "required": True, "aliases": ["host"]},
     "replicas": {"type": "list", "elements": "str"},
     "state": {"type": "str", "choices": list(STATES), "required": True},
+    "owner": {"type": "str", "default": ""},
     "timeout": {"type": "int", "default": 60},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
 }
@@ -138,14 +164,27 @@ def chosen(servers: dict[str, Server], host: str, replicas: list[str] | None) ->
 
 def work(module: GpufleetModule) -> dict[str, Any]:
     """Set the state, wait, and return the module's result."""
-    params, state = module.params, module.params["state"]
-    master = Master(f"{params['run_dir']}/{MASTER_SOCKET}")
+    params, state, owner = module.params, module.params["state"], module.params["owner"]
+    master, marks = Master(f"{params['run_dir']}/{MASTER_SOCKET}"), DrainMarks(params["run_dir"])
     before = master.servers()
-    names = chosen(before, params["host"], params["replicas"])
+    names_of = {host: chosen(before, host, params["replicas"]) for host in params["hosts"]}
+    if owner and state == "ready":
+        names_of = {
+            host: [name for name in names if before[name].state == "drain" and name in marks.of(host, owner)]
+            for host, names in names_of.items()
+        }
+    names = [name for host in names_of for name in names_of[host]]
     to_set = [name for name in names if before[name].state != state]
+    hosts = [host for host in names_of if set(names_of[host]) & set(to_set)]
     servers, waited = {name: before[name] for name in names}, 0.0
     if not module.check_mode:
+        if owner and state == "drain":
+            for host in hosts:
+                marks.keep(host, owner, set(names_of[host]) & set(to_set))
         master.set_state(to_set, state)
+        if not owner or state == "ready":
+            for host in names_of:
+                marks.forget(host)
         if state == "ready":
             # HAProxy takes a server that comes out of maintenance for a healthy one.
             master.distrust([name for name in to_set if before[name].state == "maint"])
@@ -157,6 +196,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
             name: {"state": server.state, "status": server.status, "sessions": server.sessions}
             for name, server in servers.items()
         },
+        "hosts": hosts,
         "sessions_left": sum(server.sessions for server in servers.values()) if state != "ready" else 0,
         "not_up": [name for name, server in servers.items() if state == "ready" and not server.up],
         "others_ready": len(others),

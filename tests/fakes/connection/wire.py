@@ -6,11 +6,11 @@
 Set C(ANSIBLE_CONNECTION_PLUGINS) to this folder, C(ANSIBLE_PIPELINING) to false, C(ansible_connection: wire) for the
 hosts, and C(GPUFLEET_WIRE) to a folder with C(wire.json), which has
 
-results  of each module, by its name without the collection
+results  of each module, by its name without the collection; any other one runs on this machine
 breaks   for a host, the regular expression of the run that is lost, once; it is matched with the line below
 
 The file C(log) in that folder gets a line for each module: the host, the module, and its arguments as JSON. A lost one
-ends in C(LOST). Only the modules do not run; everything that Ansible itself does goes through this machine's shell.
+ends in C(LOST). Everything that Ansible itself does goes through this machine's shell.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ DOCUMENTATION = """
 """
 
 MODULE = re.compile(r"AnsiballZ_(\w+)\.py$")
+CHECK_MODE = "_ansible_check_mode"
 PARAMETERS = re.compile(r"""^params=(['"].*['"]),$""", re.MULTILINE)
 
 
@@ -77,6 +78,8 @@ class Connection(local.Connection):  # type: ignore[misc]
         if lost:
             broken.touch()
             raise AnsibleConnectionFailure("the connection broke")
+        if module not in wire["results"]:
+            return
         result = json.dumps(wire["results"][module])
         Path(path).write_text(f"{text.splitlines()[0]}\nprint({result!r})\n", encoding="utf-8")
 
@@ -85,4 +88,4 @@ def arguments(module: str) -> str:
     """Return the arguments in the text of a module as Ansible sends it, as JSON."""
     found = PARAMETERS.search(module)
     given = json.loads(ast.literal_eval(found[1]))["ANSIBLE_MODULE_ARGS"] if found else {}
-    return json.dumps({name: value for name, value in given.items() if not name.startswith("_ansible")})
+    return json.dumps({name: value for name, value in given.items() if not name.startswith("_") or name == CHECK_MODE})

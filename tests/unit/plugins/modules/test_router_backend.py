@@ -5,70 +5,21 @@
 
 from __future__ import annotations
 
-import re
-import socketserver
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend
+from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master, listening
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
-
-STATE_HEADS = "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state"
-ADMIN = {"ready": 0, "drain": 8, "maint": 1}
-
-
-class Master:
-    """A master with one worker (process id 2) and an old one (3); C(sessions) are the requests at each server."""
-
-    def __init__(self) -> None:
-        self.states = {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "ready"}
-        self.sessions = {2: {"gpu-01:vllm-0": [2, 1, 0]}, 3: {"gpu-01:vllm-0": [1, 1, 1, 0]}}
-        self.commands: list[str] = []
-
-    def answer(self, line: str) -> str:
-        """Return what HAProxy says to a line."""
-        if line == "show proc":
-            return "#<PID> <type>\n1 master 0 0d 2.6\n# workers\n2 worker 0 0d 2.6\n# old workers\n3 worker 1 0d 2.6\n"
-        found = re.match(r"@!(\d+) (.*)", line)
-        assert found, line
-        worker, command = int(found[1]), found[2]
-        if command == "show stat":
-            lines = ["# pxname,svname,scur,status,weight", "api,FRONTEND,9,OPEN,", "replicas,BACKEND,9,UP,3"]
-            return (
-                "\n".join([*lines, *(f"replicas,{name},{self.at(worker, name)},UP,1" for name in self.states)]) + "\n"
-            )
-        if command == "show servers state":
-            rows = [f"4 replicas 1 {name} 10.0.0.1 2 {ADMIN[state]}" for name, state in self.states.items()]
-            return "\n".join(["1", STATE_HEADS, *rows]) + "\n"
-        self.commands.append(line)
-        name, state = re.fullmatch(r"set server replicas/(\S+) (?:state|health) (\w+)", command).groups()  # type: ignore[union-attr]
-        if state != "down":
-            self.states[name] = state
-        return "\n"
-
-    def at(self, worker: int, name: str) -> int:
-        """Return the requests at a server now; with every look, running ones have ended."""
-        left = self.sessions.get(worker, {}).get(name, [0])
-        return left.pop(0) if len(left) > 1 else left[0]
 
 
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[Master]:
     """A master that listens in C(tmp_path)."""
-    found = Master()
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            self.wfile.write(found.answer(self.rfile.readline().decode().strip()).encode())
-
-    server = socketserver.ThreadingUnixStreamServer(str(tmp_path / "master.sock"), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield found
-    server.shutdown()
-    server.server_close()
+    with listening(tmp_path) as found:
+        yield found
 
 
 def test_draining_waits_for_the_requests_of_old_workers_too(
@@ -121,6 +72,49 @@ def test_one_replica_alone_and_one_that_is_not_there(run_module: RunModule, mast
 def test_a_host_that_was_left_out_has_nothing_to_drain(run_module: RunModule, master: Master, tmp_path: Path) -> None:
     result = run_module(router_backend.main, {"host": "gpu-09", "state": "drain", "run_dir": str(tmp_path)})
     assert (result["changed"], result["servers"], result["sessions_left"]) == (False, {}, 0)
+
+
+def test_what_an_owner_has_drained_is_found_by_its_next_run_and_what_a_person_has_is_left(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    """The deployment that had drained gpu-01 was interrupted; gpu-02 is drained on purpose."""
+    common = {"run_dir": str(tmp_path), "timeout": 5}
+    master.sessions = {}
+    run_module(router_backend.main, {**common, "host": "gpu-01", "state": "drain", "owner": "deploy"})
+    run_module(router_backend.main, {**common, "host": "gpu-02", "state": "drain"})
+    back = {**common, "hosts": ["gpu-01", "gpu-02", "gpu-09"], "state": "ready", "owner": "deploy"}
+    left = run_module(router_backend.main, back, check=True)
+    assert (left["changed"], left["hosts"]) == (True, ["gpu-01"])
+    assert run_module(router_backend.main, {**back, "owner": "another"}, check=True)["hosts"] == []
+    # The next run would replace a server, too, and finds the host drained already.
+    again = run_module(router_backend.main, {**common, "host": "gpu-01", "state": "drain", "owner": "deploy"})
+    assert (again["changed"], again["hosts"]) == (False, [])
+    assert run_module(router_backend.main, back)["hosts"] == ["gpu-01"]
+    assert master.states == {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "drain"}
+    assert not run_module(router_backend.main, back)["changed"]
+
+
+def test_an_owner_puts_back_only_the_replicas_that_it_has_drained(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    master.sessions, master.states["gpu-01:vllm-1"] = {}, "drain"  # by hand
+    args = {"host": "gpu-01", "run_dir": str(tmp_path), "owner": "deploy"}
+    assert run_module(router_backend.main, {**args, "state": "drain"})["changed"]
+    assert list(run_module(router_backend.main, {**args, "state": "ready"})["servers"]) == ["gpu-01:vllm-0"]
+    assert (master.states["gpu-01:vllm-0"], master.states["gpu-01:vllm-1"]) == ("ready", "drain")
+
+
+@pytest.mark.parametrize("state", ["drain", "maint"])
+def test_a_person_who_drains_what_was_left_drained_takes_it_over(
+    run_module: RunModule, master: Master, tmp_path: Path, state: str
+) -> None:
+    master.sessions = {}
+    args = {"host": "gpu-01", "run_dir": str(tmp_path)}
+    run_module(router_backend.main, {**args, "state": "drain", "owner": "deploy"})
+    run_module(router_backend.main, {**args, "state": state}, check=True)
+    assert run_module(router_backend.main, {**args, "state": "ready", "owner": "deploy"}, check=True)["changed"]
+    run_module(router_backend.main, {**args, "state": state})
+    assert not run_module(router_backend.main, {**args, "state": "ready", "owner": "deploy"}, check=True)["changed"]
 
 
 def test_no_front_end_is_told_by_name(run_module: RunModule, tmp_path: Path) -> None:
