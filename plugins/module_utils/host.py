@@ -516,9 +516,13 @@ def model(path: str) -> dict[str, Any]:
     ]
     index = _json(os.path.join(path, "model.safetensors.index.json"), LARGEST_INDEX)[0] or {}
     total = sum(entry["size"] for entry in weights)
-    promised = (index.get("metadata") or {}).get("total_size")
+    names_of, metadata = (
+        index.get(key) if isinstance(index.get(key), dict) else {} for key in ("weight_map", "metadata")
+    )
+    promised = metadata.get("total_size")
+    promised = promised if isinstance(promised, (int, float)) else None
     there = {entry["name"] for entry in weights}
-    missing = sorted(set((index.get("weight_map") or {}).values()) - there) or _missing_parts(there)
+    missing = sorted(set(map(str, names_of.values())) - there) or _missing_parts(there)
     cut = [entry["name"] for entry in weights if not _is_whole(os.path.join(path, entry["name"]), entry["size"])]
     result.update(
         config=config,

@@ -352,7 +352,7 @@ def _retry_after(response: Any) -> float:
     headers = getattr(response, "headers", None) or {}
     told = re.search(r"\bt=(\d+)", str(headers.get("RateLimit") or ""))
     after = str(headers.get("Retry-After") or "")
-    return float(after) if re.fullmatch(r"[\d.]+", after) else float(told[1]) if told else 0.0
+    return float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else float(told[1]) if told else 0.0
 
 
 # The work

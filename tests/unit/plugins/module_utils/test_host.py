@@ -447,6 +447,16 @@ def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path, text: str 
     assert found["config_error"].startswith(error)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [{"weight_map": ["a"]}, {"weight_map": "a", "metadata": []}, {"weight_map": None, "metadata": {"total_size": "9"}}],
+)
+def test_an_index_of_another_form_tells_nothing(tmp_path: Path, index: dict[str, Any]) -> None:
+    files = {"config.json": CONFIG, "model.safetensors": weights(10), "model.safetensors.index.json": index}
+    found = host.model(str(model_folder(tmp_path, files)))
+    assert (found["complete"], found["missing_files"], found["index_total_bytes"]) == (True, [], None)
+
+
 def test_no_model_folder(tmp_path: Path) -> None:
     found = host.model(str(tmp_path / "nothing"))
     assert (found["exists"], found["complete"], found["safetensors"]) == (False, False, [])

@@ -120,7 +120,8 @@ def test_errors_by_their_cause(error: Exception, name: str, transient: bool) -> 
 
 def test_the_hub_says_how_long_to_wait() -> None:
     assert hub_error(answered(429, **{"Retry-After": "7"})).pause == 7
-    assert hub_error(answered(429, **{"Retry-After": "soon"})).pause == 0
+    for odd in ("soon", "1.2.3", "..", "-1", "Wed, 21 Oct 2026 07:28:00 GMT"):
+        assert hub_error(answered(429, **{"Retry-After": odd})).pause == 0
     assert hub_error(answered(429, RateLimit='"resolvers";r=0;t=42')).pause == 42
 
 
