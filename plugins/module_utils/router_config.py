@@ -385,7 +385,7 @@ def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], un
     if not before or replicas or not unsure:
         return
     raise GpufleetError(
-        f"The front end would lose all of its {len(before)} replicas, and every request would get 503:\n"
+        f"The front end would lose every replica that it has ({len(before)}), and each request would get 503:\n"
         + "\n".join(f"  - {host}: {why}" for host, why in sorted(unsure.items())),
         name="router-emptied",
         remedy="The front end goes on with what it has. Mend what is said of each host, or run the playbook again with"
