@@ -516,9 +516,7 @@ def model(path: str) -> dict[str, Any]:
     ]
     index = _json(os.path.join(path, "model.safetensors.index.json"), LARGEST_INDEX)[0] or {}
     total = sum(entry["size"] for entry in weights)
-    names_of, metadata = (
-        index.get(key) if isinstance(index.get(key), dict) else {} for key in ("weight_map", "metadata")
-    )
+    names_of, metadata = _object(index.get("weight_map")), _object(index.get("metadata"))
     promised = metadata.get("total_size")
     promised = promised if isinstance(promised, (int, float)) else None
     there = {entry["name"] for entry in weights}
@@ -537,6 +535,10 @@ def model(path: str) -> dict[str, Any]:
         complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
     )
     return result
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _missing_parts(names: set[str]) -> list[str]:
