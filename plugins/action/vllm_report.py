@@ -19,8 +19,11 @@ ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "dict", "required": True},
     "report_dir": {"type": "str", "required": True},
     "outlier_tolerance": {"type": "float", "default": 0.1},
+    "tags": {"type": "list", "elements": "str", "default": []},
+    "keep_earlier": {"type": "bool", "default": False},
     "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
 }
+NOT_WRITTEN = "No report was written; that of an earlier run, if there is one, is as it was."
 NO_PLOTS = "The plots are left out: matplotlib is not installed beside ansible-core (pip install matplotlib)."
 
 
@@ -34,36 +37,20 @@ class ActionModule(ControllerAction):
         created = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         document = report.build(_plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
         folder = os.path.abspath(os.path.expanduser(arguments["report_dir"]))
-        notes: list[str] = []
-        try:
-            drawn = plots.draw(document)
-        except ImportError:
-            drawn = {}
-            notes.append(NO_PLOTS)
-            self._display.warning(NO_PLOTS)
         page = os.path.join(folder, "report.html")
-        lines = report.summary_lines(document, page)
+        nothing = report.nothing_verified(document, arguments["tags"])
+        written = not (nothing or arguments["keep_earlier"] or self._task.check_mode)
+        lines = report.summary_lines(document, f"Report: {page}" if written else NOT_WRITTEN)
         failed = {
-            entry["name"]: "; ".join(failure["message"] for failure in entry["failures"])
+            entry["name"]: "; ".join(failure["message"] for failure in entry["failures"]) or nothing
             for entry in document["hosts"]
-            if entry["failures"]
+            if entry["failures"] or nothing
         }
-        texts = {
-            "report.json": json.dumps(document, indent=2) + "\n",
-            "report.html": report.html(document, drawn, notes),
-        }
-        failure: dict[str, Any] = {}
         hidden = [secret for secret in arguments["secrets"] if secret]
-        if not self._task.check_mode:
+        failure: dict[str, Any] = {}
+        if written:
             try:
-                for name, text in texts.items():
-                    replace_file(
-                        os.path.join(folder, name),
-                        _without(text, hidden),
-                        what="report",
-                        name="report-not-written",
-                        variable="vllm_report_dir",
-                    )
+                self._write(document, folder, hidden)
             except GpufleetError as error:
                 failure = error.as_failure()  # the summary is shown all the same
         self._display.display(_without("\n".join(["", *lines, ""]), hidden))
@@ -71,9 +58,35 @@ class ActionModule(ControllerAction):
             **failure,
             "verdict": document["verdict"],
             "failed_hosts": {name: _without(text, hidden) for name, text in failed.items()},
-            "report": page,
+            "report": page if written else "",
             "summary": [_without(line, hidden) for line in lines],
         }
+
+    def _write(self, document: dict[str, Any], folder: str, hidden: list[str]) -> None:
+        """Write both files.
+
+        Raises:
+            GpufleetError: C(report-not-written).
+        """
+        notes: list[str] = []
+        try:
+            drawn = plots.draw(document)
+        except ImportError:
+            drawn = {}
+            notes.append(NO_PLOTS)
+            self._display.warning(NO_PLOTS)
+        texts = {
+            "report.json": json.dumps(document, indent=2) + "\n",
+            "report.html": report.html(document, drawn, notes),
+        }
+        for name, text in texts.items():
+            replace_file(
+                os.path.join(folder, name),
+                _without(text, hidden),
+                what="report",
+                name="report-not-written",
+                variable="vllm_report_dir",
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,8 @@ description:
     installed, the report has only its tables, and says so.
   - Runs on the controller; use it with C(run_once). It does not fail when the verification did, so that what follows
     can; see C(failed_hosts).
+  - Where no stage has a result, nothing was verified. Then every host is among C(failed_hosts), and the files of an
+    earlier run are left as they are.
 author:
   - gpufleet contributors (@gpufleet)
 options:
@@ -35,6 +37,17 @@ options:
       - Servers that were measured alike are named when their throughput is off the median by more than this share.
     type: float
     default: 0.1
+  tags:
+    description:
+      - The tags that the run was asked for, told where nothing was verified.
+    type: list
+    elements: str
+    default: []
+  keep_earlier:
+    description:
+      - Print the summary alone and leave the files of an earlier run as they are, as for a run of one small stage.
+    type: bool
+    default: false
   secrets:
     description:
       - Texts that must not be in the report, should a server or program have repeated one.
@@ -68,17 +81,17 @@ EXAMPLES = r"""
 
 RETURN = r"""
 verdict:
-  description: V(passed) or V(failed).
+  description: V(passed), V(failed) or V(nothing verified).
   returned: always
   type: str
   sample: passed
 failed_hosts:
-  description: Hosts whose verification failed, each with the reason.
+  description: Hosts whose verification failed, each with the reason; all of them where nothing was verified.
   returned: always
   type: dict
   sample: {"gpu-02": "1 gate failed: gsm8k exact_match,strict-match = 0.8512 ± 0.0098, floor 0.8779"}
 report:
-  description: Path of the page.
+  description: Path of the page; empty when it was not written.
   returned: always
   type: str
   sample: /home/me/reports/report.html

@@ -18,10 +18,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import duration
 
 SCHEMA_VERSION = 1
-STAGES = ("basic", "accuracy", "performance")
+STAGES = ("gpu", "basic", "accuracy", "performance")
+# Stages that have a column even where they were not asked for; gpu has one where servers have GPUs.
+COLUMNS = ("basic", "accuracy", "performance")
+PASSED, FAILED, NOTHING = "passed", "failed", "nothing verified"
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 # What of a stage's result is kept; a result also holds what Ansible adds, and what the module was called with.
 KEPT = {
+    "gpu": ("gpu_access", "given", "seen"),
     "basic": ("text", "finish_reason", "usage", "model", "latency_s", "curl", "chat", "endpoints"),
     "accuracy": ("model", "scores", "gates", "command", "seconds"),
     "performance": (*("model", "points", "gates", "notes", "comparable", "baseline", "command", "seconds"),),
@@ -59,19 +63,40 @@ def build(hosts: Mapping[str, Mapping[str, Any]], created: str, outlier_toleranc
         outlier_tolerance: share of the median by which equal servers may differ.
 
     Returns:
-        C(verdict) (passed or failed), C(hosts), C(failures), C(outliers), C(plans) (each kind of plan once) and more.
+        C(verdict) (passed, failed or nothing verified), C(skipped) (stages that were asked for and did not run
+        everywhere), C(hosts), C(failures), C(outliers), C(plans) (each kind of plan once) and more. Nothing is verified
+        when no stage has a result, unless every host failed before its stages: that is a failed verification.
     """
     entries = [_host(name, found) for name, found in hosts.items()]
     failures = [failure for entry in entries for failure in entry["failures"]]
+    verdicts = {entry["verdict"] for entry in entries}
+    tried = any(_was_tried(entry) for entry in entries)
+    verdict = NOTHING if not tried and (NOTHING in verdicts or not entries) else FAILED if failures else PASSED
     return {
         "schema_version": SCHEMA_VERSION,
         "created": created,
-        "verdict": "failed" if failures else "passed",
+        "verdict": verdict,
+        "skipped": [stage for stage in STAGES if any(_skipped(entry, stage) for entry in entries)],
         "failures": failures,
         "outliers": _outliers(entries, outlier_tolerance),
         "plans": _plans(entries),
         "hosts": entries,
     }
+
+
+def _was_tried(entry: Mapping[str, Any]) -> bool:
+    """Return whether any stage of the host ran."""
+    return any(not item["skipped"] for items in entry["stages"].values() for item in items)
+
+
+def _skipped(entry: Mapping[str, Any], stage: str) -> bool:
+    return any(item["skipped"] for item in entry["stages"][stage])
+
+
+def columns(document: Mapping[str, Any]) -> list[str]:
+    """Return the stages that the tables of servers have a column for."""
+    found = {stage for entry in document["hosts"] for stage in STAGES if entry["stages"][stage]}
+    return [stage for stage in STAGES if stage in COLUMNS or stage in found]
 
 
 def _host(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,9 +111,10 @@ def _host(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     error = str(found.get("error") or missing)
     if error:
         failures.insert(0, {"host": name, "server": "", "stage": "", **_failure({"msg": error})})
+    tried = _was_tried({"stages": stages})
     return {
         "name": name,
-        "verdict": "failed" if failures else "passed",
+        "verdict": FAILED if failures else PASSED if tried else NOTHING,
         "url": found.get("url", ""),
         "gpus": list(found.get("gpus", [])),
         "driver": found.get("driver", ""),
@@ -180,23 +206,64 @@ def _outliers(entries: Sequence[Mapping[str, Any]], tolerance: float) -> list[di
 # As text
 
 
-def summary_lines(document: Mapping[str, Any], path: str) -> list[str]:
-    """Return what a person reads of the run in ten seconds; the failures stand last, next to the prompt."""
+def summary_lines(document: Mapping[str, Any], last: str) -> list[str]:
+    """Return what a person reads of the run in ten seconds; the failures stand last, next to the prompt.
+
+    Args:
+        document: what build returned.
+        last: the last line, on where the report is.
+    """
     hosts = document["hosts"]
-    bad = sum(entry["verdict"] == "failed" for entry in hosts)
-    verdict = (
-        "passed" if document["verdict"] == "passed" else f"FAILED on {bad} of {len(hosts)} host{'s' * (len(hosts) > 1)}"
-    )
-    if not bad and len(hosts) > 1:
-        verdict += f" on all {len(hosts)} hosts"
-    rows = [("host", "server", *STAGES), *(row for entry in hosts for row in _rows(entry))]
+    shown = columns(document)
+    rows = [("host", "server", *shown), *(row for entry in hosts for row in _rows(entry, shown))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"Verification {verdict}", ""]
+    lines = [_headline_of(document), ""]
     lines += ["  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     for title, entries in (("Unlike their equals", document["outliers"]), ("Failures", document["failures"])):
         if entries:
             lines += ["", f"{title}:", *(line for entry in entries for line in _telling(entry))]
-    return [*lines, "", f"Report: {path}"]
+    return [*lines, "", last]
+
+
+def _headline_of(document: Mapping[str, Any]) -> str:
+    """Return the verdict with its hosts, and what it says nothing about."""
+    hosts = document["hosts"]
+    of_all = f"{len(hosts)} host{'s' * (len(hosts) != 1)}"
+    names = {
+        verdict: [entry["name"] for entry in hosts if entry["verdict"] == verdict]
+        for verdict in (PASSED, FAILED, NOTHING)
+    }
+    if document["verdict"] == NOTHING:
+        return f"Verification: NOTHING was verified on {of_all}{_not_run(document)}"
+    if document["verdict"] == FAILED:
+        text = f"Verification FAILED on {len(names[FAILED])} of {of_all}"
+    elif names[NOTHING]:
+        text = f"Verification passed on {len(names[PASSED])} of {of_all}"
+    else:
+        text = "Verification passed" + (f" on all {of_all}" if len(hosts) > 1 else "")
+    return text + (f"; nothing was verified on {fold(names[NOTHING])}" if names[NOTHING] else "") + _not_run(document)
+
+
+def _not_run(document: Mapping[str, Any]) -> str:
+    return f" (not run: {', '.join(document['skipped'])})" if document["skipped"] else ""
+
+
+def nothing_verified(document: Mapping[str, Any], tags: Sequence[str]) -> str:
+    """Return why a host failed on which no stage ran; empty where something was verified.
+
+    Args:
+        document: what build returned.
+        tags: those that the run was asked for.
+    """
+    if document["verdict"] != NOTHING:
+        return ""
+    asked = f" The tags that were asked for: {', '.join(tags)}." if tags and list(tags) != ["all"] else ""
+    skipped = f" Check mode does not run {', '.join(document['skipped'])}." if document["skipped"] else ""
+    return (
+        f"Nothing was verified: no stage ran on any server.{asked}{skipped} Tags of stages are basic, accuracy,"
+        " performance, gpu (for servers with GPUs) and security (for the hosts of a group router); without"
+        " --tags and --skip-tags all of them run."
+    )
 
 
 def _telling(entry: Mapping[str, Any]) -> list[str]:
@@ -214,13 +281,13 @@ def _telling(entry: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _rows(entry: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def _rows(entry: Mapping[str, Any], shown: Sequence[str]) -> Iterable[tuple[str, ...]]:
     names = list(dict.fromkeys(item["server"] for items in entry["stages"].values() for item in items))
     if not names:
-        yield (entry["name"], "-", *("-" for _stage in STAGES))
+        yield (entry["name"], "-", *("-" for _stage in shown))
     for name in names:
         cells = []
-        for stage in STAGES:
+        for stage in shown:
             item = next((item for item in entry["stages"][stage] if item["server"] == name), None)
             cells.append(cell(stage, item))
         yield (entry["name"], name, *cells)
@@ -228,8 +295,10 @@ def _rows(entry: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 
 def cell(stage: str, item: Mapping[str, Any] | None) -> str:
     """Return the result of a stage in a few words."""
-    if item is None or item["skipped"]:
+    if item is None:
         return "-"
+    if item["skipped"]:
+        return "not run"
     figures = _headline(stage, item)
     if item["passed"]:
         return figures or "ok"
@@ -281,11 +350,11 @@ def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[
         report=document,
         plots=plots,
         notes=notes,
-        stages=STAGES,
+        stages=columns(document),
         cell=cell,
         figure_groups=_figure_groups(),
         measured=sum(len(entry["stages"]["performance"]) for entry in document["hosts"]),
-        passed_hosts=sum(entry["verdict"] == "passed" for entry in document["hosts"]),
+        passed_hosts=sum(entry["verdict"] == PASSED for entry in document["hosts"]),
         servers=[_server_rows(entry) for entry in document["hosts"]],
     )
 

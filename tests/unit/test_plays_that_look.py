@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the playbooks that only look say of hosts that are not as they should be: new, broken, not reached.
+"""What the playbooks that only look say of hosts that are not as they should be, and where they could not look.
 
 Real runs of ansible-playbook. The hosts are this machine, each with folders of its own, or a port nobody listens at.
 """
@@ -25,6 +25,8 @@ PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
 # A play that looks has no business with pip, and what it would install could not be had.
 UNSATISFIED = "gpufleet-no-such-library==0.0.1"
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the probe wants root before anything else")
+
 Play = Callable[..., "tuple[int, str]"]
 
 
@@ -32,10 +34,15 @@ Play = Callable[..., "tuple[int, str]"]
 def play(tmp_path: Path) -> Play:
     """Run a playbook on hosts given with their variables; returns the exit code and what it printed."""
 
-    def run(playbook: str | list[Any], hosts: dict[str, dict[str, Any]], *arguments: str) -> tuple[int, str]:
+    def run(
+        playbook: str | list[Any],
+        hosts: dict[str, dict[str, Any]],
+        *arguments: str,
+        router: dict[str, dict[str, Any]] | None = None,
+    ) -> tuple[int, str]:
         inventory, own = tmp_path / "hosts.json", tmp_path / "play.json"
-        groups = {"all": {"children": {"vllm": {"hosts": hosts}}}}
-        inventory.write_text(json.dumps(groups), encoding="utf-8")
+        groups = {"vllm": {"hosts": hosts}} | ({"router": {"hosts": router}} if router else {})
+        inventory.write_text(json.dumps({"all": {"children": groups}}), encoding="utf-8")
         own.write_text(json.dumps(playbook), encoding="utf-8")
         path = str(PLAYBOOKS / f"{playbook}.yml") if isinstance(playbook, str) else str(own)
         settings = tmp_path / "ansible.cfg"
@@ -118,7 +125,7 @@ def test_status_has_a_page_when_no_host_is_reached(play: Play) -> None:
     assert "Not reached: gpu-[1:2]." in shown
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the probe wants root before anything else")
+@needs_root
 def test_comparing_installs_nothing(play: Play, tmp_path: Path) -> None:
     old_libraries(tmp_path / "old")
     before = sorted((tmp_path / "old").rglob("*"))
@@ -135,3 +142,44 @@ def test_comparing_installs_nothing(play: Play, tmp_path: Path) -> None:
         "the modules ran by the libraries that are there"
     )
     assert f"none differs: what the inventory wishes cannot be planned: {tmp_path}/none/venv" in shown
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--tags", "baisc"], "asked for: baisc."),
+        (["--tags", "accuracy", "--check"], "Check mode does not run accuracy."),
+    ],
+    ids=["a mistyped tag", "check mode"],
+)
+def test_verifying_nothing_fails_and_spares_the_last_report(
+    play: Play, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    old_libraries(tmp_path / "host")
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    (reports / "report.html").write_text("the last one", encoding="utf-8")
+    address = f"http://127.0.0.1:{free_port()}"
+    host = this_machine(tmp_path / "host", vllm_libraries=[], vllm_url=address, vllm_report_dir=str(reports))
+    code, shown = play("verify", {"gpu-1": host}, *arguments)
+    assert code == 2, shown
+    assert "Verification: NOTHING was verified on 1 host" in shown and named in shown
+    assert "no attribute" not in shown and "rescued=0" in shown
+    assert [path.name for path in reports.iterdir()] == ["report.html"]
+    assert (reports / "report.html").read_text(encoding="utf-8") == "the last one"
+
+
+def test_security_alone_is_about_the_front_end_and_needs_one(play: Play, tmp_path: Path) -> None:
+    servers = {"gpu-1": {**unreachable(), "vllm_report_dir": str(tmp_path / "reports")}}
+    code, shown = play("verify", servers, "--tags", "security")
+    assert code == 2, shown
+    assert "group router (the inventory has none)" in shown
+    router = {"lb-1": this_machine(tmp_path / "lb", router_dir=str(tmp_path / "haproxy"))}
+    code, shown = play("verify", servers, "--tags", "security", "--limit", "gpu-1", router=router)
+    assert code == 2, shown
+    assert "(it has lb-1)" in shown
+    code, shown = play("verify", servers, "--tags", "security", router=router)
+    assert code == 2, shown
+    assert "haproxy/replicas.json" in shown, "the front end's own check began"
+    assert "UNREACHABLE" not in shown and "Verification" not in shown and not (tmp_path / "reports").exists()

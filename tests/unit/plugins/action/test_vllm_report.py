@@ -103,7 +103,7 @@ def test_a_run_that_passed() -> None:
     document = built(gpu1=host(), gpu2=host())
     assert document["verdict"] == "passed" and document["failures"] == []
     assert [(kind["hosts"], kind["count"]) for kind in document["plans"]] == [("gpu[1:2]", 2)]
-    lines = report.summary_lines(document, "/r/report.html")
+    lines = report.summary_lines(document, "Report: /r/report.html")
     assert lines[0] == "Verification passed on all 2 hosts"
     assert lines[-1] == "Report: /r/report.html"
     assert any("gsm8k 0.930 ± 0.007" in line and "2715 tok/s/GPU" in line and "at 512" in line for line in lines)
@@ -138,6 +138,47 @@ def test_scores_without_a_floor_are_told() -> None:
     assert any("gsm8k 0.010 ± 0.007, no floor" in line for line in report.summary_lines(document, "/r"))
     assert "These scores were not judged: vllm_accuracy_floors has no floor" in report.html(document, {}, [])
     assert "not judged" not in report.html(built(gpu1=host()), {}, [])
+
+
+def test_a_run_without_a_stage_verified_nothing() -> None:
+    """As with a mistyped tag; a host that also failed does not make it a verification that failed."""
+    nothing = {**host(), "stages": {"gpu": [], "basic": [], "accuracy": [], "performance": []}}
+    document = built(gpu1=nothing, gpu2=nothing, gpu3={})
+    assert document["verdict"] == "nothing verified"
+    assert report.summary_lines(document, "")[0] == "Verification: NOTHING was verified on 3 hosts"
+    assert "asked for: baisc." in report.nothing_verified(document, ["baisc"])
+    assert built(gpu1={}, gpu2={"error": "no engine"})["verdict"] == "failed", "no host came so far"
+    mixed = built(cpu1=nothing, gpu1=host(), gpu2=host())
+    assert mixed["verdict"] == "passed" and report.nothing_verified(mixed, ["gpu"]) == ""
+    assert report.summary_lines(mixed, "")[0] == "Verification passed on 2 of 3 hosts; nothing was verified on cpu1"
+
+
+def test_stages_that_were_skipped_did_not_pass() -> None:
+    """In check mode lm_eval and the benchmark are not run."""
+    skipped = {**TARGET, "skipped": True, "msg": "remote module does not support check mode"}
+    checked = {**host(), "stages": {"basic": [answered()], "accuracy": [skipped], "performance": [skipped]}}
+    lines = report.summary_lines(built(gpu1=checked), "")
+    assert lines[0] == "Verification passed (not run: accuracy, performance)"
+    assert lines[3].split()[-4:] == ["not", "run", "not", "run"]
+    alone = built(gpu1={**host(), "stages": {"accuracy": [skipped]}})
+    assert alone["verdict"] == "nothing verified"
+    assert "Check mode does not run accuracy." in report.nothing_verified(alone, ["accuracy"])
+
+
+def test_gpus_have_a_column_where_servers_have_gpus() -> None:
+    wrong = {"name": "wrong-gpus", "message": "vllm-0 sees GPU-2", "remedy": "", "evidence": ""}
+    seen = {"seen": {"nvml": ["GPU-1"]}, "given": ["GPU-1"], "gpu_access": "devices"}
+    good, bad = ({**TARGET, **seen}, {**TARGET, "failed": True, "msg": "m", "error": wrong})
+    alone = built(gpu1={**host(), "stages": {"gpu": [good]}}, gpu2={**host(), "stages": {"gpu": [good]}})
+    assert alone["verdict"] == "passed"
+    assert report.summary_lines(alone, "")[3].split() == ["gpu1", "vllm-0", "ok", "-", "-", "-"]
+    failed = host()
+    failed["stages"]["gpu"] = [bad]
+    document = built(gpu1=failed)
+    assert [(entry["stage"], entry["name"]) for entry in document["failures"]] == [("gpu", "wrong-gpus")]
+    assert "<th>Gpu</th>" in report.html(document, {}, []) and "<th>Gpu</th>" not in report.html(
+        built(a=host()), {}, []
+    )
 
 
 def test_a_slow_host_among_equals_is_named() -> None:
@@ -267,6 +308,22 @@ def test_without_matplotlib_there_are_tables_and_a_word_on_it(
 def test_nothing_is_written_in_check_mode(action: Any, tmp_path: Path) -> None:
     action(hosts={"gpu1": host()}, report_dir=str(tmp_path / "reports"), check_mode=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_says_less_leaves_the_last_report_alone(action: Any, tmp_path: Path) -> None:
+    """Nothing verified fails every host; a run of one small stage is told on the terminal alone."""
+    action(hosts={"gpu1": host()}, report_dir=str(tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"report.html", "report.json"}
+    nothing = {"gpu1": {**host(), "stages": {}}, "gpu2": {**host(), "stages": {}}}
+    result, shown = action(hosts=nothing, report_dir=str(tmp_path), tags=["baisc"])
+    assert result["verdict"] == "nothing verified" and result["report"] == ""
+    assert set(result["failed_hosts"]) == {"gpu1", "gpu2"}
+    assert all("baisc" in text and "performance" in text for text in result["failed_hosts"].values())
+    assert "No report was written" in shown and "passed" not in shown
+    result, shown = action(hosts={"gpu1": host(0.5)}, report_dir=str(tmp_path), keep_earlier=True)
+    assert result["verdict"] == "passed" and "No report was written" in shown
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_named(action: Any, tmp_path: Path) -> None:
