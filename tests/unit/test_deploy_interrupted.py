@@ -47,7 +47,7 @@ class Fleet:
             "router_run_dir": str(folder),
             "__vllm_ca_bundle": "",
         }
-        groups = {"vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}}, "router": {"hosts": {"lb": {}}}}
+        groups: dict[str, Any] = {"vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}}, "router": {"hosts": {"lb": {}}}}
         hosts = {"all": {"children": groups, "vars": common}}
         (folder / "hosts.json").write_text(json.dumps(hosts), encoding="utf-8")
 
@@ -58,7 +58,7 @@ class Fleet:
         (self.folder / "wire.json").write_text(json.dumps(wire), encoding="utf-8")
         (self.folder / "log").unlink(missing_ok=True)
         run = subprocess.run(
-            [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.json", "plays.yml"],
+            [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
             cwd=self.folder,
             env={
                 **os.environ,
@@ -69,7 +69,7 @@ class Fleet:
             },
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
         self.said = run.stdout + run.stderr

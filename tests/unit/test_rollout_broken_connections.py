@@ -106,10 +106,12 @@ def test_every_task_of_a_turn_that_a_host_is_asked_for_is_looked_at(begin: str) 
     assert [task["name"] for task in asked if task.get("register") not in looked] == []
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[list[str]], str]:
-    """A rollout in which every host loses one task: what C(last.json) has of the hosts, the log, and the output."""
-    folder = tmp_path_factory.mktemp("wire")
+def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
+    """Run a rollout in which every host but the canary loses one task.
+
+    Returns:
+        What C(last.json) has of the hosts, the log, and what was printed.
+    """
     hosts = ["canary", *BREAKS, *FRONT_ENDS]
     breaks = {**BREAKS, **{f"lb-{host}": line for host, line in FRONT_ENDS.items()}}
     (folder / "wire.json").write_text(json.dumps({"results": RESULTS, "breaks": breaks}), encoding="utf-8")
@@ -133,7 +135,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
     (folder / "hosts.json").write_text(json.dumps({"all": {"children": groups, "vars": common}}), encoding="utf-8")
     (folder / "plays.yml").write_text(PLAYS, encoding="utf-8")
     run = subprocess.run(
-        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.json", "plays.yml"],
+        [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
         cwd=folder,
         env={
             **os.environ,
@@ -146,7 +148,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     said = run.stdout + run.stderr
@@ -156,29 +158,19 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
     return found, log, said
 
 
-Ended = tuple[dict[str, Any], list[list[str]], str]
-
-
-@pytest.mark.parametrize("host", BREAKS)
-def test_a_host_lost_for_one_task_has_failed_and_is_brought_back(ended: Ended, host: str) -> None:
-    found, log, said = ended
-    assert found[host]["state"] == "failed", said
-    assert "could not be reached" in found[host]["why"], said
-    own = [line for line in log if line[0] == host]
-    lost = [number for number, line in enumerate(own) if line[-1] == "LOST"]
-    assert len(lost) == 1, own
-    assert [line[1] for line in own[lost[0] + 1 :]] == ["vllm_server"]
-    assert json.loads(own[-1][2])["state"] == "rolled_back"
-
-
-@pytest.mark.parametrize("host", FRONT_ENDS)
-def test_a_front_end_lost_for_one_task_fails_the_turn(ended: Ended, host: str) -> None:
-    found, log, said = ended
-    assert found[host]["state"] == "failed", said
-    assert f"The front end lb-{host} could not be reached" in found[host]["why"]
-    servers = [json.loads(line[2]).get("state") for line in log if line[:2] == [host, "vllm_server"]]
-    assert servers == (["rolled_back"] if host == "lost-drain" else [None, "rolled_back"])
-
-
-def test_a_host_whose_connection_holds_is_done(ended: Ended) -> None:
-    assert ended[0]["canary"]["state"] == "done", ended[2]
+def test_a_host_or_its_front_end_lost_for_one_task_fails_the_turn(tmp_path: Path) -> None:
+    """In one rollout, for the sake of time."""
+    found, log, said = roll_out(tmp_path)
+    assert found["canary"]["state"] == "done", said
+    assert [host for host in [*BREAKS, *FRONT_ENDS] if found[host]["state"] != "failed"] == [], said
+    for host in BREAKS:
+        assert "could not be reached" in found[host]["why"], said
+        own = [line for line in log if line[0] == host]
+        lost = [number for number, line in enumerate(own) if line[-1] == "LOST"]
+        assert len(lost) == 1, own
+        assert [line[1] for line in own[lost[0] + 1 :]] == ["vllm_server"], own
+        assert json.loads(own[-1][2])["state"] == "rolled_back"
+    for host in FRONT_ENDS:
+        assert f"The front end lb-{host} could not be reached" in found[host]["why"]
+        servers = [json.loads(line[2]).get("state") for line in log if line[:2] == [host, "vllm_server"]]
+        assert servers == (["rolled_back"] if host == "lost-drain" else [None, "rolled_back"])
