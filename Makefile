@@ -28,7 +28,7 @@ docs: ## the documentation site, in .cache/docs/html
 	@tools/setup.sh docs
 	@.venv/bin/python tools/docsite/build.py
 
-packaging: tests-setup ## build the collection, install it elsewhere, look inside
+packaging: tests-setup ## build the collection, install it elsewhere, look inside; plays that need no server
 	@$(CHECK) packaging
 
 sanity: tests-setup ## ansible-test sanity

@@ -119,8 +119,11 @@ def docs() -> list[Command]:
 
 
 def packaging() -> list[Command]:
-    """Return the tests of the built collection: what it holds, and that it installs and runs away from here."""
-    return [pytest("pytest", "packaging", ["tests/packaging"])]
+    """Return the tests of the built collection, away from here, and of whole plays that need no server."""
+    return [
+        pytest("pytest", "packaging", ["tests/packaging"]),
+        pytest("plays", "plays", ["--numprocesses=2", "tests/plays"]),
+    ]
 
 
 def sanity() -> list[Command]:
