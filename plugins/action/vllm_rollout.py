@@ -41,6 +41,7 @@ class ActionModule(ControllerAction):
             "tell": tell,
         }
         state = RolloutState(arguments["state_dir"])
+        arguments["inventory"] = list((variables.get("groups") or {}).get("all") or [])
         found = steps[arguments["step"]](state, arguments, check=bool(self._task.check_mode))
         if found.get("lines"):
             self._display.display("\n".join(found["lines"]))
@@ -59,6 +60,17 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         for host, found in arguments["hosts"].items()
     }
     known, states = state.settings(), state.hosts()
+    if known.get("stopped") and not rollout.to_bring_back(states):
+        # The run that stopped it did not come to tell so.
+        if not check:
+            state.end({"result": [str(known["stopped"])]})
+        known, states = {}, {}
+    for host in _gone(states, arguments):
+        # Nothing was done to it, and nothing can be any more.
+        if states[host]["state"] == rollout.PENDING:
+            del states[host]
+            if not check:
+                state.drop_host(host)
     unreachable = [host for host in arguments["all_hosts"] if host not in hosts]
     found = rollout.arrange(hosts, unreachable, states, arguments["batches"], arguments["max_failures"])
     lines = rollout.arranged_lines(found)
@@ -80,6 +92,12 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         "refused": found.refused,
         "not_reached": found.unreachable,
     }
+
+
+def _gone(states: dict[str, dict[str, Any]], arguments: dict[str, Any]) -> list[str]:
+    """Return the hosts of a rollout that are not in the inventory, where that is known."""
+    inventory = arguments.get("inventory") or list(states)
+    return in_order(host for host in states if host not in inventory)
 
 
 def _keep(
@@ -158,5 +176,20 @@ def tell(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
         state.end({"result": lines})
     result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": in_order(left)}
     if stop or failed or left:
-        result.update(failed=True, msg=lines[0].strip())
+        result.update(
+            failed=True, msg=_message(lines, left, [host for host in _gone(states, arguments) if host in left])
+        )
     return result
+
+
+def _message(lines: list[str], left: list[str], gone: list[str]) -> str:
+    """Return why a rollout failed, in a sentence."""
+    message = lines[0].strip()
+    if left:
+        message += f"; not ended: {', '.join(in_order(left))}"
+    if gone:
+        message += (
+            f". Not in the inventory any more, though the change had begun: {', '.join(gone)}. Put them back, or remove"
+            " their files in the folder hosts of vllm_rollout_state_dir if they are gone for good"
+        )
+    return message

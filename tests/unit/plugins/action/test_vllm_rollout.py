@@ -41,9 +41,9 @@ class Controller:
         """See whether to go on."""
         return vllm_rollout.judge(self.state, {}, check=False)
 
-    def tell(self) -> dict[str, Any]:
+    def tell(self, **parts: Any) -> dict[str, Any]:
         """End it."""
-        return vllm_rollout.tell(self.state, {}, check=False)
+        return vllm_rollout.tell(self.state, parts, check=False)
 
 
 @pytest.fixture
@@ -195,3 +195,40 @@ def test_a_broken_file_is_told_by_its_path(controller: Controller) -> None:
     with pytest.raises(GpufleetError) as caught:
         controller.judge()
     assert (caught.value.name, str(path) in caught.value.message) == ("rollout-state-unreadable", True)
+
+
+def test_a_host_that_left_the_inventory_untouched_keeps_no_rollout_open(controller: Controller) -> None:
+    controller.arrange("a", "b", "c")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "done")
+    again = controller.arrange("b", same=("a",), inventory=["a", "b"])
+    assert again["order"] == ["b"]
+    controller.note("b", "begun")
+    controller.note("b", "done")
+    assert not controller.tell(inventory=["a", "b"]).get("failed")
+    assert controller.state.settings() == {}
+
+
+def test_a_host_that_left_the_inventory_half_changed_is_named_with_what_to_do(controller: Controller) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "done")
+    controller.note("b", "begun", before="2")
+    controller.arrange(same=("a",), inventory=["a"])
+    told = controller.tell(inventory=["a"])
+    assert (told["failed"], told["left"]) == (True, ["b"])
+    assert "Not in the inventory any more, though the change had begun: b." in told["msg"]
+    assert "vllm_rollout_state_dir" in told["msg"]
+    # One that --limit leaves out is no reason for that.
+    assert "inventory" not in controller.tell(inventory=["a", "b"])["msg"]
+
+
+def test_one_that_was_stopped_and_not_told_does_not_stop_the_next(controller: Controller) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "failed", why="boom")
+    assert controller.judge()["stop"] != ""
+    looked = controller.arrange("a", "b", check=True)
+    assert (looked["stop"], looked["order"], controller.state.settings()["stopped"] != "") == ("", ["a", "b"], True)
+    again = controller.arrange("a", "b")
+    assert (again["stop"], again["order"], again["canaries"]) == ("", ["a", "b"], ["a"])
