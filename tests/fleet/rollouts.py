@@ -14,6 +14,7 @@ canary below its floor   the canary's score is below the floor of its accuracy: 
 host that cannot start   a host after the canary gets a configuration that fails at its start: nothing is changed either
 play killed              C(upgrade) is killed (C(kill -9)) while its second host is changed, and run again
 brought back             C(rollback) to what served before
+one host deployed        C(deploy --limit) with another C(vllm_max_model_len); the others serve what they served
 
 What each host serves is read from its own C(/v1/models). A planned rollout loses no request, and none of these may.
 Prints a table, and exits with 1 when a request was not answered or a host serves what it should not.
@@ -59,12 +60,13 @@ class Rollout:
 
     Attributes:
         name: for the table.
-        playbook: C(upgrade) or C(rollback).
+        playbook: C(upgrade), C(rollback) or C(deploy).
         wishes: extra variables.
         succeeds: whether its exit status is to be 0.
         says: regular expression that what is printed must hold.
         serves: C(vllm_max_model_len) that every host must serve afterwards.
         killed: whether it is killed in the middle and run again.
+        limit: the only host that it is for; the others must serve what they served.
     """
 
     name: str
@@ -74,6 +76,11 @@ class Rollout:
     says: str
     serves: int
     killed: bool = False
+    limit: str = ""
+
+    def wanted(self, before: dict[str, int]) -> dict[str, int]:
+        """Return what each host must serve afterwards, by what it served before."""
+        return {host: self.serves if self.limit in ("", host) else length for host, length in before.items()}
 
 
 def rollouts(second: str) -> list[Rollout]:
@@ -119,6 +126,9 @@ def rollouts(second: str) -> list[Rollout]:
             killed=True,
         ),
         Rollout("brought back", "rollback", {}, True, "", FIRST_LENGTH),
+        Rollout(
+            "one host deployed", "deploy", {"vllm_max_model_len": THIRD_LENGTH}, True, "", THIRD_LENGTH, limit=second
+        ),
     ]
 
 
@@ -153,6 +163,7 @@ class Fleet:
         """Start a rollout's play, in a session of its own; what it prints goes to C(log)."""
         wishes = {**rollout.wishes, "vllm_rollout_state_dir": str(self.state_dir)}
         command = ["ansible-playbook", f"gpufleet.vllm.{rollout.playbook}", *self.arguments, "-e", json.dumps(wishes)]
+        command += ["--limit", rollout.limit] if rollout.limit else []
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -208,9 +219,8 @@ def problems(rollout: Rollout, result: dict[str, Any]) -> list[str]:
         found.append(f"it ended with status {result['status']}")
     if not re.search(rollout.says, result["text"], re.DOTALL):
         found.append(f"it did not say {rollout.says!r}")
-    other = {host: length for host, length in result["served"].items() if length != rollout.serves}
-    if other:
-        found.append(f"vllm_max_model_len should be {rollout.serves} on every host; it is {other}")
+    if result["served"] != result["wanted"]:
+        found.append(f"vllm_max_model_len should be {result['wanted']}; it is {result['served']}")
     return [f"{rollout.name}: {problem}" for problem in found]
 
 
@@ -223,7 +233,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             *(str(result[what]) for what in SHOWN),
             f"{max((kind.get('max', 0.0) for kind in result['latency_s'].values()), default=0.0):.1f} s",
             str(result["seconds"]),
-            "what it should" if len(set(result["served"].values())) == 1 else json.dumps(result["served"]),
+            "what it should" if result["served"] == result["wanted"] else json.dumps(result["served"]),
         ]
         for name, result in results.items()
     ]
@@ -253,10 +263,11 @@ def main(arguments: Sequence[str]) -> int:
         if not re.search(given.only, rollout.name):
             continue
         act: Callable[[], dict[str, Any]] = lambda rollout=rollout: run(fleet, rollout)  # type: ignore[misc]  # noqa: E731
+        wanted = rollout.wanted(fleet.served())
         with giving_way(os.environ["DOCKER_HOST"]):
             counted = under_load(options, act, given.lead)
         ended = counted.pop("found")
-        result = {**counted, **ended, "served": fleet.served()}
+        result = {**counted, **ended, "served": fleet.served(), "wanted": wanted}
         found = problems(rollout, result)
         wrong += found
         results[rollout.name] = result

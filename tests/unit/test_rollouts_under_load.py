@@ -20,7 +20,7 @@ def result(**changes: Any) -> dict[str, Any]:
     times = {"short": {"max": 1.25}, "streamed": {"max": 2.5}}
     served = {"cpu-1": 1536, "cpu-2": 1536}
     rest = {"latency_s": times, "reasons": {}, "seconds": 61.0, "status": 0, "text": "3 changed", "served": served}
-    return {**counts, **rest, **changes}
+    return {**counts, **rest, "wanted": served, **changes}
 
 
 def test_a_rollout_that_did_what_it_should_has_no_problem() -> None:
@@ -48,6 +48,12 @@ def test_a_rollout_that_should_fail_and_does_not_is_a_problem() -> None:
     refused = Rollout("bad", "upgrade", {}, False, "", 1536)
     assert problems(refused, result(status=2)) == []
     assert problems(refused, result()) == ["bad: it ended with status 0"]
+
+
+def test_of_a_deployment_of_one_host_the_others_are_to_stay_as_they_were() -> None:
+    one = Rollout("one", "deploy", {}, True, "", 1280, limit="cpu-2")
+    assert one.wanted({"cpu-1": 1536, "cpu-2": 1536}) == {"cpu-1": 1536, "cpu-2": 1280}
+    assert UPGRADE.wanted({"cpu-1": 0, "cpu-2": 1024}) == {"cpu-1": 1536, "cpu-2": 1536}
 
 
 def test_the_table_has_a_row_for_each_rollout() -> None:
