@@ -603,7 +603,8 @@ CAUSES: tuple[Cause, ...] = (
 KILLED_PROCESS = Cause(
     "process-killed",
     r"(?:Worker|Engine core) proc \S+ died unexpectedly|engine core exited unexpectedly"
-    r"|Failed core proc\(s\): \{[^}]*: -(?:4|7|9|11)\b",
+    # Without any: vLLM looked before the process that had ended could be asked for its exit code.
+    r"|Failed core proc\(s\): \{(?:\}|[^}]*: -(?:4|7|9|11)\b)",
     "One of the server's processes was ended from outside, most often by the host's out-of-memory killer.",
     "See dmesg for 'Out of memory'; give the host more memory, or lower what the server takes.",
 )

@@ -366,6 +366,7 @@ def test_a_killed_process_is_told_only_when_no_other_error_is_there() -> None:
             "illegal-instruction",
         ),
         ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}", "unknown-failure"),
+        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {}", "process-killed"),
     ],
 )
 def test_the_signal_that_ended_a_process_is_told(line: str, name: str) -> None:
