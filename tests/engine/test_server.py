@@ -273,7 +273,14 @@ def test_running_requests_finish_and_new_ones_are_turned_away(fleet: Fleet, how:
     assert (running.wait(), late.wait()) == ([200, 200, 200], [503, 503])
     drain = result["drains"][f"{fleet.prefix}-0"]
     assert 0 < drain.pop("waited_s") < 10
-    assert drain == {"running_at_start": 3, "finished": 3, "aborted": 0, "refused": 2, "turned_away": True}
+    assert drain == {
+        "running_at_start": 3,
+        "finished": 3,
+        "aborted": 0,
+        "refused": 2,
+        "turned_away": True,
+        "answered": True,
+    }
     assert seen[0]["phase"] == "draining"
     if how != "absent":
         assert result["replicas"][0]["drain"]["finished"] == 3
