@@ -17,12 +17,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import jobs, results
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.load_watch import LoadWatch
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import RECIPE_PROMPT, Server
@@ -199,7 +199,7 @@ def pip_settings(wheels: str, ca_bundle: str) -> tuple[dict[str, str], list[str]
 
 def host_pip_options() -> dict[str, str]:
     """Return the options of this host's pip by their long names; its environment wins over its files."""
-    done = subprocess.run(
+    done = run_program(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False, timeout=60
     )
     options: dict[str, str] = {}

@@ -8,12 +8,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command, run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
@@ -40,10 +39,10 @@ def read_certificate(path: str) -> Certificate | None:
         return None
     openssl = _openssl()
     command = [openssl, "x509", "-in", path, "-noout", "-enddate", "-fingerprint", "-sha256", "-ext", "subjectAltName"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = run_program(command, capture_output=True, text=True, check=False)
     if shown.returncode:
         return None
-    soon = subprocess.run(
+    soon = run_program(
         [openssl, "x509", "-in", path, "-noout", "-checkend", str(RENEW_S)], capture_output=True, check=False
     )
     return Certificate(

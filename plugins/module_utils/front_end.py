@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command, run_program, start_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master, Processes
@@ -188,7 +188,7 @@ class FrontEnd:
     def _spawn(self) -> subprocess.Popen[bytes]:
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         with os.fdopen(descriptor, "ab") as log:
-            return subprocess.Popen(
+            return start_program(
                 [haproxy_program(), *arguments(self._directory, self._run_dir)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -235,7 +235,7 @@ class FrontEnd:
         """Return the end of what HAProxy said since its log had C(mark) bytes."""
         if on_systemd():
             command = ["journalctl", "--unit", UNIT, "--lines", "20", "--no-pager", "--output", "cat"]
-            return subprocess.run(command, capture_output=True, text=True, check=False).stdout[-LOG_SHOWN:].strip()
+            return run_program(command, capture_output=True, text=True, check=False).stdout[-LOG_SHOWN:].strip()
         try:
             with open(self._log_file, "rb") as stream:
                 stream.seek(mark)

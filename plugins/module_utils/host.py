@@ -23,6 +23,7 @@ import time
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker_daemon import predates_toolkit
 from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import (
     daemon_config,
@@ -324,7 +325,7 @@ def tool(name: str) -> dict[str, Any]:
     if path is None:
         return {"path": None, "version": None}
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
+        done = run_program([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return {"path": path, "version": None}
     found = re.search(r"\d+\.\d+(?:\.\d+)*(?:-rc\.\d+)?", done.stdout + done.stderr)

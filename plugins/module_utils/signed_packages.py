@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openpgp import dearmor, read_keys
@@ -156,7 +157,7 @@ class Family:
         if self.proxy:
             environment.update(dict.fromkeys(("http_proxy", "https_proxy"), self.proxy))
         try:
-            return subprocess.run(
+            return run_program(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

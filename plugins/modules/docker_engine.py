@@ -90,7 +90,7 @@ pending:
   returned: success
   type: str
   sample: ""
-keys:
+changed_keys:
   description: The keys of C(daemon.json) that changed, or would change.
   returned: success
   type: list
@@ -135,7 +135,7 @@ def have_engine(module: GpufleetModule) -> dict[str, Any]:
     )
     result = ensure(wish, module.check_mode)
     before, after = result.pop("before"), result.pop("after")
-    if result["keys"]:
+    if result["changed_keys"]:
         result["diff"] = {
             "before": shown(before),
             "after": shown(after),

@@ -311,7 +311,7 @@ def test_check_mode_tells_the_step_and_takes_none(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(docker_daemon, "Daemon", steps)
     monkeypatch.setattr(docker_daemon, "engine", steps.probe)
     result = docker_daemon.ensure(Wish(NO_ENGINE, {"mtu": 9000}, path=str(path)), check_mode=True)
-    assert (result["changed"], result["action"], result["keys"]) == (True, "restart", ["mtu"])
+    assert (result["changed"], result["action"], result["changed_keys"]) == (True, "restart", ["mtu"])
     assert steps.taken == []
     assert not path.exists()
     step = docker_daemon.next_step(Wish(NO_ENGINE), seen(), [], False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
@@ -151,6 +151,7 @@ def test_batches_are_cut_as_a_person_would(total: int, sizes: list[Any], expecte
     assert rollout.batch_sizes(total, sizes) == expected
 
 
+@settings(deadline=None)
 @given(
     total=st.integers(0, 500),
     done=st.integers(0, 500),

@@ -81,9 +81,9 @@ def test_the_door_opens_by_itself_when_nobody_opens_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         client = Client(tmp_path)
         client.go_on.set()
-        client.control.close(0.05)
+        client.control.close(1.0)
         assert (await client.ask("POST", "/v1/completions"))[0]["status"] == 503
-        time.sleep(0.06)
+        time.sleep(1.1)
         assert (await client.ask("POST", "/v1/completions"))[0]["status"] == 200
         assert not client.control.closed()
         (tmp_path / "closed").write_text("no time")

@@ -26,7 +26,7 @@ def test_check_mode_shows_the_difference_and_that_the_engine_would_start(run_mod
     }
     result = run_module(docker_engine.main, arguments, check=True, diff=True)
     assert result["failed"] is False
-    assert (result["changed"], result["action"], result["keys"]) == (True, "start", ["proxies"])
+    assert (result["changed"], result["action"], result["changed_keys"]) == (True, "start", ["proxies"])
     assert "There is no socket at" in result["reason"]
     assert result["diff"]["before_header"] == str(path)
     assert '+    "proxies"' not in result["diff"]["before"]
