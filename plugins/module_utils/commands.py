@@ -8,15 +8,26 @@ from __future__ import annotations
 import collections
 import os
 import subprocess
-from typing import Callable
+from collections.abc import Sequence
+from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 
 KEPT_LINES = 15
 
-# ansible-test wants AnsibleModule.run_command called instead; what is free of Ansible has no AnsibleModule.
-run_program = subprocess.run
-start_program = subprocess.Popen
+
+# ansible-test wants AnsibleModule.run_command instead of these two; what is free of Ansible has no AnsibleModule.
+
+
+def run_program(command: Sequence[str], *, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with the options and errors of subprocess.run; what it prints is text."""
+    options.setdefault("text", True)
+    return subprocess.run(command, check=check, **options)  # pylint: disable=ansible-bad-function
+
+
+def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a program, with the options and errors of subprocess.Popen."""
+    return subprocess.Popen(command, **options)  # pylint: disable=ansible-bad-function
 
 
 def run_command(
