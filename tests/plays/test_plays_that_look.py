@@ -62,7 +62,7 @@ def play(tmp_path: Path) -> Play:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         return done.returncode, done.stdout
