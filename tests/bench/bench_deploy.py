@@ -60,6 +60,7 @@ def variables(image: str, docker_host: str) -> dict[str, Any]:
         "vllm_image_source": "present",
         "vllm_version": "0.26.0",
         "vllm_check_config": False,
+        "vllm_extra_config": {"load-format": "dummy"},
     }
 
 
