@@ -21,12 +21,12 @@ class ActionModule(LongTaskAction):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module and return its result with C(baseline) and the gates of the comparison."""
-        folder = os.path.abspath(os.path.expanduser(str(self._task.args.get("baseline_dir") or "")))
-        has_folder = bool(self._task.args.get("baseline_dir"))
-        if has_folder and boolean(self._task.args.get("follow_baseline", False)):
+        given = str(self._task.args.get("baseline_dir") or "")
+        folder = os.path.abspath(os.path.expanduser(given)) if given else ""
+        if folder and boolean(self._task.args.get("follow_baseline", False)):
             self._task.args = {**self._task.args, "stored_concurrency": baseline.concurrencies(folder)}
         result = super().run(tmp, task_vars)
-        if not has_folder or not result.get("points"):
+        if not folder or not result.get("points"):
             return result
         try:
             return compared(

@@ -562,6 +562,7 @@ class Deployment:
                 old.update(restart_policy={"Name": "no"})
                 self._stop(old, step.drain)
                 old.rename(step.name + PREVIOUS)
+                return
             old.update(restart_policy={"Name": "no"})
         self._stop(old, step.drain)
 

@@ -178,3 +178,14 @@ def test_what_runs_on_the_controller_never_becomes_another_user() -> None:
     assert delegated, "nothing is looked at any more"
     wanted = {"ansible_connection": "local", "ansible_become": False}
     assert [place for place, variables in delegated.items() if not wanted.items() <= variables.items()] == []
+
+
+def test_no_variable_of_a_task_has_the_name_of_a_result_or_fact() -> None:
+    """The result or fact would win over it, wherever in the play that was made."""
+    files = sorted((ROOT / "roles").glob("*/tasks/*.yml"))
+    tasks = [task for path in files for task in tasks_of(read_yaml(path))]
+    kept = {task["register"] for task in tasks if "register" in task}
+    kept |= {name for task in tasks for name in task.get("ansible.builtin.set_fact") or {}}
+    given = {name for task in tasks for name in task.get("vars") or {}}
+    assert min(len(kept), len(given)) > 20
+    assert sorted(kept & given) == []
