@@ -27,6 +27,24 @@ compare() { # compare NAME…: the measurements of those names side by side, as 
   for name in "$@"; do [ ! -f "$out/$name/report.json" ] || reports+=("$name=$out/$name/report.json"); done
   python3 tests/gpu/compare_reports.py "${reports[@]}" | tee "$out/compare-$stage.txt"
 }
+by_url() { # by_url NAME PORT CONCURRENCY PROMPTS: measure the server at that port, whatever runs beside it
+  verify "$1" performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$(planned "plan['image']['tag']")\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3], \"vllm_benchmark_num_prompts\": $4}"
+}
+with_flags() { # with_flags JSON: variables that add engine flags to the inventory's, of which a later value takes all
+  python3 -c 'import json, sys, yaml; v = yaml.safe_load(open("tests/gpu/inventory/hosts.yml"))["all"]["vars"]["vllm_extra_config"]; print(json.dumps({"vllm_extra_config": {**v, **json.loads(sys.argv[1])}}))' "$1"
+}
+sampled() { # sampled NAME CONCURRENCY: once that many requests run, what keeps the processors busy, and in which functions
+  for _ in $(seq 240); do
+    curl -s http://127.0.0.1:8000/metrics | awk -v all="$2" '/^vllm:num_requests_running/ {n += $NF} END {exit !(n >= 0.9 * all)}' && break
+    sleep 1
+  done
+  sleep 15; python3 tests/gpu/busy.py 10 | tee "$out/busy-$1.txt"
+  command -v py-spy >/dev/null || return 0
+  for pid in $(grep -oE '[0-9]+ [^ ]*(VLLM|python3|vllm)' "$out/busy-$1.txt" | cut -d' ' -f1 | head -6); do
+    py-spy record --pid "$pid" --duration 8 --rate 100 --format raw --threads --output "$out/stacks-$1-$pid.txt" >/dev/null 2>&1 &
+  done
+  wait
+}
 alone() { # alone GPU: variables of a deployment of its own on that GPU
   printf '{"vllm_gpu_selection": [%d], "vllm_container_prefix": "gpu%d", "vllm_port": %d, "vllm_config_dir": "%s", "vllm_verify_dir": "%s"}' \
     "$1" "$1" $((8100 + $1)) "/etc/gpufleet-gpu$1" "/var/lib/gpufleet/verify-gpu$1"
@@ -50,15 +68,28 @@ sees() { # sees CONTAINER NUMBER: it has exactly the GPUs of the plan, and so ma
   found=$(grep NVML <<<"$found" | grep -o 'GPU-[0-9a-f-]*' | sort | xargs)
   [ "$found" = "$planned" ] && [ "$(wc -w <<<"$found")" = "$2" ] && echo "   as planned" || { echo "   NOT as planned"; return 1; }
 }
-stress() { # stress GPU UTILISATION: deploy so, then long prompts in full batches, then as many requests as fit at once
-  local name="u$2-gpu$1" own watch; own=$(alone "$1")
-  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" || { docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1; return; }
-  nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 500 >"$out/$name-free.txt" & watch=$!
-  verify "$name-long" performance -e "$own" -e '{"vllm_benchmark_concurrency": [256], "vllm_benchmark_num_prompts": 96, "vllm_benchmark_input_len": 7936, "vllm_benchmark_output_len": 128}'
-  verify "$name-many" performance -e "$own" -e '{"vllm_benchmark_concurrency": [1024], "vllm_benchmark_num_prompts": 1536, "vllm_benchmark_input_len": 128, "vllm_benchmark_output_len": 64}'
-  kill $watch
-  docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1
-  echo "   GPU $1 at $2: $(docker inspect -f '{{.State.Status}}' "gpu$1-0"), least free $(sort -n "$out/$name-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted"
+load() { # load CONTAINER PORT NAME ARGUMENT…: vllm bench serve, as fast as it can be sent
+  docker exec "$1" vllm bench serve --backend vllm --base-url "http://127.0.0.1:$2" --model scout-shaped --tokenizer /models/scout-shaped \
+    --dataset-name random --ignore-eos "${@:4}" >"$out/load-$1-$3.txt" 2>&1
+  echo "   $1 $3: exit $?, $(grep -E '^(Successful|Failed|Output token throughput)' "$out/load-$1-$3.txt" | xargs)"
+}
+free_of() { sort -n "$1" | head -1; }
+stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
+  local name="u$2-gpu$1" own watch port=$((8100 + $1)) server="gpu$1-0"; own=$(alone "$1")
+  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e vllm_check_config=false || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
+  for part in plain sampled; do
+    nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 250 >"$out/$name-$part-free.txt" & watch=$!
+    if [ $part = plain ]; then
+      load "$server" "$port" long --random-input-len 7936 --random-output-len 96 --num-prompts 48 &
+      load "$server" "$port" many --random-input-len 128 --random-output-len 48 --num-prompts 1300 --max-concurrency 1100; wait $!
+    else
+      load "$server" "$port" sampled --random-input-len 128 --random-output-len 32 --num-prompts 1100 --extra-body \
+        '{"temperature": 0.8, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logprobs": 5, "allowed_token_ids": [64, 65, 66, 67, 68, 69]}'
+    fi
+    kill $watch
+    docker logs "$server" >"$out/$name-vllm.log" 2>&1
+    echo "   GPU $1 at $2, $part: $(docker inspect -f '{{.State.Status}}, started {{.State.StartedAt}}' "$server"), least free $(free_of "$out/$name-$part-free.txt") MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted"
+  done
 }
 
 case $stage in
@@ -77,11 +108,7 @@ benchmark)
   phases recipe; reported | tee "$out/recipe-memory.txt"
   held=$(planned "plan['capacity']['max_concurrent_requests']"); echo "the plan holds $held requests at once"
   if [ "$(planned "len(plan['replicas'])")" -gt 1 ]; then # at once, one replica each
-    served=$(planned "plan['image']['tag']")
-    by_url() { # by_url NAME PORT CONCURRENCY
-      verify "$1" performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$served\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3]}"
-    }
-    by_url recipe-plan 8000 "$held" & by_url recipe-512 8001 512 & wait
+    by_url recipe-plan 8000 "$held" 512 & by_url recipe-512 8001 512 512 & wait
   else
     verify recipe-plan performance
     verify recipe-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
@@ -94,21 +121,16 @@ advised) # the same 512 requests at once, at a server that takes what the plan s
   phases advised; reported
   verify advised-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
   compare recipe-plan recipe-512 advised-512 ;;
-profiles)
-  if [ ! -f "$out/recipe-plan/report.json" ]; then
-    play recipe deploy || exit 1
-    verify recipe-plan performance
-  fi
-  play max-throughput deploy -e vllm_profile=max_throughput || exit 1
-  phases max-throughput; reported
-  for name in $(planned "' '.join(r['name'] for r in plan['replicas'])"); do
-    sees "$name" "$(planned "plan['replicas'][0]['tensor_parallel_size']")"
-  done
-  # A deep batch needs more prompts to be full for most of the time.
-  prompts=$(planned "max(512, int(1.6 * plan['capacity']['max_concurrent_requests']))")
-  verify max-throughput performance -e "vllm_benchmark_num_prompts=$prompts"
-  docker logs vllm-0 >"$out/max-throughput-vllm.log" 2>&1
-  compare recipe-plan max-throughput ;;
+throughput) # NAME PROFILE WAVES [FLAGS]: what the whole host gives, each replica at the concurrency that the plan holds
+  name=$1 waves=$3
+  play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}")" || exit 1
+  phases "$name"; reported
+  replicas=$(planned "len(plan['replicas'])") held=$(planned "plan['capacity']['max_concurrent_requests']")
+  sampled "$name" "$held" &
+  for ((i = 0; i < replicas; i++)); do by_url "$name-$i" $((8000 + i)) "$held" $((waves * held)) & done; wait
+  docker logs vllm-0 >"$out/$name-vllm.log" 2>&1
+  grep -oE 'generation throughput: .*Waiting: [0-9]+' "$out/$name-vllm.log" | tail -25
+  compare $(cd "$out" && ls -d -- *-[0-9] 2>/dev/null) ;;
 utilisation) # each of the values named, on each GPU in turn
   play teardown teardown
   values=("${@:-0.98}")
@@ -143,8 +165,7 @@ settings)
   play seqs deploy -e vllm_max_num_seqs=128; phases seqs; reported ;;
 faults)
   play too-long deploy -e vllm_max_model_len=10485760
-  # A value of vllm_extra_config replaces the inventory's: say all of it again.
-  play refused deploy -e "$(python3 -c 'import json, sys, yaml; v = yaml.safe_load(open("tests/gpu/inventory/hosts.yml"))["all"]["vars"]["vllm_extra_config"]; print(json.dumps({"vllm_extra_config": {**v, "moe-backend": "cutlass"}}))')"
+  play refused deploy -e "$(with_flags '{"moe-backend": "cutlass"}')"
   play status-after status -v; grep -A3 'replicas serving' "$out/status-after.log" ;;
 taken)
   play teardown teardown

@@ -49,6 +49,11 @@ def test_it_reproduces_the_recorded_runs(
     assert found.activations == pytest.approx(activation, rel=0.05)
 
 
+def test_it_reproduces_the_cache_at_a_higher_share() -> None:
+    found = memory_model.budget(TEXT, H200, replace(RECORDED, utilisation=0.97))
+    assert found.tokens == pytest.approx(291_908, rel=0.03)
+
+
 def test_cuda_offers_what_the_recorded_run_saw() -> None:
     assert pytest.approx(139.8, abs=0.05) == H200
     assert memory_model.budget(TEXT, H200, RECORDED).share == pytest.approx(128.62, abs=0.05)
