@@ -16,7 +16,7 @@ demo: setup ## deploy a small model on this machine, ask it something, write the
 	@tools/demo.sh
 
 test: tests-setup ## lint, units, docs, packaging, sanity, engine and molecule, then where the time went
-	@$(CHECK) lint units docs packaging sanity engine molecule
+	@$(CHECK) lint units docs packaging sanity engine molecule hosts
 
 lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
 	@$(CHECK) lint
@@ -38,7 +38,7 @@ engine: tests-setup ## modules against a real Docker engine
 	@$(CHECK) engine
 
 molecule: tests-setup ## Molecule scenarios on a real Docker engine; SCENARIO=name runs only that one
-	@$(CHECK) molecule
+	@$(CHECK) molecule hosts
 
 faults: tests-setup ## every fault of the documentation's table, provoked on a server under load (not part of test)
 	@$(CHECK) faults

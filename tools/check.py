@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
-    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule, faults, fleet
+    tools/check.py STAGE...      stages: lint, units, docs, packaging, sanity, engine, molecule, hosts, faults, fleet
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
-is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages without an engine that run beside those with
-one, whose commands are shown when they have ended. The last line is 'N passed, N failed': the test cases that pytest
+is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
+commands are shown when they have ended. The last line is 'N passed, N failed': the test cases that pytest
 reported, summed, and one failure more for each other command that failed.
 """
 
@@ -40,6 +40,7 @@ BIN = Path(sys.executable).parent
 INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
 FLEET = "fleet"
+WITHOUT_SERVERS = ("hosts",)
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
 COMPLAINT = re.compile(r"\[ERROR\]: |FAILED |ERROR:? \S|.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
@@ -143,13 +144,19 @@ def engine() -> list[Command]:
 def molecule() -> list[Command]:
     """Return the Molecule scenarios but the fleet's, each with its whole sequence, on a real Docker engine.
 
-    SCENARIO in the environment names the only one to run.
+    SCENARIO in the environment names the only one to run. Those of the stage hosts are left to it.
     """
     names = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
     wanted = os.environ.get("SCENARIO")
     if wanted and wanted not in names:
         raise SystemExit(f"SCENARIO is {wanted!r}, which is none of {', '.join(names)}")
-    return scenarios([wanted] if wanted else [name for name in names if name != FLEET])
+    chosen = [wanted] if wanted else [name for name in names if name != FLEET]
+    return scenarios([name for name in chosen if name not in WITHOUT_SERVERS])
+
+
+def hosts() -> list[Command]:
+    """Return the scenarios of bare hosts, on which no model is served; SCENARIO as in molecule."""
+    return scenarios([name for name in WITHOUT_SERVERS if os.environ.get("SCENARIO", name) == name])
 
 
 def fleet() -> list[Command]:
@@ -194,10 +201,13 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "sanity": sanity,
     "engine": engine,
     "molecule": molecule,
+    "hosts": hosts,
     "faults": faults,
     "fleet": fleet,
 }
-NEED_ENGINE = ("engine", "molecule", "faults", "fleet")
+NEED_ENGINE = ("engine", "molecule", "hosts", "faults", "fleet")
+# These share nothing but the engine with other tests, and run behind them.
+BEHIND_OTHERS = ("hosts",)
 
 
 def tool(name: str) -> str:
@@ -369,12 +379,11 @@ class Aside:
     """
 
     def __init__(self, stages: list[str]) -> None:
-        self._stages = stages
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
         self._lock = threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._outcomes = self._pool.submit(self._run)
+        self._outcomes = [self._pool.submit(self._run, stages)]
 
     def begun(self, process: subprocess.Popen[str]) -> None:
         """Take notice of the command that runs now."""
@@ -383,9 +392,13 @@ class Aside:
             if self._stopped:
                 self._interrupt()
 
+    def add(self, stages: list[str]) -> None:
+        """Run these stages, too, after those that are there already."""
+        self._outcomes.append(self._pool.submit(self._run, stages))
+
     def outcomes(self) -> list[Outcome]:
         """Return what became of every command, once they have ended."""
-        return self._outcomes.result()
+        return [outcome for future in self._outcomes for outcome in future.result()]
 
     def stop(self) -> None:
         """Interrupt the command that runs, and begin no other."""
@@ -399,9 +412,9 @@ class Aside:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGINT)
 
-    def _run(self) -> list[Outcome]:
+    def _run(self, stages: list[str]) -> list[Outcome]:
         found = []
-        for stage in self._stages:
+        for stage in stages:
             if not self._stopped:
                 found += run_stage(stage, self)
         return found
@@ -449,7 +462,7 @@ def run_stage(stage: str, aside: Aside | None = None) -> list[Outcome]:
 
 
 def run_stages(stages: list[str]) -> Iterator[Outcome]:
-    """Run the stages that need an engine in order, and the others, in order, behind them.
+    """Run the stages that need an engine in order, and the others, in order, behind them; last those of BEHIND_OTHERS.
 
     Those with an engine wait a lot, for servers above all; the others take the time that is left.
     """
@@ -464,9 +477,12 @@ def run_stages(stages: list[str]) -> Iterator[Outcome]:
         with docker_engine() as start:
             yield start
             if start.status == 0:
+                behind = [stage for stage in with_engine if stage in BEHIND_OTHERS and with_engine != [stage]]
+                aside.add(behind)
                 for stage in with_engine:
-                    yield from run_stage(stage)
-        yield from aside.outcomes()
+                    if stage not in behind:
+                        yield from run_stage(stage)
+            yield from aside.outcomes()
     finally:
         aside.stop()
 

@@ -15,6 +15,9 @@ host that cannot start   a host after the canary gets a configuration that fails
 play killed              C(upgrade) is killed (C(kill -9)) while its second host is changed, and run again
 brought back             C(rollback) to what served before
 one host deployed        C(deploy --limit) with another C(vllm_max_model_len); the others serve what they served
+baseline measured        C(verify) measures the canary and stores that: nothing is changed
+canary below baseline    the canary serves one request at a time, far slower than that: nothing is changed in the end
+canary as fast           the canary holds its baseline, and all hosts are changed
 
 What each host serves is read from its own C(/v1/models). A planned rollout loses no request, and none of these may.
 Prints a table, and exits with 1 when a request was not answered or a host serves what it should not.
@@ -51,6 +54,13 @@ SHOWN_OF_LOG = 4000
 TASKS = Path(__file__).resolve().parents[2] / "roles" / "verify" / "files" / "capitals"
 # Far too little for a request of the lengths below.
 CACHE_BYTES = 65536
+# Of the benchmark: a small one, with room for what the other servers and the requests do to it on the same processors.
+BENCHMARK = {
+    "vllm_benchmark_num_prompts": 32,
+    "vllm_benchmark_input_len": 32,
+    "vllm_benchmark_output_len": 16,
+    "vllm_benchmark_tolerance": 1.0,
+}
 FIRST_LENGTH, SECOND_LENGTH, THIRD_LENGTH = 1536, 1024, 1280
 
 
@@ -60,13 +70,14 @@ class Rollout:
 
     Attributes:
         name: for the table.
-        playbook: C(upgrade), C(rollback) or C(deploy).
+        playbook: C(upgrade), C(rollback), C(deploy) or C(verify).
         wishes: extra variables.
         succeeds: whether its exit status is to be 0.
         says: regular expression that what is printed must hold.
-        serves: C(vllm_max_model_len) that every host must serve afterwards.
+        serves: C(vllm_max_model_len) that every host must serve afterwards; None for what it served before.
         killed: whether it is killed in the middle and run again.
         limit: the only host that it is for; the others must serve what they served.
+        tags: the only stages to verify.
     """
 
     name: str
@@ -74,18 +85,21 @@ class Rollout:
     wishes: dict[str, Any]
     succeeds: bool
     says: str
-    serves: int
+    serves: int | None
     killed: bool = False
     limit: str = ""
+    tags: str = ""
 
     def wanted(self, before: dict[str, int]) -> dict[str, int]:
         """Return what each host must serve afterwards, by what it served before."""
-        return {host: self.serves if self.limit in ("", host) else length for host, length in before.items()}
+        return {
+            host: self.serves if self.serves and self.limit in ("", host) else length for host, length in before.items()
+        }
 
 
-def rollouts(second: str) -> list[Rollout]:
+def rollouts(canary: str, second: str) -> list[Rollout]:
     """Return the rollouts in their order; C(second) is a host that is changed after the canary."""
-    # The performance stage is left out: beside the other servers' load it would measure that.
+    # Without the stage performance, which most of these are not about.
     plain = {"vllm_rollout_verify_canary": ["basic"]}
     accuracy = {
         "vllm_rollout_verify_canary": ["basic", "accuracy"],
@@ -96,6 +110,7 @@ def rollouts(second: str) -> list[Rollout]:
         "vllm_accuracy_floors": {"fp32": {"capitals": {"exact_match,first-words": 1.0}}},
         "vllm_accuracy_standard_errors": 0,
     }
+    performance = {**BENCHMARK, "vllm_rollout_verify_canary": ["basic", "performance"]}
     cache = f"{{'kv-cache-memory-bytes': {CACHE_BYTES}}} if inventory_hostname == '{second}' else {{}}"
     too_little = "{{ {'load-format': 'dummy'} | combine(" + cache + ") }}"
     return [
@@ -129,6 +144,27 @@ def rollouts(second: str) -> list[Rollout]:
         Rollout(
             "one host deployed", "deploy", {"vllm_max_model_len": THIRD_LENGTH}, True, "", THIRD_LENGTH, limit=second
         ),
+        Rollout(
+            "baseline measured",
+            "verify",
+            {**BENCHMARK, "vllm_benchmark_save_baseline": True},
+            True,
+            "",
+            None,
+            limit=canary,
+            tags="performance",
+        ),
+        Rollout(
+            "canary below baseline",
+            "upgrade",
+            {**performance, "vllm_max_model_len": SECOND_LENGTH, "vllm_max_num_seqs": 1},
+            False,
+            r"The rollout was stopped: the canary \S+ failed: .*baseline",
+            None,
+        ),
+        Rollout(
+            "canary as fast", "upgrade", {**performance, "vllm_max_model_len": SECOND_LENGTH}, True, "", SECOND_LENGTH
+        ),
     ]
 
 
@@ -161,9 +197,14 @@ class Fleet:
 
     def start(self, rollout: Rollout, log: Any) -> subprocess.Popen[str]:
         """Start a rollout's play, in a session of its own; what it prints goes to C(log)."""
-        wishes = {**rollout.wishes, "vllm_rollout_state_dir": str(self.state_dir)}
+        wishes = {
+            **rollout.wishes,
+            "vllm_rollout_state_dir": str(self.state_dir),
+            "vllm_baseline_dir": str(self.state_dir.parent / "baselines"),
+        }
         command = ["ansible-playbook", f"gpufleet.vllm.{rollout.playbook}", *self.arguments, "-e", json.dumps(wishes)]
         command += ["--limit", rollout.limit] if rollout.limit else []
+        command += ["--tags", rollout.tags] if rollout.tags else []
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -259,7 +300,7 @@ def main(arguments: Sequence[str]) -> int:
     options = load_options(given)
     results: dict[str, dict[str, Any]] = {}
     wrong: list[str] = []
-    for rollout in rollouts(list(servers)[1]):
+    for rollout in rollouts(*list(servers)[:2]):
         if not re.search(given.only, rollout.name):
             continue
         act: Callable[[], dict[str, Any]] = lambda rollout=rollout: run(fleet, rollout)  # type: ignore[misc]  # noqa: E731

@@ -5,30 +5,39 @@
 
 python3 tests/gpu/busy.py SECONDS
 
-A process whose one thread is at 1.0 sets the pace, whatever the GPUs could do. Needs psutil, which a PyTorch host has.
+A process whose one thread is at 1.0 sets the pace, whatever the GPUs could do. Reads Linux's /proc.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
-
-import psutil
+from pathlib import Path
 
 SHOWN = 12
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def used() -> dict[int, tuple[str, float, dict[int, float]]]:
-    """Return each process's name, its processor seconds and those of its threads."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            words = " ".join(process.cmdline()[:4]) or process.name()
-            threads = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        found[process.pid] = (words[-70:], sum(threads.values()), threads)
+def used() -> dict[int, dict[int, float]]:
+    """Return the processor seconds of each thread of each process."""
+    found: dict[int, dict[int, float]] = {}
+    for task in Path("/proc").glob("[0-9]*/task/[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            # The name before it, in brackets, may hold anything; user and system time are the 14th and 15th field.
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            found.setdefault(int(task.parts[2]), {})[int(task.name)] = (int(fields[11]) + int(fields[12])) / TICKS
     return found
+
+
+def words(pid: int) -> str:
+    """Return the end of a process's command line; its name where it has none, nothing where it has ended."""
+    with contextlib.suppress(OSError):
+        folder = Path("/proc", str(pid))
+        line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()[:4]
+        return " ".join(line)[-70:] or (folder / "comm").read_text().strip()
+    return ""
 
 
 def main(seconds: float) -> int:
@@ -39,14 +48,11 @@ def main(seconds: float) -> int:
     after = used()
     elapsed = time.monotonic() - started
     rows = []
-    for pid, (words, total, threads) in after.items():
-        if pid not in before:
-            continue
-        _words, total_then, threads_then = before[pid]
-        busiest = max((value - threads_then.get(thread, value) for thread, value in threads.items()), default=0.0)
-        rows.append(((total - total_then) / elapsed, busiest / elapsed, pid, words))
-    for cores, thread, pid, words in sorted(rows, reverse=True)[:SHOWN]:
-        print(f"{cores:6.2f} processors, busiest thread {thread:4.2f}  {pid:>7} {words}")
+    for pid, threads in after.items():
+        spent = [ticks - before.get(pid, {}).get(thread, 0.0) for thread, ticks in threads.items()]
+        rows.append((sum(spent) / elapsed, max(spent) / elapsed, pid))
+    for cores, thread, pid in sorted(rows, reverse=True)[:SHOWN]:
+        print(f"{cores:6.2f} processors, busiest thread {thread:4.2f}  {pid:>7} {words(pid)}")
     return 0
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import time
@@ -94,6 +95,37 @@ def test_what_runs_aside_is_shown_when_it_has_ended(capsys: pytest.CaptureFixtur
     aside = Aside(["short", "short"])
     assert [(outcome.name, outcome.status) for outcome in aside.outcomes()] == [("greeting", 0)] * 2
     assert capsys.readouterr().out == "\n=== short: greeting\nhello\n" * 2
+
+
+@pytest.mark.usefixtures("stages")
+def test_what_is_added_runs_aside_too() -> None:
+    aside = Aside([])
+    aside.add(["short"])
+    aside.add(["short"])
+    assert [(outcome.stage, outcome.status) for outcome in aside.outcomes()] == [("short", 0)] * 2
+
+
+def test_bare_hosts_run_behind_the_other_stages(stages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    short = check.STAGES[stages[0]]
+    monkeypatch.setattr(check, "STAGES", dict.fromkeys(("lint", "molecule", "hosts"), short))
+    monkeypatch.setattr(check, "docker_engine", lambda: contextlib.nullcontext(Outcome("engine", "start", 0.0, 0)))
+    found = [outcome.stage for outcome in check.run_stages(["lint", "molecule", "hosts"])]
+    assert found == ["engine", "molecule", "lint", "hosts"]
+
+
+def test_bare_hosts_alone_are_shown_as_they_come(stages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    short = check.STAGES[stages[0]]
+    monkeypatch.setattr(check, "STAGES", {"molecule": list, "hosts": short})
+    monkeypatch.setattr(check, "docker_engine", lambda: contextlib.nullcontext(Outcome("engine", "start", 0.0, 0)))
+    assert [outcome.stage for outcome in check.run_stages(["molecule", "hosts"])] == ["engine", "hosts"]
+
+
+def test_no_scenario_is_left_out_or_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SCENARIO", raising=False)
+    monkeypatch.setattr(check, "scenarios", lambda names: [Command(name, []) for name in names])
+    names = [command.name for stage in ("molecule", "hosts", "fleet") for command in check.STAGES[stage]()]
+    folders = [path.parent.name for path in (check.ROOT / "molecule").glob("*/molecule.yml")]
+    assert sorted(names) == sorted(folders)
 
 
 def test_what_runs_aside_ends_when_it_is_stopped(stages: list[str], tmp_path: Path) -> None:

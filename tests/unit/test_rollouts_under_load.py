@@ -69,6 +69,6 @@ def test_the_arguments_of_the_plays_are_kept_apart() -> None:
 
 
 def test_only_one_host_gets_the_configuration_that_cannot_start() -> None:
-    broken = next(rollout for rollout in rollouts("cpu-2") if rollout.name == "host that cannot start")
+    broken = next(rollout for rollout in rollouts("cpu-1", "cpu-2") if rollout.name == "host that cannot start")
     assert "inventory_hostname == 'cpu-2'" in broken.wishes["vllm_extra_config"]
     assert not broken.succeeds
