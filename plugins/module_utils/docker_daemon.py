@@ -37,7 +37,8 @@ CONFIG = "/etc/docker/daemon.json"
 CONFIG_MODE = 0o644  # of a new one, as Docker's is
 LOG = "/var/log/docker.log"
 PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
-START_TIMEOUT = 60.0  # seconds
+# Seconds. A daemon with many containers on a busy host takes its time.
+START_TIMEOUT = 180.0
 RELOAD_TIMEOUT = 10.0
 STOP_TIMEOUT = 30.0
 GONE_AFTER = 5.0  # a daemon without a process for so long has ended
@@ -439,20 +440,20 @@ def _command(*words: str, doing: str) -> None:
     try:
         run_command(list(words), name="engine-start-failed", doing=doing)
     except GpufleetError as error:
-        raise _start_failed(_failure(_journal()) or error.evidence) from error
+        raise _start_failed(_failure(_journal(), error.evidence)) from error
 
 
 def _journal() -> str:
     return _output("journalctl", "--unit=docker.service", "--lines=60", "--no-pager", "--output=cat")
 
 
-def _failure(log: str) -> str:
-    """Return the last lines of a daemon's log that tell a failure, or its last lines."""
+def _failure(log: str, otherwise: str = "") -> str:
+    """Return the last lines of a daemon's log that tell a failure; without one C(otherwise) and its last lines."""
     lines = [line.rstrip() for line in log.strip().splitlines()]
     told = [
         line for line in lines if re.search(r"level=(?:error|fatal)|^(?:failed|unable) to |specified both as", line)
     ]
-    return "\n".join(told[-3:] or lines[-8:])
+    return "\n".join(told[-3:] or [line for line in (otherwise, *lines[-8:]) if line])
 
 
 def _succeeds(*words: str) -> bool:

@@ -261,6 +261,8 @@ docker.service: Main process exited, code=exited, status=1/FAILURE
         "failed",
     ]
     assert docker_daemon._failure("one\ntwo\n") == "one\ntwo"
+    assert docker_daemon._failure("one\n", "Connection timed out") == "Connection timed out\none"
+    assert docker_daemon._failure("level=error msg=bad\n", "Job for docker.service failed") == "level=error msg=bad"
 
 
 class Steps:
