@@ -40,7 +40,8 @@ BIN = Path(sys.executable).parent
 INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
 FLEET = "fleet"
-WITHOUT_SERVERS = ("hosts",)
+# The scenario of bare hosts, which shares nothing but the engine with other tests, and the stage that it is.
+HOSTS = "hosts"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
 COMPLAINT = re.compile(r"\[ERROR\]: |FAILED |ERROR:? \S|.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
@@ -144,19 +145,19 @@ def engine() -> list[Command]:
 def molecule() -> list[Command]:
     """Return the Molecule scenarios but the fleet's, each with its whole sequence, on a real Docker engine.
 
-    SCENARIO in the environment names the only one to run. Those of the stage hosts are left to it.
+    SCENARIO in the environment names the only one to run. The one of the stage hosts is left to it.
     """
     names = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
     wanted = os.environ.get("SCENARIO")
     if wanted and wanted not in names:
         raise SystemExit(f"SCENARIO is {wanted!r}, which is none of {', '.join(names)}")
     chosen = [wanted] if wanted else [name for name in names if name != FLEET]
-    return scenarios([name for name in chosen if name not in WITHOUT_SERVERS])
+    return scenarios([name for name in chosen if name != HOSTS])
 
 
 def hosts() -> list[Command]:
-    """Return the scenarios of bare hosts, on which no model is served; SCENARIO as in molecule."""
-    return scenarios([name for name in WITHOUT_SERVERS if os.environ.get("SCENARIO", name) == name])
+    """Return the scenario of bare hosts, on which no model is served; SCENARIO as in molecule."""
+    return scenarios([HOSTS] if (os.environ.get("SCENARIO") or HOSTS) == HOSTS else [])
 
 
 def fleet() -> list[Command]:
@@ -201,13 +202,11 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "sanity": sanity,
     "engine": engine,
     "molecule": molecule,
-    "hosts": hosts,
+    HOSTS: hosts,
     "faults": faults,
     "fleet": fleet,
 }
-NEED_ENGINE = ("engine", "molecule", "hosts", "faults", "fleet")
-# These share nothing but the engine with other tests, and run behind them.
-BEHIND_OTHERS = ("hosts",)
+NEED_ENGINE = ("engine", "molecule", HOSTS, "faults", "fleet")
 
 
 def tool(name: str) -> str:
@@ -383,7 +382,8 @@ class Aside:
         self._stopped = False
         self._lock = threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        self._outcomes = [self._pool.submit(self._run, stages)]
+        self._outcomes: list[concurrent.futures.Future[list[Outcome]]] = []
+        self.add(stages)
 
     def begun(self, process: subprocess.Popen[str]) -> None:
         """Take notice of the command that runs now."""
@@ -462,7 +462,7 @@ def run_stage(stage: str, aside: Aside | None = None) -> list[Outcome]:
 
 
 def run_stages(stages: list[str]) -> Iterator[Outcome]:
-    """Run the stages that need an engine in order, and the others, in order, behind them; last those of BEHIND_OTHERS.
+    """Run the stages that need an engine in order, and the others, in order, behind them; bare hosts last of all.
 
     Those with an engine wait a lot, for servers above all; the others take the time that is left.
     """
@@ -477,11 +477,11 @@ def run_stages(stages: list[str]) -> Iterator[Outcome]:
         with docker_engine() as start:
             yield start
             if start.status == 0:
-                behind = [stage for stage in with_engine if stage in BEHIND_OTHERS and with_engine != [stage]]
-                aside.add(behind)
+                if HOSTS in with_engine and len(with_engine) > 1:
+                    with_engine.remove(HOSTS)
+                    aside.add([HOSTS])
                 for stage in with_engine:
-                    if stage not in behind:
-                        yield from run_stage(stage)
+                    yield from run_stage(stage)
             yield from aside.outcomes()
     finally:
         aside.stop()

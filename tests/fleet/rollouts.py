@@ -98,7 +98,7 @@ class Rollout:
 
 
 def rollouts(canary: str, second: str) -> list[Rollout]:
-    """Return the rollouts in their order; C(second) is a host that is changed after the canary."""
+    """Return the rollouts in their order; C(canary) is changed first, C(second) is a host that is changed after it."""
     # Without the stage performance, which most of these are not about.
     plain = {"vllm_rollout_verify_canary": ["basic"]}
     accuracy = {

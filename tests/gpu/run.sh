@@ -73,7 +73,6 @@ load() { # load CONTAINER PORT NAME ARGUMENT…: vllm bench serve, as fast as it
     --dataset-name random --ignore-eos "${@:4}" >"$out/load-$1-$3.txt" 2>&1
   echo "   $1 $3: exit $?, $(grep -E '^(Successful|Failed|Output token throughput)' "$out/load-$1-$3.txt" | xargs)"
 }
-free_of() { sort -n "$1" | head -1; }
 stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
   local name="u$2-gpu$1" own watch port=$((8100 + $1)) server="gpu$1-0"; own=$(alone "$1")
   play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e vllm_check_config=false || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
@@ -88,7 +87,7 @@ stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches bes
     fi
     kill $watch
     docker logs "$server" >"$out/$name-vllm.log" 2>&1
-    echo "   GPU $1 at $2, $part: $(docker inspect -f '{{.State.Status}}, started {{.State.StartedAt}}' "$server"), least free $(free_of "$out/$name-$part-free.txt") MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted"
+    echo "   GPU $1 at $2, $part: $(docker inspect -f '{{.State.Status}}, started {{.State.StartedAt}}' "$server"), least free $(sort -n "$out/$name-$part-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted"
   done
 }
 
@@ -125,6 +124,9 @@ throughput) # NAME PROFILE WAVES [FLAGS]: what the whole host gives, each replic
   name=$1 waves=$3
   play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}")" || exit 1
   phases "$name"; reported
+  for server in $(planned "' '.join(r['name'] for r in plan['replicas'])"); do
+    sees "$server" "$(planned "plan['replicas'][0]['tensor_parallel_size']")"
+  done
   replicas=$(planned "len(plan['replicas'])") held=$(planned "plan['capacity']['max_concurrent_requests']")
   sampled "$name" "$held" &
   for ((i = 0; i < replicas; i++)); do by_url "$name-$i" $((8000 + i)) "$held" $((waves * held)) & done; wait

@@ -128,6 +128,18 @@ def test_no_scenario_is_left_out_or_run_twice(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(names) == sorted(folders)
 
 
+@pytest.mark.parametrize(
+    ("scenario", "molecule", "hosts"), [("", True, ["hosts"]), ("hosts", False, ["hosts"]), ("scout", True, [])]
+)
+def test_a_scenario_may_be_named(
+    scenario: str, molecule: bool, hosts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCENARIO", scenario)
+    monkeypatch.setattr(check, "scenarios", lambda names: [Command(name, []) for name in names])
+    assert bool(check.STAGES["molecule"]()) is molecule
+    assert [command.name for command in check.STAGES["hosts"]()] == hosts
+
+
 def test_what_runs_aside_ends_when_it_is_stopped(stages: list[str], tmp_path: Path) -> None:
     aside = Aside([*reversed(stages)])
     deadline = time.monotonic() + 60
