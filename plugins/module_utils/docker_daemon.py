@@ -37,11 +37,17 @@ CONFIG = "/etc/docker/daemon.json"
 CONFIG_MODE = 0o644  # of a new one, as Docker's is
 LOG = "/var/log/docker.log"
 PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
+# Written by Debian's init script, before dockerd writes its own.
+SCRIPT_PID_FILE = "/var/run/docker-ssd.pid"
 # Seconds. A daemon with many containers on a busy host takes its time.
 START_TIMEOUT = 180.0
 RELOAD_TIMEOUT = 10.0
 STOP_TIMEOUT = 30.0
-GONE_AFTER = 5.0  # a daemon without a process for so long has ended
+GONE_AFTER = 10.0  # without a process for so long, a daemon that a script started has ended
+# A daemon that has no unit is started once more, as systemd would do, when it gave up on a host that was too busy:
+# dockerd waits 15 s for its containerd, and no option changes that.
+GAVE_UP = re.compile(r"timeout waiting for containerd|context deadline exceeded")
+TRIES = 3
 # Docker's own list of what a running daemon takes over on SIGHUP.
 RELOADABLE = frozenset(
     {
@@ -316,6 +322,7 @@ class Daemon:
 
     def __init__(self, docker_host: str) -> None:
         self.docker_host = docker_host
+        self._process: subprocess.Popen[Any] | None = None
         self.unit = os.path.isdir("/run/systemd/system") and _succeeds("systemctl", "cat", "docker.service")
 
     def start(self) -> None:
@@ -326,9 +333,9 @@ class Daemon:
         """
         if self.unit:
             _command("systemctl", "enable", "--now", "docker.service", doing="Starting the Docker engine")
+            self.wait()
         else:
-            self._start_process()
-        self.wait()
+            self._have_process(self._start_process)
 
     def reload(self, loaded: Callable[[Mapping[str, Any]], bool]) -> bool:
         """Have it read daemon.json again; return whether C(loaded) became true of what engine_probe tells."""
@@ -348,9 +355,9 @@ class Daemon:
             # A unit that failed to start several times in a row is refused otherwise.
             _succeeds("systemctl", "reset-failed", "docker.service")
             _command("systemctl", "restart", "docker.service", doing="Restarting the Docker engine")
+            self.wait()
         else:
             self._restart_process()
-        self.wait()
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -372,12 +379,30 @@ class Daemon:
             seen = engine(self.docker_host)
             if seen["running"] and true(seen):
                 return True
-            if daemon_pid() is not None:
+            if self._alive():
                 alive = time.monotonic()
-            elif time.monotonic() - alive > GONE_AFTER and not self.unit:
+            elif not self.unit and (self._process or time.monotonic() - alive > GONE_AFTER):
                 return False
             time.sleep(0.3)
         return False
+
+    def _alive(self) -> bool:
+        """Tell whether there is a process of the daemon, which on a busy host is there long before its pid file."""
+        if daemon_pid() is not None or (self._process and self._process.poll() is None):
+            return True
+        pid = read_text(SCRIPT_PID_FILE).strip()
+        program = program_name(read_text("/proc", pid, "cmdline")) if pid.isdigit() else ""
+        return program in ("dockerd", "start-stop-daemon")
+
+    def _have_process(self, launch: Callable[[], None]) -> None:
+        """Start the daemon and wait until it answers, once more where it gave up because the host was too busy."""
+        for _attempt in range(TRIES):
+            launch()
+            if self._until(lambda _seen: True, START_TIMEOUT):
+                return
+            if self._alive() or not GAVE_UP.search(self.last_words()):
+                break
+        raise _start_failed(self.last_words())
 
     def _start_process(self) -> None:
         # Debian's init script raises limits that a container or a virtual machine may not let it raise.
@@ -389,7 +414,7 @@ class Daemon:
     def _restart_process(self) -> None:
         pid = daemon_pid()
         if pid is None:
-            self._start_process()
+            self._have_process(self._start_process)
             return
         # With the options and the environment that it had: proxies are often given there.
         words = [word for word in _whole(f"/proc/{pid}/cmdline").split("\0") if word]
@@ -401,14 +426,14 @@ class Daemon:
             time.sleep(0.1)
         if daemon_pid() == pid:
             raise _start_failed(f"dockerd (process {pid}) did not end within {STOP_TIMEOUT:.0f} seconds of SIGTERM.")
-        self._spawn(words, environment)
+        self._have_process(lambda: self._spawn(words, environment))
 
     def _spawn(self, words: list[str], environment: dict[str, str]) -> None:
         search = environment.get("PATH", "")
         environment["PATH"] = os.pathsep.join(part for part in (search, SYSTEM_PATH) if part)
         try:
             with open(LOG, "ab") as log:
-                start_program(
+                self._process = start_program(
                     words,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["docker_host", "engine", "run_module"]  # fixtures of others, that of the unit tests among them
 
-START_TIMEOUT = 15.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 
 # User and password of the registry that wants them, and the line of htpasswd for both.
 REGISTRY_USER, REGISTRY_PASSWORD = "fleet", "open-sesame"

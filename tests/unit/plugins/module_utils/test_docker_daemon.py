@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,41 @@ docker.service: Main process exited, code=exited, status=1/FAILURE
     assert docker_daemon._failure("one\ntwo\n") == "one\ntwo"
     assert docker_daemon._failure("one\n", "Connection timed out") == "Connection timed out\none"
     assert docker_daemon._failure("level=error msg=bad\n", "Job for docker.service failed") == "level=error msg=bad"
+
+
+@pytest.fixture
+def dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A function that has a shell script stand in for dockerd; the engine answers once it made the file C(up)."""
+
+    def have(script: str) -> Path:
+        program = tmp_path / "dockerd"
+        program.write_text(f"#!/bin/sh\ncd {tmp_path}; echo start >>starts\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(docker_daemon, "LOG", str(tmp_path / "log"))
+        monkeypatch.setattr(docker_daemon, "PID_FILES", ())
+        monkeypatch.setattr(docker_daemon, "SCRIPT_PID_FILE", str(tmp_path / "none.pid"))
+        monkeypatch.setattr(docker_daemon, "program_path", lambda _name: str(program))
+        monkeypatch.setattr(docker_daemon, "_succeeds", lambda *_words: False)
+        monkeypatch.setattr(docker_daemon, "engine", lambda _host: seen(running=(tmp_path / "up").exists()))
+        return tmp_path / "starts"
+
+    return have
+
+
+def test_a_daemon_that_gave_up_on_a_busy_host_is_started_again(dockerd: Callable[[str], Path]) -> None:
+    starts = dockerd("""\
+[ $(wc -l <starts) = 2 ] && touch up && exit 0
+echo 'failed to start containerd: timeout waiting for containerd to start'; exit 1""")
+    docker_daemon.Daemon(NO_ENGINE).start()
+    assert len(starts.read_text().splitlines()) == 2
+
+
+def test_a_daemon_that_cannot_start_is_told_after_one_try(dockerd: Callable[[str], Path]) -> None:
+    starts = dockerd("echo 'failed to start daemon: driver not supported: nonsense'; exit 1")
+    with pytest.raises(GpufleetError) as raised:
+        docker_daemon.Daemon(NO_ENGINE).start()
+    assert (raised.value.name, len(starts.read_text().splitlines())) == ("engine-start-failed", 1)
+    assert raised.value.evidence == "failed to start daemon: driver not supported: nonsense"
 
 
 class Steps:
