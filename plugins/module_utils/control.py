@@ -52,9 +52,12 @@ class Control:
         write_file(path, f"{time.time() + seconds:.3f}\n", 0o644, variable="vllm_config_dir")
 
     def open(self) -> bool:
-        """Have the server take requests again; return whether it did not."""
+        """Have the server take requests again; return whether it did not.
+
+        Where the file cannot be removed the door opens at the time in it.
+        """
         closed = self.closed()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.folder, server_door.CLOSED))
         return closed
 

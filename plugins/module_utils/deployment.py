@@ -13,6 +13,7 @@ name                                 nothing unfinished
 name-next (and others)               removes name-next, which was never started or could not be removed
 name-previous                        names it name again and starts it: the old server was stopped, none had taken over
 name as wanted, name-previous        goes on waiting for name: ready, it removes name-previous; failed, it puts back
+                                     (and until then starts no other old server on the GPUs of name)
 name not as wanted, name-previous    name answers: removes name-previous; it does not: puts name-previous back
 ==================================== ==================================================================================
 
@@ -28,7 +29,8 @@ A container mounts its own copy of the configuration, C(<config_dir>/active/<nam
 the replica is rewritten before the server is replaced, and an old server that comes back must find what it had.
 
 Servers that need a GPU or a port which another of them still holds are replaced together; all others one after another,
-those that do not serve first. A failure ends the run, so that those which have not had their turn go on serving.
+those that do not serve first and those that are no longer wanted last. A failure ends the run, so that those which have
+not had their turn go on serving.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 HEALTH_TIMEOUT_S = 5.0
+ENGINE_AWAY_S = 300.0  # for so long an engine that does not answer is waited for before old servers are put back
 HTTP_CONFLICT = 409
 VARIABLE = "vllm_config_dir"  # moves what is written here elsewhere
 # Between asking a server without requests to stop and killing it; one that still has some gets the shorter time.
@@ -153,6 +156,7 @@ class Step:
         why: for people.
         new: the container that takes over.
         resumed: whether C(new) was made by an earlier run that did not get to its end.
+        aside: with C(resumed), the server that the earlier run has stopped for C(new), if it did.
         was_running: whether C(old) ran.
         old_policy: the restart policy that C(old) had.
         start: of the new container.
@@ -168,6 +172,7 @@ class Step:
     why: list[str] = dataclasses.field(default_factory=list)
     new: Container | None = None
     resumed: bool = False
+    aside: Container | None = None
     was_running: bool = False
     old_policy: Any = None
     start: Start | None = None
@@ -179,8 +184,9 @@ class Step:
         return _resources(self.spec)
 
     def holds(self) -> set[str]:
-        """Return the GPUs and ports that the old server holds."""
-        return _resources(read_spec(self.old.labels)) if self.old else set()
+        """Return the GPUs and ports that the old server holds, and those that the one set aside wants back."""
+        boxes = [box for box in (self.old, self.aside) if box]
+        return set().union(*(_resources(read_spec(box.labels)) for box in boxes))
 
 
 def _resources(spec: Spec | None) -> set[str]:
@@ -208,6 +214,8 @@ class Deployment:
         self._progress = progress
         self._recovered: list[str] = []
         self._unfinished: dict[str, Container] = {}
+        self._waiting: set[str] = set()  # old servers that were not started again, for an unfinished one has their GPUs
+        self._texts: dict[str, str] = {}
         self._changed_files = False
         self._drains: dict[str, dict[str, Any]] = {}
         self._warnings: list[str] = []
@@ -242,13 +250,17 @@ class Deployment:
         specs = [build_spec(replica, wishes, self._secrets, os.path.exists, minors) for replica in replicas]
         self._check_distinct(specs)
         if not self._settings.check:
-            for spec in specs:
-                self._check_file(spec)
-            check_model(wishes.model_source)
-            for spec in specs:
-                model_files.check(spec, wishes.model_source, wishes.hf_home)
+            with self.recovered_on_failure():
+                for spec in specs:
+                    self._check_file(spec)
+                    # Once, for whoever changes the file meanwhile must not change what is served and recorded.
+                    self._texts[spec["name"]] = self._config_text(spec)
+                check_model(wishes.model_source)
+                for spec in specs:
+                    model_files.check(spec, wishes.model_source, wishes.hf_home)
             self._recover({spec["name"]: spec for spec in specs})
         steps = self._steps(specs, restart)
+        _join_unfinished(steps)
         if any(spec["restart_policy"].startswith("on-failure") for spec in specs):
             self._warnings.append(ON_FAILURE)
         self._check_ports(steps)
@@ -375,9 +387,8 @@ class Deployment:
 
     def _check_ports(self, steps: Sequence[Step]) -> None:
         """Raise C(port-in-use) if a server could not have its port, before any is stopped."""
-        ours = {
-            step.old.id for step in steps if step.old and step.action in ("replaced", "removed", "none", "restarted")
-        }
+        kinds = ("created", "replaced", "removed", "none", "restarted")
+        ours = {step.old.id for step in steps if step.old and step.action in kinds}
         with engine_errors("listing containers"):
             others = [box for box in self._client.containers.list(ignore_removed=True) if box.id not in ours]
             own = [step.old for step in steps if step.old and step.old.id in ours]
@@ -402,7 +413,8 @@ class Deployment:
 
     def _check_gpus(self, steps: Sequence[Step]) -> None:
         """Raise C(gpu-memory-held) if somebody else holds memory that a server needs, before any is stopped."""
-        starting = [step for step in steps if step.spec and step.action in ("created", "replaced", "started")]
+        kinds = ("created", "replaced", "started", "restarted")
+        starting = [step for step in steps if step.spec and step.action in kinds]
         needs = vram.needs([_must(step.spec) for step in starting])
         if needs:
             vram.check_others(needs, {box.id for box in self._containers().values() if box.id})
@@ -431,7 +443,8 @@ class Deployment:
             # In check mode nothing was recovered, so leftovers of a wanted replica may still be there.
             if _base(name) not in wanted:
                 why = ["not in the plan any more"]
-                steps.append(Step(name, None, container, action="removed", why=why, was_running=_running(container)))
+                running = _running(container) or name in self._waiting
+                steps.append(Step(name, None, container, action="removed", why=why, was_running=running))
         return steps
 
     def _step(self, spec: Spec, restart: bool) -> Step:
@@ -452,7 +465,7 @@ class Deployment:
         step.changes = spec_changes(read_spec(container.labels), spec)
         step.changes += secret_changes(environment_of(container), self._secrets, read_spec(container.labels))
         if name in self._unfinished:
-            step.action, step.resumed = "replaced", True
+            step.action, step.resumed, step.aside = "replaced", True, self._unfinished[name]
             step.why = ["goes on with the replacement that an earlier run began"]
         elif step.changes:
             step.action, step.why = "replaced", [change.as_text() for change in step.changes]
@@ -475,8 +488,9 @@ class Deployment:
     # Doing it
 
     def _act(self, steps: Sequence[Step]) -> None:
-        # A server that does not serve has nothing to lose, and the others go on serving meanwhile.
-        steps = sorted(steps, key=lambda step: step.serves)
+        # A server that does not serve has nothing to lose, and the others go on serving meanwhile; so do those that are
+        # not wanted any more, until what replaces them is known to work.
+        steps = sorted(steps, key=lambda step: (step.action == "removed", step.serves))
         for step in steps:
             if step.action in ("restarted", "started"):
                 self._restart(step)
@@ -514,6 +528,10 @@ class Deployment:
         except GpufleetError as error:
             self._put_back(group, error)
             raise
+        except Exception as problem:
+            unexpected = _unexpected(group, problem)
+            self._put_back(group, unexpected)
+            raise unexpected from problem
         for step in group:
             self._keep_running(step)
             if step.old is not None and (self._settings.wait or step.new is None):
@@ -524,7 +542,7 @@ class Deployment:
         self._drain([step for step in group if step.old and not step.resumed])
         for step in group:
             if step.resumed:
-                step.new, step.old = step.old, self._unfinished.pop(step.name)
+                step.new, step.old = step.old, step.aside
             elif step.old:
                 self._set_aside(step)
         for step in group:
@@ -542,18 +560,30 @@ class Deployment:
                     arguments = create_arguments(spec, self._secrets, self._copy_config(spec))
                     step.new = self._client.containers.create(name=step.name + NEXT, **arguments)
                 created.append(step.new)
+                self._check_image(spec)
             except GpufleetError as error:
                 for container in created:
                     self._remove(container)
                 self._drop_copies()
                 raise self._refused(step, error) from error
 
+    def _check_image(self, spec: Spec) -> None:
+        """Raise C(image-moved) if the name, by which the container was made, stands for another image by now."""
+        image = resolve_image(self._client, spec["image"])
+        if image.id != spec["image_id"]:
+            raise GpufleetError(
+                f"The name {spec['image']} was given to another image while this run was at work.",
+                name="image-moved",
+                remedy="Another play works on this host. Run this one again when that one has ended.",
+                evidence=f"{spec['image_id']} -> {image.id}",
+            )
+
     def _set_aside(self, step: Step) -> None:
         from docker.errors import APIError
 
         old = _must(step.old)
         self._progress.phase(f"{step.name}: stopping the old server")
-        step.old_policy = _policy(old)
+        step.old_policy = _kept_policy(old)
         with engine_errors(f"stopping the old server of {step.name}"):
             try:
                 old.rename(step.name + PREVIOUS)
@@ -636,7 +666,12 @@ class Deployment:
         """Start the step's new container under its own name."""
         container = _must(step.new)
         if not _running(container):
-            self._await_memory(_must(step.spec))
+            try:
+                self._await_memory(_must(step.spec))
+            except GpufleetError:
+                # One that was stopped for this must not stay so because somebody took the memory meanwhile.
+                if step.action != "restarted":
+                    raise
         self._progress.phase(f"{step.name}: container")
         try:
             with engine_errors(f"starting the container of {step.name}"):
@@ -695,7 +730,9 @@ class Deployment:
         olds = [step for step in group if step.old is not None]
         if not olds:
             return
+        self._await_engine(error)
         problems: list[str] = []
+        lost: list[str] = []
         starts: list[Start] = []
         for step in olds:
             old = _must(step.old)
@@ -707,7 +744,7 @@ class Deployment:
                     if (step.was_running or step.resumed) and read_spec(old.labels):
                         starts.append(self._watch(old, f"{step.name} (old)"))
             except GpufleetError as problem:
-                problems.append(problem.as_text())
+                lost.append(f"The old server of {step.name} could not be put back: {problem.as_text()}")
         if starts and self._settings.wait:
             try:
                 wait_for(
@@ -719,14 +756,28 @@ class Deployment:
                 problems.append(problem.as_text())
         names = ", ".join(step.name for step in olds)
         error.details["drains"] = self._drains
-        error.details["restored"] = not problems
+        error.details["restored"] = not problems and not lost
         error.details["restored_servers"] = [step.name for step in olds]
-        if problems:
+        if lost:
+            error.message += " " + " ".join([*lost, *problems]) + " The next run of the play tries again."
+        elif problems:
             error.message += f" The old server of {names} was put back, but it does not answer: " + " ".join(problems)
         elif starts and self._settings.wait:
             error.message += f" The old server of {names} was put back and answers again."
         else:
             error.message += f" The old server of {names} was put back as it was."
+
+    def _await_engine(self, error: GpufleetError) -> None:
+        """Wait for a while until the engine answers, for nothing can be put back by one that is being restarted."""
+        deadline = time.monotonic() + ENGINE_AWAY_S
+        while time.monotonic() < deadline:
+            try:
+                with engine_errors("answering"):
+                    self._client.ping()
+                return
+            except GpufleetError:
+                self._progress.phase(f"failed ({error.name}), waiting for the Docker engine to put the old server back")
+                time.sleep(1)
 
     def _give_up(self, step: Step, error: GpufleetError) -> None:
         """Remove a new server that failed; one that cannot be removed must not keep the old one from coming back."""
@@ -784,26 +835,49 @@ class Deployment:
         for name in wanted:
             if self._control(name).open():
                 self._recovered.append(f"{name} takes requests again: its drain was interrupted")
-        for previous in [name for name in found if name.endswith(PREVIOUS)]:
+        # Those that are wanted come first, so that it is known which GPUs an unfinished one has taken.
+        left = [name for name in found if name.endswith(PREVIOUS)]
+        for previous in sorted(left, key=lambda name: _base(name) not in wanted):
             name = _base(previous)
-            self._recover_one(name, found.get(name), found[previous], wanted.get(name))
+            self._recover_one(name, found.get(name), found[previous], wanted)
 
-    def _recover_one(self, name: str, current: Container | None, previous: Container, spec: Spec | None) -> None:
-        """Put one replica right of which the old container is still there; C(spec) is None if it is not wanted."""
+    def _recover_one(
+        self, name: str, current: Container | None, previous: Container, wanted: Mapping[str, Spec]
+    ) -> None:
+        """Put one replica right of which the old container is still there."""
+        spec = wanted.get(name)
         if current is not None and spec is not None and self._as_wanted(current, spec):
             if self._settings.wait:
                 self._unfinished[name] = previous
             return
         current_spec = read_spec(current.labels) if current else None
         if current is not None and current_spec and health_status(base_url(current_spec)) == 200:
+            with engine_errors(f"setting the restart policy of {name}"):
+                current.update(restart_policy=_kept_policy(current))
             self._remove(previous)
             self._recovered.append(f"removed {previous.name}: the server that replaced it answers")
             return
         if current is not None:
             self._remove(current)
+        taken = set().union(*(_resources(wanted[unfinished]) for unfinished in self._unfinished))
+        if taken & _resources(read_spec(previous.labels)):
+            self._waiting.add(name)
         with engine_errors(f"putting {previous.name} back"):
-            self._restore(previous, name, start=True)
-        self._recovered.append(f"put the old server {name} back: its replacement was interrupted")
+            self._restore(previous, name, start=name not in self._waiting)
+        if name not in self._waiting:
+            self._recovered.append(f"put the old server {name} back: its replacement was interrupted")
+
+    @contextlib.contextmanager
+    def recovered_on_failure(self) -> Iterator[None]:
+        """Have the old servers serve that an interrupted run has stopped, if what is wanted now cannot be had."""
+        try:
+            yield
+        except GpufleetError as error:
+            with contextlib.suppress(GpufleetError):
+                self._recover({})
+            if self._recovered:
+                error.message += f" What an interrupted run had left was put right: {'; '.join(self._recovered)}."
+            raise
 
     def _as_wanted(self, container: Container, spec: Spec) -> bool:
         old = read_spec(container.labels)
@@ -816,6 +890,8 @@ class Deployment:
 
     def _config_text(self, spec: Spec) -> str:
         """Return the text of the replica's configuration; in check mode nobody has written the file."""
+        if spec["name"] in self._texts:
+            return self._texts[spec["name"]]
         if self._settings.check:
             # JSON's texts and numbers are YAML's.
             entries = [f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in spec["config"].items()]
@@ -849,7 +925,8 @@ class Deployment:
         text = self._config_text(spec)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         path = os.path.join(self._settings.config_dir, "active", f"{spec['name']}-{digest}.yaml")
-        write_file(path, text, 0o640, folder_mode=0o750, variable=VARIABLE)
+        # The image's user need not be root. Nothing in it is secret, and the folder keeps others on the host out.
+        write_file(path, text, 0o644, folder_mode=0o750, variable=VARIABLE)
         return path
 
     def _tidy(self, steps: Sequence[Step]) -> None:
@@ -979,6 +1056,23 @@ def _policy_of(spec: Spec) -> Any:
     return {"Name": name or "no", "MaximumRetryCount": int(count or 0)}
 
 
+def _kept_policy(container: Container) -> Any:
+    """Return the restart policy that a container is to have; one of ours without any is in the middle of something."""
+    policy, spec = _policy(container), read_spec(container.labels)
+    return _policy_of(spec) if spec and policy["Name"] == "no" else policy
+
+
+def _unexpected(group: Sequence[Step], problem: Exception) -> GpufleetError:
+    """Return the error for what nobody thought of, in the middle of a replacement."""
+    names = ", ".join(step.name for step in group)
+    return GpufleetError(
+        f"Replacing {names} failed: {type(problem).__name__}.",
+        name="unexpected-failure",
+        remedy="See whether the host's disk is full or read-only; otherwise report this with the traceback (-vvv).",
+        evidence=str(problem),
+    )
+
+
 def _host_port(container: Container) -> int:
     """Return the port that one of our containers on the host's network takes; 0 for any other."""
     spec = read_spec(container.labels)
@@ -1095,6 +1189,19 @@ def _groups(steps: Sequence[Step]) -> Iterator[list[Step]]:
     if fresh:
         yield fresh
     yield from (group for group in groups if group[0] not in fresh)
+
+
+def _join_unfinished(steps: Sequence[Step]) -> None:
+    """Make the servers that an interrupted replacement has started beside another a part of that replacement again.
+
+    If that one fails, they have to give its GPUs back to the old server, as they would have had to then.
+    """
+    resumed = [step for step in steps if step.resumed and step.aside]
+    for step in steps:
+        wants_back = set().union(*(_resources(read_spec(_must(other.aside).labels)) for other in resumed))
+        if step.action in ("none", "updated") and step.needs() & wants_back:
+            step.action, step.resumed, step.changes = "created", True, []
+            step.why = ["goes on with the replacement that an earlier run began"]
 
 
 def _linked(one: Step, other: Step) -> bool:

@@ -465,7 +465,7 @@ def brought_back(client: DockerClient, entry: Entry, config_dir: str, *, check: 
             for diff in diffs:
                 _put(diff["after_header"], diff["after"])
             yield diffs
-        except GpufleetError:
+        except Exception:
             for diff in diffs:
                 _put(diff["before_header"], diff["before"])
             raise

@@ -682,7 +682,7 @@ def names_restored_on_failure(engine: DockerClient, before: dict[str, dict[str, 
 
     try:
         yield
-    except GpufleetError:
+    except Exception:
         for name, image in before.items():
             # The first failure is the one to report, so one in here stays silent.
             with contextlib.suppress(GpufleetError, DockerException):

@@ -31,7 +31,9 @@ HEALTH_TIMEOUT_S = 5.0
 # The first request may compile kernels.
 REQUEST_TIMEOUT_S = 300.0
 READY_PROMPT = "San Francisco is a"
-MOST_ENGINE_FAILURES = 10
+# A busy engine may fail to answer in time, and one that is restarted is away for a while; the server runs on, or Docker
+# starts it again. So long an engine that does not answer is no reason to give up a server.
+ENGINE_AWAY_S = 180.0
 # For so long may /health say that the engine is dead before the server counts as dead though it runs.
 DEAD_ENGINE_S = 20.0
 # For so long may a container run on after the log said that its engine ended: what follows that line, such as the
@@ -289,6 +291,7 @@ def wait_for(
     progress: Progress,
     *,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Wait until every server has answered a real request.
 
@@ -297,21 +300,20 @@ def wait_for(
         limits: how long it may take, from now on.
         progress: told of the phases.
         sleep: how to wait.
+        clock: returns seconds.
 
     Raises:
         GpufleetError: of the first server that fails; its C(details) name it as C(server).
     """
-    pause, failures = FIRST_PAUSE_S, 0
+    pause, answered = FIRST_PAUSE_S, clock()
     while True:
         for start in starts:
             if not start.ready:
                 try:
                     start.look(limits)
-                    failures = 0
+                    answered = clock()
                 except GpufleetError as error:
-                    # A busy engine may fail to answer in time; that is no reason to give up a server.
-                    failures += 1
-                    if error.name != "engine-error" or failures > MOST_ENGINE_FAILURES:
+                    if error.name != "engine-error" or clock() - answered > ENGINE_AWAY_S:
                         error.details["server"] = start.label
                         raise
         _report(starts, progress)

@@ -93,6 +93,12 @@ options:
     description:
       - Group of the files.
     type: str
+  lock_timeout:
+    description:
+      - Seconds to wait for another run that works on this host, such as one whose play was interrupted. It reads
+        O(directory) until its servers are ready, so nothing is written meanwhile.
+    type: int
+    default: 0
 extends_documentation_fragment:
   - gpufleet.vllm.common.changes
 requirements:
@@ -152,7 +158,7 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(config-invalid), V(config-secret), V(template-missing), V(template-invalid), V(path-invalid),
-      V(replica-invalid) and V(write-failed).
+      V(replica-invalid), V(busy) and V(write-failed).
   returned: failure
   type: dict
 """
@@ -164,6 +170,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils import config_file, gpu_access
 from ansible_collections.gpufleet.vllm.plugins.module_utils.config_file import WantedFile
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_failed, write_file
 
@@ -184,6 +191,7 @@ ARGUMENTS: dict[str, Any] = {
     "mode": {"type": "raw", "default": "0640"},
     "owner": {"type": "str"},
     "group": {"type": "str"},
+    "lock_timeout": {"type": "int", "default": 0},
 }
 PREVIOUS = ".previous"
 PLAN_NAME = "plan.json"
@@ -374,6 +382,20 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     return files.result()
 
 
+def locked_work(module: GpufleetModule) -> dict[str, Any]:
+    """Do the work while holding the lock of vllm_server, where there may be a run of that.
+
+    Raises:
+        GpufleetError: C(busy).
+    """
+    lock = os.path.join(module.params["directory"] or "", LOCK_NAME)
+    # Without the file no vllm_server has ever worked here.
+    if module.check_mode or module.params["state"] == "absent" or not os.path.exists(lock):
+        return work(module)
+    with host_lock(lock, "vllm_config", timeout=module.params["lock_timeout"]):
+        return work(module)
+
+
 def main() -> None:
     """Run the module."""
     module = GpufleetModule(
@@ -386,7 +408,7 @@ def main() -> None:
         required_by={"replicas": ["directory"], "plan_path": ["plan"]},
     )
     module.require("jinja2", "yaml")
-    module.run(lambda: work(module))
+    module.run(lambda: locked_work(module))
 
 
 if __name__ == "__main__":

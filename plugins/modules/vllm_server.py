@@ -457,6 +457,7 @@ error:
     details: {exit_code: 1, server: vllm-0, restored: true}
 """
 
+import contextlib
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
@@ -606,7 +607,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     if params["state"] == "absent":
         names = [replica["name"] for replica in params["replicas"]]
         return servers.absent(names, purge_caches=params["purge_caches"])
-    image = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
+    with contextlib.nullcontext() if module.check_mode else servers.recovered_on_failure():
+        image = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
     wishes = wishes_of(params, environment, image)
     return servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import http.server
 import json
@@ -304,7 +305,7 @@ def test_a_server_whose_drain_was_interrupted_takes_requests_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.run(fleet.replica())
-    interrupted(fleet, "_end_drains", fleet.replica(max_num_seqs=8), monkeypatch)
+    interrupted(fleet, "_end_drains", fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch)
     assert answer(fleet) == 503
     old = fleet.engine.containers.get(f"{fleet.prefix}-0").id
     result = fleet.run(fleet.replica())
@@ -340,6 +341,17 @@ def test_replicas_are_replaced_one_after_another_and_one_failing_stops_the_rest(
     assert [old == new for old, new in zip(before, after)] == [False, True, True]
     assert [answer(fleet, number) for number in range(3)] == [200, 200, 200]
     assert min(serving) >= 2
+
+
+def test_servers_that_are_not_wanted_any_more_serve_until_the_others_are_replaced(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    failed = fleet.run(fleet.replica(0, no_such_flag=1), check_config=False)
+    assert failed["error"]["name"] == "flag-unknown"
+    assert (fleet.names(), answer(fleet, 0), answer(fleet, 1)) == (
+        [f"{fleet.prefix}-0", f"{fleet.prefix}-1"],
+        200,
+        200,
+    )
 
 
 def test_a_server_that_does_not_serve_is_replaced_first(fleet: Fleet) -> None:
@@ -749,7 +761,7 @@ def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
 # Runs that were interrupted
 
 
-def interrupted(fleet: Fleet, at: str, replica: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted(fleet: Fleet, at: str, *replicas: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a replacement that is killed when it comes to the step C(at) of Deployment."""
     from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import Deployment
 
@@ -762,7 +774,7 @@ def interrupted(fleet: Fleet, at: str, replica: dict[str, Any], monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr(Deployment, at, die)
         with pytest.raises(KilledError):
-            fleet.run(replica)
+            fleet.run(*replicas, check_config=False)
 
 
 @pytest.mark.parametrize("at", ["_set_aside", "_start", "_wait", "_keep_running"])
@@ -770,7 +782,7 @@ def test_the_next_run_finishes_an_interrupted_replacement(
     fleet: Fleet, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.run(fleet.replica(max_num_seqs=4))
-    interrupted(fleet, at, fleet.replica(max_num_seqs=8), monkeypatch)
+    interrupted(fleet, at, fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch)
     assert len(fleet.names()) == 2
     result = fleet.run(fleet.replica(max_num_seqs=8))
     assert not result["failed"], result
@@ -784,7 +796,7 @@ def test_the_next_run_finishes_an_interrupted_replacement(
 @pytest.mark.parametrize("at", ["_set_aside", "_start", "_wait", "_keep_running"])
 def test_the_next_run_may_want_the_old_server_after_all(fleet: Fleet, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet.run(fleet.replica(max_num_seqs=4))
-    interrupted(fleet, at, fleet.replica(max_num_seqs=8), monkeypatch)
+    interrupted(fleet, at, fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch)
     result = fleet.run(fleet.replica(max_num_seqs=4))
     assert not result["failed"], result
     assert result["recovered"]
@@ -798,7 +810,7 @@ def test_an_interrupted_replacement_that_fails_brings_the_old_server_back(
 ) -> None:
     fleet.run(fleet.replica(max_num_seqs=4))
     old = fleet.engine.containers.get(f"{fleet.prefix}-0").id
-    interrupted(fleet, "_wait", fleet.replica(max_model_len=10485760), monkeypatch)
+    interrupted(fleet, "_wait", fleet.replica(max_model_len=10485760), monkeypatch=monkeypatch)
     failed = fleet.run(fleet.replica(max_model_len=10485760))
     assert (failed["failed"], failed["error"]["name"]) == (True, "max-model-len-too-long")
     assert failed["error"]["details"]["restored"] is True
@@ -810,12 +822,133 @@ def test_a_replacement_that_was_interrupted_and_is_no_longer_wanted_is_removed(
 ) -> None:
     """The server that takes its port over is replaced together with it."""
     fleet.run(fleet.replica(1))
-    interrupted(fleet, "_wait", fleet.replica(1, max_num_seqs=8), monkeypatch)
+    interrupted(fleet, "_wait", fleet.replica(1, max_num_seqs=8), monkeypatch=monkeypatch)
     assert fleet.names() == [f"{fleet.prefix}-1", f"{fleet.prefix}-1-previous"]
     result = fleet.run({**fleet.replica(0), "port": fleet.ports[1]})
     assert not result["failed"], result
     assert fleet.names() == [f"{fleet.prefix}-0"]
     assert answer(fleet, 1) == 200
+
+
+def test_servers_that_an_interrupted_run_started_make_room_for_the_old_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when one replica on eight GPUs becomes two on four each: the second one has what the old one needs."""
+    old = {**fleet.replica(0), "port": fleet.ports[1]}
+    fleet.run(old)
+    before = fleet.engine.containers.get(f"{fleet.prefix}-0").id
+    wanted = [fleet.replica(0, max_model_len=10485760), fleet.replica(1)]
+    interrupted(fleet, "_wait", *wanted, monkeypatch=monkeypatch)
+    assert fleet.names() == [f"{fleet.prefix}-{end}" for end in ("0", "0-previous", "1")]
+    failed = fleet.run(*wanted)
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("max-model-len-too-long", True)
+    assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, fleet.names()) == (before, [f"{fleet.prefix}-0"])
+    assert answer(fleet, 1) == 200
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_old_server_is_not_started_on_what_an_unfinished_one_has(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """As when two replicas on four GPUs each become one on eight."""
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    wanted = {**fleet.replica(0, max_model_len=10485760 if fails else 2048), "port": fleet.ports[1]}
+    interrupted(fleet, "_wait", wanted, monkeypatch=monkeypatch)
+    assert fleet.names() == [f"{fleet.prefix}-{end}" for end in ("0", "0-previous", "1-previous")]
+    result = fleet.run(wanted)
+    if fails:
+        assert (result["error"]["name"], result["error"]["details"]["restored"]) == ("max-model-len-too-long", True)
+        assert (answer(fleet, 0), answer(fleet, 1), len(fleet.names())) == (200, 200, 2)
+    else:
+        assert not result["failed"], result
+        assert (fleet.names(), answer(fleet, 0), answer(fleet, 1)) == ([f"{fleet.prefix}-0"], 0, 200)
+
+
+def test_a_server_that_became_ready_by_itself_keeps_its_restart_policy(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.run(fleet.replica(max_num_seqs=4))
+    interrupted(fleet, "_keep_running", fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch)
+    failed = fleet.run(fleet.replica(no_such_flag=1), check_config=False)
+    assert failed["error"]["details"]["restored"] is True
+    container = fleet.engine.containers.get(f"{fleet.prefix}-0")
+    assert '"max-num-seqs":8' in container.labels["io.gpufleet.spec"]
+    assert container.attrs["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+
+
+def test_the_old_server_comes_back_when_what_is_wanted_now_cannot_be_had(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.run(fleet.replica(max_num_seqs=4))
+    interrupted(fleet, "_start", fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch)
+    assert answer(fleet) == 0
+    failed = fleet.run(fleet.replica(max_num_seqs=8), image="127.0.0.1:9/not/here:1")
+    assert failed["error"]["name"] == "image-missing"
+    assert "put the old server" in failed["msg"]
+    deadline = time.monotonic() + 30
+    while answer(fleet) != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (fleet.names(), answer(fleet)) == ([f"{fleet.prefix}-0"], 200)
+    assert '"max-num-seqs":4' in fleet.engine.containers.get(f"{fleet.prefix}-0").labels["io.gpufleet.spec"]
+
+
+def test_the_old_server_comes_back_from_what_nobody_thought_of(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet.run(fleet.replica())
+    before = fleet.engine.containers.get(f"{fleet.prefix}-0").id
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deployment.Deployment, "_start", fail)
+        failed = fleet.run(fleet.replica(max_num_seqs=8))
+    assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("unexpected-failure", True)
+    assert "Read-only file system" in failed["error"]["evidence"]
+    assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (before, 200)
+
+
+def test_what_another_run_writes_meanwhile_is_neither_served_nor_recorded(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The play was interrupted, its module goes on, and the next play has written its configuration already."""
+    replicas = [fleet.replica(0, max_num_seqs=4), fleet.replica(1, max_num_seqs=4)]
+    wait = deployment.Deployment._wait
+
+    def meddle(self: deployment.Deployment, steps: Sequence[deployment.Step]) -> None:
+        for number in (0, 1):
+            fleet.replica(number, max_num_seqs=99)
+        wait(self, steps)
+
+    monkeypatch.setattr(deployment.Deployment, "_wait", meddle)
+    result = fleet.run(*replicas)
+    assert not result["failed"], result
+    (entry,) = [json.loads(path.read_text()) for path in (fleet.config_dir / "history").glob("*.json")]
+    assert all("max-num-seqs: 4" in text for text in entry["configurations"].values())
+    for path in (fleet.config_dir / "active").iterdir():
+        assert "max-num-seqs: 4" in path.read_text()
+        # An image may run as a user of its own.
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_image_that_moves_meanwhile_is_told_before_anything_is_stopped(
+    fleet: Fleet, engine: DockerClient, run_name: str, tiny_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{run_name}/moving"
+    engine.images.get(fleet.image).tag(name, "1")
+    fleet.image = f"{name}:1"
+    fleet.run(fleet.replica())
+    before = fleet.engine.containers.get(f"{fleet.prefix}-0").id
+    copy = deployment.Deployment._copy_config
+
+    def move(self: deployment.Deployment, spec: server.Spec) -> str:
+        engine.images.get(tiny_image).tag(name, "1")
+        return copy(self, spec)
+
+    monkeypatch.setattr(deployment.Deployment, "_copy_config", move)
+    failed = fleet.run(fleet.replica(max_num_seqs=8))
+    assert failed["error"]["name"] == "image-moved"
+    assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (before, 200)
+    assert fleet.names() == [f"{fleet.prefix}-0"]
 
 
 def refusing(call: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:

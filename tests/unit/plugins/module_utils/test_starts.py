@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import starts
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import StartWatch
 from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Limits, LogReader, Start, wait_for
 
 LOGS = Path(__file__).parents[2] / "data" / "logs"
@@ -126,3 +127,36 @@ def test_a_line_keeps_what_follows_a_carriage_return() -> None:
     reader = LogReader(box, 0.0)
     assert [line for _at, line in reader.read()] == ["0%\r50%\r100%", "done\r"]
     assert reader.read() == []
+
+
+class Away:
+    """A server that starts while the engine is away for some seconds."""
+
+    label = "vllm-0"
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock, self._until = clock, clock.now + seconds
+        self.ready = False
+        self.watch = StartWatch(clock.now)
+
+    def look(self, _limits: Limits) -> None:
+        if self._clock.now < self._until:
+            raise GpufleetError("The Docker engine failed looking at vllm-0.", name="engine-error")
+        self.ready = True
+
+
+def test_an_engine_that_is_restarted_is_waited_for() -> None:
+    clock = Clock(0.0)
+    start: Any = Away(clock, 120)
+    wait_for([start], Limits(), Progress(None), sleep=clock.sleep, clock=clock.time)
+    assert start.ready
+    assert clock.now >= 120
+
+
+def test_an_engine_that_stays_away_ends_the_wait() -> None:
+    clock = Clock(0.0)
+    start: Any = Away(clock, 3600)
+    with pytest.raises(GpufleetError) as caught:
+        wait_for([start], Limits(), Progress(None), sleep=clock.sleep, clock=clock.time)
+    assert (caught.value.name, caught.value.details["server"]) == ("engine-error", "vllm-0")
+    assert starts.ENGINE_AWAY_S < clock.now < starts.ENGINE_AWAY_S + 5

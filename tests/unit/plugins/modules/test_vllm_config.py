@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_config
 
 if TYPE_CHECKING:
@@ -266,3 +267,13 @@ def test_absent_removes_what_was_written_and_nothing_else(tmp_path: Path, run_mo
     other.unlink()
     assert not run_module(vllm_config.main, {"state": "absent", "directory": str(folder)})["changed"]
     assert not folder.exists()
+
+
+def test_nothing_is_written_while_another_run_reads_the_folder(folder: Path, run_module: RunModule) -> None:
+    run_module(vllm_config.main, {"directory": str(folder), "plan": plan_of("vllm-0")})
+    before = (folder / "plan.json").read_text()
+    with host_lock(str(folder / ".lock"), "vllm_server, state present"):
+        result = run_module(vllm_config.main, {"directory": str(folder), "plan": plan_of("vllm-0", "vllm-1")})
+    assert (result["failed"], result["error"]["name"]) == (True, "busy")
+    assert "vllm_server, state present" in result["msg"]
+    assert (folder / "plan.json").read_text() == before
