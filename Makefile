@@ -21,7 +21,7 @@ test: tests-setup ## lint, units, docs, packaging, sanity, engine and molecule, 
 lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
 	@$(CHECK) lint
 
-units: tests-setup ## unit tests, by pytest and by ansible-test
+units: tests-setup ## unit tests
 	@$(CHECK) units
 
 docs: ## the documentation site, in .cache/docs/html
@@ -46,7 +46,7 @@ faults: tests-setup ## every fault of the documentation's table, provoked on a s
 fleet: tests-setup ## Molecule: three servers behind a front end under load (not part of test)
 	@$(CHECK) fleet
 
-matrix: ## sanity and units on every supported ansible-core for which a Python is at hand (not part of test)
+matrix: ## sanity and unit tests, both by ansible-test, on every supported ansible-core for which a Python is at hand (not part of test)
 	@tools/setup.sh ansible
 	@.venv/bin/python tools/matrix.py
 

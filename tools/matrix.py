@@ -5,7 +5,8 @@
 
     tools/matrix.py [VERSION...]      such as 2.20; without any, all of them
 
-Each has a virtual environment of its own in .cache/matrix, in which tools/check.py runs its stages sanity and units.
+Each has a virtual environment of its own in .cache/matrix, in which tools/check.py runs its stages sanity and
+ansible-units.
 `make test` covers ansible-core 2.19 alone, so that it does not take three times as long.
 """
 
@@ -85,7 +86,7 @@ def run(name: str) -> str:
     print(f"\n=== ansible-core {core} on Python {version}", flush=True)
     started = time.monotonic()
     bin_folder = environment(core, python)
-    command = [str(bin_folder / "python"), "tools/check.py", "sanity", "units"]
+    command = [str(bin_folder / "python"), "tools/check.py", "sanity", "ansible-units"]
     path = f"{bin_folder}:{os.environ.get('PATH', '')}"
     status = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, check=False).returncode
     verdict = "passed" if status == 0 else "FAILED"
