@@ -1,24 +1,27 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a deployment costs that finds everything in place: module runs per host, and time in pings.
+"""What a deployment costs that finds everything in place, in fleets of several sizes: module runs per host, and time.
 
-    .venv/bin/python tests/bench/bench_deploy.py [hosts ...]        default: 10 50
+    .venv/bin/python tests/bench/bench_deploy.py [hosts ...]        default: 10 50 200
 
 Many hosts are simulated on this machine: each has its own folders, port and container on a real Docker engine
 (C(DOCKER_HOST)), whose program stands in for vLLM (tests/fakes/vllm_stand_in.py), as so many real ones would not fit.
-They are deployed once; then the same deployment, which finds nothing to do, and C(ansible -m ping) are run over them
-and timed. Printed are the module runs and the other commands per host, both times and their ratio. The time of a
-simulated host is processor time of this one machine, so it is the ratio that says something, not the seconds. So that
-the idle servers of all hosts do not take that time, Docker asks for their health once an hour here, not every 15 s: a
-copy of the collection has that one number changed.
+The fleet grows from one size to the next. At each, the new hosts are deployed; then the same deployment of all hosts,
+which finds nothing to do, and C(ansible -m ping) are run over them and timed. Printed are the module runs and the other
+commands per host, both times and their ratio. The time of a simulated host is processor time of this one machine, so it
+is the ratios that say something, not the seconds: to the pings, and of the time per host to that of the smallest fleet.
+So that the idle servers of all hosts do not take that time, Docker asks for their health once an hour here, not every
+15 s: a copy of the collection has that one number changed.
 
-Exits 1 when a converged host costs more than 12 module runs, or the second deployment changes something.
+Exits 1 when a converged host costs more than 12 module runs, the second deployment changes something, or a host of a
+larger fleet costs more than 1.3 times what one of the smallest does.
 """
 
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import os
 import re
@@ -37,6 +40,8 @@ COLLECTIONS = ROOT / ".cache" / "collections"
 PACKAGE = Path("ansible_collections") / "gpufleet" / "vllm"
 STATE = Path(os.environ.get("GPUFLEET_TEST_CACHE_DIR", "/var/cache/gpufleet-tests")) / "molecule" / "state"
 MOST_MODULE_RUNS = 12
+MOST_GROWTH = 1.3
+DEFAULT_SIZES = [10, 50, 200]
 FORKS = 2 * (os.cpu_count() or 1)
 FIRST_PORT = 21000
 PORTS_APART = 20  # a deployment looks at sixteen
@@ -79,7 +84,7 @@ def inventory(folder: Path, hosts: int, common: dict[str, Any]) -> Path:
         }
         for number, name in enumerate(names)
     }
-    path = folder / "hosts.json"
+    path = folder / "hosts.json"  # the same at every size, so that a fleet can grow
     path.write_text(json.dumps({"all": {"hosts": each, "vars": common}}), encoding="utf-8")
     return path
 
@@ -162,9 +167,13 @@ def module_runs(counter: collections.Counter[str]) -> int:
     return sum(runs for module, runs in counter.items() if module)
 
 
-def measure(fleet: Fleet, hosts: int) -> bool:
-    """Deploy, deploy again, ping, and print the figures; return whether the second deployment was as it should be."""
-    first, _text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy")
+def measure(fleet: Fleet, before: int, hosts: int) -> tuple[bool, float]:
+    """Deploy the hosts after the first C(before), then all again, ping all, and print the figures.
+
+    Returns:
+        Whether the second deployment was as it should be, and the seconds that it took for each host.
+    """
+    first, _text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy", f"--limit=all[{before}:{hosts - 1}]")
     converged, text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy")
     counted = fleet.counted()
     ping, _text = fleet.run("ansible", "all", "-m", "ansible.builtin.ping")
@@ -172,12 +181,13 @@ def measure(fleet: Fleet, hosts: int) -> bool:
     most = max(counted, key=lambda host: module_runs(counted[host]))
     runs, commands = module_runs(counted[most]), counted[most][""]
     print(
-        f"{hosts} hosts, {FORKS} forks: first deployment {first:.1f} s, converged {converged:.1f} s, ping {ping:.1f} s"
+        f"{hosts} hosts, {FORKS} forks: first deployment of {hosts - before} {first:.1f} s, converged {converged:.1f} s"
+        f" ({converged / hosts:.2f} s a host), ping {ping:.1f} s"
     )
     print(f"  a converged deployment takes as long as {converged / ping:.1f} pings of the same hosts")
     print(f"  {runs} module runs a host (of {MOST_MODULE_RUNS}), {commands} other commands: {listed(counted[most])}")
     print(f"  {changed} changes", flush=True)
-    return runs <= MOST_MODULE_RUNS and changed == 0 and len(counted) == hosts
+    return runs <= MOST_MODULE_RUNS and changed == 0 and len(counted) == hosts, converged / hosts
 
 
 def listed(counter: collections.Counter[str]) -> str:
@@ -186,7 +196,7 @@ def listed(counter: collections.Counter[str]) -> str:
 
 
 def main(numbers: Sequence[int]) -> int:
-    """Measure fleets of so many hosts, one after the other."""
+    """Measure a fleet at each of these sizes, from the smallest on."""
     from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
     from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
     from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
@@ -195,23 +205,25 @@ def main(numbers: Sequence[int]) -> int:
     engine = connect(docker_host)
     image = f"gpufleet-bench-{os.getpid()}/stand-in:1"
     import_stand_in(engine, image, debian_program("busybox-static", "bin/busybox"))
-    good = True
+    folder = Path(tempfile.mkdtemp(prefix="gpufleet-bench-"))
+    good, costs = True, []
     try:
-        for hosts in numbers:
-            folder = Path(tempfile.mkdtemp(prefix="gpufleet-bench-"))
+        collections = altered_collection(folder / "collections")
+        for before, hosts in itertools.pairwise([0, *sorted(set(numbers))]):
             path = inventory(folder, hosts, variables(image, docker_host))
-            try:
-                good &= measure(Fleet(folder, path, altered_collection(folder / "collections")), hosts)
-            finally:
-                for box in engine.containers.list(all=True, ignore_removed=True):
-                    if str(box.name).startswith(folder.name):
-                        box.remove(force=True)
-                shutil.rmtree(folder)
+            fine, cost = measure(Fleet(folder, path, collections), before, hosts)
+            good &= fine
+            costs.append(cost)
+            print(f"  a host costs {cost / costs[0]:.2f} times what one of the smallest fleet does", flush=True)
     finally:
+        for box in engine.containers.list(all=True, ignore_removed=True):
+            if str(box.name).startswith(folder.name):
+                box.remove(force=True)
+        shutil.rmtree(folder)
         engine.images.remove(image, force=True)
         engine.close()
-    return 0 if good else 1
+    return 0 if good and max(costs) <= MOST_GROWTH * costs[0] else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(word) for word in sys.argv[1:]] or [10, 50]))
+    sys.exit(main([int(word) for word in sys.argv[1:]] or DEFAULT_SIZES))
