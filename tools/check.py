@@ -46,6 +46,7 @@ HOSTS = "hosts"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
 COMPLAINT = re.compile(r"\[ERROR\]: |FAILED |ERROR:? \S|.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
+LONGEST_COMPLAINT = 600  # characters
 # Behind the servers that tests with an engine wait for.
 BEHIND = ["nice", "-n", "10"]
 
@@ -358,6 +359,8 @@ def run(stage: str, command: Command, log: TextIO, *, aside: Aside | None = None
                 task = line.strip(" *\n") if line.startswith("TASK [") else task
                 if COMPLAINT.match(line):
                     complaints.append(f"{task} {line.strip()}".strip())
+                elif complaints and line.startswith("Evidence: "):
+                    complaints[-1] += f" {line.strip()}"
             status = process.wait()
         except KeyboardInterrupt:
             interrupt_group(process)
@@ -503,7 +506,7 @@ def report(outcomes: list[Outcome], seconds: float) -> bool:
     for outcome in outcomes:
         # Told here once more, as who looks at a long log of CI sees its end first.
         for complaint in outcome.complaints[-MOST_COMPLAINTS:]:
-            print(f"{outcome.stage} {outcome.name}: {complaint[:300]}")
+            print(f"{outcome.stage} {outcome.name}: {complaint[:LONGEST_COMPLAINT]}")
     # A command that failed without a failed case of its own (a linter, or pytest that could not start) counts as one.
     others = sum(outcome.status != 0 and outcome.failed == 0 for outcome in outcomes)
     passed, failed, skipped = (sum(getattr(o, field) for o in outcomes) for field in ("passed", "failed", "skipped"))

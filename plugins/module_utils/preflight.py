@@ -33,7 +33,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.preflight_case impor
     selected,
     without_orphans,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import PREVIOUS, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
 
 # The distributions that the roles know packages of; see the README for those that they were run on.
@@ -323,6 +323,25 @@ def _engine(case: Case) -> list[Finding]:
     ]
 
 
+def _unfinished(case: Case) -> list[Finding]:
+    """Return the old servers that an interrupted replacement has stopped and that nothing has started again."""
+    names = [str(box["name"]) for box in case.part("engine").get("containers") or [] if box.get("ours")]
+    prefix = case.wishes.container_prefix
+    return [
+        Finding(
+            "replacement-unfinished",
+            WARNING,
+            f"A replacement of {name[: -len(PREVIOUS)]} was interrupted; the old server is kept as {name}.",
+            "",
+            "The next deploy or upgrade that gets as far as the servers puts it right. Where the variables cannot be"
+            " met any more, the playbook rollback brings back what served before.",
+            item=name,
+        )
+        for name in sorted(names)
+        if name.endswith(PREVIOUS) and belongs_to(prefix, name)
+    ]
+
+
 # What the planner refuses, and what could not be seen
 
 
@@ -383,6 +402,7 @@ CHECKS: tuple[Callable[[Case], list[Finding]], ...] = (
     _ports,
     _clock,
     _engine,
+    _unfinished,
     *preflight_sources.CHECKS,
     _unseen,
 )

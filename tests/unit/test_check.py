@@ -56,6 +56,7 @@ def test_what_a_failed_command_complained_of_is_told_again_at_the_end(capsys: py
         [
             "print('TASK [See that it answers] ' + '*' * 20)",
             "print('[ERROR]: Task failed: it does not')",
+            "print('Evidence: connection refused')",
             "print('TASK [Clean up] ' + '*' * 20)",
             "print('ERROR    [default > verify] Executed: Failed')",
             "raise SystemExit(2)",
@@ -65,7 +66,7 @@ def test_what_a_failed_command_complained_of_is_told_again_at_the_end(capsys: py
         outcome = run("molecule", Command("default", [sys.executable, "-c", script]), log)
     assert report([outcome], 1.0) is False
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "molecule default: TASK [See that it answers] [ERROR]: Task failed: it does not",
+        "molecule default: TASK [See that it answers] [ERROR]: Task failed: it does not Evidence: connection refused",
         "0 passed, 1 failed",
     ]
 

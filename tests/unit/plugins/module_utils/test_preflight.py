@@ -590,6 +590,14 @@ def test_engine(settings: dict[str, Any], expected: dict[str, str]) -> None:
     assert told(judge(host_info(engine=NO_ENGINE), engine=settings)) == expected
 
 
+def test_an_unfinished_replacement_of_this_deployment_is_told() -> None:
+    boxes = [container("vllm-0-previous", OURS, "exited"), container("other-0-previous", OTHERS, "exited")]
+    boxes.append(container("vllm-1-previous", GONE, "exited", ours=False))
+    found = only(judge(host_info(engine={"containers": boxes})), "replacement-unfinished")
+    assert (found.severity, found.item) == ("warning", "vllm-0-previous")
+    assert "rollback" in found.remedy
+
+
 def test_a_broken_daemon_json() -> None:
     config = {"valid": False, "error": "It is not JSON: line 3"}
     found = only(judge(host_info(daemon_config=config)), "daemon-config-invalid")
