@@ -76,6 +76,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
     create_arguments,
     diff_text,
     endpoint,
+    filters_of,
     read_spec,
     secret_changes,
     spec_changes,
@@ -346,9 +347,8 @@ class Deployment:
     def _containers(self) -> dict[str, Container]:
         """Return this deployment's containers by name, with -previous and -next."""
         with engine_errors("listing containers"):
-            found = self._client.containers.list(
-                all=True, filters={"label": f"{LABEL_COLLECTION}={COLLECTION}"}, ignore_removed=True
-            )
+            filters = filters_of(self._settings.prefix)
+            found = self._client.containers.list(all=True, filters=filters, ignore_removed=True)
         named = ((str(box.name), box) for box in found)
         return {name: box for name, box in named if belongs_to(self._settings.prefix, name)}
 
@@ -387,15 +387,16 @@ class Deployment:
 
     def _check_ports(self, steps: Sequence[Step]) -> None:
         """Raise C(port-in-use) if a server could not have its port, before any is stopped."""
+        starting = [step for step in steps if step.spec and step.action in ("created", "replaced", "started")]
+        if not starting:
+            return
         kinds = ("created", "replaced", "removed", "none", "restarted")
         ours = {step.old.id for step in steps if step.old and step.action in kinds}
         with engine_errors("listing containers"):
             others = [box for box in self._client.containers.list(ignore_removed=True) if box.id not in ours]
             own = [step.old for step in steps if step.old and step.old.id in ours]
-        for step in steps:
-            if step.spec is None or step.action not in ("created", "replaced", "started"):
-                continue
-            host, port = endpoint(step.spec)
+        for step in starting:
+            host, port = endpoint(_must(step.spec))
             for box in others:
                 if port in published_ports(box):
                     raise port_in_use(step.name, host, port, f"the container {box.name}")

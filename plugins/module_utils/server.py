@@ -125,6 +125,11 @@ def belongs_to(prefix: str, container: str) -> bool:
     return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
 
 
+def filters_of(prefix: str) -> dict[str, str]:
+    """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
+    return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
+
+
 def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out.
 
