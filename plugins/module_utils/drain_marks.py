@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
@@ -34,11 +33,8 @@ class DrainMarks:
 
     def of(self, host: str, owner: str) -> list[str]:
         """Return the replicas of a host, by their names in HAProxy, that the owner has drained; none if unknown."""
-        try:
-            mark = json.loads(read_text(self._path(host)))
-            return [str(name) for name in mark["replicas"]] if mark["owner"] == owner else []
-        except (ValueError, TypeError, LookupError):
-            return []
+        marked_by, names = self._read(host)
+        return names if marked_by == owner else []
 
     def keep(self, host: str, owner: str, replicas: Iterable[str]) -> None:
         """Note that the owner drains these replicas, too.
@@ -46,25 +42,37 @@ class DrainMarks:
         Raises:
             GpufleetError: C(write-failed).
         """
-        names = sorted({*self.of(host, owner), *replicas})
+        names = {*self.of(host, owner), *replicas}
         if names:
-            write_file(self._path(host), json.dumps({"owner": owner, "replicas": names}) + "\n", MODE)
+            self._write(host, owner, names)
 
-    def forget(self, host: str) -> None:
-        """Forget who has drained the host.
+    def forget(self, host: str, replicas: Iterable[str] | None = None) -> None:
+        """Forget who has drained these replicas of the host; all of them when none are named.
 
         Raises:
             GpufleetError: C(write-failed).
         """
+        owner, names = self._read(host)
+        left = sorted(set(names) - set(replicas)) if replicas is not None else []
+        if left:
+            self._write(host, owner, left)
+            return
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(host))
         except OSError as error:
             raise write_failed(self._path(host), error) from error
 
-    def clear(self) -> None:
-        """Forget all of them, as HAProxy does when it starts."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _read(self, host: str) -> tuple[str, list[str]]:
+        """Return the owner and the replicas of a host's mark; empty if there is none."""
+        try:
+            mark = json.loads(read_text(self._path(host)))
+            return str(mark["owner"]), [str(name) for name in mark["replicas"]]
+        except (ValueError, TypeError, LookupError):
+            return "", []
+
+    def _write(self, host: str, owner: str, replicas: Iterable[str]) -> None:
+        write_file(self._path(host), json.dumps({"owner": owner, "replicas": sorted(replicas)}) + "\n", MODE)
 
     def _path(self, host: str) -> str:
         # No name in HAProxy has a slash.

@@ -19,15 +19,16 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_command, run_program, start_program
-from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_states import at_their_places
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_file
 
 UNIT = "gpufleet-router.service"
@@ -39,7 +40,6 @@ MODES = {router_config.CONFIG: CONFIG_MODE, router_config.REPLICAS: CONFIG_MODE}
 START_S = 15.0
 POLL_S = 0.1
 LOG_SHOWN = 2000
-EMPTY_STATE = "1\n"
 
 
 class FrontEnd:
@@ -56,6 +56,7 @@ class FrontEnd:
         self._run_dir = run_dir
         self._log_file = log_file
         self.master = Master(os.path.join(run_dir, router_config.MASTER_SOCKET))
+        self._states = self.master.states
 
     # What is there
 
@@ -68,20 +69,26 @@ class FrontEnd:
         return read_text(self.path(name))
 
     def processes(self) -> Processes | None:
-        """Return what runs; None when nothing does."""
+        """Return what runs; None when nothing does.
+
+        Raises:
+            GpufleetError: C(router-not-answering) when that cannot be told.
+        """
         try:
             found = self.master.processes()
-        except GpufleetError:
+        except GpufleetError as error:
+            if error.name != "router-not-running":
+                raise
             return None
         return found if found.current else None
 
     def loaded(self, files: Mapping[str, str]) -> bool:
-        """Return whether it runs with just these files and the certificate that is there."""
-        return self.processes() is not None and read_text(self._run_dir, LOADED).strip() == self._digest(files)
+        """Return whether what runs has loaded just these files and the certificate that is there."""
+        return read_text(self._run_dir, LOADED).strip() == self._digest(files)
 
     def _digest(self, files: Mapping[str, str]) -> str:
         whole = hashlib.sha256()
-        for name in (*sorted(files), router_config.CERTIFICATE):
+        for name in sorted({*files, router_config.CERTIFICATE}):
             text = files[name] if name in files else self.text(name)
             whole.update(f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
         return whole.hexdigest()
@@ -96,20 +103,20 @@ class FrontEnd:
         """
         program = haproxy_program()
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
-        self._forget_states()
+        self._states.have()
         folder = tempfile.mkdtemp(prefix=".check-", dir=self._directory)
         try:
             for name, text in render(folder).items():
                 write_file(os.path.join(folder, name), text, MODES.get(name, SECRET_MODE))
-            certificate = self.path(router_config.CERTIFICATE)
-            if os.path.exists(certificate):
-                os.symlink(certificate, os.path.join(folder, router_config.CERTIFICATE))
+            certificate, checked = self.path(router_config.CERTIFICATE), os.path.join(folder, router_config.CERTIFICATE)
+            if os.path.exists(certificate) and not os.path.exists(checked):
+                os.symlink(certificate, checked)
             run_command(
                 [program, "-c", "-f", os.path.join(folder, router_config.CONFIG)],
                 name="router-config-refused",
                 doing="HAProxy's check of the front end's configuration",
                 remedy="The front end goes on with what it has. Correct the router_* variable that the message leads"
-                " to; a missing certificate comes from router_certificate.",
+                " to. router_certificate needs the certificate, its chain and its private key in one file.",
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -120,25 +127,32 @@ class FrontEnd:
         """Write the files and have HAProxy run with them; return C(started) or C(reloaded).
 
         Raises:
-            GpufleetError: C(router-not-started) or C(router-not-reloaded); the old files are back then.
+            GpufleetError: C(router-not-started), or C(router-not-reloaded); the old files are back then.
         """
-        before = {name: self.text(name) for name in files if os.path.exists(self.path(name))}
         running = self.processes()
-        self._write(files)
-        try:
-            action = "reloaded" if running else "started"
+        self._states.have()
+        with self._states.held("router_server"):
             if running:
-                self._reload(running)
+                self._exchange(files)
             else:
-                self._start()
-        except GpufleetError:
-            if running:
-                self._write(before)
-                with contextlib.suppress(GpufleetError):
-                    self._reload(running)
-            raise
+                self._write(files)
+                self._start(_replicas(files))
         write_file(os.path.join(self._run_dir, LOADED), self._digest(files) + "\n", CONFIG_MODE)
-        return action
+        return "reloaded" if running else "started"
+
+    def _exchange(self, files: Mapping[str, str]) -> None:
+        before = {name: self.text(name) for name in files if os.path.exists(self.path(name))}
+        try:
+            self._write(files)
+            self._reload(_replicas(files))
+        except GpufleetError:
+            self._write(before)
+            for name in set(files) - set(before):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(name))
+            with contextlib.suppress(GpufleetError):
+                self._reload(_replicas(before))
+            raise
 
     def remove(self) -> None:
         """End HAProxy and remove what this made."""
@@ -156,16 +170,11 @@ class FrontEnd:
         for name, text in files.items():
             write_file(self.path(name), text, MODES.get(name, SECRET_MODE))
 
-    def _forget_states(self) -> None:
-        write_file(os.path.join(self._run_dir, router_config.SERVER_STATE), EMPTY_STATE, SECRET_MODE)
-
-    def _start(self) -> None:
-        self._forget_states()
-        DrainMarks(self._run_dir).clear()
+    def _start(self, replicas: Sequence[Replica]) -> None:
+        self._states.write(at_their_places(self._states.read(), replicas))
         mark = _size(self._log_file)
         if on_systemd():
-            write_file(UNIT_PATH, unit_text(haproxy_program(), self._directory, self._run_dir), CONFIG_MODE)
-            _systemctl("daemon-reload")
+            self._write_unit()
             _systemctl("enable", UNIT)
             _systemctl("restart", UNIT)
             process = None
@@ -173,7 +182,7 @@ class FrontEnd:
             process = self._spawn()
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and (process is None or process.poll() is None):
-            if self.processes():
+            if self._seen():
                 return
             time.sleep(POLL_S)
         if process and process.poll() is None:
@@ -184,6 +193,17 @@ class FrontEnd:
             remedy="Evidence is what HAProxy says. A port that is taken: set router_port, or end what holds it.",
             evidence=self._said(mark),
         )
+
+    def _write_unit(self) -> None:
+        if write_file(UNIT_PATH, unit_text(haproxy_program(), self._directory, self._run_dir), CONFIG_MODE):
+            _systemctl("daemon-reload")
+
+    def _seen(self) -> Processes | None:
+        """Return what runs, if that can be told now."""
+        try:
+            return self.processes()
+        except GpufleetError:
+            return None
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
@@ -197,30 +217,28 @@ class FrontEnd:
                 cwd="/",
             )
 
-    def _reload(self, before: Processes) -> None:
-        mark = _size(self._log_file)
-        self._keep_states(before)
-        with contextlib.suppress(GpufleetError):  # the master executes itself anew and may hang up first
-            self.master.ask("reload")
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            found = self.processes()
-            if found and set(found.current) - set(before.workers()):
-                self._forget_states()
-                return
-            time.sleep(POLL_S)
-        self._forget_states()
+    def _reload(self, replicas: Sequence[Replica]) -> None:
+        mark, before = _size(self._log_file), self.master.processes().workers()
+        if on_systemd():
+            self._write_unit()
+        self._states.write(at_their_places(self.master.states_now(), replicas))
+        try:
+            self.master.reload()
+            deadline = time.monotonic() + START_S
+            while time.monotonic() < deadline:
+                found = self._seen()
+                if found and set(found.current) - set(before):
+                    return
+                time.sleep(POLL_S)
+        finally:
+            with contextlib.suppress(GpufleetError):  # drained is in it anyway
+                self.master.keep_states()
         raise GpufleetError(
             "The front end does not load its new configuration; it goes on with the old one.",
             name="router-not-reloaded",
             remedy="Evidence is what HAProxy says. A port that is taken: set router_port, or end what holds it.",
             evidence=self._said(mark),
         )
-
-    def _keep_states(self, running: Processes) -> None:
-        """Write which servers are drained or down for the worker to come."""
-        states = self.master.ask("show servers state", running.current[0]).strip() + "\n"
-        write_file(os.path.join(self._run_dir, router_config.SERVER_STATE), states, SECRET_MODE)
 
     def _stop(self) -> None:
         running = self.processes()
@@ -244,6 +262,10 @@ class FrontEnd:
             return ""
 
 
+def _replicas(files: Mapping[str, str]) -> list[Replica]:
+    return router_config.read_replicas(files.get(router_config.REPLICAS, ""))
+
+
 def arguments(directory: str, run_dir: str) -> list[str]:
     """Return the arguments with which HAProxy's master runs, without the one that says how."""
     socket = os.path.join(run_dir, router_config.MASTER_SOCKET)
@@ -262,7 +284,7 @@ def unit_text(program: str, directory: str, run_dir: str) -> str:
         "[Service]\n"
         "Type=notify\n"
         f"ExecStartPre=/bin/mkdir -p {run_dir}\n"
-        f"ExecStartPre=/bin/sh -c 'echo 1 > {state}'\n"
+        f"ExecStartPre=/bin/sh -c 'test -s {state} || echo 1 > {state}'\n"
         f"ExecStart={line}\n"
         "ExecReload=/bin/kill -USR2 $MAINPID\n"
         "KillMode=mixed\n"

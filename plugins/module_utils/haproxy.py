@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
+import os
 import re
 import socket
 import time
@@ -21,11 +23,22 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import BACKEND
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_states import ServerStates, rows_of, set_by_command
 
 TIMEOUT_S = 5.0
-POLL_S = 0.2
-# For how long a master that loads a configuration may not answer.
-RENEWAL_S = 2.0
+AGAIN_S = 0.2
+# Its socket takes about ten connections at once, and a whole fleet may wait for it.
+POLL_S = 1.0
+# For how long a master that loads a configuration may refuse connections.
+RENEWAL_S = 5.0
+# For how long one that runs may not answer, such as on a machine that is busy.
+PATIENCE_S = 30.0
+NOT_RUNNING = (errno.ENOENT, errno.ECONNREFUSED)
+PASSING = (errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EINTR)
+# For how long a state that gets lost is set again once the time is over.
+LOST_S = 3.0
+# Of the answers to show servers state and show stat.
+STATES_HEAD, STATISTICS = "# be_id ", "# pxname"
 STATES = ("ready", "drain", "maint")
 # Of srv_admin_state: what was set here, and what came by the configuration or another server.
 ADMIN_MAINT, ADMIN_DRAIN = 0x01 | 0x02 | 0x04, 0x08 | 0x10
@@ -78,76 +91,139 @@ class Master:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.states = ServerStates(os.path.dirname(path))
 
     def ask(self, command: str, worker: int | None = None) -> str:
         """Return the answer to a command, of the master or of the worker with that process id.
 
-        While the master executes itself anew to load a configuration, it refuses connections for a moment.
-
         Raises:
-            GpufleetError: C(router-not-running).
+            GpufleetError: C(router-not-running) where nothing listens, C(router-not-answering) for everything else.
         """
         line = f"@!{worker} {command}" if worker else command
-        deadline = time.monotonic() + RENEWAL_S
+        started = time.monotonic()
         while True:
             try:
-                return self._ask(line)
+                with self._connected() as connection:
+                    return _say(connection, line)
             except OSError as error:
-                if isinstance(error, FileNotFoundError) or time.monotonic() > deadline:
-                    raise GpufleetError(
-                        f"The front end does not answer at {self.path}.",
-                        name="router-not-running",
-                        remedy="Have it run with the playbook gpufleet.vllm.router; router_run_dir must be the same in"
-                        " both.",
-                        evidence=str(error),
-                    ) from error
-                time.sleep(POLL_S)
+                self._bear(error, started)
 
-    def _ask(self, line: str) -> str:
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+    def reload(self) -> None:
+        """Have the configuration loaded, once; the master executes itself anew and may hang up without an answer.
+
+        Raises:
+            GpufleetError: C(router-not-running) or C(router-not-answering).
+        """
+        started = time.monotonic()
+        while True:
+            try:
+                connection = self._connected()
+                break
+            except OSError as error:
+                self._bear(error, started)
+        with connection, contextlib.suppress(OSError):
+            _say(connection, "reload")
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
             connection.settimeout(TIMEOUT_S)
             connection.connect(self.path)
-            connection.sendall(f"{line}\n".encode())
-            connection.shutdown(socket.SHUT_WR)
-            parts: list[bytes] = []
-            while True:
-                part = connection.recv(65536)
-                if not part:
-                    return b"".join(parts).decode(errors="replace")
-                parts.append(part)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _bear(self, error: OSError, started: float) -> None:
+        """Pause before the next attempt, or say what it is when there shall be none."""
+        waited = time.monotonic() - started
+        if error.errno in NOT_RUNNING:
+            if error.errno == errno.ENOENT or waited > RENEWAL_S:
+                raise GpufleetError(
+                    f"The front end does not run: nothing listens at {self.path}.",
+                    name="router-not-running",
+                    remedy="Have it run with the playbook gpufleet.vllm.router; router_run_dir must be the same in"
+                    " both.",
+                    evidence=str(error),
+                ) from error
+        elif waited > PATIENCE_S or not (isinstance(error, socket.timeout) or error.errno in PASSING):
+            raise self._silent(str(error)) from error
+        # Those who were turned away together do not come again together.
+        time.sleep(AGAIN_S * (1 + os.getpid() % 10 / 10))
+
+    def _silent(self, evidence: str) -> GpufleetError:
+        return GpufleetError(
+            f"The front end cannot be asked at {self.path}, and may well run.",
+            name="router-not-answering",
+            remedy="Run the play again when its host is less busy; it needs become: true there. If it stays so, look at"
+            " the front end's messages (router_log_file, or journalctl --unit gpufleet-router) and restart it.",
+            evidence=evidence,
+        )
 
     def processes(self) -> Processes:
         """Return what runs."""
         return parse_processes(self.ask("show proc"))
 
     def servers(self) -> dict[str, Server]:
-        """Return every server of the replicas, by its name, with the requests of all workers."""
-        processes = self.processes()
-        found: dict[str, Server] = {}
-        for worker in processes.current:
-            answers = (self.ask("show servers state", worker), self.ask("show stat", worker))
-            found.update(parse_servers(*answers))
-        for worker in processes.old:
-            with contextlib.suppress(GpufleetError):  # it may end at any moment
-                for name, (_status, sessions) in parse_loads(self.ask("show stat", worker)).items():
-                    if name in found:
-                        found[name] = replace(found[name], sessions=found[name].sessions + sessions)
+        """Return every server of the replicas, by its name, with the requests of all workers.
+
+        Raises:
+            GpufleetError: C(router-not-running), or C(router-not-answering), also where no worker does.
+        """
+        found = parse_servers(self.states_now(), self._ask_current("show stat", STATISTICS))
+        for worker in self.processes().old:
+            for name, (_status, sessions) in parse_loads(self.ask("show stat", worker)).items():
+                if name in found:
+                    found[name] = replace(found[name], sessions=found[name].sessions + sessions)
         return found
 
+    def states_now(self) -> str:
+        """Return the answer of the current worker to C(show servers state).
+
+        Raises:
+            GpufleetError: C(router-not-running) or C(router-not-answering).
+        """
+        return self._ask_current("show servers state", STATES_HEAD)
+
+    def _ask_current(self, command: str, head: str) -> str:
+        """Return the answer of the current worker, which has this head; the worker may be replaced at any moment."""
+        started = time.monotonic()
+        while True:
+            for worker in self.processes().current:
+                answer = self.ask(command, worker)
+                if head in answer:
+                    return answer
+            if time.monotonic() - started > PATIENCE_S:
+                raise self._silent("no worker of it answers")
+            time.sleep(AGAIN_S)
+
     def set_state(self, names: Sequence[str], state: str) -> None:
-        """Have every worker treat the servers as ready, drain or maint.
+        """Have every worker treat the servers as ready, drain or maint, and those that are yet to start.
 
         Raises:
             GpufleetError: C(router-refused) when the current worker does not do it.
         """
-        processes = self.processes()
-        for name in names:
-            for worker in processes.workers():
-                answer = self.ask(f"set server {BACKEND}/{name} state {state}", worker).strip()
-                if answer and worker in processes.current:
-                    raise GpufleetError(
-                        f"The front end does not set {name} to {state}.", name="router-refused", evidence=answer
-                    )
+        with self.states.held("set state"):
+            refused = {name: self._set(name, state) for name in names}
+            self.keep_states()
+        for name, answer in refused.items():
+            if answer:
+                raise GpufleetError(
+                    f"The front end does not set {name} to {state}.", name="router-refused", evidence=answer
+                )
+
+    def _set(self, name: str, state: str) -> str:
+        """Set one server's state; return what the current worker has against it."""
+        refused = ""
+        for worker in self.processes().workers():
+            answer = self.ask(f"set server {BACKEND}/{name} state {state}", worker).strip()
+            if answer and worker in self.processes().current:
+                refused = answer
+        return refused
+
+    def keep_states(self) -> None:
+        """Write down what an administrator took out, for workers that start later."""
+        self.states.write(set_by_command(self.states_now()))
 
     def distrust(self, names: Sequence[str]) -> None:
         """Have the current worker take the servers for dead until their health checks say otherwise."""
@@ -158,18 +234,44 @@ class Master:
     def wait(self, names: Sequence[str], state: str, timeout: float) -> tuple[dict[str, Server], float]:
         """Wait until the servers are idle (drain, maint) or up (ready), at most C(timeout) seconds.
 
+        The state is set again where it got lost, as when a new worker took over at that moment.
+
         Returns:
             The servers as they are then, and the seconds that it took.
+
+        Raises:
+            GpufleetError: C(router-refused) when a server does not stay in that state.
         """
         started = time.monotonic()
         while True:
             found = self.servers()
             servers = {name: found[name] for name in names if name in found}
             waited = time.monotonic() - started
+            lost = [name for name, server in servers.items() if server.state != state]
             done = all(server.up if state == "ready" else server.sessions == 0 for server in servers.values())
-            if done or waited >= timeout:
+            if not lost and (done or waited >= timeout):
                 return servers, waited
-            time.sleep(POLL_S)
+            if lost and waited >= timeout + LOST_S:
+                raise GpufleetError(
+                    f"The front end does not keep {', '.join(lost)} at {state}: it is {servers[lost[0]].state} again.",
+                    name="router-refused",
+                    remedy="See that nobody else sets it meanwhile.",
+                )
+            if lost:
+                self.set_state(lost, state)
+            time.sleep(min(POLL_S, max(timeout - waited, AGAIN_S)))
+
+
+def _say(connection: socket.socket, line: str) -> str:
+    """Send a line and return the whole answer."""
+    connection.sendall(f"{line}\n".encode())
+    connection.shutdown(socket.SHUT_WR)
+    parts: list[bytes] = []
+    while True:
+        part = connection.recv(65536)
+        if not part:
+            return b"".join(parts).decode(errors="replace")
+        parts.append(part)
 
 
 def parse_processes(text: str) -> Processes:
@@ -190,13 +292,10 @@ def parse_processes(text: str) -> Processes:
 def parse_servers(states: str, statistics: str) -> dict[str, Server]:
     """Return the servers of the replicas in the answers to C(show servers state) and C(show stat)."""
     loads = parse_loads(statistics)
-    lines = [line for line in states.splitlines() if line.strip()]
-    heads = next((line[2:].split() for line in lines if line.startswith("# ")), [])
     found = {}
-    for line in lines:
-        row = dict(zip(heads, line.split()))
-        name = row.get("srv_name", "")
-        if row.get("be_name") == BACKEND and name in loads:
+    for row in rows_of(states):
+        name = row["srv_name"]
+        if name in loads:
             admin = int(row["srv_admin_state"])
             state = "maint" if admin & ADMIN_MAINT else "drain" if admin & ADMIN_DRAIN else "ready"
             found[name] = Server(name, state, int(row["srv_op_state"]) in OPERATING, *loads[name])
@@ -205,7 +304,7 @@ def parse_servers(states: str, statistics: str) -> dict[str, Server]:
 
 def parse_loads(statistics: str) -> dict[str, tuple[str, int]]:
     """Return status and number of requests of each server of the replicas in the answer to C(show stat)."""
-    begin = statistics.find("# pxname")
+    begin = statistics.find(STATISTICS)
     rows = csv.DictReader(io.StringIO(statistics[begin + 2 :])) if begin >= 0 else []
     return {
         row["svname"]: (row["status"], int(row["scur"] or 0))

@@ -104,6 +104,11 @@ def server_name(host: str, replica: str) -> str:
     return f"{host}:{replica}"
 
 
+def host_of(server: str) -> str:
+    """Return the host of a server of HAProxy's configuration; an address of IPv6 as a host's name has colons, too."""
+    return server.rpartition(":")[0]
+
+
 def check(settings: Settings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
     """Refuse what would be unsafe, or would not be a configuration.
 
@@ -175,6 +180,11 @@ def files(settings: Settings, replicas: Sequence[Replica], folder: str) -> dict[
     }
 
 
+def replica_key_of(text: str) -> str:
+    """Return the key in the text of C(replica.key); empty if it has none."""
+    return text.strip().partition(" ")[2]
+
+
 def read_replicas(text: str) -> list[Replica]:
     """Return the replicas in the text of C(replicas.json); none if it is not one."""
     try:
@@ -204,7 +214,7 @@ def _global(settings: Settings) -> list[str]:
         f"group {settings.user}",
         "log stdout format raw local0",
         f"stats socket {settings.run_dir}/{ADMIN_SOCKET} mode 600 level admin expose-fd listeners",
-        # What was drained stays drained when the configuration is loaded again.
+        # What was drained stays drained when the configuration is loaded again, or HAProxy is started again.
         f"server-state-file {settings.run_dir}/{SERVER_STATE}",
         f"maxconn {settings.max_connections}",
         f"hard-stop-after {settings.timeout}s",
@@ -250,6 +260,8 @@ def _front(settings: Settings, folder: str) -> list[str]:
     if settings.keys:
         known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
         wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
+        # A second one would be looked at here and not counted below, or the other way round.
+        lines.append(_deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"))
         lines += [f"acl known_key {known}", _deny(401, wanted, "!known_key", " hdr WWW-Authenticate Bearer")]
     most = settings.max_request_bytes
     lines += [
@@ -316,11 +328,12 @@ def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> li
         lines.append(f'http-request set-header Authorization "Bearer %[str(replica),map({folder}/{REPLICA_KEY})]"')
     elif settings.keys:
         lines.append("http-request del-header Authorization")
+    # A name that has another address now is followed; the last known one serves where names cannot be resolved.
     # One failed connection takes a replica out; two passed checks take it back.
     checks = f"inter {interval}ms fastinter {max(interval // 4, 100)}ms downinter {max(interval // 2, 100)}ms"
     lines.append(
         f"default-server check {checks} fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down"
-        f" pool-purge-delay 2s init-addr last,libc,none{limit}"
+        f" pool-purge-delay 2s init-addr libc,last,none{limit}"
     )
     lines += [f"server {replica.server()} {_at(replica)}" for replica in replicas]
     return lines
@@ -341,11 +354,12 @@ def merge(
         before: what the front end has now.
 
     Returns:
-        The replicas; and for each unknown host C(kept) or C(left out).
+        The replicas; for each unknown host C(kept) or C(left out), and C(gone) for those that neither names any more.
     """
     kept = {host: [replica for replica in before if replica.host == host] for host in unknown}
     wanted = {**{host: list(replicas) for host, replicas in known.items()}, **kept}
-    said = {host: "kept" if replicas else "left out" for host, replicas in kept.items()}
+    said = {replica.host: "gone" for replica in before if replica.host not in wanted}
+    said.update({host: "kept" if replicas else "left out" for host, replicas in kept.items()})
     return [replica for host in sorted(wanted) for replica in wanted[host]], said
 
 

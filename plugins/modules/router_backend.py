@@ -14,6 +14,8 @@ description:
   - Runs on a host of the front end and speaks to the running HAProxy; the configuration stays as it is.
   - A drained replica gets no new request. Those that it has go on, long streams too, also those of connections from
     before the configuration was last loaded. The module waits for their end.
+  - What was set stays when the configuration is loaded again and when HAProxy is started again, as long as O(run_dir)
+    is there, which a reboot empties.
 options:
   hosts:
     description:
@@ -24,7 +26,10 @@ options:
     aliases: [host]
   replicas:
     description:
-      - Names of those replicas; all of the hosts when left out.
+      - Names of those replicas, as the hosts' plans have them, such as V([vllm-0, vllm-1]). No other is set or waited
+        for. Left out, all are meant that the front end has of the hosts.
+      - One that the front end does not have is told in RV(unknown) and not waited for. A plan may have replicas that
+        the front end gets only when the playbook C(gpufleet.vllm.router) runs.
     type: list
     elements: str
   state:
@@ -71,6 +76,13 @@ EXAMPLES = r"""
     state: ready
   delegate_to: lb-01
 
+- name: Take back those of its replicas that its plan still has
+  gpufleet.vllm.router_backend:
+    host: gpu-01
+    replicas: [vllm-0, vllm-1]
+    state: ready
+  delegate_to: lb-01
+
 - name: Take back what an interrupted deployment has left drained
   gpufleet.vllm.router_backend:
     hosts: "{{ ansible_play_hosts }}"
@@ -95,6 +107,12 @@ hosts:
   type: list
   elements: str
   sample: [gpu-01]
+unknown:
+  description: Replicas of O(replicas) that the front end does not have, by their names in HAProxy.
+  returned: success
+  type: list
+  elements: str
+  sample: ["gpu-01:vllm-2"]
 sessions_left:
   description: Requests that had not ended in time.
   returned: success
@@ -119,7 +137,7 @@ waited_s:
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
-    - Names are V(router-not-running), V(router-refused), V(router-unknown-replica) and V(write-failed).
+    - Names are V(router-not-running), V(router-not-answering), V(router-refused), V(busy) and V(write-failed).
   returned: failure
   type: dict
 """
@@ -127,10 +145,9 @@ error:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import STATES, Master, Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, server_name
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, host_of, server_name
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "list", "elements": "str", "required": True, "aliases": ["host"]},
@@ -143,23 +160,10 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def chosen(servers: dict[str, Server], host: str, replicas: list[str] | None) -> list[str]:
-    """Return the names in HAProxy of the host's replicas, or of those that are named.
-
-    Raises:
-        GpufleetError: C(router-unknown-replica) for a named one that the front end does not have.
-    """
-    own = [name for name in servers if name.startswith(server_name(host, ""))]
-    if replicas is None:
-        return own
-    names = [server_name(host, replica) for replica in replicas]
-    missing = [name for name in names if name not in own]
-    if missing:
-        raise GpufleetError(
-            f"The front end has no replica {', '.join(missing)}; of {host} it has {', '.join(own) or 'none'}.",
-            name="router-unknown-replica",
-            remedy="Name replicas as the host's plan does, or run the playbook gpufleet.vllm.router first.",
-        )
-    return names
+    """Return the names in HAProxy of those of the host's replicas that are meant and that the front end has."""
+    own = [name for name in servers if host_of(name) == host]
+    meant = own if replicas is None else [server_name(host, replica) for replica in replicas]
+    return [name for name in own if name in meant]
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
@@ -174,6 +178,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
             for host, names in names_of.items()
         }
     names = [name for host in names_of for name in names_of[host]]
+    asked_for = [server_name(host, replica) for host in params["hosts"] for replica in params["replicas"] or []]
     to_set = [name for name in names if before[name].state != state]
     hosts = [host for host in names_of if set(names_of[host]) & set(to_set)]
     servers, waited = {name: before[name] for name in names}, 0.0
@@ -184,7 +189,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         master.set_state(to_set, state)
         if not owner or state == "ready":
             for host in names_of:
-                marks.forget(host)
+                named = params["replicas"]
+                marks.forget(host, None if named is None else [server_name(host, replica) for replica in named])
         if state == "ready":
             # HAProxy takes a server that comes out of maintenance for a healthy one.
             master.distrust([name for name in to_set if before[name].state == "maint"])
@@ -197,6 +203,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
             for name, server in servers.items()
         },
         "hosts": hosts,
+        "unknown": [name for name in asked_for if name not in before],
         "sessions_left": sum(server.sessions for server in servers.values()) if state != "ready" else 0,
         "not_up": [name for name, server in servers.items() if state == "ready" and not server.up],
         "others_ready": len(others),

@@ -14,7 +14,7 @@ description:
   - Writes HAProxy's configuration for the replicas that the hosts serve, has HAProxy check it, and starts HAProxy with
     it or has it loaded without dropping a connection.
   - Hosts that could not be asked keep the replicas that the front end knows of them; its health checks decide whether
-    they get requests. Hosts that are not named any more are left out.
+    they get requests. Hosts that are not named any more are taken out, and told in RV(left_out).
   - HAProxy's master process runs under systemd (unit C(gpufleet-router)) where that is there, and by itself elsewhere.
   - The last replica is taken out only when every host was asked and has nothing deployed.
   - The action plugin of the same name makes O(hosts), O(left_out), O(unknown) and O(replica_keys) from the variables of
@@ -63,6 +63,12 @@ options:
       - Whether clients must speak TLS. The certificate and its key are C(site.pem) in O(directory).
     type: bool
     default: true
+  certificate:
+    description:
+      - Certificate, chain and private key, as PEM. It becomes C(site.pem) once HAProxy has found nothing wrong with it.
+        Left out, C(site.pem) stays as it is, such as made by M(gpufleet.vllm.router_certificate).
+    type: str
+    default: ""
   api_keys:
     description:
       - Keys of the clients. They are kept as SHA-256 sums.
@@ -73,6 +79,8 @@ options:
     description:
       - Keys with which the replicas are asked, by host, also for O(unknown) ones. Hosts that have replicas behind the
         front end must have the same.
+      - One with which fewer of the servers that answer could be asked than with the one before is refused; for servers
+        are given a key before the front end is. Check mode does not try it.
     type: dict
     default: {}
   allow_unauthenticated:
@@ -180,7 +188,7 @@ kept:
   elements: str
   sample: [gpu-07]
 left_out:
-  description: Why hosts of the inventory have no replica behind the front end, by host.
+  description: Why hosts have no replica behind the front end, by host; also those that this run has taken out.
   returned: success
   type: dict
   sample: {"gpu-09": "it could not be asked, and the front end does not know it"}
@@ -188,7 +196,8 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
-      V(router-emptied), V(haproxy-missing), V(write-failed), V(busy), V(keys-differ) and V(key-unreadable).
+      V(router-not-answering), V(router-emptied), V(router-key-refused), V(haproxy-missing), V(write-failed), V(busy),
+      V(keys-differ) and V(key-unreadable).
   returned: failure
   type: dict
 """
@@ -200,10 +209,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.front_end import FrontEnd, differences
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import Replica
 
 NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the front end does not know it"
+GONE = "it is not among the hosts behind the front end any more, so its replicas were taken out"
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -214,6 +225,7 @@ ARGUMENTS: dict[str, Any] = {
     "host": {"type": "str", "default": "0.0.0.0"},  # noqa: S104  a front end is for other machines, and wants a key
     "port": {"type": "int", "default": 8443},
     "tls": {"type": "bool", "default": True},
+    "certificate": {"type": "str", "default": "", "no_log": True},
     "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
     "replica_keys": {"type": "dict", "default": {}, "no_log": True},
     "allow_unauthenticated": {"type": "bool", "default": False},
@@ -265,22 +277,40 @@ def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, 
         router_config.one_key(params["replica_keys"], replicas),
     )
     router_config.check(settings, replicas, params["allow_unauthenticated"])
-    files = router_config.files(settings, replicas, params["directory"])
-    changes = differences(front_end, files)
-    action = "none"
-    if changes or not front_end.loaded(files):
-        action = "reloaded" if front_end.processes() else "started"
+    certificate = {router_config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
+    files = {**router_config.files(settings, replicas, params["directory"]), **certificate}
+    changes, running = differences(front_end, files), front_end.processes()
+    action, refusing = "none", []
+    if changes or not (running and front_end.loaded(files)):
+        action = "reloaded" if running else "started"
         if not check:
-            front_end.check(lambda folder: router_config.files(settings, replicas, folder))
+            refusing = try_key(front_end, settings.replica_key, replicas)
+            front_end.check(lambda folder: {**router_config.files(settings, replicas, folder), **certificate})
             action = front_end.load(files)
     return {
         "changed": bool(changes) or action != "none",
         "action": action,
         "replicas": [vars(replica) for replica in replicas],
         "kept": sorted(host for host, what in said.items() if what == "kept"),
-        "left_out": {**{host: NOTHING for host, entries in known.items() if not entries}, **unsure},
+        "left_out": {
+            **{host: GONE for host, what in said.items() if what == "gone"},
+            **{host: NOTHING for host, entries in known.items() if not entries},
+            **unsure,
+        },
+        "warnings": [refused_by(refusing)] if refusing else [],
         "diff": changes,
     }
+
+
+def try_key(front_end: FrontEnd, key: str, replicas: list[Replica]) -> list[str]:
+    """Return the hosts that refuse the key, if it is another than before.
+
+    Raises:
+        GpufleetError: C(router-key-refused).
+    """
+    there = os.path.exists(front_end.path(router_config.REPLICA_KEY))
+    before = router_config.replica_key_of(front_end.text(router_config.REPLICA_KEY)) if there else None
+    return check_key(replicas, key, before) if key != before else []
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:

@@ -7,22 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-STATE_HEADS = "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state"
+STATE_HEADS = (
+    "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight"
+    " srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state"
+    " bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr"
+    " srv_agent_addr srv_agent_port"
+)
 ADMIN = {"ready": 0, "drain": 8, "maint": 1}
 
 
 class Master:
-    """A master with one worker (process id 2) and an old one (3); C(sessions) are the requests at each server."""
+    """A master with one worker (process id 2) and an old one (3).
+
+    C(sessions) are the requests at each server, C(lost) how often a state that was set is gone at once, and C(dying)
+    how often the worker that C(show proc) tells is gone when it is asked; C(down) are servers whose check does not
+    pass.
+    """
 
     def __init__(self) -> None:
         self.states = {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "ready"}
         self.sessions = {2: {"gpu-01:vllm-0": [2, 1, 0]}, 3: {"gpu-01:vllm-0": [1, 1, 1, 0]}}
+        self.down: set[str] = set()
         self.commands: list[str] = []
+        self.lost = self.dying = 0
 
     def answer(self, line: str) -> str:
         """Return what HAProxy says to a line."""
@@ -31,18 +44,28 @@ class Master:
         found = re.match(r"@!(\d+) (.*)", line)
         assert found, line
         worker, command = int(found[1]), found[2]
+        if self.dying:
+            self.dying -= 1
+            return f"Can't find the target PID matching the prefix '@!{worker}'\n"
         if command == "show stat":
             lines = ["# pxname,svname,scur,status,weight", "api,FRONTEND,9,OPEN,", "replicas,BACKEND,9,UP,3"]
-            return (
-                "\n".join([*lines, *(f"replicas,{name},{self.at(worker, name)},UP,1" for name in self.states)]) + "\n"
-            )
+            words = {name: "DOWN" if name in self.down else "UP" for name in self.states}
+            rows = [f"replicas,{name},{self.at(worker, name)},{word},1" for name, word in words.items()]
+            return "\n".join([*lines, *rows]) + "\n"
         if command == "show servers state":
-            rows = [f"4 replicas 1 {name} 10.0.0.1 2 {ADMIN[state]}" for name, state in self.states.items()]
+            health = {name: 0 if name in self.down else 2 for name in self.states}
+            rows = [
+                f"4 replicas 1 {name} 10.0.0.1 {health[name]} {ADMIN[state]} 1 1 465 15 3 3 6 0 0 0 - 8000 - 0 0 - - 0"
+                for name, state in self.states.items()
+            ]
             return "\n".join(["1", STATE_HEADS, *rows]) + "\n"
         self.commands.append(line)
         name, state = re.fullmatch(r"set server replicas/(\S+) (?:state|health) (\w+)", command).groups()  # type: ignore[union-attr]
-        if state != "down":
-            self.states[name] = state
+        if state != "down" and worker == 2:
+            if self.lost:
+                self.lost -= 1
+            else:
+                self.states[name] = state
         return "\n"
 
     def at(self, worker: int, name: str) -> int:
@@ -67,3 +90,19 @@ def listening(folder: Path) -> Iterator[Master]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def busy(folder: Path) -> Iterator[socket.socket]:
+    """Listen in a folder with every place for a connection taken, as a master does that a whole fleet asks."""
+    path = str(folder / "master.sock")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(path)
+        yield listener

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils import haproxy
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Processes, Server
+from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import busy
 
 ANSWERS = Path(__file__).resolve().parents[2] / "data" / "haproxy"
 # As HAProxy's management guide shows it, after two reloads; 2.4 has a column more.
@@ -60,3 +65,66 @@ def test_no_socket_is_a_front_end_that_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(GpufleetError) as caught:
         haproxy.Master(str(tmp_path / "master.sock")).processes()
     assert caught.value.name == "router-not-running"
+
+
+def test_a_socket_that_nobody_listens_at_any_more_is_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(haproxy, "RENEWAL_S", 0.3)
+    path = str(tmp_path / "master.sock")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    with pytest.raises(GpufleetError) as caught:
+        haproxy.Master(path).processes()
+    assert caught.value.name == "router-not-running"
+
+
+def test_one_that_is_too_busy_to_answer_is_not_one_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haproxy, "PATIENCE_S", 0.5)
+    path = str(tmp_path / "master.sock")
+    with busy(tmp_path), pytest.raises(GpufleetError) as caught:
+        haproxy.Master(path).processes()
+    assert caught.value.name == "router-not-answering"
+    assert "may well run" in caught.value.message
+
+
+def test_one_that_takes_connections_and_says_nothing_is_not_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haproxy, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(haproxy, "TIMEOUT_S", 0.3)
+    path = str(tmp_path / "master.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(10)
+        with pytest.raises(GpufleetError) as caught:
+            haproxy.Master(path).servers()
+    assert caught.value.name == "router-not-answering"
+
+
+def test_one_that_is_busy_for_longer_than_a_reload_takes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haproxy, "RENEWAL_S", 0.2)
+    path = str(tmp_path / "master.sock")
+    with busy(tmp_path) as listener:
+
+        def serve() -> None:
+            time.sleep(0.6)
+            for _ in range(20):
+                with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                    connection.settimeout(0.1)  # those that only take a place say nothing
+                    if connection.recv(100):
+                        connection.sendall(PROCESSES.encode())
+                        return
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert haproxy.Master(path).processes().master == 1162
+
+
+def test_what_waiting_does_not_mend_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(GpufleetError) as caught:
+        haproxy.Master(str(tmp_path / "file" / "master.sock")).processes()
+    assert caught.value.name == "router-not-answering"
+    assert "Not a directory" in caught.value.evidence

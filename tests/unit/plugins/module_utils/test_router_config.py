@@ -72,7 +72,7 @@ def test_every_replica_is_a_server_under_its_host_and_name() -> None:
 def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     text = router_config.config(settings(), [ONE], "/etc/x")
     statuses = re.findall(r"return status (\d+)", text)
-    assert statuses == ["401", "404", "405", "411", "413", "429"]
+    assert statuses == ["400", "401", "404", "405", "411", "413", "429"]
 
 
 def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
@@ -139,13 +139,24 @@ def test_hosts_that_could_not_be_asked_keep_what_is_known_of_them() -> None:
     known = {"gpu-03": [Replica("gpu-03", "vllm-0", "10.0.0.13", 8000)], "gpu-04": []}
     replicas, said = router_config.merge(known, ["gpu-01", "gpu-05"], [ONE, gone])
     assert [replica.host for replica in replicas] == ["gpu-01", "gpu-03"]
-    assert said == {"gpu-01": "kept", "gpu-05": "left out"}
+    assert said == {"gpu-01": "kept", "gpu-05": "left out", "gpu-09": "gone"}
 
 
 def test_replicas_are_read_back_as_they_were_written() -> None:
     text = router_config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
     assert router_config.read_replicas(text) == [ONE, TWO]
     assert router_config.read_replicas("") == router_config.read_replicas('[{"x": 1}]') == []
+
+
+def test_a_replicas_key_is_read_back_as_it_was_written() -> None:
+    for key in (REPLICA_KEY, ""):
+        text = router_config.files(settings(replica_key=key), [ONE], "/etc/x")["replica.key"]
+        assert router_config.replica_key_of(text) == key
+
+
+@pytest.mark.parametrize("host", ["gpu-01", "10.0.0.1", "fd00::1", "fd00::1:1"])
+def test_a_servers_host_is_told_from_its_name(host: str) -> None:
+    assert router_config.host_of(router_config.server_name(host, "vllm-0")) == host
 
 
 @pytest.mark.skipif(program_path("haproxy") is None, reason="no HAProxy here; Molecule installs it")

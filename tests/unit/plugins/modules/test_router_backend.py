@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import haproxy
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master, listening
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -61,12 +62,25 @@ def test_what_comes_back_from_maintenance_is_not_trusted_at_once(
     assert "@!2 set server replicas/gpu-02:vllm-0 health down" in master.commands
 
 
-def test_one_replica_alone_and_one_that_is_not_there(run_module: RunModule, master: Master, tmp_path: Path) -> None:
-    args = {"host": "gpu-01", "replicas": ["vllm-1"], "state": "maint", "run_dir": str(tmp_path)}
-    assert list(run_module(router_backend.main, args)["servers"]) == ["gpu-01:vllm-1"]
-    result = run_module(router_backend.main, {**args, "replicas": ["vllm-7"]})
-    assert result["failed"] and result["error"]["name"] == "router-unknown-replica"
-    assert "gpu-01:vllm-0" in result["msg"]
+def test_named_replicas_alone_are_set_and_one_that_is_not_there_is_not_waited_for(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    args = {"host": "gpu-01", "replicas": ["vllm-1", "vllm-7"], "state": "maint", "run_dir": str(tmp_path)}
+    result = run_module(router_backend.main, args)
+    assert list(result["servers"]) == ["gpu-01:vllm-1"]
+    assert result["unknown"] == ["gpu-01:vllm-7"]
+    assert master.states["gpu-01:vllm-0"] == "ready"
+    assert run_module(router_backend.main, {**args, "replicas": []})["servers"] == {}
+
+
+def test_a_host_whose_name_begins_like_anothers_is_not_meant(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    master.states = {"fd00::1:vllm-0": "ready", "fd00::1:1:vllm-0": "ready"}
+    result = run_module(router_backend.main, {"host": "fd00::1", "state": "drain", "run_dir": str(tmp_path)})
+    assert list(result["servers"]) == ["fd00::1:vllm-0"]
+    assert result["others_ready"] == 1
+    assert master.states["fd00::1:1:vllm-0"] == "ready"
 
 
 def test_a_host_that_was_left_out_has_nothing_to_drain(run_module: RunModule, master: Master, tmp_path: Path) -> None:
@@ -102,6 +116,65 @@ def test_an_owner_puts_back_only_the_replicas_that_it_has_drained(
     assert run_module(router_backend.main, {**args, "state": "drain"})["changed"]
     assert list(run_module(router_backend.main, {**args, "state": "ready"})["servers"]) == ["gpu-01:vllm-0"]
     assert (master.states["gpu-01:vllm-0"], master.states["gpu-01:vllm-1"]) == ("ready", "drain")
+
+
+def test_what_was_taken_out_is_kept_for_workers_that_start_later(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    master.sessions = {}
+    states, args = tmp_path / "server-state", {"host": "gpu-01", "run_dir": str(tmp_path)}
+    run_module(router_backend.main, {**args, "state": "drain"}, check=True)
+    assert not states.exists()
+    run_module(router_backend.main, {**args, "state": "drain"})
+    assert [row.split()[3:7] for row in states.read_text(encoding="utf-8").splitlines()[2:]] == [
+        [f"gpu-01:vllm-{number}", "10.0.0.1", "2", "8"] for number in (0, 1)
+    ]
+    run_module(router_backend.main, {**args, "state": "ready", "replicas": ["vllm-0"]})
+    assert [row.split()[3] for row in states.read_text(encoding="utf-8").splitlines()[2:]] == ["gpu-01:vllm-1"]
+    # By another hand, beside us.
+    master.states["gpu-02:vllm-0"] = "maint"
+    run_module(router_backend.main, {**args, "state": "ready"})
+    assert [row.split()[3] for row in states.read_text(encoding="utf-8").splitlines()[2:]] == ["gpu-02:vllm-0"]
+
+
+def test_a_state_that_got_lost_is_set_again(run_module: RunModule, master: Master, tmp_path: Path) -> None:
+    master.sessions, master.lost = {}, 1
+    result = run_module(router_backend.main, {"host": "gpu-02", "state": "drain", "run_dir": str(tmp_path)})
+    assert [server["state"] for server in result["servers"].values()] == ["drain"]
+    assert "gpu-02:vllm-0" in (tmp_path / "server-state").read_text(encoding="utf-8")
+
+
+def test_one_that_does_not_stay_drained_is_not_told_to_be(
+    run_module: RunModule, master: Master, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haproxy, "LOST_S", 0.5)
+    master.sessions, master.lost = {}, 1000
+    args = {"host": "gpu-02", "state": "drain", "run_dir": str(tmp_path), "timeout": 0}
+    result = run_module(router_backend.main, args)
+    assert result["failed"] and result["error"]["name"] == "router-refused"
+    assert "gpu-02:vllm-0" in result["msg"]
+
+
+def test_a_worker_that_is_replaced_while_it_is_asked_is_not_one_without_servers(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    master.sessions, master.dying = {}, 2
+    result = run_module(router_backend.main, {"host": "gpu-02", "state": "drain", "run_dir": str(tmp_path)})
+    assert list(result["servers"]) == ["gpu-02:vllm-0"]
+
+
+def test_an_owners_mark_stays_for_replicas_that_were_not_named(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    """The plan has vllm-0 alone now; should vllm-1 come back, it is put back, too."""
+    master.sessions = {}
+    args = {"host": "gpu-01", "run_dir": str(tmp_path), "owner": "deploy"}
+    run_module(router_backend.main, {**args, "state": "drain"})
+    assert list(run_module(router_backend.main, {**args, "state": "ready", "replicas": ["vllm-0"]})["servers"]) == [
+        "gpu-01:vllm-0"
+    ]
+    assert list(run_module(router_backend.main, {**args, "state": "ready"})["servers"]) == ["gpu-01:vllm-1"]
+    assert set(master.states.values()) == {"ready"}
 
 
 @pytest.mark.parametrize("state", ["drain", "maint"])
