@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg" PYTHONUNBUFFERED=1
 inventory=(-i inventories/local)
-# The deployment writes to /etc and starts containers. Root needs no sudo; who has to give a password is asked for it.
+# The deployment writes to /etc and starts containers. Root needs no sudo; whoever has to give a password is asked for it.
 if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
   inventory+=(--ask-become-pass)
 fi
@@ -17,12 +17,15 @@ ansible-playbook playbooks/verify.yml "${inventory[@]}"
 
 read -r url model < <(ansible-inventory -i inventories/local --host localhost | python -c '
 import json, sys
-wishes = json.load(sys.stdin)
-print("http://{}:{}".format(wishes.get("vllm_host", "127.0.0.1"), wishes.get("vllm_port", 8000)), wishes["vllm_model"])')
+settings = json.load(sys.stdin)
+print("http://{}:{}".format(settings.get("vllm_host", "127.0.0.1"), settings.get("vllm_port", 8000)), settings["vllm_model"])')
 echo
-echo "The server answers at $url (make demo took $((SECONDS - started)) s). Ask it yourself:"
+echo "The server answers at $url (make demo took $((SECONDS - started)) s). Try it yourself:"
 echo "  curl $url/v1/completions -H 'Content-Type: application/json' \\"
 echo "    -d '{\"model\": \"$model\", \"prompt\": \"The capital of France is\", \"max_tokens\": 20}'"
-echo "Take it all away again:"
+echo "Remove the server and its configuration; the model, the image, the caches and the Python libraries stay:"
 echo "  .venv/bin/ansible-playbook playbooks/teardown.yml -i inventories/local"
+echo "Or remove these as well, at once: after the command above the image would stay:"
+echo "  .venv/bin/ansible-playbook playbooks/teardown.yml -i inventories/local -e vllm_purge_caches=true"
+echo "Installed packages, the Docker engine among them, and the folder reports stay either way."
 echo "The report of the verification: $PWD/reports/report.html"

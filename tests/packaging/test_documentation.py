@@ -9,11 +9,15 @@ word, and playbooks, tags and variables are looked up.
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +27,21 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.tests.packaging.away import PLAYBOOKS, ROOT, ansible
+from ansible_collections.gpufleet.vllm.tests.packaging.away import BIN, PLAYBOOKS, ROOT, ansible
+from ansible_collections.gpufleet.vllm.tools.checkout import copy_to
 
 GUIDES = sorted((ROOT / "docs" / "docsite" / "rst").glob("*.rst"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
 REFERENCES = sorted(ROOT.glob("roles/*/README.md"))
 # Programs that come from elsewhere: that they are called with sense is not for this test to say.
-OTHERS = {"cat", "curl", "docker", "hf", "nvidia-smi", "openssl", "pip", "sh", "systemctl"}
+OTHERS = {
+    *("apt-get", "cat", "cd", "cp", "curl", "docker", "export", "hf", "mkdir", "nvidia-smi", "openssl", "pip", "rsync"),
+    *("scp", "sh", "ssh", "systemctl"),
+}
+# Files and folders of the controller that are read: a relative path is not looked for beside the inventory.
+READ_ON_THE_CONTROLLER = {
+    *("router_certificate", "router_ca", "vllm_accuracy_tasks_dir", "nvidia_container_toolkit_packages_dir"),
+}
 PREFIXES = ("vllm_", "router_", "docker_", "cpu_image_", "nvidia_container_toolkit_")
 # What begins like a variable and is none: modules, facts that the collection sets, lm_eval's task of an example.
 NO_VARIABLES = {
@@ -220,13 +232,33 @@ def test_every_value_shown_is_one_that_the_variable_takes(path: Path) -> None:
         assert errors == [], name
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=in_words)
+def test_files_of_the_controller_are_found_where_the_documents_put_them(path: Path) -> None:
+    for name, value in settings_shown(path):
+        assert name not in READ_ON_THE_CONTROLLER or str(value).startswith(("{{ inventory_dir }}/", "/")), name
+
+
 def test_what_is_fetched_for_other_sites_is_what_is_installed() -> None:
-    """The guide to sites without a way out has pip fetch what the roles install by default."""
+    """The guide to air-gapped sites has pip download what the roles and make setup install by default."""
     defaults: dict[str, Any] = {}
     for path in (ROOT / "roles" / "vllm" / "defaults" / "main").glob("*.yml"):
         defaults |= yaml.safe_load(path.read_text(encoding="utf-8"))
-    shown = [words[words.index("--dest") + 2 :] for words in of_program("pip")]
-    assert sorted(shown) == sorted([defaults["vllm_libraries"], defaults["vllm_accuracy_requirements"]])
+    pinned = (ROOT / "tests" / "requirements-ansible.txt").read_text(encoding="utf-8").splitlines()
+    (core,) = (line for line in pinned if line.startswith("ansible-core=="))
+    shown = [words[words.index("--dest") + 2 :] for words in of_program("pip") if "download" in words]
+    assert sorted(shown) == sorted([[core], defaults["vllm_libraries"], defaults["vllm_accuracy_requirements"]])
+
+
+def test_the_toolkit_fetched_for_other_sites_is_the_one_that_is_installed() -> None:
+    role = ROOT / "roles" / "nvidia_container_toolkit"
+    version = yaml.safe_load((role / "defaults" / "main.yml").read_text(encoding="utf-8"))[
+        "nvidia_container_toolkit_version"
+    ]
+    packages = yaml.safe_load((role / "vars" / "main.yml").read_text(encoding="utf-8"))[
+        "__nvidia_container_toolkit_packages"
+    ]
+    shown = [word for words in of_program("apt-get") if "download" in words for word in words[2:]]
+    assert sorted(shown) == sorted(f"{name}={version}-1" for name in packages)
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
@@ -241,7 +273,61 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 def test_the_tarball_has_the_name_that_is_installed(tarball: Path) -> None:
     for words in of_program("ansible-galaxy"):
         if "install" in words:
-            assert words[-1] == tarball.name
+            assert fnmatch.fnmatch(tarball.name, Path(words[-1]).name), words
+
+
+def test_links_of_the_readme_are_in_the_tarball(tarball: Path) -> None:
+    with tarfile.open(tarball) as tar:
+        inside = set(tar.getnames())
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert sorted(target for target in targets if not target.startswith("https://") and target not in inside) == []
+
+
+def test_what_a_user_keeps_in_the_checkout_stays_out_of_the_tarball(tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    copy_to(copy)
+    for name in ("fleet/group_vars/all.yml", "files/llm.example.com.pem", "plans/gpu-01.json", "reports/report.json"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("vault_replica_key: secret\n", encoding="utf-8")
+    ansible("ansible-galaxy", "collection", "build", str(copy), "--output-path", str(tmp_path), folder=tmp_path)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as tar:
+        assert [name for name in tar.getnames() if name.startswith(("fleet", "files", "plans", "reports"))] == []
+
+
+def installing(path: Path) -> str:
+    """Return the commands of the document's block that makes and installs the tarball, as one script."""
+    (block,) = (
+        text
+        for language, text in blocks(path)
+        if language == "console" and "make tarball" in text and "ansible-galaxy collection install" in text
+    )
+    return "\n".join(line[2:] for line in block.splitlines() if line.startswith("$ "))
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs/docsite/rst/first_deploy.rst"], ids=in_words)
+def test_the_tarball_is_installed_as_the_documents_say(path: Path, tarball: Path, tmp_path: Path) -> None:
+    """Word for word, in a checkout with its ansible.cfg and its link; C(make tarball) is what made the tarball."""
+    checkout = tmp_path / "gpufleet.vllm"
+    checkout.mkdir()
+    for file in (ROOT / "ansible.cfg", ROOT / "galaxy.yml", tarball):
+        shutil.copy(file, checkout)
+    link = checkout / ".cache" / "collections" / "ansible_collections" / "gpufleet" / "vllm"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../../..")
+    (checkout / ".venv").symlink_to(BIN.parent)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "PYTHONPATH"))}
+    done = subprocess.run(
+        ["bash", "-euc", f"make() {{ :; }}\n{installing(path)}"],
+        cwd=checkout,
+        env={**kept, "HOME": str(tmp_path / "home"), "ANSIBLE_NOCOLOR": "1", "PAGER": "cat"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed = tmp_path / "home" / ".ansible" / "collections" / "ansible_collections" / "gpufleet" / "vllm"
+    assert (installed / "MANIFEST.json").is_file(), done.stdout
 
 
 def test_every_page_asked_for_is_there(installed: Path) -> None:

@@ -38,17 +38,27 @@ def test_a_readme_names_every_variable_and_entry_point(role: str) -> None:
 @pytest.mark.parametrize("role", NAMES)
 def test_the_example_uses_roles_entry_points_and_variables_that_exist(role: str) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", readme(role), re.S)
-    (play,) = yaml.safe_load(text)
+    plays = yaml.safe_load(text)
     known: set[str] = set()
     for name in NAMES:
         path = ROLES / name / "meta" / "argument_specs.yml"
         specs: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
         known.update(option for spec in specs.values() for option in spec["options"])
-    assert [name for name in play["vars"] if name not in known] == []
-    used = [task["ansible.builtin.import_role"] for task in play["tasks"]]
-    assert f"gpufleet.vllm.{role}" in [step["name"] for step in used]
+    assert [name for play in plays for name in play.get("vars", {}) if name not in known] == []
+    imported = [play["ansible.builtin.import_playbook"] for play in plays if "ansible.builtin.import_playbook" in play]
+    for playbook in imported:
+        path = ROLES.parent / "playbooks" / f"{playbook.rpartition('.')[2]}.yml"
+        assert f"gpufleet.vllm.{role}" in path.read_text(encoding="utf-8")
+    used = [task["ansible.builtin.import_role"] for play in plays for task in play.get("tasks", [])]
+    assert imported or f"gpufleet.vllm.{role}" in [step["name"] for step in used]
     for step in used:
         assert (ROLES / step["name"].rpartition(".")[2] / "tasks" / f"{step.get('tasks_from', 'main')}.yml").is_file()
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_a_variable_has_one_row(role: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", readme(role).partition("## Variables")[2], re.M)
+    assert len(rows) == len(set(rows))
 
 
 def test_a_cell_of_a_table_is_plain_markdown() -> None:
