@@ -43,6 +43,11 @@ UNMEASURED = """
 .. note::
    Until the tests of all rows have passed (``make faults``), a row is what its test demands.
 """
+NEWER = """
+.. note::
+   The tests of these rows are newer than the last published run, of {date}, so what they say is what the tests
+   demand: {names}.
+"""
 IN_RUNS = """
 .. note::
    All rows have passed, but in {runs} runs: not yet in one.
@@ -68,7 +73,7 @@ GROUPS: tuple[tuple[str, str, Any], ...] = (
     (
         "What needs a GPU to go wrong",
         "Replayed: the texts are those of vLLM's source and of starts recorded on an H200.",
-        lambda fault: fault.replayed,
+        lambda fault: fault.replayed and not fault.stops,
     ),
     (
         "What stops the server that serves",
@@ -95,9 +100,10 @@ def literal(text: str) -> str:
 
 def seen(fault: Fault) -> str:
     """Return what the user sees of a fault."""
-    if fault.error:
-        return f"{literal(fault.error)}: {literal(fault.says)}"
-    return literal(fault.says) if fault.says else "The play succeeds."
+    if not fault.error:
+        return literal(fault.says) if fault.says else "The play succeeds."
+    told = ", or ".join(f"{literal(error)}: {literal(says)}" for error, says in fault.told())
+    return told + (f", with {literal(fault.proof)}" if fault.proof else "")
 
 
 def fault_row(fault: Fault) -> list[str]:
@@ -124,9 +130,13 @@ def measured_text() -> str:
         return ""
     run = json.loads(MEASURED.read_text(encoding="utf-8"))
     rows = []
-    for name, figures in run["faults"].items():
-        counts = [str(figures[key]) for key in ("sent", "answered", "refused", "lost")]
-        rows.append([literal(name), *counts, f"{figures['seconds']} s", f"{figures['outage_s']} s"])
+    for fault in FAULTS:
+        if fault.name in run["faults"]:
+            figures = run["faults"][fault.name]
+            counts = [str(figures[key]) for key in ("sent", "answered", "refused", "lost")]
+            rows.append([literal(fault.name), *counts, f"{figures['seconds']} s", f"{figures['outage_s']} s"])
+        elif fault.stops:
+            rows.append([literal(fault.name), "not measured yet", *[""] * 5])
     head = ["Fault", "Sent", "Answered", "Refused", "Lost", "Until all was well", "Longest without an answer"]
     return f"""
 Requests meanwhile
@@ -152,8 +162,11 @@ def note() -> str:
     """Return what the page has to admit of its rows."""
     if not MEASURED.exists():
         return UNMEASURED
-    runs = json.loads(MEASURED.read_text(encoding="utf-8")).get("runs", 1)
-    return IN_RUNS.format(runs=runs) if runs > 1 else ""
+    run = json.loads(MEASURED.read_text(encoding="utf-8"))
+    newer = [literal(fault.name) for fault in FAULTS if fault.name not in run["passed"]]
+    runs = run.get("runs", 1)
+    parts = [NEWER.format(date=run["date"], names=", ".join(newer))] if newer else []
+    return "".join(parts + ([IN_RUNS.format(runs=runs)] if runs > 1 else []))
 
 
 def page() -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction, duration
 
+HIDDEN = "(hidden)"
+
 
 class ActionModule(LongTaskAction):
     """See LongTaskAction; one line a replica that was not left alone is added."""
@@ -32,7 +34,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         if replica["action"] == "none":
             continue
         why = f" ({'; '.join(replica['why'])})" if replica["why"] else ""
-        ready = f", ready after {duration(replica['ready_s'])}" if replica["ready_s"] else ""
+        ready = f", ready after {_lasted(replica['ready_s'])}" if replica["ready_s"] else ""
         lines.append(f"{replica['name']}: {replica['action']}{why}{ready}")
     lines += [f"{name}: removed" for name in result.get("removed") or []]
     if result.get("rolled_back_to"):
@@ -48,8 +50,19 @@ def drained(drain: dict[str, Any]) -> str:
         return "did not tell of its requests before it was stopped"
     if not drain["running_at_start"] and not drain["refused"]:
         return "had no requests when it was stopped"
-    refused = f", {drain['refused']} new ones turned away" if drain["turned_away"] else ", new ones not turned away"
+    count = {name: _number(drain[name]) for name in ("running_at_start", "finished", "aborted", "refused")}
+    refused = f", {count['refused']} new ones turned away" if drain["turned_away"] else ", new ones not turned away"
     return (
-        f"had {drain['running_at_start']} requests when it was to be stopped: {drain['finished']} finished within"
-        f" {duration(drain['waited_s'])}, {drain['aborted']} aborted{refused}"
+        f"had {count['running_at_start']} requests when it was to be stopped: {count['finished']} finished within"
+        f" {_lasted(drain['waited_s'])}, {count['aborted']} aborted{refused}"
     )
+
+
+def _number(value: Any) -> str:
+    """Return a number of a result; Ansible hides one in which the value of a short secret occurs behind a text."""
+    return str(value) if isinstance(value, (int, float)) else HIDDEN
+
+
+def _lasted(value: Any) -> str:
+    """Return seconds of a result as people say them."""
+    return duration(value) if isinstance(value, (int, float)) else HIDDEN

@@ -10,6 +10,7 @@ control groups of version 1 it is never set.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 
@@ -36,12 +37,14 @@ def memory_kill(container_id: str, since: float, log: str = LOG, uptime: str = U
         reached its own limit.
     """
     found = ""
+    # The line names further groups: that of the process which asked for memory (cpuset) and the one that ran out of it.
+    victim = re.compile(rf"\btask_memcg=[^,]*{re.escape(container_id)}")
     try:
         with open(uptime, encoding="utf-8") as stream:
             booted = time.time() - float(stream.read().split()[0])
         for line in _lines(log):
             head, _semicolon, text = line.partition(";")
-            if "oom-kill:" not in text or container_id not in text:
+            if "oom-kill:" not in text or not victim.search(text):
                 continue
             # priority, number, microseconds since the kernel started, flags
             if booted + int(head.split(",")[2]) / 1e6 >= since - TOLERANCE_S:

@@ -125,7 +125,7 @@ def belongs_to(prefix: str, container: str) -> bool:
     return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
 
 
-def filters_of(prefix: str) -> dict[str, str]:
+def filters_of(prefix: str) -> dict[str, Any]:
     """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
     return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
 

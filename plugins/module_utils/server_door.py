@@ -11,7 +11,15 @@ again by itself, in case whoever closed it is killed.
 
 While the door is closed, each new POST (and websocket) is answered with 503, C(Retry-After) and C(Connection: close),
 so that clients and front ends try another server; GET goes on, but C(/health) answers 503 too, which takes the server
-out of a front end's rotation. C(/health) always tells the counts in headers.
+out of a front end's rotation. C(/health) always tells the counts in headers:
+
+==================== ==================================================================================================
+x-gpufleet-running   requests (and websockets) that have no complete answer, which a drain waits for
+x-gpufleet-waiting   those of them for which it is vLLM's turn, which the watchdog (server_health) goes by: the whole
+                     request was read, and no part of its answer waits to be read by the client. Whoever sends half a
+                     body or stops reading waits for nothing; what a websocket waits for is not known
+x-gpufleet-refused   requests turned away
+==================== ==================================================================================================
 
 Of several API processes of one server, each counts its own requests.
 
@@ -28,6 +36,7 @@ from typing import Any, Callable
 
 CLOSED = "closed"
 RUNNING_HEADER = "x-gpufleet-running"
+WAITING_HEADER = "x-gpufleet-waiting"
 REFUSED_HEADER = "x-gpufleet-refused"
 RETRY_AFTER_S = 5
 
@@ -47,6 +56,7 @@ class Door:
 
     def __init__(self, app: Callable[..., Any], folder: str = "", clock: Callable[[], float] = time.time) -> None:
         self.running = 0
+        self.waiting = 0
         self.refused = 0
         self._app = app
         self._path = os.path.join(folder or os.path.dirname(os.path.abspath(__file__)), CLOSED)
@@ -67,15 +77,21 @@ class Door:
             self.refused += 1
             await self._refuse(scope["type"], send)
             return
+        turn = _Turn(self, receive, send)
         self.running += 1
         try:
-            await self._app(scope, receive, send)
+            if scope["type"] == "http":
+                await self._app(scope, turn.receive, turn.send)
+            else:
+                await self._app(scope, receive, send)
         finally:
             self.running -= 1
+            turn.end()
 
     async def _health(self, scope: Message, receive: Receive, send: Send) -> None:
         counts = [
             (RUNNING_HEADER.encode(), str(self.running).encode()),
+            (WAITING_HEADER.encode(), str(self.waiting).encode()),
             (REFUSED_HEADER.encode(), str(self.refused).encode()),
         ]
         if self._closed():
@@ -108,6 +124,52 @@ class Door:
                 return self._clock() < float(stream.read())
         except (OSError, ValueError):
             return False
+
+
+class _Turn:
+    """Counts one request among the door's C(waiting) ones for as long as it is the application's turn.
+
+    Args:
+        door: whose count.
+        receive: the request's.
+        send: the request's.
+    """
+
+    def __init__(self, door: Door, receive: Receive, send: Send) -> None:
+        self._door, self._receive, self._send = door, receive, send
+        self._read = self._sending = self._ended = self._counted = False
+
+    async def receive(self) -> Message:
+        """Hand on what the client sends; its turn ends with its request, and no other begins once it is gone."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._ended = True
+        else:
+            self._read = not message.get("more_body", False)
+        self._count()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hand on a part of the answer; until it is taken it is the client's turn."""
+        self._sending = True
+        self._count()
+        try:
+            await self._send(message)
+        finally:
+            self._sending = False
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            self._ended = self._ended or last
+            self._count()
+
+    def end(self) -> None:
+        """Count it no more."""
+        self._ended = True
+        self._count()
+
+    def _count(self) -> None:
+        counts = self._read and not self._sending and not self._ended
+        self._door.waiting += counts - self._counted
+        self._counted = counts
 
 
 async def _answer(send: Send, document: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:

@@ -9,10 +9,13 @@ the server healthy, ends the server's process, and with it the container, when f
 beside it (0: never)
 
 - /health does not answer, or
-- requests are there but the engine does not do a single step (the counters in /metrics stand still),
+- requests wait for vLLM (server_door tells which) but the engine does not do a single step (the counters in /metrics
+  stand still),
 
-and after half a minute when /health says 503, for vLLM then knows itself that the engine is dead. Docker's restart
-policy starts the container again. The reason is a line in the container's log.
+and the container's processes use next to no processor time meanwhile: a first request may compile kernels for eight
+minutes without a step. Some engines spin where they hang, so one that is busy all the while is ended after BUSY_LIMITS
+times as long. When /health says 503, half a minute is enough, for vLLM then knows itself that the engine is dead.
+Docker's restart policy starts the container again. The reason is a line in the container's log.
 
 A start may take an hour, so nothing is ended that was not healthy since this very start of the container: what the
 check remembers carries the start time of process 1. Only a child of Docker's own init is ever ended.
@@ -35,7 +38,10 @@ from typing import Any
 MARK = "gpufleet-watchdog:"
 STATE = "/tmp/gpufleet-health.json"  # noqa: S108 - in the container, which nobody else uses
 DEAD_S = 25.0
-RUNNING_HEADER = "x-gpufleet-running"
+BUSY_LIMITS = 3
+# Processor seconds a second: an API server that answers its health check stays well under it.
+BUSY_CORES = 0.05
+WAITING_HEADER = "x-gpufleet-waiting"
 INITS = ("docker-init", "tini", "catatonit")
 # Counters that an engine at work moves: with each step, each token, each finished request.
 PROGRESS = (
@@ -48,27 +54,42 @@ PROGRESS = (
 
 @dataclasses.dataclass
 class Memory:
-    """What the check remembers from one look to the next.
+    """What the check remembers from one look to the next. Times are seconds of the machine's monotonic clock.
 
     Attributes:
         start: start time of the container's process 1; memories of another start are void.
         healthy: whether the server was healthy since then.
         problem: what is wrong since C(since), or C("").
-        since: seconds since the epoch.
+        since: when that began.
+        idle_since: since when its processes do nothing either; not before C(since).
         counters: the engine's counters at the last look.
+        cpu: processor seconds that its processes had used at the last look; -1 when that is not known.
+        at: time of the last look.
     """
 
     start: str = ""
     healthy: bool = False
     problem: str = ""
     since: float = 0.0
+    idle_since: float = 0.0
     counters: str = ""
+    cpu: float = -1.0
+    at: float = 0.0
 
-    def note(self, problem: str, now: float) -> float:
-        """Take note of what is wrong now (C("") for nothing) and return for how long it has been."""
+    def note(self, problem: str, cpu: float, now: float) -> None:
+        """Take note of what is wrong now, C("") for nothing, and of the processor time used until now."""
         if problem != self.problem:
-            self.problem, self.since = problem, now
-        return now - self.since if problem else 0.0
+            self.problem, self.since, self.idle_since = problem, now, now
+        elif self._busy(cpu, now):
+            self.idle_since = now
+        self.cpu, self.at = cpu, now
+
+    def _busy(self, cpu: float, now: float) -> bool:
+        """Return whether there was work since the last look, as far as that is known."""
+        if min(cpu, self.cpu) < 0:
+            return False
+        # It gets less when processes end that nobody waited for; where something ends, something works.
+        return cpu < self.cpu or cpu - self.cpu >= BUSY_CORES * (now - self.at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +98,15 @@ class Look:
 
     Attributes:
         status: HTTP status of /health; 0 when nothing answered.
-        running: requests in the server's hands; -1 when it does not tell.
+        waiting: requests that wait for vLLM; -1 when it does not tell.
         counters: the engine's counters as one text; empty when it does not tell.
+        cpu: processor seconds that the container's processes have used; -1 when that is not known.
     """
 
     status: int
-    running: int = -1
+    waiting: int = -1
     counters: str = ""
+    cpu: float = -1.0
 
 
 DEAD = "/health answers 503: its engine is dead"
@@ -97,31 +120,39 @@ def judge(look: Look, memory: Memory, now: float, limit: float) -> str:
     Args:
         look: what was seen.
         memory: of the looks before.
-        now: seconds since the epoch.
+        now: seconds of the machine's monotonic clock.
         limit: seconds for which a server may hang; 0 never ends it.
     """
     still = bool(look.counters) and look.counters == memory.counters
     memory.counters = look.counters or memory.counters
     if look.status == 200:
         memory.healthy = True
-        problem = STUCK if still and look.running > 0 else ""
+        problem = STUCK if still and look.waiting > 0 else ""
     else:
         problem = DEAD if look.status == 503 else SILENT
-    seconds = memory.note(problem, now)
+    memory.note(problem, look.cpu, now)
     if not limit or not memory.healthy or not problem:
         return ""
-    allowed = min(DEAD_S, limit) if problem == DEAD else limit
-    return f"{problem}, for {seconds:.0f} s" if seconds >= allowed else ""
+    lasts, idle = now - memory.since, now - memory.idle_since
+    if problem == DEAD:
+        return f"{problem}, for {lasts:.0f} s" if lasts >= min(DEAD_S, limit) else ""
+    if idle >= limit:
+        return f"{problem}, for {lasts:.0f} s"
+    if lasts >= limit * BUSY_LIMITS:
+        return f"{problem}, for {lasts:.0f} s, though its processes are busy"
+    return ""
 
 
 def look_at(address: str, timeout: float) -> Look:
     """Ask the server at C(host:port) how it is."""
+    cpu = processor_seconds(processes())
     status, headers, _body = get(address, "/health", timeout)
-    running = headers.get(RUNNING_HEADER, "")
-    if status != 200 or not running.isdigit():
-        return Look(status)
+    waiting = headers.get(WAITING_HEADER, "")
+    if status != 200 or not waiting.isdigit():
+        return Look(status, cpu=cpu)
     _status, _headers, body = get(address, "/metrics", timeout)
-    return Look(status, int(running), " ".join(line for line in body.splitlines() if line.startswith(PROGRESS)))
+    counters = " ".join(line for line in body.splitlines() if line.startswith(PROGRESS))
+    return Look(status, int(waiting), counters, cpu)
 
 
 def get(address: str, path: str, timeout: float) -> tuple[int, dict[str, str], str]:
@@ -185,17 +216,38 @@ def remember(path: str, memory: Memory) -> None:
         say(f"cannot remember: {error}")
 
 
+def processes() -> dict[int, list[str]]:
+    """Return the processes that are seen from here: id -> the fields of its stat file from its state on."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        fields = text_of(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
+        if fields:
+            found[int(entry)] = fields
+    return found
+
+
+def processor_seconds(seen: dict[int, list[str]]) -> float:
+    """Return the processor seconds that process 1 and its descendants have used, with those that have ended; or -1.
+
+    This check is none of them: what is executed in a container beside its process 1 has no parent there.
+    """
+    children: dict[int, list[int]] = {}
+    for process, fields in seen.items():
+        children.setdefault(int(fields[1]), []).append(process)
+    family = [1] if 1 in seen else []
+    for process in family:
+        family.extend(children.get(process, ()))
+    # Of itself in user and kernel mode, and of the children that it waited for.
+    ticks = sum(int(ticks) for process in family for ticks in seen[process][11:15])
+    return ticks / os.sysconf("SC_CLK_TCK") if family else -1.0
+
+
 def server_processes() -> list[int]:
     """Return the children of the container's process 1; none when that is not Docker's own init."""
     program = text_of("/proc/1/cmdline").split("\0")[0]
     if os.path.basename(program) not in INITS:
         return []
-    found = []
-    for entry in os.listdir("/proc"):
-        fields = text_of(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
-        if len(fields) > 1 and fields[1] == "1":
-            found.append(int(entry))
-    return found
+    return [process for process, fields in processes().items() if fields[1] == "1"]
 
 
 def end(reason: str) -> None:
@@ -219,14 +271,16 @@ def main() -> int:
     parser.add_argument("address")
     parser.add_argument("--timeout", type=float, default=8.0)
     arguments = parser.parse_args()
-    folder, now = os.path.dirname(os.path.abspath(__file__)), time.time()
-    if door_closed(folder, now):
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if door_closed(folder, time.time()):
         say("draining")
         return 0
     limit = text_of(os.path.join(folder, "watchdog")).strip()
     memory = recall(STATE, started())
+    # Before the look, which may take seconds: then the processor time is taken.
+    now = time.monotonic()
     look = look_at(arguments.address, arguments.timeout)
-    reason = judge(look, memory, time.time(), float(limit or 0))
+    reason = judge(look, memory, now, float(limit or 0))
     remember(STATE, memory)
     say(memory.problem or "healthy")
     if reason:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.readiness import (
     watch_lines,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.server import (
-    COLLECTION,
-    LABEL_COLLECTION,
     NEXT,
     PREVIOUS,
     Spec,
     base_url,
     belongs_to,
+    filters_of,
     read_spec,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import parse_time, started_at
@@ -59,6 +59,11 @@ NO_CAUSE = ("unknown-failure", "stopped-from-outside")
 DEATH_S = 120.0
 # Docker keeps the count of a container's restarts for ever; what the log no longer holds is not looked for.
 EARLIER_LINES = 3000
+# What killed a server is in its last words. Among a busy server's last days Docker would hand over millions of lines to
+# look for them in.
+LAST_WORDS_S = 1800.0
+# Docker notes the time of a start a moment after it; it waits longer than that between two starts in a loop.
+START_S = 0.05
 BIRTH = re.compile(r"vLLM API server version|non-default args: ")
 
 
@@ -67,9 +72,7 @@ def server_states(
 ) -> list[dict[str, Any]]:
     """Return the state of each server whose name begins with C(prefix), see the module's RETURN."""
     with engine_errors("listing containers"):
-        found = client.containers.list(
-            all=True, filters={"label": f"{LABEL_COLLECTION}={COLLECTION}"}, ignore_removed=True
-        )
+        found = client.containers.list(all=True, filters=filters_of(prefix), ignore_removed=True)
     boxes = {str(box.name): box for box in found if belongs_to(prefix, str(box.name))}
     names = {name[: -len(PREVIOUS)] if name.endswith(PREVIOUS) else name for name in boxes if not name.endswith(NEXT)}
     states = []
@@ -95,7 +98,7 @@ def _in_order(name: str) -> tuple[str, int]:
 def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[str, Any]:
     spec = read_spec(box.labels)
     docker_state: dict[str, Any] = box.attrs["State"]
-    running = bool(docker_state.get("Running")) and not docker_state.get("Restarting")
+    running = _runs(docker_state)
     state: dict[str, Any] = {
         "name": name,
         "state": box.status,
@@ -116,6 +119,8 @@ def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[s
         "diagnosis": {},
         "last_death": {},
     }
+    if running and state["restarts"]:
+        state["last_death"] = last_death(box, name)
     if running and Control(os.path.join(config_dir, "control", name)).closed():
         state["phase"] = DRAINING
     elif state["http_status"] == 200:
@@ -123,9 +128,12 @@ def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[s
         _ask(state, environment_of(box).get("VLLM_API_KEY", ""))
     else:
         _tell_why_not(state, box, docker_state, log_lines)
-    if running and state["restarts"]:
-        state["last_death"] = last_death(box, name)
     return state
+
+
+def _runs(docker_state: dict[str, Any]) -> bool:
+    """Return whether a container runs; between two starts of a restart loop Docker says so of one that does not."""
+    return bool(docker_state.get("Running")) and not docker_state.get("Restarting")
 
 
 def last_death(box: Container, name: str) -> dict[str, Any]:
@@ -134,19 +142,36 @@ def last_death(box: Container, name: str) -> dict[str, Any]:
     The log of a container goes on over its restarts: what stands before the last start is the end of the life before.
     """
     began = started_at(box)
-    with engine_errors(f"reading the log of {box.name}"):
-        data = box.logs(timestamps=True, until=max(began - 0.001, 1.0), tail=EARLIER_LINES)
-    lines = [line.partition(" ") for line in data.decode("utf-8", "replace").splitlines()]
-    earlier = [(parse_time(stamp), text) for stamp, _space, text in lines if parse_time(stamp) < began]
-    if not earlier:
-        return {}
+    died = parse_time(box.attrs["State"].get("FinishedAt") or "")
+    died = died if 0 < died < began else 0.0
+    earlier = _lines_before(box, began, (died or began) - LAST_WORDS_S)
     # Of several lives only the last counts: it begins with one of the first lines that a server prints.
     births = [number for number, (_at, text) in enumerate(earlier) if BIRTH.search(text)]
     life = earlier[births[-1] :] if births else earlier
-    killed = memory_kill(str(box.id), life[-1][0] - DEATH_S)
+    died = died or (life[-1][0] if life else 0.0)
+    killed = memory_kill(str(box.id), died - DEATH_S) if died else ""
+    if not life and not killed:
+        return {}
     error = diagnose([text for _at, text in life], memory_kill=killed, what=f"The server {name} died")
-    at = datetime.fromtimestamp(life[-1][0], timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    at = datetime.fromtimestamp(died, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"at": at, **error.as_result()}
+
+
+def _lines_before(box: Container, end: float, since: float) -> list[tuple[float, str]]:
+    """Return the last lines of a container's log between two times, each with its own.
+
+    All of that time is read: asked for the tail as well, Docker takes the tail of the whole log and looks only there,
+    and a server with requests has printed more than that since.
+    """
+    kept: deque[tuple[float, str]] = deque(maxlen=EARLIER_LINES)
+    with engine_errors(f"reading the log of {box.name}"):
+        stream = box.logs(timestamps=True, since=max(since, 1.0), until=max(end, 1.0), stream=True, follow=False)
+        for raw in stream:
+            stamp, _space, text = raw.decode("utf-8", "replace").partition(" ")
+            at = parse_time(stamp)
+            if 0 < at < end:
+                kept.append((at, text.rstrip()))
+    return list(kept)
 
 
 def start_phases(box: Container) -> list[dict[str, Any]]:
@@ -154,7 +179,7 @@ def start_phases(box: Container) -> list[dict[str, Any]]:
     began = started_at(box)
     watch = StartWatch(began)
     with engine_errors(f"reading the log of {box.name}"):
-        stream = box.logs(timestamps=True, since=max(began - 0.5, 1.0), stream=True, follow=False)
+        stream = box.logs(timestamps=True, since=max(began - START_S, 1.0), stream=True, follow=False)
         for raw in itertools.islice(stream, START_LINES):
             stamp, _space, line = raw.decode("utf-8", "replace").partition(" ")
             watch.feed(parse_time(stamp), line.rstrip())
@@ -199,14 +224,17 @@ def _ask(state: dict[str, Any], api_key: str) -> None:
 
 def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str, Any], log_lines: int) -> None:
     """Tell the phase of a server that does not serve, and the cause if it died."""
-    lines = _log(box, log_lines)
+    running, began = _runs(docker_state), started_at(box)
+    # Of this life alone, or of the last one: what an earlier one died of may have been mended since.
+    lines = _log(box, log_lines, since=began)
     error = diagnose(
         lines,
-        exit_code=None if state["uptime_s"] else docker_state.get("ExitCode"),
-        out_of_memory=bool(docker_state.get("OOMKilled")),
-        memory_kill=memory_kill(str(box.id), parse_time(docker_state.get("FinishedAt") or "") - DEATH_S)
-        if not state["uptime_s"]
-        else "",
+        exit_code=state["exit_code"],
+        # Docker may leave that set when it starts a container again.
+        out_of_memory=bool(docker_state.get("OOMKilled")) and not (running and state["restarts"]),
+        memory_kill=memory_kill(
+            str(box.id), began if running else parse_time(docker_state.get("FinishedAt") or "") - DEATH_S
+        ),
         what=f"The server {state['name']} died"
         if state["http_status"] != 503
         else f"The engine of {state['name']} died",
@@ -215,8 +243,8 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
         state["phase"] = RESTARTING
     elif state["http_status"] == 503:
         state["phase"] = ENGINE_DEAD
-    elif state["uptime_s"]:
-        watch = watch_lines(_log(box, log_lines, since=started_at(box)))
+    elif running:
+        watch = watch_lines(lines)
         state["phase"], state["detail"] = watch.phase, watch.detail
         if watch.engine_ended:
             state["phase"], state["detail"] = ENGINE_DEAD, ""
@@ -225,8 +253,10 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
         if watch.phase == SERVING:
             # Its log says that it serves, or is about to, but it does not answer.
             state["phase"], state["detail"] = (NOT_ANSWERING if watch.detail else WARM_UP), ""
-        if not state["restarts"]:
-            return
+        if state["phase"] != NOT_ANSWERING:
+            # In a restart loop the life that has just begun cannot tell yet why.
+            state["diagnosis"] = {key: value for key, value in state["last_death"].items() if key != "at"}
+        return
     elif state["state"] == "created" or (state["exit_code"] in (0, 143) and error.name in NO_CAUSE):
         state["phase"] = STOPPED
         return
@@ -235,11 +265,10 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
     state["diagnosis"] = error.as_result()
 
 
-def _log(box: Container, tail: int, since: float = 0.0) -> list[str]:
-    """Return the last lines of a container's log, of those since a time if one is given."""
+def _log(box: Container, tail: int, since: float) -> list[str]:
+    """Return the last lines of a container's log, of those since a time."""
     with engine_errors(f"reading the log of {box.name}"):
-        # The engine's clock and ours may differ by the rounding of a time; a start prints nothing in its first second.
-        data = box.logs(tail=tail, since=max(since - 0.5, 1.0))
+        data = box.logs(tail=tail, since=max(since - START_S, 1.0))
     return data.decode("utf-8", "replace").splitlines()
 
 

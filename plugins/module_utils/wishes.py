@@ -16,7 +16,7 @@ from typing import Any, Callable
 from ansible_collections.gpufleet.vllm.plugins.module_utils import deadlines, versions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.profiles import PROFILES, Profile
-from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.secret_names import SHORTEST_SECRET, hideable, is_secret
 
 PREFIXES = ("vllm_", "nvidia_container_toolkit_")
 # Variables that the collection sets itself.
@@ -87,6 +87,7 @@ class Wishes:
     has_api_key: bool = False
     allow_unauthenticated: bool = False
     has_hf_token: bool = False
+    has_secret_environment: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     extra_config: dict[str, Any] = field(default_factory=dict)
     gpus: tuple[dict[str, Any], ...] = ()
@@ -355,6 +356,23 @@ def _environment(value: Any) -> dict[str, str]:
     return result
 
 
+def _secret_environment(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a dictionary of names and values")
+    for key, content in value.items():
+        # The roles lay these two over it, empty ones too.
+        if key in VARIABLES_WITH_SECRETS:
+            raise ValueError(f"{key} has its own variable: set {VARIABLES_WITH_SECRETS[key]} instead")
+        text = "" if content is None else str(content)
+        if text and not hideable(text):
+            raise ValueError(
+                f"the value of {key} would be hidden wherever it occurs in what the plays show, as in numbers, for it"
+                f" is shorter than {SHORTEST_SECRET} characters or a word such as true; a secret must be longer, and"
+                " what is none belongs into vllm_environment"
+            )
+    return bool(value)
+
+
 def _extra_config(value: Any) -> dict[str, Any]:
     """Read options of `vllm serve` in the form that its --config file passes on unharmed."""
     if not isinstance(value, Mapping):
@@ -475,6 +493,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "has_api_key": ("vllm_api_key", _given),
     "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
     "has_hf_token": ("vllm_hf_token", _given),
+    "has_secret_environment": ("vllm_secret_environment", _secret_environment),
     "environment": ("vllm_environment", _environment),
     "extra_config": ("vllm_extra_config", _extra_config),
     "gpus": ("vllm_gpus", _gpus),
@@ -518,7 +537,7 @@ def _contradictions(given: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port"
         )
-    tagged = versions.parse(wishes.image_tag or "")
+    tagged = versions.of_tag(wishes.image_tag or "", wishes.image)
     if wishes.version and tagged and tagged != wishes.version:
         problems.append(
             f"vllm_version: {versions.as_text(wishes.version)} contradicts vllm_image_tag: {wishes.image_tag}; leave"

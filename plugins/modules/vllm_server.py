@@ -289,8 +289,12 @@ options:
   watchdog_timeout:
     description:
       - Seconds for which a server that was healthy may hang, before its health check ends it and Docker's restart
-        policy starts it again. It hangs when C(/health) does not answer, or when there are requests and the engine does
-        not do a single step. A server that says itself that its engine is dead is ended after half a minute.
+        policy starts it again. It hangs when C(/health) does not answer, or when requests wait for it and the engine
+        does not do a single step. A client that sends half a request or stops reading its answer, and a websocket, wait
+        for nothing.
+      - Such a server whose processes work all the while, as when a first request has kernels compiled, gets three times
+        as long, for engines that spin where they hang.
+      - A server that says itself that its engine is dead is ended after half a minute.
       - A server that is starting is never ended so. 0 ends none; so does O(restart_policy=no). Set it to 0 for servers
         that are paused or put to sleep while they have requests.
     type: int

@@ -27,7 +27,7 @@ options:
   log_lines:
     description:
       - Number of lines from the end of the log of a server that does not serve, to tell its phase or the cause of its
-        death from.
+        death from. Those that it printed before it was last started do not count.
     type: int
     default: 5000
   starts:
@@ -141,8 +141,8 @@ servers:
       sample: {"name": "out-of-memory-kill", "evidence": "OOMKilled: true"}
     last_death:
       description:
-        - Why Docker last started the container again, from the end of the log before, as an error with name, message,
-          evidence and remedy and the time C(at); empty when it was never restarted, or the log is lost.
+        - Why Docker last started the container again, from the half hour of the log before it ended, as an error with
+          name, message, evidence and remedy and the time C(at); empty when it was never restarted, or the log is lost.
       type: dict
       sample: {"at": "2026-11-22T14:03:05Z", "name": "ended-by-watchdog", "evidence": "gpufleet-watchdog: ..."}
     start:

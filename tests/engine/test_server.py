@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -698,11 +699,63 @@ def test_a_server_that_hangs_is_ended_by_its_health_check_and_started_again(
     assert container.attrs["RestartCount"] == 1
     while answer(fleet) != 200 and time.monotonic() < deadline:
         time.sleep(0.2)
+    # What a busy server prints must not hide it.
+    said = container.exec_run(["python3", "-c", "open('/proc/1/fd/1', 'w').write('asked\\n' * 4000)"])
+    assert said.exit_code == 0, said.output
     (told,) = fleet.info()["servers"]
     assert (told["phase"], told["restarts"], told["last_death"]["name"]) == ("serving", 1, "ended-by-watchdog")
     assert "/health does not answer" in told["last_death"]["evidence"]
     assert "restarted 1 times, last at 20" in told["summary"]
     assert fleet.run(fleet.replica(), watchdog_timeout=2)["changed"] is False
+
+
+def test_requests_that_hang_end_a_server_only_where_the_engine_is_to_blame(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine of the first does nothing, that of the second spins, of the third only a client hangs."""
+    monkeypatch.setitem(server.HEALTH, "interval_s", 1)
+    limit = 4
+    fleet.run(
+        fleet.replica(0, environment={"STAND_IN_SLOW": "600"}),
+        fleet.replica(1, environment={"STAND_IN_SPINS": "1"}),
+        fleet.replica(2),
+        watchdog_timeout=limit,
+    )
+    boxes = [fleet.engine.containers.get(name) for name in fleet.names()]
+    for number in (0, 1):
+        threading.Thread(target=ask_in_vain, args=(fleet.ports[number],), daemon=True).start()
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", fleet.ports[2])) as half:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert restarts_within(boxes[0], 60)
+        boxes[1].reload()
+        assert boxes[1].attrs["RestartCount"] == 0 or time.monotonic() - began > 3 * limit
+        assert restarts_within(boxes[1], 60)
+        assert time.monotonic() - began >= 3 * limit
+        told = requests.get(f"http://127.0.0.1:{fleet.ports[2]}/health", timeout=5).headers
+        assert (told["x-gpufleet-running"], told["x-gpufleet-waiting"]) == ("1", "0")
+        assert not restarts_within(boxes[2], 3)
+    deaths = [seen["last_death"] for seen in fleet.info()["servers"]]
+    assert [death.get("name") for death in deaths] == ["ended-by-watchdog", "ended-by-watchdog", None]
+    assert "requests are waiting and its engine does nothing" in deaths[0]["evidence"]
+    assert ["busy" in death.get("evidence", "") for death in deaths] == [False, True, False]
+
+
+def ask_in_vain(port: int) -> None:
+    """Ask for a completion that is never made."""
+    body = {"model": "stand-in", "prompt": "San Francisco is a", "max_tokens": 2}
+    with contextlib.suppress(requests.exceptions.RequestException):
+        requests.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=120)
+
+
+def restarts_within(container: Container, seconds: float) -> bool:
+    """Return whether Docker has started a container again, at the latest after that time."""
+    deadline = time.monotonic() + seconds
+    container.reload()
+    while container.attrs["RestartCount"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        container.reload()
+    return bool(container.attrs["RestartCount"])
 
 
 def test_a_container_of_someone_else_is_not_touched(fleet: Fleet) -> None:

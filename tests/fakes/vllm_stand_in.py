@@ -16,10 +16,12 @@ What cannot be told from a configuration is asked for by environment variables:
 
 - C(STAND_IN_DELAY): seconds between two lines;
 - C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT), or, with
-  C(never), lives on as vLLM's API server may do;
+  C(never), lives on as vLLM's API server may do, or, with C(serve), serves;
+- C(STAND_IN_WRITES): a file that it writes after that log, as vLLM keeps what it compiled;
 - C(STAND_IN_SILENT): print a line and hang for ever;
-- C(STAND_IN_SICK): answer 503 at /health;
+- C(STAND_IN_SICK): the status to answer at /health; 1 is 503;
 - C(STAND_IN_SLOW): seconds that a completion of more than one token takes;
+- C(STAND_IN_SPINS): never get done with one, and use a processor all the while;
 - C(STAND_IN_LOAD): requests running, waiting and share of the KV cache to tell at /metrics instead of the true ones;
 - C(STAND_IN_NO_PARSER): fail to make the parser, or, with C(hang), never get done with it.
 """
@@ -160,7 +162,8 @@ class Application:
     def answer(self, scope: Any, body: Any) -> tuple[int, str, bytes]:
         path, json_type = scope["path"], "application/json"
         if path == "/health":
-            return (503 if os.environ.get("STAND_IN_SICK") else 200), json_type, b"{}"
+            status = int(os.environ.get("STAND_IN_SICK") or 200)
+            return (503 if status == 1 else status), json_type, b"{}"
         if path == "/metrics":
             return 200, "text/plain", self.metrics().encode()
         if path == "/version":
@@ -188,6 +191,8 @@ class Application:
         self.running += 1
         if count > 1:
             time.sleep(float(os.environ.get("STAND_IN_SLOW", "0")))
+            while os.environ.get("STAND_IN_SPINS"):
+                sum(range(10_000))
         self.steps += count
         self.running -= 1
         choice = {"index": 0, "text": " city", "finish_reason": "length"}
@@ -201,11 +206,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     application: Any = Application()
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
         scope = {"type": "http", "method": self.command, "path": self.path, "headers": headers}
+        left = int(self.headers.get("Content-Length", 0))
 
         async def receive() -> Any:
+            nonlocal left
+            body, left = self.rfile.read(left), 0
             return {"type": "http.request", "body": body}
 
         async def send(message: Any) -> None:
@@ -218,6 +225,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
 
         asyncio.run(type(self).application(scope, receive, send))
+        self.rfile.read(left)  # of a request that was turned away: what is not read when it is closed resets it
 
     do_POST = do_GET
 
@@ -231,8 +239,14 @@ def main() -> None:
     if os.environ.get("STAND_IN_LOG"):
         with open(os.environ["STAND_IN_LOG"], encoding="utf-8") as stream:
             say(stream.read())
+        if os.environ.get("STAND_IN_WRITES"):
+            os.makedirs(os.path.dirname(os.environ["STAND_IN_WRITES"]), exist_ok=True)
+            with open(os.environ["STAND_IN_WRITES"], "wb") as written:
+                written.write(bytes(1024 * 1024))
         if os.environ.get("STAND_IN_EXIT") == "never":
             threading.Event().wait()
+        if os.environ.get("STAND_IN_EXIT") == "serve":
+            serve(argument, config)
         sys.exit(int(os.environ.get("STAND_IN_EXIT", "1")))
     if os.environ.get("STAND_IN_SILENT"):
         say("(APIServer pid=1) INFO 11-22 07:24:24 [api_utils.py:345] vLLM API server version 0.12.0")
@@ -248,6 +262,11 @@ def main() -> None:
             say(WRAPPER)
             sys.exit(1)
         say(line)
+    serve(argument, config)
+
+
+def serve(argument: str, config: dict[str, str]) -> None:
+    """Answer requests for ever."""
     Application.model = config.get("served-model-name", argument)
     for middleware in (sys.argv[at + 1] for at, given in enumerate(sys.argv) if given == "--middleware"):
         module, _dot, name = middleware.rpartition(".")

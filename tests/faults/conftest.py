@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import docker_host, engine
 from ansible_collections.gpufleet.vllm.tests.faults.provocations import PROVOCATIONS
-from ansible_collections.gpufleet.vllm.tests.faults.state import Outcome
+from ansible_collections.gpufleet.vllm.tests.faults.state import Outcome, Results
 from ansible_collections.gpufleet.vllm.tests.faults.table import OWN, Fault
 from ansible_collections.gpufleet.vllm.tests.faults.world import MODEL, SHARED, Play, Site, World, end_plays
 from ansible_collections.gpufleet.vllm.tests.load.client import Load, Options
@@ -97,11 +97,17 @@ def own_plays(world: World, request: pytest.FixtureRequest) -> Iterator[dict[str
 
 
 @pytest.fixture(scope="session")
-def measured() -> Iterator[dict[str, dict[str, object]]]:
-    """What was measured by fault; printed at the end, and kept where GPUFLEET_FAULTS_RESULTS says."""
-    results: dict[str, dict[str, object]] = {}
+def results() -> Iterator[Results]:
+    """Which faults passed, and what was measured; printed at the end, and kept where GPUFLEET_FAULTS_RESULTS says."""
+    results = Results()
     yield results
-    text = json.dumps({"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "faults": results}, indent=2)
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "passed": sorted(results.passed),
+        "faults": results.measured,
+    }
+    text = json.dumps(document, indent=2)
     print(f"\n{text}")
     if os.environ.get("GPUFLEET_FAULTS_RESULTS"):
         Path(os.environ["GPUFLEET_FAULTS_RESULTS"]).write_text(text + "\n", encoding="utf-8")

@@ -19,6 +19,19 @@ class Outcome:
     left: list[str]
 
 
+@dataclasses.dataclass
+class Results:
+    """What a run of the tests came to.
+
+    Attributes:
+        passed: names of the faults whose test passed.
+        measured: figures of those that stop the server, by their names.
+    """
+
+    passed: list[str] = dataclasses.field(default_factory=list)
+    measured: dict[str, dict[str, object]] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class State:
     """What the serving deployment is like.

@@ -30,6 +30,7 @@ STATES = {
 }
 
 DUMMY = {"load-format": "dummy"}
+BACK = "was put back and answers again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Fault:
         how: the function of provocations.py that provokes it.
         wishes: variables of the deployment.
         replayed: the server is a stand-in that prints what vLLM prints and exits as vLLM does: the fault needs a GPU.
+        proof: a part of the error's evidence, word for word, that tells this fault from others of its name.
+        phase: the phase of the start in which it failed; empty where that does not matter.
+        or_else: another C(error) with its C(says) that the user may see instead, as chance will have it.
         stops: whether the serving server is stopped by it, so that the requests refused and lost are measured.
     """
 
@@ -58,6 +62,13 @@ class Fault:
     how: str = "deploy"
     wishes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     replayed: bool = False
+    proof: str = ""
+    phase: str = ""
+    or_else: tuple[str, str] = ("", "")
+
+    def told(self) -> list[tuple[str, str]]:
+        """Return what the user may see: the name of the error, and a part of the text."""
+        return [(self.error, self.says), *([self.or_else] if any(self.or_else) else [])]
 
     @property
     def stops(self) -> bool:
@@ -113,6 +124,16 @@ FAULTS: tuple[Fault, ...] = (
         wishes={"vllm_model": "/nowhere/at/all"},
     ),
     Fault(
+        "new-weights-corrupt",
+        "A file of the new model's weights was cut short while it was copied",
+        "weights-corrupt",
+        "model.safetensors has ",
+        UNTOUCHED,
+        SERVING,
+        how="truncate_weights",
+        wishes={"vllm_extra_config": {}},
+    ),
+    Fault(
         "image-gone",
         "The image was removed from the host, and it is not to be pulled",
         "image-missing",
@@ -139,7 +160,7 @@ FAULTS: tuple[Fault, ...] = (
         "log-rotated-away",
         "The server's log was cut to nothing on the host, as logrotate's ``copytruncate`` does",
         "",
-        "serving",
+        "1 of 1 replicas serving",
         UNTOUCHED,
         SERVING,
         how="truncate_log",
@@ -180,19 +201,24 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "permission-denied",
-        "The image's user may not write to the cache",
+        "The image's user may not write to the cache in ``vllm_hf_home``, where the model's own code is to be copied",
         "permission-denied",
         "The server may not read or write one of its files.",
         NOTHING,
         how="use_image_of_another_user",
+        wishes={"vllm_extra_config": {**DUMMY, "trust-remote-code": True}},
+        proof="Permission denied: '/root/.cache",
     ),
     Fault(
         "engine-killed-while-loading",
-        "The engine's process is killed while it loads the model",
+        "The engine's process is killed while the model is loaded",
         "killed",
         "The server was killed (SIGKILL)",
         NOTHING,
         how="kill_loading_engine",
+        phase="weights",
+        # vLLM may look before the process that has ended can be asked what ended it.
+        or_else=("process-killed", "One of the server's processes was ended from outside"),
     ),
     Fault(
         "out-of-memory",
@@ -213,11 +239,13 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "health-never-good",
-        "``/health`` does not turn good within ``vllm_ready_timeout``",
+        "The server is up, but ``/health`` does not turn good within ``vllm_ready_timeout``: a stand-in answers 500",
         "not-ready-in-time",
-        "was not ready within 4 s (vllm_ready_timeout)",
+        "was not ready within 30 s (vllm_ready_timeout); it was in the phase 'serving', at started",
         NOTHING,
-        wishes={"vllm_ready_timeout": 4},
+        how="answer_badly",
+        wishes={"vllm_ready_timeout": 30},
+        phase="serving",
     ),
     # What needs a GPU to happen.
     Fault(
@@ -302,14 +330,79 @@ FAULTS: tuple[Fault, ...] = (
         "new-version-fails",
         "The new version's image cannot start: its libraries do not belong together",
         "library-mismatch",
-        "was put back and answers again.",
+        BACK,
         PUT_BACK,
         SERVING,
         how="use_broken_image",
     ),
     Fault(
+        "new-server-out-of-memory",
+        "The kernel kills the new server because its container reached the memory limit",
+        "out-of-memory-kill",
+        BACK,
+        PUT_BACK,
+        SERVING,
+        how="limit_memory",
+        wishes={"vllm_max_num_seqs": 5},
+    ),
+    Fault(
+        "new-weights-cut-later",
+        "A file of the new model's weights is cut short after it was checked, before the new server reads it",
+        "weights-corrupt",
+        BACK,
+        PUT_BACK,
+        SERVING,
+        how="truncate_weights_later",
+        wishes={"vllm_extra_config": {}},
+        phase="weights",
+    ),
+    Fault(
+        "new-server-no-kv-cache",
+        "Weights and activations of the new server leave no memory for the KV cache (replayed)",
+        "no-memory-for-kv-cache",
+        BACK,
+        PUT_BACK,
+        SERVING,
+        how="replay_message",
+        wishes={"message": "No available memory for the cache blocks"},
+        replayed=True,
+    ),
+    Fault(
+        "cache-disk-full",
+        "The new server cannot keep what it compiled: the disk of ``vllm_cache_dir`` is full (replayed)",
+        "disk-full",
+        BACK,
+        PUT_BACK,
+        SERVING,
+        how="fill_cache",
+        wishes={"recording": "start-cold-triton-moe.log"},
+        replayed=True,
+        proof="OSError: [Errno 28] No space left on device",
+    ),
+    Fault(
+        "play-killed-early",
+        "The play and its module on the host are killed before the old server is stopped, while the configuration is"
+        " checked",
+        "",
+        "",
+        FINISHED,
+        SERVING,
+        how="kill_play_that_checks",
+        wishes={"vllm_max_num_seqs": 7},
+    ),
+    Fault(
+        "play-killed-while-draining",
+        "The play and its module are killed while the old server finishes its requests and turns new ones away",
+        "",
+        "takes requests again: its drain was interrupted",
+        FINISHED,
+        SERVING,
+        how="kill_play_that_drains",
+        wishes={"vllm_max_num_seqs": 5},
+    ),
+    Fault(
         "play-killed",
-        "The play and its module on the host are killed during a replacement",
+        "The play and its module are killed while the new server starts",
         "",
         "",
         FINISHED,

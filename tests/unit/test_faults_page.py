@@ -60,6 +60,29 @@ def test_the_published_figures_are_of_faults_that_stop_the_server() -> None:
         assert "Requests meanwhile" not in faults_page.page()
         return
     measured = json.loads(faults_page.MEASURED.read_text(encoding="utf-8"))["faults"]
-    assert set(measured) == {fault.name for fault in FAULTS if fault.stops}
+    stopping = {fault.name for fault in FAULTS if fault.stops}
+    assert set(measured) <= stopping
     for figures in measured.values():
         assert figures["sent"] == figures["answered"] + figures["refused"] + figures["lost"]
+    rows = faults_page.measured_text()
+    assert all(f"``{name}``\n     - not measured yet" in rows for name in stopping - set(measured))
+
+
+def test_the_page_admits_which_rows_have_not_passed_yet() -> None:
+    if not faults_page.MEASURED.exists():
+        assert faults_page.note() == faults_page.UNMEASURED
+        return
+    passed = set(json.loads(faults_page.MEASURED.read_text(encoding="utf-8"))["passed"])
+    assert passed <= {fault.name for fault in FAULTS}
+    told = set(re.findall(r"``([\w-]+)``", faults_page.note()))
+    assert told == {fault.name for fault in FAULTS} - passed
+
+
+def test_every_row_of_a_group_stands_in_that_group_alone() -> None:
+    for fault in FAULTS:
+        assert sum(bool(belongs(fault)) for _title, _text, belongs in faults_page.GROUPS) == 1, fault.name
+
+
+def test_what_a_fault_says_is_no_part_of_every_plays_text() -> None:
+    """The names of deployments are in it, such as gpufleet-faults-17-serving-0."""
+    assert all(fault.says not in f"gpufleet-faults-17-{fault.on}-0" for fault in FAULTS if fault.says)

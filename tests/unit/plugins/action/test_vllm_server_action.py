@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible.module_utils.common.parameters import remove_values
+
 from ansible_collections.gpufleet.vllm.plugins.action.vllm_server import summary
 
 
@@ -48,3 +50,16 @@ def test_what_became_of_requests_is_told_whether_it_failed_or_not() -> None:
     assert summary({"drains": {"vllm-0": idle}}) == ["vllm-0: had no requests when it was stopped"]
     silent = {**idle, "answered": False}
     assert summary({"drains": {"vllm-0": silent}}) == ["vllm-0: did not tell of its requests before it was stopped"]
+
+
+def test_numbers_in_which_a_secret_occurs_do_not_spoil_a_success() -> None:
+    """Ansible's own masking, of a secret that is one digit."""
+    drain = {"waited_s": 11.2, "running_at_start": 15, "finished": 14, "aborted": 0, "refused": 3, "turned_away": True}
+    drain["answered"] = True
+    done = replica(action="replaced", why=["config.max-num-seqs: 16 -> 4"], ready_s=61.4)
+    result = remove_values({"replicas": [done], "drains": {"vllm-0": drain}}, {"1"})
+    assert summary(result) == [
+        "vllm-0: replaced (config.max-num-seqs: ********6 -> 4), ready after (hidden)",
+        "vllm-0: had (hidden) requests when it was to be stopped: (hidden) finished within (hidden), 0 aborted, 3 new"
+        " ones turned away",
+    ]

@@ -48,6 +48,18 @@ def test_the_kill_of_a_container_is_found_since_its_start(tmp_path: Path, uptime
     assert memory_kill(BOX, time.time() - 60, log, uptime) == ""
 
 
+@pytest.mark.parametrize("group", ["/docker/{}", "/system.slice/docker-{}.scope"])
+def test_only_the_container_of_the_killed_process_was_killed(group: str, tmp_path: Path, uptime: str) -> None:
+    """When the host is short of memory, whoever asks for some has the kernel kill a process of somebody else."""
+    line = (
+        f"4,1201,300000000,-;oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset={BOX},mems_allowed=0,"
+        f"global_oom,task_memcg={group.format(OTHER)},task=python3,pid=3580,uid=0\n"
+    )
+    log = log_of(tmp_path, line)
+    assert memory_kill(BOX, 0.0, log, uptime) == ""
+    assert "global_oom" in memory_kill(OTHER, 0.0, log, uptime)
+
+
 @pytest.mark.parametrize("log", ["/nowhere/kmsg", "/dev/null"])
 def test_a_log_that_says_nothing_is_no_error(log: str, uptime: str) -> None:
     assert memory_kill(BOX, 0.0, log, uptime) == ""

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.server_health import
     Memory,
     judge,
     look_at,
+    processor_seconds,
     recall,
     remember,
 )
@@ -61,6 +66,70 @@ def test_requests_without_a_step_of_the_engine_end_the_server() -> None:
     assert looks(Look(200, 0, "steps 5"), Look(200, 2, "steps 5")) == (STUCK, 315.0)
 
 
+def working(look: Look, share: float, number: int) -> list[Look]:
+    """Return looks at a server whose processes use that share of a processor."""
+    return [dataclasses.replace(look, cpu=10.0 + share * 15.0 * count) for count in range(number)]
+
+
+def test_a_server_at_work_without_a_step_gets_three_times_as_long() -> None:
+    """As when a first request compiles kernels for eight minutes; an engine may also spin where it hangs."""
+    asked, silent = Look(200, 2, "steps 5"), Look(0)
+    healthy = Look(200, 0, "steps 5", cpu=10.0)
+    # What the idle API server uses for this very check is no work.
+    for look, problem in ((asked, STUCK), (silent, SILENT)):
+        assert looks(healthy, *working(look, 0.01, 100)) == (problem, 315.0)
+        assert looks(healthy, *working(look, 1.8, 100)) == (problem, 915.0)
+    # It compiles for eight minutes and answers.
+    assert looks(healthy, *working(asked, 1.8, 32), dataclasses.replace(healthy, counters="steps 6")) == ("", 0.0)
+
+
+def test_a_server_that_has_worked_and_then_hangs_is_ended_after_the_limit() -> None:
+    asked = Look(200, 2, "steps 5")
+    busy = working(asked, 1.8, 10)
+    assert looks(asked, *busy, dataclasses.replace(asked, cpu=busy[-1].cpu)) == (STUCK, 10 * 15.0 + LIMIT)
+
+
+def test_processes_that_end_are_work() -> None:
+    asked = Look(200, 2, "steps 5", cpu=10.0)
+    ending = [dataclasses.replace(asked, cpu=100.0 - number) for number in range(100)]
+    assert looks(asked, *ending)[1] == 3 * LIMIT + 15.0
+
+
+def test_a_busy_server_whose_engine_is_dead_is_ended_as_soon_as_any() -> None:
+    assert looks(Look(200, 0, "steps 5"), *working(Look(503), 1.8, 100)) == (DEAD, 45.0)
+
+
+def test_the_reason_tells_of_work() -> None:
+    memory, asked = Memory("1"), Look(200, 2, "steps 5")
+    said = [judge(look, memory, number * 15.0, LIMIT) for number, look in enumerate(working(asked, 1.8, 62))]
+    assert said[-1] == f"{STUCK}, for 900 s, though its processes are busy"
+
+
+def test_only_process_1_and_its_descendants_count_with_the_children_that_ended() -> None:
+    """A check that is executed in the container has no parent there; it must not take itself for work."""
+
+    def fields(parent: int, *ticks: int) -> list[str]:
+        return ["S", str(parent), *["0"] * 9, *map(str, ticks), "20"]
+
+    seen = {
+        1: fields(0, 1, 2, 30, 40),
+        7: fields(1, 100, 200, 1000, 2000),
+        9: fields(7, 5, 5, 0, 0),
+        300: fields(0, 7000, 0, 0, 0),
+        301: fields(300, 7000, 0, 0, 0),
+    }
+    assert processor_seconds(seen) == pytest.approx((73 + 3300 + 10) / os.sysconf("SC_CLK_TCK"))
+    assert processor_seconds({}) == -1.0
+
+
+def test_processor_time_is_read_from_proc() -> None:
+    """Of this machine: the work of a process that ended stays counted with the one that waited for it."""
+    before = server_health.processes()[os.getpid()]
+    subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
+    after = server_health.processes()[os.getpid()]
+    assert int(after[13]) > int(before[13])
+
+
 def test_idle_time_does_not_count_as_hanging() -> None:
     idle, asked = Look(200, 0, "steps 5"), Look(200, 1, "steps 5")
     assert looks(*[idle, asked] * 400, idle) == ("", 0.0)
@@ -77,8 +146,9 @@ def test_zero_never_ends_a_server() -> None:
 
 def test_memories_of_another_start_are_void(tmp_path: Path) -> None:
     path = str(tmp_path / "state")
-    remember(path, Memory("100", healthy=True, problem=SILENT, since=5.0))
-    assert recall(path, "100").healthy
+    known = Memory("100", healthy=True, problem=SILENT, since=5.0, idle_since=7.5, counters="x 1", cpu=2.25, at=9.0)
+    remember(path, known)
+    assert recall(path, "100") == known
     assert recall(path, "200") == Memory("200")
     (tmp_path / "state").write_text('{"other": 1}')
     assert recall(path, "100") == Memory("100")
@@ -97,7 +167,8 @@ def server() -> Iterator[str]:
         def do_GET(self) -> None:
             body = b'# HELP x\nvllm:iteration_tokens_total_count{engine="0"} 7\nvllm:other 3\n'
             self.send_response(200)
-            self.send_header("X-Gpufleet-Running", "3")
+            self.send_header("X-Gpufleet-Running", "9")
+            self.send_header("X-Gpufleet-Waiting", "3")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -112,5 +183,7 @@ def server() -> Iterator[str]:
 
 
 def test_a_look_reads_requests_and_counters(server: str) -> None:
-    assert look_at(server, 5.0) == Look(200, 3, 'vllm:iteration_tokens_total_count{engine="0"} 7')
-    assert look_at("127.0.0.1:1", 1.0) == Look(0)
+    seen, silent = look_at(server, 5.0), look_at("127.0.0.1:1", 1.0)
+    assert (seen.status, seen.waiting, seen.counters) == (200, 3, 'vllm:iteration_tokens_total_count{engine="0"} 7')
+    assert (silent.status, silent.waiting, silent.counters) == (0, -1, "")
+    assert 0 < seen.cpu <= silent.cpu

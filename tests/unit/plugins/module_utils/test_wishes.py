@@ -43,6 +43,8 @@ def problems(variables: dict[str, Any], known: set[str] | None = None) -> list[s
         ("vllm_model", "/srv/model/", "model", "/srv/model"),
         ("vllm_api_key", "secret", "has_api_key", True),
         ("vllm_hf_token", "", "has_hf_token", False),
+        ("vllm_secret_environment", {}, "has_secret_environment", False),
+        ("vllm_secret_environment", {"MY_TOKEN": "abcd", "UNSET": ""}, "has_secret_environment", True),
         ("vllm_gpu_selection", [0, "GPU-1"], "gpu_selection", (0, "GPU-1")),
         ("vllm_environment", {"A": 1, "B": True}, "environment", {"A": "1", "B": "1"}),
         ("vllm_extra_config", {"max_logprobs": 5}, "extra_config", {"max-logprobs": 5}),
@@ -84,6 +86,12 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_gpu_selection", [], "the list is empty"),
         ("vllm_gpu_selection", [1, "1"], "named twice"),
         ("vllm_environment", ["A=1"], "dictionary"),
+        ("vllm_secret_environment", ["A=1"], "dictionary"),
+        ("vllm_secret_environment", {"A_FLAG": 1}, "the value of A_FLAG would be hidden wherever it occurs"),
+        ("vllm_secret_environment", {"A_FLAG": True}, "belongs into vllm_environment"),
+        ("vllm_secret_environment", {"VLLM_API_KEY": "sesame"}, "VLLM_API_KEY has its own variable: set vllm_api_key"),
+        ("vllm_secret_environment", {"HF_TOKEN": "sesame"}, "HF_TOKEN has its own variable: set vllm_hf_token"),
+        ("vllm_secret_environment", {"HUGGING_FACE_HUB_TOKEN": "sesame"}, "set vllm_hf_token instead"),
         ("vllm_environment", {"HF_TOKEN": "x"}, "vllm_hf_token"),
         ("vllm_environment", {"VLLM_API_KEY": "x"}, "vllm_api_key"),
         ("vllm_environment", {"A-B": "x"}, "A-B is not a name"),
@@ -164,6 +172,18 @@ def test_a_secret_is_never_shown() -> None:
     (problem,) = problems({"vllm_api_key": ["sesame"]})
     assert "sesame" not in problem
     assert "(hidden)" in problem
+
+
+def test_a_value_of_the_secret_environment_is_never_shown() -> None:
+    (problem,) = problems({"vllm_secret_environment": {"LONG": "sesame", "SHORT": "xyz"}})
+    assert "SHORT" in problem
+    assert "sesame" not in problem
+    assert "xyz" not in problem
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DISABLE_IMPLICIT_TOKEN", "TOKENIZERS_PARALLELISM"])
+def test_a_switch_whose_name_only_looks_like_a_secret_is_taken(name: str) -> None:
+    assert wishes.read({"vllm_environment": {name: 1}}).environment == {name: "1"}
 
 
 def test_the_defaults_are_valid() -> None:
