@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import planner
+from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
@@ -36,13 +36,15 @@ class ActionModule(ControllerAction):
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Return the plan, or fail with every problem there is."""
         wished = read_wishes(self._templar, variables, arguments["wishes"], KNOWN_VARIABLES)
+        warnings = wishes.near_misses(variables, KNOWN_VARIABLES)
+        told = {"warnings": warnings} if warnings else {}
         if arguments["validate_only"]:
-            return {"msg": "The vllm_* variables are valid."}
+            return {"msg": "The vllm_* variables are valid.", **told}
         host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
         plan = planner.plan({**host, **arguments["host"]}, wished)
         check_host(plan, arguments["host_info"])
         written = self._written(plan, arguments["plan_dir"], variables)
-        return {"plan": plan, "summary": planner.summary(plan), **written}
+        return {"plan": plan, "summary": planner.summary(plan), **written, **told}
 
     def _written(self, plan: dict[str, Any], folder: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Write the plan below C(folder) on the controller, if one is given, and return what changed."""

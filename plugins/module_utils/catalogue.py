@@ -34,8 +34,9 @@ class Shape:
         weights_gib: weights of all cards together, in GiB as the engine reports them.
         weights_source: where that number comes from.
         dtype_bytes: bytes of one unquantised weight.
-        precision: C(fp8), C(fp4), C(bf16) or C(fp32).
+        precision: C(fp8), C(fp4) (NVFP4), C(mxfp4), C(4-bit), C(8-bit), C(bf16) or C(fp32).
         vision: whether a vision tower comes with it.
+        static_fp8: whether it is FP8 with one scale a tensor, fixed for activations too, as in NVIDIA's repositories.
     """
 
     model_type: str
@@ -55,6 +56,7 @@ class Shape:
     latent: int = 0
     dtype_bytes: int = 2
     vision: bool = False
+    static_fp8: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Model:
     def shape_for(self, precision: str) -> Shape:
         """Return the model's numbers for weights of C(precision)."""
         gib, source = self.weights[precision]
-        return replace(self.shape, weights_gib=gib, weights_source=source, precision=precision)
+        return replace(
+            self.shape, weights_gib=gib, weights_source=source, precision=precision, static_fp8=precision == "fp8"
+        )
 
 
 # Vision tower and projector of Scout: 0.87 billion parameters in 16 bits, in every precision.

@@ -43,6 +43,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.drain import Drain, 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.history import History, fingerprint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import port_in_use
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import nvidia_minors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import nvidia_minors, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.ports import bind_problem, listener
 from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
@@ -96,6 +97,28 @@ if TYPE_CHECKING:
 HEALTH_TIMEOUT_S = 5.0
 ENGINE_AWAY_S = 300.0  # for so long an engine that does not answer is waited for before old servers are put back
 HTTP_CONFLICT = 409
+NETWORK_FILESYSTEMS = (
+    "nfs",
+    "cifs",
+    "smb",
+    "lustre",
+    "ceph",
+    "gpfs",
+    "glusterfs",
+    "beegfs",
+    "wekafs",
+    "afs",
+    "ocfs2",
+    "gfs2",
+    "panfs",
+    "fuse.ceph",
+    "fuse.gcsfuse",
+    "fuse.glusterfs",
+    "fuse.juicefs",
+    "fuse.mount-s3",
+    "fuse.s3fs",
+    "fuse.sshfs",
+)
 VARIABLE = "vllm_config_dir"  # moves what is written here elsewhere
 # Between asking a server without requests to stop and killing it; one that still has some gets the shorter time.
 STOP_S, ABORT_S = 30, 5
@@ -293,7 +316,8 @@ class Deployment:
         bases = sorted({_base(name) for name in found} | (wanted or self._with_files()))
         files = [path for name in bases for path in self._files_of(name)]
         caches = [path for path in (self._settings.hf_home, self._settings.cache_dir) if purge_caches]
-        caches = [check_removable(path) for path in caches if os.path.isdir(path)]
+        others = self._others_folders() if caches else {}
+        caches = [check_removable(path, others) for path in caches if os.path.isdir(path)]
         history = self._history.paths() if not wanted else []
         if not self._settings.check:
             config_check.remove_left(self._client, self._settings.prefix)
@@ -351,6 +375,18 @@ class Deployment:
             found = self._client.containers.list(all=True, filters=filters, ignore_removed=True)
         named = ((str(box.name), box) for box in found)
         return {name: box for name, box in named if belongs_to(self._settings.prefix, name)}
+
+    def _others_folders(self) -> dict[str, list[str]]:
+        """Return the containers of this host's other deployments, with the folders that they mount."""
+        prefix, label = self._settings.prefix, f"{LABEL_COLLECTION}={COLLECTION}"
+        with engine_errors("listing containers"):
+            found = self._client.api.containers(all=True, filters={"label": label})
+        return {
+            name: [mount["Source"] for mount in entry.get("Mounts") or [] if mount.get("Type") == "bind"]
+            for entry in found
+            for name in [str((entry.get("Names") or [""])[0]).lstrip("/")]
+            if not belongs_to(prefix, name)
+        }
 
     def _find(self, name: str) -> Container | None:
         from docker.errors import NotFound
@@ -1132,16 +1168,57 @@ def check_model(model_source: Mapping[str, str]) -> None:
     )
 
 
-def check_removable(path: str) -> str:
-    """Return a cache folder that may be removed with all it holds; refuse the root and folders just below it."""
+def check_removable(path: str, others: Mapping[str, Iterable[str]] | None = None, root: str = "/") -> str:
+    """Return a cache folder that may be removed with all it holds.
+
+    Args:
+        path: the folder.
+        others: names of other deployments' containers to the host's folders that they mount.
+        root: the folder below which proc is mounted.
+
+    Raises:
+        GpufleetError: C(cache-not-removable) for the root and folders just below it, for file systems of their own or
+            of the network, and for what others mount.
+    """
     real = os.path.realpath(path)
+    why = ""
     if len([part for part in real.split("/") if part]) < 2 or real == os.path.expanduser("~"):
-        raise GpufleetError(
-            f"The cache folder {path} is not removed: it is too high in the file system to be only a cache.",
-            name="cache-not-removable",
-            remedy="Remove it by hand if you mean it, or set vllm_hf_home and vllm_cache_dir to folders of their own.",
-        )
-    return path
+        why = "it is too high in the file system to be only a cache"
+    mounts = _mounts(root)
+    inside = sorted(point for point in mounts if _is_below(point, real))
+    nearest = max((point for point in mounts if _is_below(real, point)), key=len, default="")
+    if inside:
+        why = why or f"{inside[0]} is a file system of its own ({mounts[inside[0]]})"
+    elif mounts.get(nearest, "").startswith(NETWORK_FILESYSTEMS):
+        why = why or f"{nearest} is {mounts[nearest]}, which other hosts may share"
+    for name, folders in sorted((others or {}).items()):
+        shared = [
+            folder for folder in map(os.path.realpath, folders) if _is_below(folder, real) or _is_below(real, folder)
+        ]
+        why = why or (f"{name} of another deployment mounts {shared[0]}" if shared else "")
+    if not why:
+        return path
+    raise GpufleetError(
+        f"The cache folder {path} is not removed: {why}.",
+        name="cache-not-removable",
+        remedy="Remove by hand what you mean, without vllm_purge_caches. To purge all the rest, name folders of this"
+        " deployment alone in vllm_hf_home and vllm_cache_dir for this run.",
+    )
+
+
+def _mounts(root: str) -> dict[str, str]:
+    """Return the file systems by where they are mounted."""
+    found = {}
+    for line in read_text(root, "proc/mounts").splitlines():
+        fields = line.split(" ")
+        if len(fields) > 2:
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), fields[1])
+            found[point] = fields[2]
+    return found
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Reader, flag, integer, invalid, value_of
 
 # Keys of vllm_accuracy_floors: the precisions that a plan may have, and all of them.
-PRECISIONS = ("fp4", "fp8", "bf16", "fp32", "any")
+PRECISIONS = ("fp4", "fp8", "mxfp4", "4-bit", "8-bit", "bf16", "fp32", "any")
 # Latencies that `vllm bench serve --goodput` knows.
 GOODPUT = ("ttft", "tpot", "e2el")
 

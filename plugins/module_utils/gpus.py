@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 IDLE_MIB = 2048
 # Cards of one name whose memory differs by less than this share are the same for a plan.
 SAME_MEMORY = 0.02
+
+FABRIC_LOGS = "`nvidia-smi -q` (Fabric) and `journalctl -u nvidia-fabricmanager`"
 
 UNSUPPORTED = {
     (8, 0): "Ampere has no FP8 arithmetic, and its memory holds neither FP8 nor FP4 weights well",
@@ -40,6 +42,7 @@ class Gpu:
     peers: tuple[int, ...] | None = None
     used_by: str = ""
     error: str = ""
+    limited: bool = False
 
     @property
     def capability(self) -> str:
@@ -88,6 +91,7 @@ def _from_probe(gpu: dict[str, Any], own: set[str]) -> Gpu:
         peers=tuple(gpu.get("peers") or ()),
         used_by=_used_by(gpu, own),
         error=str(gpu.get("error") or _fabric_error(gpu.get("fabric"))),
+        limited=fabric_limited(gpu.get("fabric")),
     )
 
 
@@ -108,10 +112,30 @@ def _used_by(gpu: dict[str, Any], own: set[str]) -> str:
     return f"{used} MiB held by a process that the driver does not name" if used > IDLE_MIB else ""
 
 
-def _fabric_error(fabric: dict[str, Any] | None) -> str:
-    if not fabric or fabric.get("state") == "completed":
+def fabric_fault(fabric: Mapping[str, Any] | None) -> str:
+    """Return why a GPU's NVLink fabric cannot be used, such as C(in-progress); empty where it can, or where there is
+    none.
+    """
+    if not fabric:
         return ""
-    return f"its NVLink fabric is {fabric.get('state')}: start nvidia-fabricmanager"
+    if fabric.get("state") != "completed":
+        return str(fabric.get("state"))
+    if fabric.get("status") not in (None, "", "success"):
+        return f"completed with the error {fabric['status']}"
+    return "unhealthy" if fabric.get("health") == "unhealthy" else ""
+
+
+def _fabric_error(fabric: Mapping[str, Any] | None) -> str:
+    fault = fabric_fault(fabric)
+    if not fault:
+        return ""
+    mend = f"see {FABRIC_LOGS}" if (fabric or {}).get("state") == "completed" else "start nvidia-fabricmanager"
+    return f"its NVLink fabric is {fault}: {mend}"
+
+
+def fabric_limited(fabric: Mapping[str, Any] | None) -> bool:
+    """Return whether a GPU's NVLink fabric works with a part of its links or bandwidth."""
+    return (fabric or {}).get("health") == "limited-capacity"
 
 
 def from_inventory(entries: Sequence[dict[str, Any]]) -> list[Gpu]:
@@ -163,6 +187,12 @@ def select(gpus: Sequence[Gpu], wish: str | Sequence[int | str]) -> Selection:
             f"{chosen[0].name} has compute capability {chosen[0].capability}: its kernels differ from those of 10.x,"
             " for which the recipe was made. FlashInfer's MoE kernels and the fused all-reduce stay off; verify"
             " accuracy and performance before relying on it."
+        )
+    limited = [gpu for gpu in chosen if gpu.limited]
+    if limited:
+        warnings.append(
+            f"GPU {_names(limited)}: the NVLink fabric has limited capacity, so tensor parallelism is slower there;"
+            f" see {FABRIC_LOGS}."
         )
     reason = f"{len(chosen)} of {len(gpus)} GPU(s): {describe(chosen)}"
     return Selection(chosen, warnings, reason)

@@ -86,6 +86,7 @@ def probe(
     model_path: str | None = None,
     programs: list[str] | None = None,
     image_reference: str = "",
+    image_alternatives: list[str] | None = None,
     weights_paths: list[str] | None = None,
     registry: str = "",
     registry_proxy: str = "",
@@ -130,8 +131,12 @@ def probe(
     result["disks"] = part("disks", lambda: {path: disk(path, root) for path in folders})
     asked = image_reference if found_engine.get("running") else ""
     result["image"] = part("image", lambda: image(docker_host, asked) if asked else None)
+    others = (image_alternatives or []) if found_engine.get("running") else []
+    result["image_alternatives"] = part(
+        "image_alternatives", lambda: {name: found for name in others if (found := image(docker_host, name))}
+    )
     questions: dict[str, Callable[[], dict[str, Any]]] = {}
-    if registry and not result["image"]:
+    if registry and not result["image"] and not result["image_alternatives"]:
         to_come = engine_to_come(registry_proxy, registry_no_proxy, registry_mirrors, insecure_registries)
         questions["registry"] = lambda: reach.registry(registry, {**pull_settings(docker_host, root), **to_come})
     if hub and not any(entry["complete"] for entry in result["weights"] or []):

@@ -15,6 +15,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
 
 CUDA_IMAGE = ("vllm/vllm-openai", "v0.12.0")
+# For cards of compute capability 10.3, for which v0.12.0 was not built.
+TAG_FOR_10_3 = "v0.26.0"
 CPU_IMAGE = ("gpufleet/vllm-cpu", "0.32.0")
 DEPLOY_TAG = "deploy"
 
@@ -34,13 +36,13 @@ def choose_image(
     Raises:
         GpufleetError: C(unknown-version) or C(unsupported-platform).
     """
-    name, tag = wishes.image or default[0], wishes.image_tag or default[1]
-    version = wishes.version or versions.parse(tag)
+    name, (tag, why) = wishes.image or default[0], _tag(wishes, default, cards)
+    version = wishes.version or versions.of_tag(tag, name)
     if version is None:
         raise GpufleetError(
-            f"vllm_image_tag: {tag} does not tell which vLLM is in the image.",
+            f"vllm_image_tag: {tag} does not tell which vLLM is in the image {name}.",
             name="unknown-version",
-            remedy="Set vllm_version, such as 0.12.0, or use a tag with a version.",
+            remedy="Set vllm_version to the vLLM that is in it, such as 0.12.0, or use a tag with vLLM's own version.",
         )
     if version < versions.OLDEST:
         raise GpufleetError(
@@ -58,7 +60,7 @@ def choose_image(
         "archive" if wishes.image_archive else "build" if wishes.device == "cpu" else "pull"
     )
     reference = f"{name}:{tag}"
-    draft.decide("image", reference, f"vLLM {versions.as_text(version)}, source {source}")
+    draft.decide("image", reference, f"vLLM {versions.as_text(version)}, source {source}{why}")
     image = {
         "reference": reference,
         "tag": f"{name}:{DEPLOY_TAG}",
@@ -69,6 +71,29 @@ def choose_image(
         "digest": wishes.image_digest,
     }
     return image, version
+
+
+def references(wishes: Wishes) -> list[str]:
+    """Return the names of the images that a plan may choose, whatever the cards; the usual one first."""
+    default = CPU_IMAGE if wishes.device == "cpu" else CUDA_IMAGE
+    tags = [_tag(wishes, default, ())[0]]
+    if wishes.device == "cuda" and not wishes.image_tag and not wishes.version:
+        tags.append(TAG_FOR_10_3)
+    return [f"{wishes.image or default[0]}:{tag}" for tag in tags]
+
+
+def _tag(wishes: Wishes, default: tuple[str, str], cards: Sequence[Gpu]) -> tuple[str, str]:
+    """Return the image's tag, and a reason to be told where it is not the usual one."""
+    if wishes.image_tag:
+        return wishes.image_tag, ""
+    if wishes.version:
+        prefix = "v" if default[1].startswith("v") else ""
+        return prefix + versions.as_text(wishes.version), "; vllm_version"
+    if cards and cards[0].compute_capability == (10, 3):
+        return TAG_FOR_10_3, (
+            f"; {default[1]} was not built for compute capability 10.3, which needs CUDA 13 and a release since then"
+        )
+    return default[1], ""
 
 
 def _platform(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> str:

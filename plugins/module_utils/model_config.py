@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.catalogue import Shape
@@ -17,7 +17,7 @@ GIB = 1024**3
 # Weights on the card against the sum of their tensors: 104.93 GiB reported for 102.29 GiB of Scout in FP8.
 LOADED = 1.026
 # Bits of one quantised weight, with its scales.
-BITS = {"fp8": 8.0, "fp4": 4.5}
+BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.5, "8-bit": 8.0}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -128,16 +128,64 @@ def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], quantization: Ma
         else 0,
         dtype_bytes=DTYPE_BYTES.get(dtype.replace("torch.", ""), 2),
         vision="vision_config" in outer,
+        static_fp8=precision == "fp8" and _is_static(quantization),
     )
 
 
 def _precision(quantization: Mapping[str, Any], dtype: str) -> str:
-    text = json.dumps(quantization).lower()
-    if "fp4" in text:
+    """Return C(fp8), C(fp4) for NVFP4 alone, C(mxfp4), C(4-bit) or C(8-bit) for other integers, or the dtype."""
+    entries = list(_entries(quantization))
+    words = " ".join(value.lower() for _key, value in entries if isinstance(value, str))
+    weights = [_kind(value) for key, value in entries if key == "weights" and isinstance(value, Mapping)]
+    options = dict(entries)
+    if "nvfp4" in words or "fp4" in weights:
         return "fp4"
-    if "fp8" in text or ('"float"' in text and '"num_bits": 8' in text):
+    if options.get("load_in_4bit") is True:
+        return "4-bit"
+    if "fp4" in words or "mxfp4" in weights:
+        return "mxfp4"
+    if "fp8" in words or "float8" in words or "fp8" in weights:
         return "fp8"
+    bits = {str(options.get(name)) for name in ("bits", "w_bit", "nbits")}
+    if bits & {"2", "3", "4"} or "4-bit" in weights or re.search(r"\b(int4|w4a\d+)", words):
+        return "4-bit"
+    if "8" in bits or options.get("load_in_8bit") is True or "8-bit" in weights or re.search(r"\b(int8|w8a\d+)", words):
+        return "8-bit"
     return "fp32" if dtype.endswith("float32") else "bf16"
+
+
+def _entries(quantization: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every key and value that tells of the weights: not of the KV cache, nor of what is left as it is."""
+    for key, value in quantization.items():
+        if "kv_cache" in key or key in ("input_activations", "output_activations"):
+            continue
+        yield key, value
+        if isinstance(value, Mapping):
+            yield from _entries(value)
+
+
+def _kind(weights: Mapping[str, Any]) -> str:
+    """Return the precision in compressed-tensors' description of weights."""
+    bits = weights.get("num_bits")
+    if weights.get("type") == "float":
+        return {4: "fp4" if weights.get("group_size") == 16 else "mxfp4", 8: "fp8"}.get(bits or 0, "")
+    return f"{bits}-bit" if bits in (4, 8) else ""
+
+
+def _is_static(quantization: Mapping[str, Any]) -> bool:
+    """Return whether FP8 weights are known to have one scale a tensor, and one that is fixed for its input."""
+    options = dict(_entries(quantization))
+    if options.get("quant_algo"):
+        return str(options["quant_algo"]).upper() == "FP8"
+    if options.get("quant_method") == "fp8":
+        return options.get("activation_scheme") == "static" and not options.get("weight_block_size")
+    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    return bool(groups) and all(
+        (group.get("weights") or {}).get("strategy") == "tensor"
+        and (group.get("input_activations") or {}).get("strategy") == "tensor"
+        and (group.get("input_activations") or {}).get("dynamic") is False
+        for group in groups
+    )
 
 
 def _active_width(config: Mapping[str, Any]) -> int:

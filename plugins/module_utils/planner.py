@@ -59,9 +59,9 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[st
     draft.warnings += selection.warnings
     image, version = choose_image(draft, host, wishes, CUDA_IMAGE, cards)
     cuda = versions.cuda_of(version, image["reference"].rsplit(":", 1)[-1])
-    _check_driver(draft, host, wishes, cuda)
+    _check_driver(draft, host, wishes, cuda, needs_cuda_13=cards[0].compute_capability == (10, 3))
     chosen = choose(draft, host, wishes, cards)
-    _check_kernels(draft, chosen, cards, cuda)
+    _check_kernels(draft, chosen, cards, version, image["reference"])
     sizing = size_replica(draft, wishes, chosen, cards, version)
     groups = _replicate(draft, wishes, cards, sizing.load.tensor_parallel_size)
     config, environment = cuda_options(draft, wishes, chosen, cards, sizing)
@@ -99,7 +99,7 @@ def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
     return gpus.select(found, wishes.gpu_selection)
 
 
-def _check_driver(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cuda: str) -> None:
+def _check_driver(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cuda: str, needs_cuda_13: bool) -> None:
     probed = "" if wishes.gpus else str(host.get("driver_version") or "")
     found = wishes.driver_version or probed
     if not found:
@@ -110,20 +110,42 @@ def _check_driver(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cuda: s
         raise GpufleetError(
             f"The driver {found} is older than {oldest}, which the image with CUDA {cuda} needs.",
             name="driver-too-old",
-            remedy=f"Install driver {oldest} or newer, or set vllm_image_tag to a vLLM with an older CUDA.",
+            remedy=f"Install driver {oldest} or newer"
+            + ("." if needs_cuda_13 else ", or set vllm_image_tag to a vLLM with an older CUDA."),
             details={"found": found, "needed": oldest, "cuda": cuda},
         )
     draft.decide("driver", found, f"the image with CUDA {cuda} needs {oldest} or newer")
 
 
-def _check_kernels(draft: Draft, chosen: Chosen, cards: Sequence[Gpu], cuda: str) -> None:
-    """Warn where the image has no FP4 kernels for the card, as reported in NVIDIA Model-Optimizer #2042."""
-    if chosen.precision == "fp4" and cards[0].compute_capability == (10, 3) and cuda.startswith("12"):
-        draft.warn(
-            f"{cards[0].name}: FP4 kernels for compute capability 10.3 come with CUDA 13, and this image has CUDA"
-            f" {cuda}: the server may die with `no kernel image is available`. Set vllm_image_tag to v0.20.0 or newer,"
-            " or to a tag that ends in -cu130."
+def _check_kernels(
+    draft: Draft, chosen: Chosen, cards: Sequence[Gpu], version: versions.Version, reference: str
+) -> None:
+    """Judge an image that the user chose for cards of 10.3, as reported in NVIDIA Model-Optimizer #2042."""
+    name, _colon, tag = reference.rpartition(":")
+    cuda = versions.cuda_of(version, tag)
+    old = cuda.startswith("12")
+    if cards[0].compute_capability != (10, 3) or chosen.precision not in ("fp4", "fp8"):
+        return
+    if not old and versions.KERNELS_FOR_10_3.holds(version):
+        return
+    since = versions.as_text(versions.KERNELS_FOR_10_3.since)
+    remedy = (
+        f"Set vllm_image_tag to auto, to v{versions.as_text(versions.CUDA_13.since)} or newer, or to a tag from"
+        f" v{since} on that ends in -cu130."
+    )
+    found = f"{reference} has CUDA {cuda}" if old else f"{reference} is older than {since}"
+    # Only of the published images is the CUDA known for certain.
+    if chosen.precision == "fp4" and old and versions.is_published(name):
+        raise GpufleetError(
+            f"{cards[0].name}: {found}, and FP4 kernels for compute capability 10.3 come with CUDA 13: the server would"
+            " die with `no kernel image is available`.",
+            name="precision-not-supported",
+            remedy=f"{remedy} vllm_precision: fp8 may run.",
         )
+    draft.warn(
+        f"{cards[0].name}: {found}, and {chosen.precision.upper()} kernels for compute capability 10.3 come with CUDA"
+        f" 13 and vLLM {since}: the server may die with `no kernel image is available`. {remedy}"
+    )
 
 
 def _replicate(draft: Draft, wishes: Wishes, cards: Sequence[Gpu], size: int) -> list[list[Gpu]]:

@@ -103,6 +103,7 @@ def judge(
     freed = False
     if left and "gpu-in-use" in outlook.names:
         freed = "gpu-in-use" not in look_ahead(without, wishes, cards).names
+    host_info = preflight_sources.with_planned_image(host_info, outlook.plan, wishes)
     case = Case(host_info, gpu_info, wishes, outlook, folders, docker_host, manage_engine, left, freed)
     findings = [finding for check in CHECKS for finding in check(case)]
     return Verdict(ordered([*findings, *_plan(case, findings)]), left)
@@ -355,6 +356,7 @@ TOLD_BY = {
         "fabric-manager-stopped",
         "fabric-manager-version",
         "fabric-not-ready",
+        "fabric-failed",
     },
     "mig-enabled": {"mig-enabled"},
     "unsupported-platform": {"unsupported-platform"},

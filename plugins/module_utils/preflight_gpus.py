@@ -43,15 +43,16 @@ def _driver(case: Case) -> list[Finding]:
         wished = oldest == case.wishes.min_driver
         reason = f"vllm_min_driver is {oldest}" if wished else f"the image has CUDA {cuda}"
         instead = "set vllm_min_driver if the image is known to run with this one"
+        older_cuda = "set vllm_image_tag to a vLLM with an older CUDA"
+        if any(str(gpu.get("compute_capability")) == "10.3" for gpu in case.gpu_info.get("gpus") or []):
+            older_cuda = "use GPUs of another kind: these need CUDA 13"
         return [
             Finding(
                 "driver-too-old",
                 ERROR,
                 f"The driver is {found}.",
                 f"driver {oldest} or newer ({reason})",
-                f"Install driver {oldest} or newer and reboot, or "
-                + (instead if wished else "set vllm_image_tag to a vLLM with an older CUDA")
-                + ".",
+                f"Install driver {oldest} or newer and reboot, or " + (instead if wished else older_cuda) + ".",
             )
         ]
     return _image_requirement(case, found)
@@ -86,6 +87,7 @@ def _fabric(case: Case) -> list[Finding]:
     nvidia = case.part("nvidia")
     manager = nvidia.get("fabric_manager") or {}
     states = {str(gpu["fabric"]["state"]) for gpu in case.gpu_info.get("gpus") or [] if gpu.get("fabric")}
+    # What the planner says of one that is completed is told by _fabric_health.
     waiting = sorted(states - {"completed"})
     driver, version = _driver_version(case), manager.get("version")
     matches = not driver or not version or version == driver
@@ -107,6 +109,27 @@ def _fabric(case: Case) -> list[Finding]:
         logs = "`journalctl -u nvidia-fabricmanager` says why; `systemctl restart nvidia-fabricmanager` tries again."
         return [_fabric_finding("fabric-not-ready", ERROR, manager, "a fabric in state completed", logs, waiting)]
     return []
+
+
+def _fabric_health(case: Case) -> list[Finding]:
+    """Judge a fabric that has been set up, but with an error, or of which a part has failed since."""
+    if not _concerns_gpus(case):
+        return []
+    cards = [gpu for gpu in case.gpu_info.get("gpus") or [] if (gpu.get("fabric") or {}).get("state") == "completed"]
+    faults = {gpu["index"]: gpus.fabric_fault(gpu["fabric"]) for gpu in cards}
+    broken = [f"GPU {index}: its NVLink fabric is {fault}" for index, fault in faults.items() if fault]
+    limited = [str(gpu["index"]) for gpu in cards if not faults[gpu["index"]] and gpus.fabric_limited(gpu["fabric"])]
+    logs = f"Look at {gpus.FABRIC_LOGS}; then reset the GPU or reboot."
+    found = []
+    if broken:
+        rest = "no plan is possible with it" if "gpu-lost" in case.refused else "it is left out of the plan"
+        severity = ERROR if "gpu-lost" in case.refused else WARNING
+        needed = "a fabric that is completed with success, and healthy"
+        found.append(Finding("fabric-failed", severity, f"{'; '.join(broken)} ({rest}).", needed, logs))
+    if limited:
+        told = f"GPU {', '.join(limited)}: the NVLink fabric has limited capacity."
+        found.append(Finding("fabric-limited", WARNING, told, "a healthy fabric: some links or switches failed", logs))
+    return found
 
 
 def _fabric_finding(
@@ -287,4 +310,4 @@ def _unprobed(case: Case) -> list[Finding]:
     ]
 
 
-CHECKS = (_driver, _fabric, _lost, _mig, _unsupported, _persistence, _health, _holders, _unprobed)
+CHECKS = (_driver, _fabric, _fabric_health, _lost, _mig, _unsupported, _persistence, _health, _holders, _unprobed)

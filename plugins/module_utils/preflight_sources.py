@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import catalogue
 from ansible_collections.gpufleet.vllm.plugins.module_utils.disk_needs import weights_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.findings import ERROR, INFO, Finding
 from ansible_collections.gpufleet.vllm.plugins.module_utils.hub_cache import hub_cache, hub_folder
-from ansible_collections.gpufleet.vllm.plugins.module_utils.image_choice import CPU_IMAGE, CUDA_IMAGE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.image_choice import references
 from ansible_collections.gpufleet.vllm.plugins.module_utils.preflight_case import Case
 from ansible_collections.gpufleet.vllm.plugins.module_utils.reach import registry_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
@@ -28,10 +28,10 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
 
     Returns:
         C(image_reference), C(registry) and C(hub) (the address of a small file of the model), empty where there is
-        nothing to ask, and C(weights_paths) (folders that may hold the weights). With vllm_offline nobody is asked.
+        nothing to ask, C(image_alternatives) (what the image may be instead, by the cards), and C(weights_paths)
+        (folders that may hold the weights). With vllm_offline nobody is asked.
     """
-    default = CPU_IMAGE if wishes.device == "cpu" else CUDA_IMAGE
-    reference = f"{wishes.image or default[0]}:{wishes.image_tag or default[1]}"
+    reference, *alternatives = references(wishes)
     source = wishes.image_source or (
         "archive" if wishes.image_archive else "build" if wishes.device == "cpu" else "pull"
     )
@@ -41,10 +41,21 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
     asks_hub = repositories and not wishes.offline and not _dummy(wishes)
     return {
         "image_reference": reference,
+        "image_alternatives": alternatives,
         "registry": reference if source == "pull" and not wishes.offline else "",
         "hub": f"{endpoint}/{repositories[0]}/resolve/{revision}/config.json" if asks_hub else "",
         "weights_paths": _weights_paths(wishes, repositories, hf_home),
     }
+
+
+def with_planned_image(
+    host_info: Mapping[str, Any], plan: Mapping[str, Any] | None, wishes: Wishes
+) -> Mapping[str, Any]:
+    """Return host_info with the image that the plan chose by the cards as C(image)."""
+    if plan is None or plan["image"]["reference"] == references(wishes)[0]:
+        return host_info
+    others = host_info.get("image_alternatives") or {}
+    return {**host_info, "image": others.get(plan["image"]["reference"])}
 
 
 def _repositories(wishes: Wishes) -> list[str]:

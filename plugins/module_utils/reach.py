@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union
 from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import list_folder
@@ -31,6 +31,7 @@ DEADLINE_S = 20.0
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_ADDRESS = "registry-1.docker.io"
 PROXY_REFUSES = 407
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,64 @@ class Route:
         proxies: scheme to the proxy's address, and C(no) to the hosts that are reached without it.
         ca_files: further CA certificates to trust.
         verify: whether certificates are checked.
+        engine: whether the exceptions are read as the engine does, which is written in Go, and not as Python does.
     """
 
     proxies: Mapping[str, str] = field(default_factory=dict)
     ca_files: Sequence[str] = ()
     verify: bool = True
+    engine: bool = False
 
     def proxied(self, url: str) -> bool:
         """Return whether a request to C(url) goes through a proxy."""
         parts = urlsplit(url)
         if not self.proxies.get(parts.scheme):
             return False
+        if self.engine:
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            return not engine_bypasses(parts.hostname or "", port, self.proxies.get("no") or "")
         bypassed = urllib.request.proxy_bypass_environment(parts.netloc, dict(self.proxies))  # type: ignore[attr-defined]
         return not bypassed
+
+
+def engine_bypasses(host: str, port: int, exceptions: str) -> bool:
+    """Return whether the engine reaches a host without its proxy.
+
+    Args:
+        host: its name or address.
+        port: its port.
+        exceptions: the engine's C(no-proxy): names, which stand for all below them too, C(.name) and C(*.name) for
+            those below alone, addresses, networks, each but the last with a port or without, or C(*) for every host.
+    """
+    host = host.lower()
+    address = _address(host)
+    if host == "localhost" or (address and address.is_loopback):
+        return True
+    entries = [entry.strip().lower() for entry in exceptions.split(",")]
+    return "*" in entries or any(_excepted(host, address, port, entry) for entry in entries if entry)
+
+
+def _excepted(host: str, address: Address | None, port: int, entry: str) -> bool:
+    if "/" in entry:
+        with contextlib.suppress(ValueError):
+            return address is not None and address in ipaddress.ip_network(entry, strict=False)
+    name, wanted = entry, ""
+    # A second colon belongs to an IPv6 address.
+    if entry.startswith("[") or entry.count(":") == 1:
+        name, _colon, wanted = entry.rpartition(":") if not entry.endswith("]") else (entry, "", "")
+    name = name.strip("[]")
+    if wanted not in ("", str(port)):
+        return False
+    if _address(name):
+        return address == _address(name)
+    name = name[1:] if name.startswith("*.") else name
+    return bool(name) and (host.endswith(name) if name.startswith(".") else host == name or host.endswith(f".{name}"))
+
+
+def _address(text: str) -> Address | None:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(text)
+    return None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -167,7 +213,7 @@ def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/
     authorities = [
         os.path.join(certificates, name, entry) for entry in list_folder(certificates, name) if entry.endswith(".crt")
     ]
-    route = Route(settings.get("proxies") or {}, authorities, verify=not insecure)
+    route = Route(settings.get("proxies") or {}, authorities, verify=not insecure, engine=True)
     urls = [
         f"{scheme}://{address}/v2/" for address in addresses for scheme in ("https", "http")[: 2 if insecure else 1]
     ]

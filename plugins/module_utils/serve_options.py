@@ -31,8 +31,7 @@ def cuda_options(
     draft.decide("kv_cache_dtype", config.get("kv-cache-dtype"), _kv_reason(wishes, chosen))
     if cards[0].compute_capability[0] == 10 and chosen.llama4:
         _compilation(draft, config, version)
-    config["async-scheduling"] = True
-    draft.decide("async_scheduling", True, "hides the scheduler's work behind the GPU's, as in the recipe")
+    _async_scheduling(draft, wishes, config, version)
     _prefix_caching(draft, wishes, config)
     config["max-num-batched-tokens"] = load.max_num_batched_tokens
     reason = "vllm_max_num_batched_tokens" if wishes.max_num_batched_tokens else "the recipe's 8192 serves most cases"
@@ -72,6 +71,24 @@ def _compilation(draft: Draft, config: dict[str, Any], version: versions.Version
     )
 
 
+def _async_scheduling(draft: Draft, wishes: Wishes, config: dict[str, Any], version: versions.Version) -> None:
+    """Turn it on as the recipe does; vLLM refuses it beside some options where it is asked for by name."""
+    extra = wishes.extra_config
+    if versions.ASYNC_SCHEDULING_BY_DEFAULT.holds(version):
+        reason = f"vLLM {versions.as_text(version)} turns it on itself where the other options allow it"
+        draft.decide("async_scheduling", None, reason)
+        return
+    against = [option for option in extra if option.split(".")[0] == "speculative-config"]
+    if str(extra.get("distributed-executor-backend", "")) == "ray":
+        against.append("distributed-executor-backend: ray")
+    if against:
+        reason = f"vLLM {versions.as_text(version)} may not start with it and {against[0]} of vllm_extra_config"
+        draft.decide("async_scheduling", None, reason)
+        return
+    config["async-scheduling"] = True
+    draft.decide("async_scheduling", True, "hides the scheduler's work behind the GPU's, as in the recipe")
+
+
 def _prefix_caching(draft: Draft, wishes: Wishes, config: dict[str, Any]) -> None:
     if not wishes.trade.as_published:
         draft.decide("prefix_caching", True, "on, as is vLLM's default: repeated prompts are not computed again")
@@ -100,6 +117,9 @@ def _moe_backend(
     by_variable = versions.ENVIRONMENT[name].holds(version)
     if chosen.precision == "fp8" and (not wishes.trade.as_published or (capability != (10, 0) and by_variable)):
         draft.decide("moe_backend", None, "left to vLLM: FlashInfer's FP8 kernels have cost accuracy (vllm #31609)")
+        return
+    if chosen.precision == "fp8" and not (chosen.shape and chosen.shape.static_fp8):
+        draft.decide("moe_backend", None, "left to vLLM: the recipe's is for FP8 with static scales, one a tensor")
         return
     if chosen.precision == "fp8":
         draft.warn(

@@ -87,6 +87,8 @@ ALLREDUCE_FUSED_BY_DEFAULT = Span(since=(0, 20, 0))
 CUDA_GRAPHS_IN_BUDGET = Span(since=(0, 21, 0))
 CPU_FP8_KV_CACHE = Span(since=(0, 33, 0))
 CUDA_13 = Span(since=(0, 20, 0))
+# Its own kernels built for compute capability 10.3, given CUDA 13 (vllm #30484, #31150).
+KERNELS_FOR_10_3 = Span(since=(0, 14, 0))
 
 
 def parse(text: str) -> Version | None:
@@ -95,6 +97,26 @@ def parse(text: str) -> Version | None:
     if not found:
         return None
     return int(found.group(1)), int(found.group(2)), int(found.group(3) or 0)
+
+
+def of_tag(tag: str, image: str | None = None) -> Version | None:
+    """Return the vLLM that an image's tag tells of, or None.
+
+    Others number their images in ways of their own, such as C(26.03-py3) and C(1.4.2).
+
+    Args:
+        tag: such as C(v0.12.0-aarch64).
+        image: the image's repository; None for the collection's default.
+    """
+    found = parse(tag)
+    if found is None or image is None or is_published(image):
+        return found
+    return found if found[0] == 0 and found >= OLDEST else None
+
+
+def is_published(image: str) -> bool:
+    """Return whether an image is vLLM's own release, or by its name a copy of it in another registry."""
+    return image.rsplit("/", 1)[-1] == "vllm-openai"
 
 
 def as_text(version: Version) -> str:

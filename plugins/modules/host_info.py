@@ -70,6 +70,13 @@ options:
       - Name of an image that the engine is asked for. Empty asks for none, and RV(image) is V(null).
     type: str
     default: ""
+  image_alternatives:
+    description:
+      - Names of further images that the engine is asked for, of which one may be wanted in place of
+        O(image_reference), which is known once somebody has asked the GPUs.
+    type: list
+    elements: str
+    default: []
   weights_paths:
     description:
       - Folders of models, or of their repositories in the Hugging Face cache, whose weights may be there already.
@@ -79,7 +86,8 @@ options:
   registry:
     description:
       - Name of an image whose registry, or a mirror of it, the engine must be able to reach. It is asked with the
-        engine's own proxies and certificates, and only when O(image_reference) is not on the host. Empty asks none.
+        engine's own proxies and certificates, and only when neither O(image_reference) nor one of
+        O(image_alternatives) is on the host. Empty asks none.
     type: str
     default: ""
   registry_proxy:
@@ -356,6 +364,12 @@ image:
     size_bytes: 29812416512
     platform: linux/amd64
     environment: {CUDA_VERSION: 12.9.1, NVIDIA_REQUIRE_CUDA: cuda>=12.9}
+image_alternatives:
+  description:
+    - Those of O(image_alternatives) that the engine has, by their names, each like RV(image).
+  type: dict
+  returned: always
+  sample: {}
 reach:
   description:
     - How C(registry) and C(hub) answered, as far as they were asked. C(cause) of one that is not C(reachable) is
@@ -392,6 +406,7 @@ ARGUMENTS: dict[str, Any] = {
     "programs": {"type": "list", "elements": "str", "default": []},
     "model_path": {"type": "path"},
     "image_reference": {"type": "str", "default": ""},
+    "image_alternatives": {"type": "list", "elements": "str", "default": []},
     "weights_paths": {"type": "list", "elements": "path", "default": []},
     "registry": {"type": "str", "default": ""},
     "registry_proxy": {"type": "str", "default": "", "no_log": True},

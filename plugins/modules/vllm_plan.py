@@ -15,7 +15,8 @@ description:
   - Runs on the controller and never contacts the host. With C(vllm_gpus) in the inventory it plans for hardware that is
     not there yet.
   - Fails before anything is downloaded or stopped when the wish cannot be met, with the numbers. Every invalid or
-    misspelt C(vllm_*) variable is named in one error.
+    misspelt C(vllm_*) variable is named in one error. Names that begin with C(docker_), C(router_) or C(cpu_image_)
+    may be those of other roles; of these a near miss is a warning.
 author:
   - gpufleet contributors (@gpufleet)
 attributes:
@@ -134,7 +135,8 @@ plan:
       type: str
       sample: 8 x NVIDIA H200
     precision:
-      description: Precision of the weights, V(fp8), V(fp4), V(bf16) or V(fp32).
+      description: Precision of the weights, V(fp8), V(fp4) (NVFP4), V(mxfp4), V(4-bit), V(8-bit), V(bf16) or
+        V(fp32).
       type: str
       sample: fp8
     profile:

@@ -99,6 +99,7 @@ questions:
   type: dict
   sample:
     image_reference: vllm/vllm-openai:v0.12.0
+    image_alternatives: [vllm/vllm-openai:v0.26.0]
     registry: vllm/vllm-openai:v0.12.0
     hub: https://huggingface.co/nvidia/Llama-4-Scout-17B-16E-Instruct-FP8/resolve/main/config.json
     weights_paths:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ansible.errors import AnsibleError
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import gate_wishes, wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.orphans import ALIVE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.server import belongs_to
 
 
 def read_wishes(
@@ -39,7 +41,17 @@ def read_wishes(
             problems.append(f"{name}: cannot be templated: {error}")
     values.update(overrides)
     problems += gate_wishes.problems(values)
+    problems += wishes.relative_paths({**_controller_paths(templar, variables), **values})
     return wishes.read({**dict.fromkeys(names), **values}, known, problems)
+
+
+def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paths on the controller; those that only another host can template are left to it."""
+    found = {}
+    for name in sorted(wishes.CONTROLLER_PATHS & variables.keys()):
+        with contextlib.suppress(AnsibleError):
+            found[name] = templar.template(variables[name])
+    return found
 
 
 def planner_host(
@@ -67,7 +79,7 @@ def planner_host(
             for container in containers
             if container.get("ours")
             and container.get("state", "running") in ALIVE
-            and str(container.get("name") or f"{prefix}-").startswith(f"{prefix}-")
+            and belongs_to(prefix, str(container.get("name") or f"{prefix}-0"))
         ],
         "model": host_info.get("model") or {},
         "gpus": gpu_info.get("gpus") or [],

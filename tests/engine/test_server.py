@@ -541,6 +541,20 @@ def test_absent_removes_everything_and_keeps_caches_until_told(fleet: Fleet) -> 
     assert not (fleet.folder / "cache").exists()
 
 
+def test_a_cache_that_another_deployment_mounts_is_not_purged(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(0))
+    mount = {str(fleet.folder / "cache"): {"bind": "/cache", "mode": "rw"}}
+    label = {"io.gpufleet.collection": "gpufleet.vllm"}
+    other = fleet.engine.containers.create(fleet.image, name=f"{fleet.prefix}-small-0", labels=label, volumes=mount)
+    try:
+        failed = fleet.run(state="absent", purge_caches=True)
+    finally:
+        other.remove(force=True)
+    assert failed["error"]["name"] == "cache-not-removable"
+    assert f"{fleet.prefix}-small-0 of another deployment mounts" in failed["error"]["message"]
+    assert (fleet.names(), (fleet.folder / "cache").is_dir()) == ([f"{fleet.prefix}-0"], True)
+
+
 def test_absent_removes_the_files_of_servers_whose_containers_were_removed_by_hand(fleet: Fleet) -> None:
     fleet.run(fleet.replica(0), secrets={"VLLM_API_KEY": KEY})
     fleet.engine.containers.get(f"{fleet.prefix}-0").remove(force=True)

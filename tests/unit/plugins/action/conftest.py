@@ -20,6 +20,7 @@ def run_action(
     *,
     check: bool = False,
     diff: bool = False,
+    delegate_to: str | None = None,
 ) -> tuple[dict[str, Any], MagicMock]:
     """Run an action plugin that works on the controller.
 
@@ -29,11 +30,12 @@ def run_action(
         variables: of the host, untemplated.
         check: whether in check mode.
         diff: whether a difference is asked for.
+        delegate_to: the host that the task is for, if not that of the variables.
 
     Returns:
         The task's result, and the recorder of what was displayed.
     """
-    task = MagicMock(args=arguments, check_mode=check, diff=diff, async_val=0)
+    task = MagicMock(args=arguments, check_mode=check, diff=diff, async_val=0, delegate_to=delegate_to)
     templar = Templar(loader=DataLoader(), variables=variables or {})
     action = plugin(task, MagicMock(), MagicMock(), DataLoader(), templar, MagicMock())
     action._display = MagicMock()

@@ -76,6 +76,30 @@ def test_misspelt_variables_are_refused_with_the_nearest_name(run_action: RunAct
     assert result["error"]["name"] == "invalid-wishes"
 
 
+def test_a_near_miss_of_a_name_of_another_role_is_a_warning(
+    run_action: RunAction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = KNOWN_VARIABLES
+    monkeypatch.setattr(vllm_plan, "KNOWN_VARIABLES", known)
+    for variables in (ready(router_prot=1), {"router_prot": 1}):
+        result = run_action(variables, validate_only=True)
+        assert "failed" not in result
+        assert result["warnings"] == ["router_prot is no variable of this collection; did you mean router_port?"]
+    assert "warnings" not in run_action(ready(docker_users=["me"], router_port=1))
+
+
+def test_a_relative_path_on_the_controller_is_refused_and_others_variables_are_left_to_them(
+    run_action: RunAction,
+) -> None:
+    result = run_action(ready(router_certificate="llm.pem", router_ca=trust_as_template("{{ no_such_thing }}")))
+    assert result["error"]["details"]["problems"] == [
+        "router_certificate: 'llm.pem' is not valid: it must be an absolute path on the controller, such as"
+        ' "{{ inventory_dir }}/../files/llm.pem"'
+    ]
+    good = ready(inventory_dir="/fleet", router_certificate=trust_as_template("{{ inventory_dir }}/../files/llm.pem"))
+    assert "plan" in run_action(good)
+
+
 def test_validation_alone_plans_nothing(run_action: RunAction) -> None:
     result = run_action({"vllm_profile": "balanced"}, validate_only=True)
     assert result["changed"] is False
@@ -124,6 +148,33 @@ def test_the_probes_are_read(run_action: RunAction) -> None:
     )
     assert result["plan"]["replicas"][0]["gpu_uuids"] == ["GPU-a"]
     assert result["plan"]["image"]["platform"] == "linux/arm64"
+
+
+def test_a_sister_deployment_whose_prefix_begins_alike_keeps_its_gpu(run_action: RunAction) -> None:
+    """vllm and vllm-small on one host: the second one's GPU is not free for the first."""
+    ours, sisters = "f" * 64, "e" * 64
+
+    def gpu(index: int, container: str) -> dict[str, Any]:
+        return {
+            "index": index,
+            "uuid": f"GPU-{index}",
+            "name": "NVIDIA H200",
+            "compute_capability": "9.0",
+            "memory_total_mib": 143771,
+            "processes": [{"pid": index + 1, "name": "python3", "used_mib": 60000, "container": container}],
+        }
+
+    containers = [
+        {"id": ours, "ours": True, "state": "running", "name": "vllm-0"},
+        {"id": sisters, "ours": True, "state": "running", "name": "vllm-small-0"},
+    ]
+    result = run_action(
+        {"vllm_accept_license": True},
+        gpu_info={"state": "ok", "gpus": [gpu(0, ours), gpu(1, sisters)], "driver_version": "580.1"},
+        host_info={"system": {"architecture": "x86_64"}, "engine": {"containers": containers}},
+    )
+    assert [replica["gpus"] for replica in result["plan"]["replicas"]] == [[0]]
+    assert any("GPU 1 left out: in use by python3" in warning for warning in result["plan"]["warnings"])
 
 
 def test_what_the_task_says_of_the_host_wins(run_action: RunAction) -> None:

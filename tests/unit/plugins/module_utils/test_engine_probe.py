@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import engine_probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils import engine_probe, host
 
 VERSION = {"Version": "28.1.1", "ApiVersion": "1.49", "Os": "linux", "Arch": "amd64"}
 INFO = {
@@ -234,6 +234,16 @@ def test_an_image_is_told_by_what_it_needs_of_the_driver(engine: tuple[str, Engi
 def test_an_image_that_is_not_there_is_none(engine: tuple[str, Engine]) -> None:
     engine[1].answers["/images/nothing%3A1/json"] = (404, {"message": "No such image"})
     assert engine_probe.image(engine[0], "nothing:1") is None
+
+
+def test_an_image_that_may_be_wanted_instead_keeps_the_registry_from_being_asked(engine: tuple[str, Engine]) -> None:
+    engine[1].answers["/images/vllm%3A1/json"] = (404, {"message": "No such image"})
+    engine[1].answers["/images/vllm%3A2/json"] = (200, {"Id": "sha256:2", "Os": "linux", "Architecture": "amd64"})
+    asked = {"docker_host": engine[0], "image_reference": "vllm:1", "registry": "127.0.0.1:9/vllm:1"}
+    found = host.probe(image_alternatives=["vllm:2", "vllm:1"], **asked)  # type: ignore[arg-type]
+    assert (found["image"], list(found["image_alternatives"]), found["reach"]) == (None, ["vllm:2"], {})
+    assert found["image_alternatives"]["vllm:2"]["id"] == "sha256:2"
+    assert list(host.probe(**asked)["reach"]) == ["registry"]  # type: ignore[arg-type]
 
 
 def test_images_of_a_containerd_store_are_elsewhere(engine: tuple[str, Engine]) -> None:

@@ -21,7 +21,7 @@ FLOORS = {"gsm8k": {"exact_match,strict-match": 0.88}}
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("vllm_accuracy_floors", FLOORS, "gsm8k is no precision, there are fp4, fp8, bf16, fp32, any"),
+        ("vllm_accuracy_floors", FLOORS, "gsm8k is no precision, there are fp4, fp8, mxfp4, 4-bit, 8-bit, bf16, fp32"),
         ("vllm_accuracy_floors", {"FP8": FLOORS}, "FP8 is no precision, did you mean fp8?"),
         (
             "vllm_accuracy_floors",

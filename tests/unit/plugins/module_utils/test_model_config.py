@@ -75,6 +75,27 @@ GPT_OSS_20B: dict[str, Any] = {
 }
 
 
+NVFP4_GROUPS: dict[str, Any] = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
+    }
+}
+MXFP4_GROUPS: dict[str, Any] = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 4, "type": "float", "group_size": 32}}},
+    }
+}
+BITSANDBYTES: dict[str, Any] = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_quant_type": "fp4",
+}
+PER_TENSOR = {"strategy": "tensor", "num_bits": 8, "type": "float", "dynamic": False}
+
+
 def read(config: dict[str, Any], **more: Any) -> Any:
     return model_config.shape({"path": "/m", "config": config, **more})
 
@@ -144,10 +165,52 @@ def test_latent_attention() -> None:
         ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float"}}}}}, None, "fp8"),
         ({"quantization_config": {"quant_algo": "NVFP4"}}, None, "fp4"),
         ({}, {"quantization": {"quant_algo": "NVFP4"}}, "fp4"),
+        ({}, {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}, "fp4"),
+        ({}, {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, "bf16"),
+        ({}, {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "NVFP4"}}, "fp8"),
+        (NVFP4_GROUPS, None, "fp4"),
+        (MXFP4_GROUPS, None, "mxfp4"),
+        ({"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}, None, "mxfp4"),
+        ({"quantization_config": BITSANDBYTES}, None, "4-bit"),
+        ({"quantization_config": {**BITSANDBYTES, "bnb_4bit_quant_type": "nf4"}}, None, "4-bit"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, None, "8-bit"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, None, "4-bit"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, None, "8-bit"),
+        ({"quantization_config": {"quant_algo": "W4A16_AWQ"}}, None, "4-bit"),
+        ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, None, "fp8"),
+        ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 4, "type": "int"}}}}}, None, "4-bit"),
     ],
 )
 def test_precision(config: dict[str, Any], quantization: dict[str, Any] | None, precision: str) -> None:
     assert read({**LLAMA_8B, **config}, quantization=quantization).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("quantization", "static"),
+    [
+        (FP8, True),
+        ({"quant_algo": "FP8_PB_WO"}, False),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, True),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, False),
+        ({"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": [128, 128]}, False),
+        ({"config_groups": {"a": {"weights": PER_TENSOR, "input_activations": PER_TENSOR}}}, True),
+        (
+            {"config_groups": {"a": {"weights": PER_TENSOR, "input_activations": {**PER_TENSOR, "dynamic": True}}}},
+            False,
+        ),
+        ({"config_groups": {"a": {"weights": {**PER_TENSOR, "strategy": "channel"}}}}, False),
+        ({"quant_algo": "NVFP4"}, False),
+        ({}, False),
+    ],
+)
+def test_static_scales_of_fp8(quantization: dict[str, Any], static: bool) -> None:
+    assert read({**LLAMA_8B, "quantization_config": quantization}).static_fp8 is static
+
+
+def test_mxfp4_has_the_size_of_its_bits() -> None:
+    assert read({**GPT_OSS_20B, "quantization_config": {"quant_method": "mxfp4"}}).weights_gib == pytest.approx(
+        12.8, 0.05
+    )
 
 
 def test_what_is_no_decoder_is_refused() -> None:

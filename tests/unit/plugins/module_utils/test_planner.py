@@ -23,6 +23,7 @@ GH200 = ("NVIDIA GH200 480GB", "9.0", 97871)
 B200 = ("NVIDIA B200", "10.0", 183359)
 GB200 = ("NVIDIA GB200", "10.0", 189471)
 B300 = ("NVIDIA B300 SXM6 AC", "10.3", 275040)
+GB300 = ("NVIDIA GB300", "10.3", 284208)
 RTX_6000 = ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "12.0", 97887)
 A100 = ("NVIDIA A100-SXM4-80GB", "8.0", 81920)
 L40S = ("NVIDIA L40S", "8.9", 46068)
@@ -128,6 +129,7 @@ def told(document: dict[str, Any], name: str) -> Any:
         "requests": lambda: document["capacity"]["max_concurrent_requests"],
         "platform": lambda: document["image"]["platform"],
         "version": lambda: document["image"]["vllm_version"],
+        "reference": lambda: document["image"]["reference"],
     }
     if name in short:
         return short[name]()
@@ -187,19 +189,31 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {},
         {"platform": "linux/arm64", "precision": "fp4", "replicas": 4, "environment": FLASHINFER_FP4},
     ),
-    "B300 is Blackwell although the recipe asks for 10.0 only": (
+    "B300 is Blackwell although the recipe asks for 10.0 only, with a release that was built for it": (
         host(B300, 8),
         {},
         {
             "precision": "fp4",
             "replicas": 8,
-            "environment": FLASHINFER_FP4,
-            "--compilation-config": FUSIONS,
+            "version": "0.26.0",
+            "environment": {},
+            "--moe-backend": "flashinfer_trtllm",
+            "--compilation-config": None,
         },
+    ),
+    "GB300 too, in every precision": (
+        host(GB300, 4, architecture="aarch64"),
+        {"precision": "fp8"},
+        {"precision": "fp8", "version": "0.26.0", "platform": "linux/arm64"},
+    ),
+    "a copy of vLLM's image for B300 has the same tag": (
+        host(B300),
+        {"image": "registry.example.org/vllm-openai"},
+        {"version": "0.26.0", "reference": "registry.example.org/vllm-openai:v0.26.0"},
     ),
     "FP8 on B300 with 0.12 leaves FlashInfer's CUTLASS kernels off": (
         host(B300),
-        {"precision": "fp8"},
+        {"precision": "fp8", "image_tag": "v0.12.0"},
         {"precision": "fp8", "environment": {}},
     ),
     "FP8 on B200 in the recipe turns FlashInfer's FP8 kernels on": (
@@ -226,6 +240,46 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "--compilation-config": None,
             "--shutdown-timeout": 60,
         },
+    ),
+    "FP8 of Llama 4 with other scales leaves the backend to vLLM": (
+        host(B200, model_config={**TINY_SCOUT, "quantization_config": {"quant_method": "fbgemm_fp8"}}),
+        {"model": "/srv/scout", "image_tag": "v0.26.0"},
+        {"precision": "fp8", "--moe-backend": None, "environment": {}},
+    ),
+    "and so does FP8 of Llama 4 that nobody has read": (
+        host(B200),
+        {"model": "org/Llama-4-Scout-FP8-dynamic", "precision": "fp8"},
+        {"precision": "fp8", "--moe-backend": None, "environment": {}},
+    ),
+    "FP8 of Llama 4 with static scales is as in NVIDIA's repository": (
+        host(B200, model_config={**TINY_SCOUT, "quantization_config": {"quant_algo": "FP8"}}),
+        {"model": "/srv/scout", "image_tag": "v0.26.0"},
+        {"--moe-backend": "flashinfer_trtllm"},
+    ),
+    "MXFP4 runs on Hopper": (
+        host(H100, model_config={**TINY_LLAMA, "quantization_config": {"quant_method": "mxfp4"}}),
+        {"model": "/srv/gpt-oss"},
+        {"precision": "mxfp4", "tp": 1},
+    ),
+    "from 0.14 on vLLM schedules asynchronously by itself": (
+        host(H200),
+        {"image_tag": "v0.14.1"},
+        {"--async-scheduling": None},
+    ),
+    "before, not beside a draft model": (
+        host(H200),
+        {"extra_config": {"speculative-config": {"method": "ngram", "num_speculative_tokens": 2}}},
+        {"--async-scheduling": None, "--speculative-config": '{"method":"ngram","num_speculative_tokens":2}'},
+    ),
+    "before, not beside Ray": (
+        host(H200),
+        {"extra_config": {"distributed_executor_backend": "ray"}},
+        {"--async-scheduling": None},
+    ),
+    "whoever wishes for it gets it": (
+        host(H200),
+        {"image_tag": "v0.26.0", "extra_config": {"async-scheduling": True}},
+        {"--async-scheduling": True},
     ),
     "0.17 already has the option but still wants the fusions": (
         host(B200),
@@ -389,6 +443,16 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         host(H200),
         {"image": "registry.example.org:5000/team/vllm", "image_tag": "stable", "version": "0.20.2"},
         {"version": "0.20.2"},
+    ),
+    "a version by itself is its release": (
+        host(H200),
+        {"version": "0.20.2"},
+        {"version": "0.20.2", "reference": "vllm/vllm-openai:v0.20.2"},
+    ),
+    "an image of NVIDIA's with its version named": (
+        host(H200),
+        {"image": "nvcr.io/nvidia/vllm", "image_tag": "26.03-py3", "version": "0.16.0"},
+        {"version": "0.16.0", "reference": "nvcr.io/nvidia/vllm:26.03-py3"},
     ),
     "the user's options and environment win": (
         host(B200),
@@ -644,6 +708,18 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "gpu-lost",
         ["nvidia-fabricmanager"],
     ),
+    "the fabric's set-up failed": (
+        changed(host(H200), 0, fabric={"state": "completed", "status": "Unknown Error"}),
+        {},
+        "gpu-lost",
+        ["completed with the error Unknown Error", "journalctl"],
+    ),
+    "the fabric is unhealthy": (
+        changed(host(H200, 2), 1, fabric={"state": "completed", "status": "success", "health": "unhealthy"}),
+        {"gpu_selection": "all"},
+        "gpu-lost",
+        ["GPU 1", "unhealthy"],
+    ),
     "no card at all": (
         host(gpu_reason="libnvidia-ml.so.1 cannot be loaded.", gpu_state="no-library"),
         {},
@@ -694,6 +770,38 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
     ),
     "an architecture without an image": (host(H200, architecture="riscv64"), {}, "unsupported-platform", ["riscv64"]),
     "a tag without a version": (host(H200), {"image_tag": "latest"}, "unknown-version", ["latest", "vllm_version"]),
+    "a tag with another numbering": (
+        host(H200),
+        {"image": "nvcr.io/nvidia/vllm", "image_tag": "26.03-py3"},
+        "unknown-version",
+        ["vllm_image_tag: 26.03-py3", "nvcr.io/nvidia/vllm", "Set vllm_version"],
+    ),
+    "FP4 on a B300 with CUDA 12": (
+        host(B300),
+        {"image_tag": "v0.12.0"},
+        "precision-not-supported",
+        [
+            "NVIDIA B300",
+            "v0.12.0 has CUDA 12.9",
+            "no kernel image is available",
+            "auto",
+            "v0.20.0",
+            "v0.14.0",
+            "-cu130",
+        ],
+    ),
+    "FP4 on a B300 with CUDA 12 of a later release": (
+        host(B300),
+        {"image_tag": "v0.26.0-cu129"},
+        "precision-not-supported",
+        ["CUDA 12.9", "vllm_image_tag"],
+    ),
+    "a driver that is too old for the release that a B300 needs": (
+        host(B300, driver_version="575.57.08"),
+        {},
+        "driver-too-old",
+        ["CUDA 13.0", "Install driver 580 or newer."],
+    ),
     "a vLLM that is too old": (host(H200), {"image_tag": "v0.9.1"}, "unknown-version", ["0.9.1", "0.12.0"]),
     "an option that this vLLM lost": (
         host(H200),
@@ -780,12 +888,23 @@ WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "more sequences than the cache holds": (host(H200), {"max_num_seqs": 512}, "vllm_max_num_seqs: 512 is more than"),
     "12.0 has other kernels": (host(RTX_6000), {}, "12.0: its kernels differ"),
     "FlashInfer's FP8 kernels": (host(B200), {"precision": "fp8"}, "vllm #31609"),
-    "FP4 on a B300 with CUDA 12": (host(B300), {}, "v0.20.0 or newer"),
+    "FP8 on a B300 with CUDA 12": (host(B300), {"image_tag": "v0.12.0", "precision": "fp8"}, "v0.20.0 or newer"),
+    "FP4 on a B300 before its kernels": (host(B300), {"image_tag": "v0.13.0-cu130"}, "is older than 0.14.0"),
+    "FP4 on a B300 with an image of one's own": (
+        host(B300),
+        {"image": "team/vllm", "image_tag": "v0.16.0"},
+        "no kernel image is available",
+    ),
     "an idle card": (host(H100, 3), {}, "GPU 2 stays idle"),
     "TP without NVLink": (host(H100, 2, peers="none"), {}, "No NVLink between all GPUs of a replica (0, 1)"),
     "a card in use": (changed(host(H200, 2), 1, **USED), {}, "GPU 1 left out: in use by python3"),
     "a mixed host": ({**host(), "gpus": gpus(H200, 2) + gpus(B200, 1, start=2)}, {}, "GPU 2 (NVIDIA B200) left out"),
     "a lost card": (changed(host(H200, 2), 1, error="lost"), {}, "GPU 1 is left out: lost"),
+    "a fabric with fewer links": (
+        changed(host(H200), 0, fabric={"state": "completed", "status": "success", "health": "limited-capacity"}),
+        {},
+        "limited capacity",
+    ),
     "a gated repository": (host(H200, 2), {"precision": "bf16"}, "vllm_hf_token"),
     "a newer vLLM": (host(H200), {"image_tag": "v0.40.0"}, "newer than 0.33.0"),
     "a variable that this vLLM does not read": (
@@ -819,6 +938,13 @@ def test_a_quiet_plan_has_no_warnings() -> None:
 def test_a_b300_with_cuda_13_is_fine(tag: str) -> None:
     document = plan(host(B300), {"image_tag": tag, "profile": "min_latency"})
     assert not any("CUDA" in warning for warning in document["warnings"])
+
+
+def test_the_release_for_a_b300_has_its_reason() -> None:
+    document = plan(host(B300), {})
+    (reason,) = [decision["reason"] for decision in document["decisions"] if decision["field"] == "image"]
+    assert "v0.12.0 was not built for compute capability 10.3" in reason
+    assert not any("no kernel image" in warning for warning in document["warnings"])
 
 
 def test_every_decision_has_a_reason() -> None:

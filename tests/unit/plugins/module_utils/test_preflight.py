@@ -75,6 +75,7 @@ def host_info(**parts: Any) -> dict[str, Any]:
         "ports": [],
         "weights": [],
         "image": None,
+        "image_alternatives": {},
         "reach": {},
         "errors": {},
     }
@@ -291,6 +292,34 @@ def test_fabric(
         assert "nvidia-fabricmanager" in verdict.findings[0].remedy
     if name and name.startswith("fabric-manager"):
         assert "580.159.04" in verdict.findings[0].needed
+
+
+@pytest.mark.parametrize(
+    ("fabric", "name", "severity", "text"),
+    [
+        ({**COMPLETED, "status": "success", "health": "healthy"}, None, None, ""),
+        ({**COMPLETED, "status": "success", "health": None}, None, None, ""),
+        ({**COMPLETED, "status": "Not Supported"}, "fabric-failed", "error", "with the error Not Supported"),
+        ({**COMPLETED, "status": "success", "health": "unhealthy"}, "fabric-failed", "error", "is unhealthy"),
+        ({**COMPLETED, "health": "limited-capacity"}, "fabric-limited", "warning", "limited capacity"),
+    ],
+)
+def test_a_fabric_that_was_set_up_but_does_not_work(
+    fabric: dict[str, Any], name: str | None, severity: str | None, text: str
+) -> None:
+    """The planner and preflight by one rule."""
+    info = host_info(nvidia={"nvswitches": 4, "fabric_manager": MANAGER})
+    verdict = judge(info, gpu_info(gpu(0, fabric=fabric), gpu(1, fabric=fabric)))
+    assert told(verdict) == ({name: severity} if name else {})
+    if name:
+        assert text in verdict.findings[0].found
+
+
+def test_one_card_whose_fabric_failed_is_left_out_as_in_the_plan() -> None:
+    info = host_info(nvidia={"nvswitches": 4, "fabric_manager": MANAGER})
+    cards = gpu_info(gpu(0, fabric=COMPLETED), gpu(1, fabric={**COMPLETED, "health": "unhealthy"}))
+    assert told(judge(info, cards)) == {"fabric-failed": "warning"}
+    assert told(judge(info, cards, gpu_selection="all")) == {"fabric-failed": "error"}
 
 
 # ---- GPUs ----
@@ -691,6 +720,34 @@ def test_weights_in_a_cache_elsewhere_are_asked_for_and_found() -> None:
     assert told(judge(there, offline=True, volumes=volumes)) == {"offline": "info"}
     lacks = only(judge(host_info(**IMAGE_THERE), offline=True, volumes=volumes), "weights-missing")
     assert "the Hugging Face cache (/mine/hub, by vllm_volumes)" in lacks.found
+
+
+B300: dict[str, Any] = {"name": "NVIDIA B300 SXM6 AC", "compute_capability": "10.3", "memory_total_mib": 275040}
+FP4_THERE = {"complete": True, "total_bytes": 70 * GIB, "folder": CACHED.replace("FP8", "FP4"), "exists": True}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_image_is_the_one_that_the_cards_need(there: bool) -> None:
+    """Which release it is, a B300's, is known after the host was asked for both."""
+    image: dict[str, Any] = {"vllm/vllm-openai:v0.26.0": {"environment": {}}} if there else {}
+    info = host_info(image=None if there else {"environment": {}}, image_alternatives=image, weights=[FP4_THERE])
+    found = told(judge(info, gpu_info(gpu(**B300)), offline=True))
+    assert found == {"offline": "info", **({} if there else {"image-missing": "error"})}
+
+
+def test_an_older_cuda_is_no_way_out_for_a_b300() -> None:
+    probe = gpu_info(gpu(**B300), driver_version="575.57.08")
+    remedy = only(judge(host_info(weights=[FP4_THERE]), probe), "driver-too-old").remedy
+    assert "driver 580" in remedy
+    assert "older CUDA" not in remedy
+
+
+def test_both_releases_are_asked_for_where_none_is_wished() -> None:
+    asked = preflight_sources.questions(wishes.read({}), "/hf")
+    assert asked["image_reference"] == "vllm/vllm-openai:v0.12.0"
+    assert asked["image_alternatives"] == ["vllm/vllm-openai:v0.26.0"]
+    for wished in ({"vllm_image_tag": "v0.20.2"}, {"vllm_version": "0.20.2"}, {"vllm_device": "cpu"}):
+        assert preflight_sources.questions(wishes.read(wished), "/hf")["image_alternatives"] == []
 
 
 def test_an_archive_that_is_not_there() -> None:

@@ -151,6 +151,57 @@ def test_exceptions_of_the_proxy_are_honoured(start: Start, closed_port: str) ->
     assert reach.ask(f"http://{address}/", reach.Route({**proxies, "no": "other"}))["cause"] == "refused"
 
 
+@pytest.mark.parametrize(
+    ("exceptions", "url", "bypassed"),
+    [
+        ("*.corp.example", "https://registry.corp.example/v2/", True),
+        ("*.corp.example", "https://corp.example/v2/", False),
+        (".corp.example", "https://registry.corp.example/v2/", True),
+        (".corp.example", "https://corp.example/v2/", False),
+        ("corp.example", "https://corp.example/v2/", True),
+        ("corp.example", "https://a.b.corp.example:5000/v2/", True),
+        ("corp.example", "https://mycorp.example/v2/", False),
+        ("Corp.Example", "https://REGISTRY.corp.example/v2/", True),
+        ("registry.corp.example:5000", "https://registry.corp.example:5000/v2/", True),
+        ("registry.corp.example:5000", "https://registry.corp.example/v2/", False),
+        ("registry.corp.example:443", "https://registry.corp.example/v2/", True),
+        ("10.0.0.0/8", "https://10.1.2.3:5000/v2/", True),
+        ("10.0.0.0/8", "https://11.1.2.3/v2/", False),
+        ("10.0.0.0/8", "https://registry.corp.example/v2/", False),
+        ("10.1.2.3", "https://10.1.2.3:5000/v2/", True),
+        ("10.1.2.3:5000", "https://10.1.2.3/v2/", False),
+        ("10.1.2", "https://10.1.2.3/v2/", False),
+        ("fd00::/8", "https://[fd00::1]:5000/v2/", True),
+        ("[fd00::1]:5000", "https://[fd00::1]:5000/v2/", True),
+        ("[fd00::1]:5000", "https://[fd00::1]/v2/", False),
+        ("fd00::1", "https://[fd00::1]/v2/", True),
+        ("other, *", "https://registry.corp.example/v2/", True),
+        ("", "https://127.0.0.1:5000/v2/", True),
+        ("", "https://localhost:5000/v2/", True),
+        ("", "https://[::1]:5000/v2/", True),
+        ("", "https://registry.corp.example/v2/", False),
+        ("not/a/network, :80", "https://registry.corp.example/v2/", False),
+    ],
+)
+def test_the_exceptions_of_the_engines_proxy_are_read_as_the_engine_does(
+    exceptions: str, url: str, bypassed: bool
+) -> None:
+    route = reach.Route({"https": "http://proxy:3128", "no": exceptions}, engine=True)
+    assert route.proxied(url) is not bypassed
+
+
+def test_the_registry_is_asked_by_the_engines_exceptions(closed_port: str) -> None:
+    """The proxy would refuse, but the engine does not ask it."""
+    proxies = {"https": f"http://{closed_port}", "no": "*.invalid"}
+    found = reach.registry("registry.invalid/vllm:1", {"proxies": proxies})
+    assert (found["proxied"], found["cause"]) == (False, "dns")
+
+
+def test_the_hubs_client_reads_exceptions_as_python_does() -> None:
+    route = reach.Route({"https": "http://proxy:3128", "no": ".corp.example"})
+    assert route.proxied("https://corp.example/") is False
+
+
 @pytest.mark.parametrize(("url", "status"), [("http://hub.invalid/", 407), ("https://hub.invalid/", 403)])
 def test_a_proxy_that_refuses(start: Start, url: str, status: int) -> None:
     proxy = f"http://{start(status)}"

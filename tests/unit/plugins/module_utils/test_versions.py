@@ -81,7 +81,7 @@ def test_nothing_unknown_or_deprecated_is_sent(version: str, profile: str, devic
             "vllm_device": device,
             "vllm_profile": profile,
             "vllm_precision": precision,
-            "vllm_image_tag": f"v{version}",
+            "vllm_image_tag": f"v{version}-cu130",
             "vllm_served_model_name": "scout",
             **({"vllm_gpus": [{"name": card, "count": 8}]} if card else {}),
         }
@@ -118,6 +118,23 @@ def test_every_kv_dtype_that_may_be_wished_is_known(version: str, dtype: str) ->
 )
 def test_versions_in_tags(text: str, version: versions.Version | None) -> None:
     assert versions.parse(text) == version
+
+
+@pytest.mark.parametrize(
+    ("tag", "image", "version"),
+    [
+        ("v0.26.0", None, (0, 26, 0)),
+        ("v0.26.0", "vllm/vllm-openai", (0, 26, 0)),
+        ("v0.9.1", "vllm/vllm-openai", (0, 9, 1)),
+        ("v1.2.0", "registry.example.org:5000/vllm/vllm-openai", (1, 2, 0)),
+        ("0.20.2-team3", "registry.example.org:5000/team/vllm", (0, 20, 2)),
+        ("26.03-py3", "nvcr.io/nvidia/vllm", None),
+        ("1.4.2", "registry.example.org:5000/team/vllm", None),
+        ("0.3.1", "registry.example.org:5000/team/vllm", None),
+    ],
+)
+def test_whose_versions_the_tags_of_an_image_are(tag: str, image: str | None, version: versions.Version | None) -> None:
+    assert versions.of_tag(tag, image) == version
 
 
 @pytest.mark.parametrize(

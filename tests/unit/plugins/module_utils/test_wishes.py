@@ -127,6 +127,10 @@ def test_wrong(variable: str, value: Any, text: str) -> None:
         ({"vllm_max_num_seqs": 512, "vllm_max_num_batched_tokens": 256}, "512 is more than"),
         ({"vllm_port": 65535, "vllm_replicas": 2}, "pass port 65535"),
         ({"vllm_version": "0.12.0", "vllm_image_tag": "v0.26.0"}, "contradicts vllm_image_tag"),
+        (
+            {"vllm_version": "0.12.0", "vllm_image": "mirror/vllm", "vllm_image_tag": "v0.26.0"},
+            "contradicts vllm_image_tag",
+        ),
         ({"vllm_device": "cpu", "vllm_precision": "fp8"}, "needs a GPU"),
         ({"vllm_device": "cpu", "vllm_tensor_parallel_size": 2}, "auto or 1"),
         ({"vllm_device": "cpu", "vllm_gpus": [{"name": "NVIDIA H200"}]}, "contradicts vllm_device: cpu"),
@@ -135,6 +139,12 @@ def test_wrong(variable: str, value: Any, text: str) -> None:
 def test_contradictions(variables: dict[str, Any], text: str) -> None:
     (problem,) = problems(variables)
     assert text in problem
+
+
+@pytest.mark.parametrize("tag", ["26.03-py3", "1.4.2", "0.3.1"])
+def test_a_version_wins_over_a_tag_that_numbers_the_image_itself(tag: str) -> None:
+    found = wishes.read({"vllm_image": "nvcr.io/nvidia/vllm", "vllm_image_tag": tag, "vllm_version": "0.16.0"})
+    assert found.version == (0, 16, 0)
 
 
 @pytest.mark.parametrize("more", [{"vllm_api_key": "k"}, {"vllm_allow_unauthenticated": True}])
@@ -166,6 +176,47 @@ def test_misspelt_names(name: str, hint: str) -> None:
 @pytest.mark.parametrize("name", ["vllm_plan", "__vllm_anything", "ansible_user", "my_vllm_port", "vllm_port"])
 def test_names_that_are_nobodys_business(name: str) -> None:
     assert wishes.misspelt([name], KNOWN) == []
+
+
+SHARED = {
+    "docker_manage",
+    "docker_packages",
+    "docker_daemon_config",
+    "router_port",
+    "router_tls",
+    "cpu_image_torch_version",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("router_prot", "router_port"),
+        ("docker_mange", "docker_manage"),
+        ("docker_deamon_config", "docker_daemon_config"),
+        ("cpu_image_torch_versoin", "cpu_image_torch_version"),
+        ("router_port", ""),
+        ("docker_package", ""),
+        ("docker_users", ""),
+        ("docker_daemon_options", ""),
+        ("docker_service_manage", ""),
+        ("router_id", ""),
+        ("my_router_prot", ""),
+    ],
+)
+def test_a_near_miss_under_a_prefix_that_others_use_is_a_warning(name: str, meant: str) -> None:
+    found = wishes.near_misses([name], SHARED)
+    assert found == ([f"{name} is no variable of this collection; did you mean {meant}?"] if meant else [])
+    assert wishes.misspelt([name], SHARED) == []
+
+
+@pytest.mark.parametrize("name", sorted(wishes.CONTROLLER_PATHS))
+def test_a_relative_path_on_the_controller_is_refused(name: str) -> None:
+    (problem,) = wishes.relative_paths({name: "certificates/llm.pem"})
+    assert problem.startswith(f"{name}: 'certificates/llm.pem' is not valid")
+    assert '"{{ inventory_dir }}/../files/llm.pem"' in problem
+    for good in ("", "/etc/llm.pem", "~/llm.pem", None):
+        assert wishes.relative_paths({name: good}) == []
 
 
 def test_a_secret_is_never_shown() -> None:

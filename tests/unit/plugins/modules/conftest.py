@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,13 +44,20 @@ class VerifiedServer:
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 usage = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
-                choices = [{"text": " fine", "finish_reason": "length"}]
+                choices = [{"text": " fine", "message": {"content": "fine"}, "finish_reason": "length"}]
                 ok = json.dumps({"choices": choices, "usage": usage})
                 self.answer(ok if outer.status == 200 else "Internal Server Error", outer.status)
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def use_tls(self, certificate: str) -> None:
+        """Answer by TLS from now on, with the certificate and key in this file."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = self.url.replace("http:", "https:")
 
     def close(self) -> None:
         self._server.shutdown()
@@ -64,6 +72,19 @@ class Program:
         self.created: list[dict[str, Any]] = []
         self.removed = 0
         self.images = {"image:1": "sha256:1"}
+        self.there: dict[str, Left] = {}
+
+
+class Left:
+    """A container that was there before, as the Docker SDK shows it."""
+
+    def __init__(self, program: Program, name: str, labels: dict[str, str]) -> None:
+        self._there, self.name, self.labels = program.there, name, labels
+        self.attrs = {"Config": {"Image": "image:1"}}
+        self._there[name] = self
+
+    def remove(self, **_options: Any) -> None:
+        del self._there[self.name]
 
 
 class Container:
@@ -104,7 +125,12 @@ class Engine:
     def get(self, name: str) -> Any:
         if name in self._program.images:
             return type("Image", (), {"id": self._program.images[name]})
+        if name in self._program.there:
+            return self._program.there[name]
         raise (ImageNotFound if ":" in name else NotFound)(name)
+
+    def list(self, filters: dict[str, str], **_options: Any) -> list[Left]:
+        return [left for left in self._program.there.values() if filters["label"] in left.labels]
 
     def create(self, image: str, **options: Any) -> Container:
         self._program.created.append({"image": image, **options})

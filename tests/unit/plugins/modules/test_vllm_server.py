@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,49 @@ def test_a_folder_high_in_the_file_system_is_not_purged(path: str) -> None:
 
 def test_a_cache_folder_is_purged() -> None:
     assert deployment.check_removable("/var/lib/gpufleet/cache") == "/var/lib/gpufleet/cache"
+
+
+MOUNTS = """/dev/sda1 / ext4 rw 0 0
+/dev/sdb1 /srv ext4 rw 0 0
+/dev/sdc1 /srv/models xfs rw 0 0
+10.0.0.1:/export /mnt/shared\\040files nfs4 rw 0 0
+mds@.fs=/ /mnt/ceph ceph rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/srv/cache", ""),
+        ("/var/lib/gpufleet/huggingface", ""),
+        ("/srv/models", "/srv/models is a file system of its own (xfs)"),
+        ("/srv/models/huggingface", ""),
+        ("/mnt/shared files/huggingface", "/mnt/shared files is nfs4, which other hosts may share"),
+        ("/mnt/ceph/huggingface", "/mnt/ceph is ceph"),
+        ("/mnt/other", ""),
+        ("/opt/one", "vllm-small-0 of another deployment mounts /opt/one/cache"),
+        ("/opt/one/cache/vllm", "vllm-small-0 of another deployment mounts /opt/one/cache"),
+        ("/opt/one/cache2", ""),
+    ],
+)
+def test_what_others_use_is_not_purged(path: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "mounts").write_text(MOUNTS)
+    others = {"vllm-small-0": ["/opt/one/cache"]}
+    if not why:
+        assert deployment.check_removable(path, others, str(tmp_path)) == path
+        return
+    with pytest.raises(GpufleetError, match=re.escape(why)) as caught:
+        deployment.check_removable(path, others, str(tmp_path))
+    assert (caught.value.name, path in caught.value.message) == ("cache-not-removable", True)
+    assert "vllm_hf_home and vllm_cache_dir" in caught.value.remedy
+
+
+def test_a_folder_with_a_file_system_mounted_inside_is_not_purged(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "mounts").write_text("/dev/sdc1 /opt/cache/hub ext4 rw 0 0\n")
+    with pytest.raises(GpufleetError, match="/opt/cache/hub is a file system of its own"):
+        deployment.check_removable("/opt/cache", root=str(tmp_path))
 
 
 class TestGroups:
