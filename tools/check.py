@@ -51,7 +51,7 @@ LONGEST_COMPLAINT = 600  # characters
 BEHIND = ["nice", "-n", "10"]
 
 sys.path.insert(0, str(COLLECTIONS))
-from ansible_collections.gpufleet.vllm.tools import checkout, test_engine  # noqa: E402
+from ansible_collections.gpufleet.vllm.tools import checkout, test_engine, unpacked  # noqa: E402
 
 
 @dataclass
@@ -140,10 +140,10 @@ def sanity() -> list[Command]:
 
 
 def engine() -> list[Command]:
-    """Return the tests of modules against a real Docker engine."""
-    if not list((ROOT / "tests" / "engine").rglob("test_*.py")):
-        return []
-    return [pytest("pytest", "engine", ["tests/engine"])]
+    """Return the tests of modules against a real Docker engine, and those of the front end with a real HAProxy."""
+    front_end = pytest("front end", "front-end", ["tests/unit/plugins/modules/test_router_server.py"])
+    front_end.environment |= unpacked.environment("haproxy", "haproxy")
+    return [pytest("pytest", "engine", ["tests/engine"]), front_end]
 
 
 def molecule() -> list[Command]:
@@ -312,7 +312,6 @@ def common_environment(command: Command) -> dict[str, str]:
     """Return the environment of a command: the virtual environment first on PATH, our ansible.cfg, no colours lost."""
     environment = {
         **os.environ,
-        "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
         "PYTHONUNBUFFERED": "1",
@@ -320,6 +319,7 @@ def common_environment(command: Command) -> dict[str, str]:
         "PIP_QUIET": "2",
         **command.environment,
     }
+    environment["PATH"] = f"{BIN}:{environment.get('PATH', '')}"
     if command.words[0] == "ansible-test":
         environment["HOME"] = str(ansible_test_home())
         environment.pop("ANSIBLE_CONFIG")
