@@ -15,6 +15,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, gat
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
 
+NONE = "none is stored for these GPUs, driver, image, plan and load (vllm_benchmark_save_baseline: true stores one)"
+NONE_BEFORE = "none is stored of what served before, for these GPUs, driver and load"
+NOT_STORED = "it was not stored (vllm_benchmark_save_baseline), for a gate of this measurement failed"
+
 
 class ActionModule(LongTaskAction):
     """Shows the module's phases live, then judges its figures by the baseline on the controller."""
@@ -37,6 +41,7 @@ class ActionModule(LongTaskAction):
                 save=boolean(self._task.args.get("save_baseline", False)),
                 tolerance=float(self._task.args.get("tolerance", 0.05)),
                 standard_errors=float(self._task.args.get("standard_errors", 2)),
+                host=str((task_vars or {}).get("inventory_hostname", "")),
             )
         except GpufleetError as error:
             return {**result, **error.as_failure()}
@@ -51,6 +56,7 @@ def compared(
     standard_errors: float,
     fail: bool = True,
     instead: dict[str, Any] | None = None,
+    host: str = "",
 ) -> dict[str, Any]:
     """Return the module's result, judged by the stored benchmark or stored as one.
 
@@ -62,34 +68,42 @@ def compared(
         standard_errors: differences of fewer than these count as noise.
         fail: whether a gate that failed fails the task.
         instead: parts of C(comparable) of what it is compared with, if that is not its own kind.
+        host: where it was measured.
 
     Raises:
         GpufleetError: as baseline.load and baseline.save.
     """
-    key = baseline.key_of(result["comparable"])
+    key = baseline.key_of({**result["comparable"], **({} if save else instead or {})})
+    told = {"key": key, "found": False, "saved": "", "date": "", "servers": 0, "why": ""}
     if save:
-        saved = "" if gates.failed(result["gates"]) else _save(folder, key, result)
-        return {**result, "baseline": {"key": key, "found": False, "saved": saved, "date": ""}}
-    key = baseline.key_of({**result["comparable"], **(instead or {})})
+        if gates.failed(result["gates"]):
+            return _warned({**result, "baseline": {**told, "why": NOT_STORED}})
+        return {**result, "baseline": {**told, "saved": _save(folder, key, result, host)}}
     stored = baseline.load(folder, key)
     if stored is None:
-        return {**result, "baseline": {"key": key, "found": False, "saved": "", "date": ""}}
-    if not instead and not gates.common_concurrency(result["points"], stored["points"]):
+        return {**result, "baseline": {**told, "why": NONE_BEFORE if instead else NONE}}
+    points = baseline.reference(stored["entries"])
+    if not instead and not gates.common_concurrency(result["points"], points):
         # Somebody asked for other loads, such as a curve; it is a change that must not go on without a comparison.
-        note = gates.nothing_compared(result["points"], stored["points"])["text"]
-        unjudged = {"key": key, "found": False, "saved": "", "date": ""}
-        return {**result, "baseline": unjudged, "warnings": [*result.get("warnings", []), note]}
-    found = gates.regression_gates(
-        result["points"], stored["points"], tolerance=tolerance, standard_errors=standard_errors
-    )
+        why = gates.nothing_compared(result["points"], points)["text"]
+        return _warned({**result, "baseline": {**told, "why": why}})
+    found = gates.regression_gates(result["points"], points, tolerance=tolerance, standard_errors=standard_errors)
+    date = max((str(entry["date"]) for entry in stored["entries"]), default="")
     judged = {
         **result,
         "gates": [*result["gates"], *found],
-        "baseline": {"key": key, "found": True, "saved": "", "date": stored["date"]},
+        "baseline": {**told, "found": True, "date": date, "servers": len(stored["entries"])},
     }
     return gates.verdict(judged, fail=fail)
 
 
-def _save(folder: str, key: str, result: dict[str, Any]) -> str:
+def _warned(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result with a warning of why nothing was stored or compared; it has its place in the report, too."""
+    why = result["baseline"]["why"]
+    return {**result, "warnings": [*result.get("warnings", []), why]}
+
+
+def _save(folder: str, key: str, result: dict[str, Any], host: str) -> str:
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return baseline.save(folder, key, result["comparable"], result["points"], date)
+    server = str(result.get("name", ""))
+    return baseline.save(folder, key, result["comparable"], result["points"], date, host=host, server=server)

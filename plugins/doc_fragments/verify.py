@@ -56,6 +56,10 @@ options:
       - File of the host with the certificate authorities to trust. Empty for the image's own.
     type: str
     default: ""
+  ca_path:
+    description:
+      - CA bundle of the host to check the server's own certificate with. Empty for the libraries' own.
+    type: path
   volumes:
     description:
       - Further mounts of the container, as C(docker run --volume) takes them, such as those of the server.

@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils import jobs, results
 from ansible_collections.gpufleet.vllm.plugins.module_utils.commands import run_program
@@ -57,10 +58,14 @@ sys.exit(subprocess.call([*pip, "--no-deps", "--ignore-installed", "--prefix", p
 # Options of the host's pip that matter in the container, where none of its files is.
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "no-index", "timeout", "retries")
 PATH_OPTIONS = ("extra-index-url", "find-links", "index-url")
-# What lm_eval's log says of requests that failed, the most telling first.
+# What lm_eval's log says of requests that failed, the most telling first. It sends them by aiohttp. A timeout of
+# asyncio has no words; one of a socket has, and is the hub's.
 REQUEST_ERRORS = (
     re.compile(r"API request failed with error message: .*"),
-    re.compile(r".*(?:ClientConnectorError|ClientResponseError|ServerDisconnectedError|TimeoutError|ClientOSError).*"),
+    re.compile(
+        r".*(?:aiohttp\.\S*Error|ClientConnectorError|ClientResponseError|ServerDisconnectedError|ClientOSError|"
+        r"ServerTimeoutError|asyncio\.\S*TimeoutError|raised TimeoutError).*|^TimeoutError:?$"
+    ),
     # 0.4.9.1 hides a connection error behind this one.
     re.compile(r"UnboundLocalError: .*'outputs'.*"),
 )
@@ -69,6 +74,10 @@ DATASET_ERRORS = re.compile(
     r".*(?:Couldn't reach|DatasetNotFoundError|FileNotFoundError|LocalEntryNotFoundError|OfflineModeIsEnabled|"
     r"Couldn't find (?:any data|a dataset)|couldn't connect to).*"
 )
+# How urllib3 and aiohttp name whom they could not reach.
+ASKED = re.compile(r"(?:HTTPS?ConnectionPool\(host='|Cannot connect to host )\[?([0-9a-f:]+(?=\])|[A-Za-z0-9_.-]+)")
+# The exception that ended lm_eval; its message may have several lines.
+FINAL_LINES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,7 @@ def install(
                 "PIP_ROOT_USER_ACTION": "ignore",
             },
             volumes=(f"{work}:{INSTALL_FOLDER}", *target.volumes, *volumes),
+            work_dir=os.path.dirname(parent),
         )
         ended = jobs.run_job(client, job, timeout=INSTALL_TIMEOUT_S)
         if ended.exit_code or not _packages(work):
@@ -253,6 +263,7 @@ def job_of(target: jobs.Target, evaluation: Evaluation, installed: str, folder: 
         environment={**target.job_environment(), **environment},
         volumes=tuple(volumes),
         working_dir=TASKS_FOLDER if evaluation.tasks_dir else "/",
+        work_dir=os.path.dirname(folder),
     )
 
 
@@ -265,8 +276,11 @@ def evaluate(
     folder: str,
     timeout: float,
     progress: Progress,
-) -> list[dict[str, Any]]:
-    """Run lm_eval against the server and return its scores, as results.accuracy_scores does.
+) -> dict[str, Any]:
+    """Run lm_eval against the server and return C(scores), as results.accuracy_scores does, C(tasks) and C(notes).
+
+    C(tasks) are all that ought to have a score, those that were asked for and those in the results; C(notes) what a
+    person should know.
 
     Args:
         client: the engine.
@@ -287,11 +301,19 @@ def evaluate(
     ended = jobs.run_job(client, job, timeout=timeout, on_poll=watch.look)
     if ended.exit_code:
         raise failure(target, ended)
-    return results.accuracy_scores(_results(folder, ended), _asked(evaluation))
+    document, asked = _results(folder, ended), _asked(evaluation)
+    scores = results.accuracy_scores(document, asked)
+    found, missing = results.tasks_of(document), results.missing_tasks(document, asked)
+    notes = [
+        f"lm_eval has no result by the name {name}, as for a tag, which stands for several tasks; it has"
+        f" {', '.join(found)}."
+        for name in missing
+    ]
+    return {"scores": scores, "tasks": [*found, *missing], "notes": notes}
 
 
 def _asked(evaluation: Evaluation) -> list[str]:
-    """Return the tasks that must be in the results; a pattern may stand for any."""
+    """Return the tasks that ought to be in the results; a pattern may stand for any."""
     return [task for task in evaluation.tasks if not set("*?[") & set(task)]
 
 
@@ -317,6 +339,9 @@ def _results(folder: str, ended: jobs.Ended) -> Any:
 def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
     """Return what made lm_eval fail, told from its log and, where that hides it, from the server's own answer."""
     details = {"log": ended.lines[-25:]}
+    unreachable = _dataset_error(target, ended.lines[-FINAL_LINES:])
+    if unreachable:
+        return _unreachable(unreachable, details)
     for pattern in REQUEST_ERRORS:
         found = next((match.group(0) for match in map(pattern.search, ended.lines) if match), "")
         if found:
@@ -331,17 +356,9 @@ def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
             evidence=unknown.strip(),
             details=details,
         )
-    unreachable = next((line for line in reversed(ended.lines) if DATASET_ERRORS.search(line)), "")
+    unreachable = _dataset_error(target, ended.lines)
     if unreachable:
-        return GpufleetError(
-            "lm_eval cannot get the data set of a task.",
-            name="dataset-unreachable",
-            remedy="Data sets come from the Hugging Face hub: check this host's way to it (proxy, vllm_ca_bundle,"
-            " vllm_hf_token), copy the hub's cache into vllm_hf_home, or judge by tasks of your own"
-            " (vllm_accuracy_tasks_dir).",
-            evidence=unreachable.strip(),
-            details=details,
-        )
+        return _unreachable(unreachable, details)
     return GpufleetError(
         f"lm_eval failed with exit status {ended.exit_code}.",
         name="lm-eval-failed",
@@ -351,9 +368,31 @@ def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
     )
 
 
+def _dataset_error(target: jobs.Target, lines: Sequence[str]) -> str:
+    """Return the last line that tells of a data set that could not be had; an empty text where there is none."""
+    for line in reversed(lines):
+        asked = ASKED.search(line)
+        if DATASET_ERRORS.search(line) or (asked and asked.group(1) != urlsplit(target.url).hostname):
+            return line
+    return ""
+
+
+def _unreachable(evidence: str, details: dict[str, Any]) -> GpufleetError:
+    return GpufleetError(
+        "lm_eval cannot get the data set of a task.",
+        name="dataset-unreachable",
+        remedy="Data sets come from the Hugging Face hub: check this host's way to it (proxy, vllm_ca_bundle,"
+        " vllm_hf_token), copy the hub's cache into vllm_hf_home, or judge by tasks of your own"
+        " (vllm_accuracy_tasks_dir).",
+        evidence=evidence.strip(),
+        details=details,
+    )
+
+
 def _request_error(target: jobs.Target, evidence: str, details: dict[str, Any]) -> GpufleetError:
     try:
-        Server(target.url, api_key=target.api_key, timeout=30).complete(target.model, RECIPE_PROMPT, 4, 0)
+        server = Server(target.url, api_key=target.api_key, timeout=30, verify=target.verify)
+        server.complete(target.model, RECIPE_PROMPT, 4, 0)
     except GpufleetError as cause:
         return GpufleetError(
             f"Requests of lm_eval failed: {cause.message}",

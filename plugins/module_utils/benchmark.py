@@ -26,6 +26,12 @@ PERCENTILES = "90,95,99"
 RESULT_FOLDER = "/results"
 # The recipe measures with five times as many prompts as there are at once, to reach a steady state.
 PROMPTS_PER_SLOT = 5
+# Options of `vllm bench serve` with which answers may have other lengths than --random-output-len, besides all that end
+# in -output-len.
+OTHER_LENGTHS = (
+    *("--backend", "--dataset-name", "--dataset-path", "--endpoint", "--endpoint-type", "--extra-body"),
+    *("--random-range-ratio", "--no-ignore-eos"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +123,7 @@ class Benchmark:
             command=tuple(bench_command(self._target, load, seed, result_name)),
             environment=self._target.job_environment(),
             volumes=(*self._target.volumes, f"{self._folder}:{RESULT_FOLDER}"),
+            work_dir=os.path.dirname(self._folder),
         )
 
     def run(self, load: Load, number: int = 1, of: int = 1) -> dict[str, float]:
@@ -167,9 +174,10 @@ class Benchmark:
 
     def _refusal(self) -> GpufleetError | None:
         """Ask the server once and return what is wrong with it, or None when it answers."""
-        server = Server(self._target.url, api_key=self._target.api_key, timeout=30)
+        target = self._target
+        server = Server(target.url, api_key=target.api_key, timeout=30, verify=target.verify)
         try:
-            server.complete(self._target.model, RECIPE_PROMPT, max_tokens=4, temperature=0)
+            server.complete(target.model, RECIPE_PROMPT, max_tokens=4, temperature=0)
         except GpufleetError as error:
             return error
         return None
@@ -219,15 +227,37 @@ def followed_note(concurrencies: Sequence[int]) -> str:
     return f"Measured at concurrency {listed}, as the baseline was, for vllm_benchmark_concurrency is empty."
 
 
+def tokens_of_answers(load: Load) -> int | None:
+    """Return how many tokens each answer of a load has; None where further arguments may make it another number."""
+    given = {word.partition("=")[0].replace("_", "-") for word in load.extra if word.startswith("--")}
+    # As the program's own parser, this takes the beginning of a name for the name.
+    changed = any(name.startswith(word) for word in given for name in OTHER_LENGTHS)
+    return None if changed or any(word.endswith("-output-len") for word in given) else load.output_len
+
+
 def judge(
-    points: Sequence[Mapping[str, Any]], floors: Mapping[str, float], ceilings: Mapping[str, float]
+    points: Sequence[Mapping[str, Any]],
+    floors: Mapping[str, float],
+    ceilings: Mapping[str, float],
+    answer_len: int | None = None,
 ) -> list[gates.Gate]:
-    """Return the judgements of a measurement: failed requests of every run, limits at the highest concurrency."""
+    """Return the judgements of a measurement: failed requests and answers cut short of every run, and limits.
+
+    Args:
+        points: what Benchmark.point returned.
+        floors: names of figures at the highest concurrency to the least allowed value.
+        ceilings: names of them to the greatest allowed value.
+        answer_len: what tokens_of_answers returned.
+    """
     found = []
     for point in points:
         completed = sum(run["completed"] for run in point["runs"])
         failed = sum(run["failed"] for run in point["runs"])
-        found.append(gates.requests_gate(completed, failed, f"concurrency {point['concurrency']}"))
+        where = f"concurrency {point['concurrency']}"
+        found.append(gates.requests_gate(completed, failed, where))
+        if answer_len is not None:
+            arrived = sum(run.get("total_output_tokens", 0) for run in point["runs"])
+            found.append(gates.tokens_gate(arrived, completed * answer_len, where))
     highest = max(points, key=lambda point: point["concurrency"])
     means = {name: values["mean"] for name, values in highest["summary"].items()}
     return found + gates.limit_gates(means, floors, ceilings, f"concurrency {highest['concurrency']}")

@@ -49,7 +49,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, model_files, run_line, vram
+from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, jobs, model_files, run_line, vram
 from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing, stop_container
@@ -321,6 +321,8 @@ class Deployment:
         history = self._history.paths() if not wanted else []
         if not self._settings.check:
             config_check.remove_left(self._client, self._settings.prefix)
+            if not wanted:
+                jobs.remove_left(self._client, prefix=self._settings.prefix)
             drains = {name: self._begin_drain(name, container) for name, container in sorted(found.items())}
             self._end_drains(list(drains.values()))
             for name, container in sorted(found.items()):

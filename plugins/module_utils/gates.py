@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -17,6 +17,9 @@ COMPARED = {"output_throughput": True, "median_ttft_ms": False, "median_tpot_ms"
 # So many median absolute deviations are as many standard deviations of a normal distribution.
 MAD_TO_STD = 1.4826
 FEWEST_EQUALS = 3
+# Noise may widen the tolerance of a regression to as many times itself.
+MOST_NOISE = 3
+CUT_SHORT = ": answers were cut short, as when the server ends a stream with an error; its log tells why"
 
 Gate = dict[str, Any]
 
@@ -27,7 +30,10 @@ def gate(kind: str, metric: str, value: float | None, limit: float, passed: bool
 
 
 def accuracy_gates(
-    scores: Sequence[Mapping[str, Any]], floors: Mapping[str, Mapping[str, float]], standard_errors: float
+    scores: Sequence[Mapping[str, Any]],
+    floors: Mapping[str, Mapping[str, float]],
+    standard_errors: float,
+    expected: Collection[str] = (),
 ) -> list[Gate]:
     """Return a judgement of each score that has a floor, and a failed one for each floor without a score.
 
@@ -35,19 +41,20 @@ def accuracy_gates(
         scores: what results.accuracy_scores returned.
         floors: task to metric (as C(exact_match,strict-match)) to floor.
         standard_errors: by how many standard errors of the score it may lie below the floor.
+        expected: tasks that ought to have a score; the floors of others that have none do not count.
     """
     by_name = {(score["task"], score["metric"]): score for score in scores}
     tasks = {score["task"] for score in scores}
     gates = []
     for task, metrics in floors.items():
-        if task not in tasks:
+        if task not in tasks and task not in expected:
             continue
         for metric, floor in metrics.items():
             score = by_name.get((task, metric))
             name = f"{task} {metric}"
             if score is None:
                 known = ", ".join(sorted(known for of, known in by_name if of == task))
-                text = f"{name}: lm_eval gives no such metric; it gives {known}"
+                text = f"{name}: lm_eval gives no such metric; it gives {known or f'no score of {task} at all'}"
                 gates.append(gate("accuracy", name, None, floor, False, text))
                 continue
             gates.append(_accuracy_gate(name, score, floor, standard_errors))
@@ -97,6 +104,13 @@ def requests_gate(completed: float, failed: float, where: str) -> Gate:
     return gate("requests", "failed", failed, 0, completed > 0 and not failed, text)
 
 
+def tokens_gate(arrived: float, wanted: float, where: str) -> Gate:
+    """Return the judgement that every answer had its whole length: one that breaks off counts as answered elsewhere."""
+    passed = arrived >= wanted
+    text = f"{arrived:.0f} of {wanted:.0f} output tokens arrived at {where}"
+    return gate("tokens", "total_output_tokens", arrived, wanted, passed, text + CUT_SHORT * (not passed))
+
+
 def regression_gates(
     points: Sequence[Mapping[str, Any]],
     baseline: Sequence[Mapping[str, Any]],
@@ -106,13 +120,15 @@ def regression_gates(
 ) -> list[Gate]:
     """Return a judgement of each compared metric at each concurrency that the baseline has.
 
-    A metric has regressed when it is worse than the baseline's mean by more than C(tolerance) and, where runs were
-    repeated, by more than C(standard_errors) standard errors of the difference as well. One that the baseline has and
-    this measurement lacks fails, and so does a baseline with which nothing can be compared.
+    A metric has regressed when it is worse than the baseline's mean by more than C(tolerance) and by more than what is
+    known as noise as well: C(standard_errors) standard errors of the difference, told from the stored runs and servers
+    alone, for a measurement that scatters must not excuse itself, and never more than MOST_NOISE times C(tolerance).
+    One that the baseline has and this measurement lacks fails, and so does a baseline with which nothing can be
+    compared.
 
     Args:
         points: C(concurrency), C(runs) and C(summary) (name to C(mean) and C(std)) of this measurement.
-        baseline: the same of the stored one.
+        baseline: what baseline.reference returned; the same, and maybe C(servers) and C(spread) between them.
         tolerance: share of the baseline, such as 0.05.
         standard_errors: how many of them count as noise.
     """
@@ -172,24 +188,29 @@ def _regression(
 ) -> Gate:
     now, old = point["summary"][name], before["summary"][name]
     worse = (old["mean"] - now["mean"]) * (1 if more_is_better else -1)
-    noise = standard_errors * math.hypot(_standard_error(now, point), _standard_error(old, before))
-    allowed = max(tolerance * old["mean"], noise)
-    runs = min(len(point["runs"]), len(before["runs"]))
-    known = f"noise of {runs} runs included" if runs > 1 else "one run"
+    noise = standard_errors * _noise(old, len(before["runs"]), len(point["runs"]))
+    tolerated = tolerance * old["mean"]
+    allowed = max(tolerated, min(noise, MOST_NOISE * tolerated))
+    servers = before.get("servers", 1)
+    known = [f"noise of {len(before['runs'])} runs"] if len(before["runs"]) > 1 else []
+    known += [f"spread of {servers} servers"] if servers > 1 else []
+    included = f"{' and '.join(known)} included" if known else "one run"
     text = (
         f"{name} = {now['mean']:.6g} at concurrency {point['concurrency']}, baseline {old['mean']:.6g}:"
         f" {_percent(abs(worse), old['mean'])} {'worse' if worse > 0 else 'better'},"
-        f" {_percent(allowed, old['mean'])} allowed ({known})"
+        f" {_percent(allowed, old['mean'])} allowed ({included})"
     )
     return gate("regression", name, now["mean"], old["mean"], worse <= allowed, text)
 
 
+def _noise(old: Mapping[str, float], before: int, now: int) -> float:
+    """Return the standard error of the difference to a stored figure, from the numbers of runs before and now."""
+    within = old["std"] * math.sqrt(1 / before + 1 / now) if before and now else 0.0
+    return math.hypot(within, old.get("spread", 0.0))
+
+
 def _percent(part: float, whole: float) -> str:
     return f"{part / whole * 100:.1f} %" if whole else "?"
-
-
-def _standard_error(summary: Mapping[str, float], point: Mapping[str, Any]) -> float:
-    return summary["std"] / math.sqrt(len(point["runs"])) if point["runs"] else 0.0
 
 
 def outliers(values: Mapping[str, float], tolerance: float) -> dict[str, str]:

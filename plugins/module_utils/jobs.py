@@ -9,12 +9,16 @@ import collections
 import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
+from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 LABEL = "io.gpufleet.job"
+LABEL_WORK_DIR = "io.gpufleet.job.work-dir"
 # Stands for the current folder until the rest of a command line is quoted.
 CURRENT_FOLDER = "/CURRENT"
 KEPT_LINES = 200
@@ -44,6 +49,7 @@ class Target:
         url: base address, as seen from the host.
         model: name under which it serves the model.
         api_key: key that it wants, or C("").
+        verify: whether to check its certificate, or the host's CA bundle to check it with.
         image: reference of an image with vLLM.
         environment: further variables of the container that asks.
         secrets: those of them that reach no message, such as C(HF_TOKEN).
@@ -54,6 +60,7 @@ class Target:
     url: str
     model: str
     api_key: str = ""
+    verify: bool | str = True
     image: str = ""
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -61,7 +68,7 @@ class Target:
 
     def job_environment(self) -> dict[str, str]:
         """Return the variables of the container that asks the server; no proxy stands between the two."""
-        host = self.url.split("://", 1)[-1].split("/", 1)[0].rpartition(":")[0]
+        host = urlsplit(self.url).hostname
         return {"NO_PROXY": f"localhost,127.0.0.1,{host}", **self.environment, **self.all_secrets()}
 
     def all_secrets(self) -> dict[str, str]:
@@ -74,13 +81,14 @@ class Job:
     """What runs in the container.
 
     Attributes:
-        name: of the container; one that an interrupted run left under it is removed.
+        name: of the container; a job's that an interrupted run left under it is removed.
         image: reference of the image.
         command: program and arguments, in the place of the image's own entry point.
         environment: variables of the container; may hold secrets, which reach no message.
         volumes: mounts, as C(docker run --volume) takes them.
         working_dir: folder of the container to start in.
         network_mode: of the container, as C(docker run --network) takes it.
+        work_dir: folder of the host whose lock its run holds, see work_folder; empty for none.
     """
 
     name: str
@@ -90,6 +98,7 @@ class Job:
     volumes: tuple[str, ...] = ()
     working_dir: str = "/"
     network_mode: str = "host"
+    work_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +127,14 @@ def run_job(
         on_lines: called as often with the last lines of the output; what it raises ends the job.
 
     Raises:
-        GpufleetError: C(image-missing), C(job-too-slow), C(engine-error), or what C(on_poll) and C(on_lines) raise.
+        GpufleetError: C(image-missing), C(job-too-slow), C(name-taken), C(interrupted) (by SIGTERM), C(engine-error),
+            or what C(on_poll) and C(on_lines) raise.
     """
     from docker.errors import ImageNotFound, NotFound
     from docker.types import LogConfig
 
-    with engine_errors(f"running {job.name}"):
-        with contextlib.suppress(NotFound):
-            client.containers.get(job.name).remove(force=True, v=True)
+    with engine_errors(f"running {job.name}"), _terminable(job.name):
+        _make_way(client, job)
         try:
             container = client.containers.create(
                 job.image,
@@ -137,7 +146,7 @@ def run_job(
                 working_dir=job.working_dir,
                 network_mode=job.network_mode,
                 init=True,
-                labels={LABEL: job.name},
+                labels={LABEL: job.name, **({LABEL_WORK_DIR: _plain(job.work_dir)} if job.work_dir else {})},
                 log_config=LogConfig(type="json-file", config={"max-size": "50m"}),
             )
         except ImageNotFound as error:
@@ -165,6 +174,85 @@ def run_job(
         finally:
             with contextlib.suppress(NotFound):
                 container.remove(force=True, v=True)
+
+
+def _make_way(client: DockerClient, job: Job) -> None:
+    """Remove what an interrupted run left under the name of a job.
+
+    Raises:
+        GpufleetError: C(name-taken) when it is somebody else's container.
+    """
+    from docker.errors import NotFound
+
+    with contextlib.suppress(NotFound):
+        container = client.containers.get(job.name)
+        if LABEL not in container.labels:
+            raise GpufleetError(
+                f"There is a container {job.name} that this collection did not make.",
+                name="name-taken",
+                remedy="Remove or rename it, or set vllm_container_prefix to a prefix of your own.",
+                evidence=f"{container.name}: image {container.attrs['Config']['Image']}",
+            )
+        container.remove(force=True, v=True)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came. It is no Exception, so that nobody who expects failures on the way takes it for one."""
+
+
+@contextlib.contextmanager
+def _terminable(name: str) -> Iterator[None]:
+    """Have SIGTERM leave the block by way of its C(finally) clauses, as C(interrupted); further ones are ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except _TerminatedError as error:
+        raise GpufleetError(
+            f"{name} was ended from outside (SIGTERM).",
+            name="interrupted",
+            remedy="Run the play again.",
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def remove_left(client: DockerClient, *, work_dir: str = "", prefix: str = "") -> list[str]:
+    """Remove the containers of jobs that killed runs left, which may still load a server; return their names.
+
+    Args:
+        client: the engine.
+        work_dir: of the jobs; its lock must be held, see work_folder.
+        prefix: vllm_container_prefix of the deployment whose jobs they are, besides those of the folder.
+
+    Raises:
+        GpufleetError: C(engine-error).
+    """
+    from docker.errors import NotFound
+
+    removed = []
+    with engine_errors("removing what an interrupted run left"):
+        for container in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
+            of_folder = bool(work_dir) and container.labels.get(LABEL_WORK_DIR) == _plain(work_dir)
+            of_prefix = bool(prefix) and re.fullmatch(
+                rf"{re.escape(prefix)}-(\d+-(accuracy|benchmark)|weights(-look)?)", container.labels[LABEL]
+            )
+            if of_folder or of_prefix:
+                with contextlib.suppress(NotFound):
+                    container.remove(force=True, v=True)
+                removed.append(str(container.name))
+    return removed
+
+
+def _plain(folder: str) -> str:
+    return os.path.abspath(folder)
 
 
 def _lines(data: bytes) -> list[str]:
@@ -200,18 +288,21 @@ def docker_line(job: Job, secrets: Iterable[str], folder: str, docker_host: str)
 
 
 @contextlib.contextmanager
-def work_folder(parent: str, operation: str) -> Iterator[str]:
+def work_folder(parent: str, operation: str, client: DockerClient | None = None) -> Iterator[str]:
     """Yield an empty folder below C(parent) and remove it afterwards; one run at a time may hold one there.
 
     Args:
         parent: made if it is not there.
         operation: what is being done, for the message of whoever comes second.
+        client: the engine, from which the containers go that a killed run left, whatever its server; None for none.
 
     Raises:
-        GpufleetError: C(busy), as host_lock.
+        GpufleetError: C(busy), as host_lock, and as remove_left.
     """
     os.makedirs(parent, mode=0o755, exist_ok=True)
     with host_lock(os.path.join(parent, ".lock"), operation):
+        if client is not None:
+            remove_left(client, work_dir=parent)
         for entry in os.listdir(parent):
             if entry.startswith("run-"):  # left by a run that was killed
                 shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)

@@ -28,7 +28,7 @@ class LoadWatch:
     """
 
     def __init__(self, target: Target, show: Callable[[int], None]) -> None:
-        self._server = Server(target.url, api_key=target.api_key, timeout=METRICS_TIMEOUT_S)
+        self._server = Server(target.url, api_key=target.api_key, timeout=METRICS_TIMEOUT_S, verify=target.verify)
         self._show = show
         self._peaks: dict[str, float] = {}
         self._last: dict[str, float] = {}

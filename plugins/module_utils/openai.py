@@ -153,7 +153,7 @@ class Server:
             "max_tokens": max_tokens,
             "temperature": temperature,
         }
-        return self._ask("/v1/chat/completions", body, lambda choice: (choice.get("message") or {}).get("content"))
+        return self._ask("/v1/chat/completions", body, lambda choice: _said(choice.get("message") or {}))
 
     def health(self) -> bool:
         """Say whether the server is ready: False while it starts (nothing listens) or when its engine died (503)."""
@@ -218,7 +218,8 @@ class Server:
             raise GpufleetError(
                 f"The certificate of {self.url} is not trusted.",
                 name="server-unreachable",
-                remedy="Set ca_path to the CA bundle that signed it, or validate_certs: false.",
+                remedy="Set vllm_url_ca (ca_path of the module) to a file of the host with the authority that"
+                " signed it.",
                 evidence=str(error),
             ) from error
         except requests.exceptions.ConnectTimeout as error:
@@ -233,6 +234,13 @@ class Server:
             raise unreachable(self.url, error) from error
         except (requests.exceptions.RequestException, ValueError) as error:
             raise unreachable(self.url, error) from error
+        except OSError as error:  # of the CA bundle
+            raise GpufleetError(
+                f"The certificate of {self.url} cannot be checked: {error}.",
+                name="server-unreachable",
+                remedy="Set vllm_url_ca, or else vllm_ca_bundle (ca_path of the module), to a file that is on the"
+                " host.",
+            ) from error
         if not response.ok:
             raise self._refusal(path, body, response)
         return response
@@ -285,6 +293,18 @@ class Server:
             latency=latency,
             curl=self.curl(path, body),
         )
+
+
+def _said(message: dict[str, Any]) -> Any:
+    """Return what a chat message says: its content or, where a reasoning parser has put all of it aside, that."""
+    texts = [message.get(key) for key in ("content", "reasoning", "reasoning_content")]
+    return next((text for text in texts if isinstance(text, str) and text.strip()), texts[0])
+
+
+def lacks_chat_template(error: GpufleetError) -> bool:
+    """Return whether a server refused a chat message because its model has no chat template."""
+    refused = error.name == "server-error" and error.details.get("status") == 400
+    return refused and re.search(r"chat.?template", error.evidence, re.IGNORECASE) is not None
 
 
 def check_endpoints(server: Server, api_key: str, *, required: bool) -> dict[str, Any]:

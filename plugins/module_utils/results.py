@@ -85,8 +85,8 @@ def accuracy_scores(document: Any, tasks: Sequence[str]) -> list[dict[str, Any]]
         C(stderr) (None when lm_eval gives none), C(samples).
 
     Raises:
-        GpufleetError: C(result-unreadable) when it is no such file, C(task-missing) when a task is not in it, and
-            C(no-samples) when a task was judged by none.
+        GpufleetError: C(result-unreadable) when it is no such file, C(task-missing) when it has no score and a task
+            is not in it, and C(no-samples) when a task was judged by none.
     """
     results = document.get("results") if isinstance(document, Mapping) else None
     if not isinstance(results, Mapping):
@@ -94,13 +94,6 @@ def accuracy_scores(document: Any, tasks: Sequence[str]) -> list[dict[str, Any]]
             "The results of lm_eval are not what they should be: there is no 'results'.",
             name="result-unreadable",
             evidence=str(document)[:300],
-        )
-    missing = sorted(set(tasks) - {*results, *(document.get("groups") or {})})
-    if missing:
-        raise GpufleetError(
-            f"lm_eval wrote no result of {', '.join(missing)}; it has {', '.join(sorted(results)) or 'none'}.",
-            name="task-missing",
-            remedy="Name tasks in vllm_accuracy_tasks as `lm_eval --tasks list` does, or as the task key of your own.",
         )
     counts = document.get("n-samples") or {}
     scores = []
@@ -116,11 +109,28 @@ def accuracy_scores(document: Any, tasks: Sequence[str]) -> list[dict[str, Any]]
             {"task": task, "metric": metric, "value": _rounded(value), "stderr": stderr, "samples": samples}
             for metric, value, stderr in _metrics(values)
         ]
+    missing = missing_tasks(document, tasks)
+    if missing and not scores:
+        raise GpufleetError(
+            f"lm_eval wrote no result of {', '.join(missing)}; it has {', '.join(sorted(results)) or 'none'}.",
+            name="task-missing",
+            remedy="Name tasks in vllm_accuracy_tasks as `lm_eval --tasks list` does, or as the task key of your own.",
+        )
     if not scores:
         raise GpufleetError(
             f"lm_eval wrote no score of {', '.join(tasks)}.", name="no-samples", evidence=str(results)[:300]
         )
     return scores
+
+
+def tasks_of(document: Mapping[str, Any]) -> list[str]:
+    """Return the tasks and groups in a results file of lm_eval, those without a score included."""
+    return sorted({*document["results"], *(document.get("groups") or {})})
+
+
+def missing_tasks(document: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    """Return those of C(tasks) that are not in a results file, as a tag, in whose place lm_eval names its tasks."""
+    return sorted(set(tasks) - set(tasks_of(document)))
 
 
 def _samples(count: Any) -> int | None:

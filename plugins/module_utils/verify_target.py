@@ -33,6 +33,7 @@ TARGET_ARGUMENTS: dict[str, Any] = {
     "model_source": {"type": "dict", "default": {}},
     "hf_home": {"type": "path", "default": "/var/lib/gpufleet/huggingface"},
     "ca_bundle": {"type": "str", "default": ""},
+    "ca_path": {"type": "path"},
     "volumes": {"type": "list", "elements": "str", "default": []},
     "environment": {"type": "dict", "default": {}},
     "work_dir": {"type": "path", "default": "/var/lib/gpufleet/verify"},
@@ -46,7 +47,8 @@ def target_of(params: dict[str, Any]) -> Target:
     Raises:
         GpufleetError: as openai.Server.served_model.
     """
-    server = Server(params["url"], api_key=params["api_key"], retries=2)
+    verify = params["ca_path"] or True
+    server = Server(params["url"], api_key=params["api_key"], verify=verify, retries=2)
     environment: dict[str, str] = {"HF_HOME": HF_HOME}
     volumes = [f"{params['hf_home']}:{HF_HOME}"] if params["hf_home"] else []
     source = params["model_source"]
@@ -61,6 +63,7 @@ def target_of(params: dict[str, Any]) -> Target:
         url=base_url(params["url"]),
         model=server.served_model(params["model"]),
         api_key=params["api_key"],
+        verify=verify,
         image=params["image"],
         environment={**environment, **public},
         secrets={**hidden, **({"HF_TOKEN": params["hf_token"]} if params["hf_token"] else {})},

@@ -74,7 +74,8 @@ options:
     default: []
   floors:
     description:
-      - Task to metric, named with its filter as C(exact_match,strict-match), to the least score.
+      - Task to metric, named with its filter as C(exact_match,strict-match), to the least score. A task that was run or
+        asked for and has no score fails; others do not count.
     type: dict
     default: {}
   standard_errors:
@@ -139,6 +140,12 @@ gates:
   type: list
   elements: dict
   sample: [{"kind": "accuracy", "metric": "gsm8k exact_match,strict-match", "value": 0.8779, "passed": true}]
+notes:
+  description: What a person should know of the scores, such as names in O(tasks) that the results do not have.
+  returned: success or failed gate
+  type: list
+  elements: str
+  sample: []
 passed:
   description: Whether every gate passed.
   returned: success or failed gate
@@ -159,7 +166,8 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(gates-failed), V(requests-failed), V(server-gone), V(task-unknown), V(task-missing),
       V(dataset-unreachable), V(no-samples), V(no-results), V(result-unreadable), V(install-failed), V(lm-eval-failed),
-      V(job-too-slow), V(image-missing), V(busy), V(invalid-wishes) and those of M(gpufleet.vllm.vllm_completion).
+      V(job-too-slow), V(image-missing), V(busy), V(name-taken), V(interrupted), V(invalid-wishes) and those of
+      M(gpufleet.vllm.vllm_completion).
   returned: failure, or a gate failed
   type: dict
 """
@@ -227,7 +235,7 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
     client = connect(params["docker_host"], params["docker_timeout"])
     image_id = image_id_of(client, params["image"])
     target, evaluation = target_of(params), evaluation_of(params)
-    with jobs.work_folder(params["work_dir"], f"vllm_accuracy of {target.name}") as folder:
+    with jobs.work_folder(params["work_dir"], f"vllm_accuracy of {target.name}", client) as folder:
         installed = accuracy.install_folder(
             os.path.join(params["work_dir"], "lm_eval"), params["requirements"], image_id
         )
@@ -243,15 +251,16 @@ def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
                 progress=progress,
             )
         job = accuracy.job_of(target, evaluation, installed, folder)
-        scores = accuracy.evaluate(
+        found = accuracy.evaluate(
             client, target, evaluation, job, folder=folder, timeout=params["timeout"], progress=progress
         )
     return {
         "changed": changed,
         "name": target.name,
         "model": target.model,
-        "scores": scores,
-        "gates": gates.accuracy_gates(scores, params["floors"], params["standard_errors"]),
+        "scores": found["scores"],
+        "gates": gates.accuracy_gates(found["scores"], params["floors"], params["standard_errors"], found["tasks"]),
+        "notes": found["notes"],
         "command": jobs.docker_line(job, target.all_secrets(), folder, params["docker_host"]),
         "seconds": round(time.monotonic() - started, 1),
     }

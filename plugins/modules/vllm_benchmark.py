@@ -13,9 +13,11 @@ author: gpufleet contributors (@gpufleet)
 description:
   - Runs C(vllm bench serve) with the recipe's arguments in a throw-away container of the serving image, once or
     more for each concurrency, and reads the server's metrics meanwhile.
-  - Judges by the requests answered and failed, never by the program's exit status, which is 0 even if all failed.
-  - Fails when a request failed, a figure at the highest concurrency is beyond its limit, or a figure is worse than that
-    of a stored benchmark of the same GPUs, driver, image, plan and load. What was measured is returned all the same.
+  - Judges by the requests answered and failed, never by the program's exit status, which is 0 even if all failed, and
+    by the tokens that arrived, as it counts an answer that broke off as answered.
+  - Fails when a request failed, answers were cut short, a figure at the highest concurrency is beyond its limit, or a
+    figure is worse than that of a stored benchmark of the same GPUs, driver, image, plan and load. What was measured is
+    returned all the same.
   - Nothing is installed into the serving container and nothing of the run stays on the host.
 options:
   concurrency:
@@ -110,17 +112,20 @@ options:
     default: {}
   save_baseline:
     description:
-      - Store this benchmark in O(baseline_dir), in the place of an older one, unless it fails on its own.
+      - Store this benchmark in O(baseline_dir), in the place of an older one of the same host and server, unless it
+        fails on its own.
     type: bool
     default: false
   tolerance:
     description:
-      - Share of a stored figure by which a figure may be worse.
+      - Share of a stored figure by which a figure may be worse. Where several servers of a kind are stored, their
+        median counts.
     type: float
     default: 0.05
   standard_errors:
     description:
-      - Differences of fewer standard errors than these count as noise, where runs were repeated.
+      - Differences of fewer standard errors than these count as noise, which is told from repeated runs and from the
+        differences between the servers that are stored. It widens O(tolerance) to at most three times itself.
     type: float
     default: 2
   fail_on_gates:
@@ -195,11 +200,11 @@ comparable:
   type: dict
   sample: {"hardware": {"gpus": ["NVIDIA H200"], "driver": "580.159.04"}}
 baseline:
-  description: C(key) of the stored benchmark, C(found), C(saved) (its path when it was stored) and C(date) of the
-    found one.
+  description: C(key) of the stored benchmark, C(found), C(saved) (its path when it was stored), C(date) of the
+    found one, C(servers) (of how many servers it has figures) and C(why) (why nothing was compared or stored).
   returned: success or failed gate, by the action plugin
   type: dict
-  sample: {"key": "0c37c43dd3a0f8f9", "found": false, "saved": ""}
+  sample: {"key": "0c37c43dd3a0f8f9", "found": true, "saved": "", "date": "2026-11-22T15:00:00+00:00", "servers": 8}
 passed:
   description: Whether every gate passed.
   returned: success or failed gate
@@ -219,8 +224,8 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(gates-failed), V(requests-failed) (none was answered), V(server-gone), V(benchmark-failed),
-      V(benchmark-too-long), V(job-too-slow), V(image-missing), V(busy), V(invalid-wishes) and
-      those of M(gpufleet.vllm.vllm_completion).
+      V(benchmark-too-long), V(job-too-slow), V(image-missing), V(busy), V(name-taken), V(interrupted),
+      V(invalid-wishes) and those of M(gpufleet.vllm.vllm_completion).
   returned: failure, or a gate failed
   type: dict
 """
@@ -319,7 +324,7 @@ def work(options: dict[str, Any], progress: Progress) -> dict[str, Any]:
     comparable = comparable_of(options, image_id, target.model)
     followed = of_baseline(params, comparable)
     loads = loads_of(params, followed or params["concurrency"])
-    with jobs.work_folder(params["work_dir"], f"vllm_benchmark of {target.name}") as folder:
+    with jobs.work_folder(params["work_dir"], f"vllm_benchmark of {target.name}", client) as folder:
         measure = benchmark.Benchmark(
             client,
             target,
@@ -338,7 +343,7 @@ def work(options: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "name": target.name,
         "model": target.model,
         "points": points,
-        "gates": benchmark.judge(points, params["floors"], params["ceilings"]),
+        "gates": benchmark.judge(points, params["floors"], params["ceilings"], benchmark.tokens_of_answers(loads[-1])),
         "notes": notes,
         "comparable": comparable,
         "command": jobs.docker_line(last, target.all_secrets(), folder, params["docker_host"]),

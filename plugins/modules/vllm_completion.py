@@ -44,8 +44,10 @@ options:
   chat:
     description:
       - Send O(prompt) as a chat message, too. The model needs a chat template for that.
-    type: bool
-    default: false
+      - With V(auto) a server that refuses it because there is none passes, and RV(no_chat) says so.
+    type: str
+    choices: ['auto', 'true', 'false']
+    default: 'false'
   endpoints:
     description:
       - Check /health, /version and /metrics, too, and with O(api_key) that a request without it is refused.
@@ -147,8 +149,13 @@ curl:
     -d '{"model": "m", "prompt": "San Francisco is a", "max_tokens": 20, "temperature": 0}'
 chat:
   description: The same for the chat message, C(text), C(finish_reason), C(usage), C(model), C(latency_s) and C(curl).
-  returned: success and O(chat=true)
+  returned: success and O(chat) is not V(false), unless RV(no_chat) says why not
   type: dict
+no_chat:
+  description: Why there is no RV(chat).
+  returned: success and O(chat=auto), where the model has no chat template
+  type: str
+  sample: no chat template
 endpoints:
   description:
     - C(healthy), C(version), C(load) (from /metrics), and C(refuses_without_key), which is null without O(api_key).
@@ -166,8 +173,14 @@ error:
 
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import RECIPE_PROMPT, Server, check_endpoints
+from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import (
+    RECIPE_PROMPT,
+    Server,
+    check_endpoints,
+    lacks_chat_template,
+)
 
 ARGUMENTS: dict[str, Any] = {
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},
@@ -175,7 +188,7 @@ ARGUMENTS: dict[str, Any] = {
     "prompt": {"type": "str", "default": RECIPE_PROMPT},
     "max_tokens": {"type": "int", "default": 20, "no_log": False},
     "temperature": {"type": "float", "default": 0},
-    "chat": {"type": "bool", "default": False},
+    "chat": {"type": "str", "choices": ["auto", "true", "false"], "default": "false"},
     "endpoints": {"type": "str", "choices": ["none", "offered", "all"], "default": "none"},
     "api_key": {"type": "str", "default": "", "no_log": True},
     "timeout": {"type": "float", "default": 60},
@@ -197,8 +210,13 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     models = server.models()
     question = (server.pick(models, params["model"]), params["prompt"], params["max_tokens"], params["temperature"])
     result = {"changed": False, "models": models, **server.complete(*question).as_result()}
-    if params["chat"]:
-        result["chat"] = server.chat(*question).as_result()
+    if params["chat"] != "false":
+        try:
+            result["chat"] = server.chat(*question).as_result()
+        except GpufleetError as error:
+            if params["chat"] != "auto" or not lacks_chat_template(error):
+                raise
+            result["no_chat"] = "no chat template"
     if params["endpoints"] != "none":
         result["endpoints"] = check_endpoints(server, params["api_key"], required=params["endpoints"] == "all")
     return result

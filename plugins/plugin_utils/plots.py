@@ -56,20 +56,65 @@ STYLE: dict[str, Any] = {
 def draw(document: Mapping[str, Any]) -> dict[str, str]:
     """Return the plots of a report (report.build) that its measurements allow: names to SVG.
 
+    Where not all is drawn, C(accuracy_note) and C(curve_note) say how much is.
+
     Raises:
         ImportError: when matplotlib is not installed.
     """
     found = {}
-    scores, lines = scores_of(document), curves_of(document)
+    every_score, every_line = scores_of(document), curves_of(document)
+    scores = chosen(every_score, MOST_SCORES, lambda score: not score["passed"])
+    # Those that matter are drawn last, on top.
+    lines = chosen(every_line, MOST_LINES, lambda line: bool(line["unlike"]))
+    lines.sort(key=lambda line: bool(line["unlike"]))
     if scores:
         found["accuracy"] = _both("accuracy", lambda axes: _draw_scores(axes, scores), 0.8 + 0.6 * len(scores))
     if any(len(line["points"]) > 1 for line in lines):
         found["curve"] = _both("curve", lambda axes: _draw_curves(axes, lines))
+    if "accuracy" in found and len(scores) < len(every_score):
+        servers = [len({score["server"] for score in some}) for some in (scores, every_score)]
+        found["accuracy_note"] = (
+            f"{len(scores)} of {len(every_score)} scores are drawn, of {servers[0]} of {servers[1]} servers: first"
+            " those below their floors, then as many of each task and kind of plan."
+        )
+    if "curve" in found and len(lines) < len(every_line):
+        found["curve_note"] = (
+            f"{len(lines)} of {len(every_line)} servers are drawn: first those unlike their equals, then as many of"
+            " each kind of plan."
+        )
     return found
 
 
+def chosen(
+    items: Sequence[dict[str, Any]], most: int, matters: Callable[[Mapping[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """Return about C(most) of the items: first those that matter, then the rest, each an equal share of every C(kind).
+
+    At least one of each kind is there, and those of a kind are taken from all over the fleet.
+    """
+    first = _shared([item for item in items if matters(item)], most)
+    rest = [item for item in items if not matters(item)]
+    return first + _shared(rest, max(most - len(first), len({item["kind"] for item in rest})))
+
+
+def _shared(items: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return at most C(most) items in their order, as equal a share of each kind as there is."""
+    kinds: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        kinds.setdefault(item["kind"], []).append(number)
+    taken: list[int] = []
+    # Small kinds first: what they leave is for the others.
+    for left, numbers in zip(range(len(kinds), 0, -1), sorted(kinds.values(), key=len), strict=True):
+        share = min(len(numbers), (most - len(taken)) // left)
+        taken += [numbers[place * len(numbers) // share] for place in range(share)]
+    return [items[number] for number in sorted(taken)]
+
+
 def scores_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the scores to plot, those with failed gates first: C(label), C(value), C(stderr), C(floor), C(passed)."""
+    """Return the scores that could be plotted: C(label), C(value), C(stderr), C(floor), C(passed).
+
+    C(kind) is what a fair choice of them has a share of, C(server) whose they are.
+    """
     found = []
     several = sum(len(entry["stages"]["accuracy"]) for entry in document["hosts"]) > 1
     for entry in document["hosts"]:
@@ -85,9 +130,11 @@ def scores_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                         "stderr": score["stderr"] or 0.0,
                         "floor": gate["limit"] if gate else None,
                         "passed": not gate or gate["passed"],
+                        "kind": f"{_kind(entry['plan'])} {score['task']} {score['metric']}",
+                        "server": f"{entry['name']} {item['server']}",
                     }
                 )
-    return sorted(found, key=lambda score: score["passed"])[:MOST_SCORES]
+    return found
 
 
 def _short(metric: str) -> str:
@@ -100,7 +147,7 @@ def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a line for each measured server: C(kind) (what it shares its colour with) and C(points), by concurrency.
 
     A point is C(concurrency), C(latency_s) (median E2EL) and C(throughput), output tokens/s, for each GPU if there are.
-    C(unlike) names the server if it is among the report's outliers; those come last, so that they are drawn on top.
+    C(unlike) names the server if it is among the report's outliers.
     """
     found: list[dict[str, Any]] = []
     unlike = {(outlier["host"], outlier["server"]) for outlier in document["outliers"]}
@@ -124,7 +171,7 @@ def curves_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
                         "unlike": " ".join(name) if name in unlike else "",
                     }
                 )
-    return sorted(found, key=lambda line: bool(line["unlike"]))[-MOST_LINES:]
+    return found
 
 
 def _kind(plan: Mapping[str, Any]) -> str:
@@ -157,7 +204,10 @@ def _draw_scores(axes: Axes, scores: Sequence[Mapping[str, Any]]) -> None:
     edges += [score["floor"] for score in scores if score["floor"] is not None]
     low, high = min(edges), max(edges)
     margin = max(0.03, (high - low) * 0.12)
-    axes.set_xlim(max(low - margin, -0.02), min(high + margin, 1.02))
+    # Most scores are shares; others, such as a perplexity, are not.
+    drawn = [score["value"] for score in scores] + [score["floor"] for score in scores if score["floor"] is not None]
+    shares = all(0 <= value <= 1 for value in drawn)
+    axes.set_xlim(*(max(low - margin, -0.02), min(high + margin, 1.02)) if shares else (low - margin, high + margin))
     axes.set_xlabel("score ± one standard error")
     axes.grid(axis="y", visible=False)
 

@@ -21,14 +21,18 @@ SCHEMA_VERSION = 1
 STAGES = ("gpu", "basic", "accuracy", "performance")
 # Stages that have a column even where they were not asked for; gpu has one where servers have GPUs.
 COLUMNS = ("basic", "accuracy", "performance")
+# More servers than these have no row each on the terminal.
+MOST_ROWS = 10
 PASSED, FAILED, NOTHING = "passed", "failed", "nothing verified"
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 # What of a stage's result is kept; a result also holds what Ansible adds, and what the module was called with.
 KEPT = {
     "gpu": ("gpu_access", "given", "seen"),
-    "basic": ("text", "finish_reason", "usage", "model", "latency_s", "curl", "chat", "endpoints"),
-    "accuracy": ("model", "scores", "gates", "command", "seconds"),
-    "performance": (*("model", "points", "gates", "notes", "comparable", "baseline", "command", "seconds"),),
+    "basic": ("text", "finish_reason", "usage", "model", "latency_s", "curl", "chat", "no_chat", "endpoints"),
+    "accuracy": ("model", "scores", "gates", "notes", "command", "seconds"),
+    "performance": (
+        *("model", "points", "gates", "notes", "comparable", "baseline", "warnings", "command", "seconds"),
+    ),
 }
 # Rows of the table of figures in the words that vllm bench and the recipe use, with their scale.
 COUNTED = (
@@ -58,7 +62,8 @@ def build(hosts: Mapping[str, Mapping[str, Any]], created: str, outlier_toleranc
 
     Args:
         hosts: each host of the play to what role verify found there: C(plan), C(servers), C(gpus), C(driver), C(url),
-            C(stages) (stage to the results of its task, one a server), or C(error), or nothing if it was not reached.
+            C(stages) (stage to the results of its task, one a server), C(failed) (stage to why it ended early), or
+            C(error), or nothing if it was not reached.
         created: time of the run.
         outlier_tolerance: share of the median by which equal servers may differ.
 
@@ -107,6 +112,11 @@ def _host(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
         for item in items
         if item["failure"]
     ]
+    for stage, why in (found.get("failed") or {}).items():
+        if not any(item["failure"] for item in stages[stage]):
+            stages[stage] += [_lost(server) for server in _without_result(found, stages, stage)]
+            failures.append({"host": name, "server": "", "stage": stage, **_failure({"msg": why})})
+    failures.sort(key=lambda failure: STAGES.index(failure["stage"]))
     missing = "" if found else "The host was not reached, or failed before its verification began."
     error = str(found.get("error") or missing)
     if error:
@@ -157,6 +167,19 @@ def _result(stage: str, item: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _without_result(found: Mapping[str, Any], stages: Mapping[str, Sequence[Any]], stage: str) -> list[str]:
+    """Return the servers of a host that have no result of a stage; one without a name where none is known."""
+    planned = [replica["name"] for replica in (found.get("plan") or {}).get("replicas", [])]
+    known = [*planned, *(item["server"] for items in stages.values() for item in items)]
+    judged = {item["server"] for item in stages[stage]}
+    return [server for server in dict.fromkeys(known or [""]) if server not in judged]
+
+
+def _lost(server: str) -> dict[str, Any]:
+    """Return the result of a stage that ended before it came to a server."""
+    return {"server": server, "passed": False, "skipped": False, "failure": None}
+
+
 def _failure(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a person is told of a failure; C(gates) are the sentences of failed gates, one each."""
     error = item.get("error")
@@ -203,6 +226,30 @@ def _outliers(entries: Sequence[Mapping[str, Any]], tolerance: float) -> list[di
     return found
 
 
+def grouped(failures: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return failures that are told alike as one, C(where) and the rest; the evidence is that of the first."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for failure in failures:
+        alike = [failure[key] for key in ("stage", "name", "message", "remedy", "gates")]
+        groups.setdefault(json.dumps(alike), []).append(failure)
+    return [{**alike[0], "where": _where(alike)} for alike in groups.values()]
+
+
+def _where(failures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return where failures that are alike happened, in parts: hosts with their servers, and the stage."""
+    servers: dict[str, list[str]] = {}
+    for failure in failures:
+        servers.setdefault(failure["host"], []).append(failure["server"])
+    hosts: dict[str, list[str]] = {}
+    for host, names in servers.items():
+        hosts.setdefault(fold(names), []).append(host)
+    if len(hosts) == 1:
+        ((names_of_all, every),) = hosts.items()
+        return [part for part in (fold(every), names_of_all, failures[0]["stage"]) if part]
+    listed = ", ".join(f"{fold(some)} {names_of_some}".strip() for names_of_some, some in hosts.items())
+    return [part for part in (listed, failures[0]["stage"]) if part]
+
+
 # As text
 
 
@@ -215,11 +262,16 @@ def summary_lines(document: Mapping[str, Any], last: str) -> list[str]:
     """
     hosts = document["hosts"]
     shown = columns(document)
-    rows = [("host", "server", *shown), *(row for entry in hosts for row in _rows(entry, shown))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    found = [row for entry in hosts for row in _rows(entry, shown)]
+    rows = found if len(found) <= MOST_ROWS else [row for entry in hosts for row in _rows(entry, shown, failed=True)]
     lines = [_headline_of(document), ""]
-    lines += ["  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for title, entries in (("Unlike their equals", document["outliers"]), ("Failures", document["failures"])):
+    if len(rows) < len(found):
+        lines += [f"  {_counts(found, shown)}", *([""] if rows else [])]
+    if rows:
+        rows.insert(0, ("host", "server", *shown))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  " + "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for title, entries in (("Unlike their equals", document["outliers"]), ("Failures", grouped(document["failures"]))):
         if entries:
             lines += ["", f"{title}:", *(line for entry in entries for line in _telling(entry))]
     return [*lines, "", last]
@@ -267,9 +319,10 @@ def nothing_verified(document: Mapping[str, Any], tags: Sequence[str]) -> str:
 
 
 def _telling(entry: Mapping[str, Any]) -> list[str]:
-    where = " ".join(part for part in (entry["host"], entry["server"], entry.get("stage", "")) if part)
     if "text" in entry:
+        where = " ".join(part for part in (entry["host"], entry["server"]) if part)
         return [f"  {where}: {entry['text']} (output tokens/s at concurrency {entry['concurrency']})"]
+    where = " ".join(entry["where"])
     if entry["gates"]:
         lines = [f"  {where}:", *(f"    {sentence}" for sentence in entry["gates"])]
     else:
@@ -281,16 +334,33 @@ def _telling(entry: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _rows(entry: Mapping[str, Any], shown: Sequence[str]) -> Iterable[tuple[str, ...]]:
+def _counts(rows: Sequence[Sequence[str]], shown: Sequence[str]) -> str:
+    """Return how many servers passed, failed or left out each stage, in the place of a row for each."""
+    servers, told = [row for row in rows if row[1] != "-"], []
+    for number, stage in enumerate(shown, 2):
+        cells = [row[number] for row in servers]
+        left_out, failed = sum(cell in ("-", "not run") for cell in cells), sum(map(_is_failed, cells))
+        counts = ((len(cells) - left_out - failed, "ok"), (failed, "FAILED"), (left_out, "not run"))
+        told.append(f"{stage} {', '.join(f'{count} {words}' for count, words in counts if count)}")
+    return f"{len(servers)} servers: {'; '.join(told)}"
+
+
+def _is_failed(text: str) -> bool:
+    return text.startswith("FAILED")
+
+
+def _rows(entry: Mapping[str, Any], shown: Sequence[str], *, failed: bool = False) -> Iterable[tuple[str, ...]]:
+    """Return a row for each server of a host, or for those that did not pass alone."""
     names = list(dict.fromkeys(item["server"] for items in entry["stages"].values() for item in items))
-    if not names:
+    if not names and not (failed and entry["verdict"] == PASSED):
         yield (entry["name"], "-", *("-" for _stage in shown))
     for name in names:
         cells = []
         for stage in shown:
             item = next((item for item in entry["stages"][stage] if item["server"] == name), None)
             cells.append(cell(stage, item))
-        yield (entry["name"], name, *cells)
+        if not failed or any(map(_is_failed, cells)):
+            yield (entry["name"], name, *cells)
 
 
 def cell(stage: str, item: Mapping[str, Any] | None) -> str:
@@ -326,7 +396,7 @@ def _headline(stage: str, item: Mapping[str, Any]) -> str:
         ]
         return ", ".join(parts) + f" at {point['concurrency']}"
     if stage == "basic" and item["passed"]:
-        return f"ok, {item['latency_s']:.1f} s"
+        return f"ok, {item['latency_s']:.1f} s" + (f", {item['no_chat']}" if item.get("no_chat") else "")
     return ""
 
 
@@ -338,7 +408,7 @@ def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[
 
     Args:
         document: what build returned.
-        plots: names to SVG pairs, already safe; those missing are left out.
+        plots: what plots.draw returned; those missing are left out.
         notes: sentences about the page itself, such as why it has no plots.
     """
     environment = jinja2.Environment(
@@ -353,6 +423,9 @@ def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[
         stages=columns(document),
         cell=cell,
         figure_groups=_figure_groups(),
+        failures=grouped(document["failures"]),
+        answers=[(host, item) for host in document["hosts"] for item in host["stages"]["basic"] if "text" in item],
+        started=[(host, server) for host in document["hosts"] for server in host["servers"] if server["start"]],
         measured=sum(len(entry["stages"]["performance"]) for entry in document["hosts"]),
         passed_hosts=sum(entry["verdict"] == PASSED for entry in document["hosts"]),
         servers=[_server_rows(entry) for entry in document["hosts"]],

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,6 +21,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.conftest import _collections_root
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.conftest import VerifiedServer
 
 PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
 # A play that looks has no business with pip, and what it would install could not be had.
@@ -68,6 +70,14 @@ def play(tmp_path: Path) -> Play:
         return done.returncode, done.stdout
 
     return run
+
+
+@pytest.fixture
+def verified_server() -> Iterator[VerifiedServer]:
+    """A server on this machine that answers as vLLM does."""
+    server = VerifiedServer()
+    yield server
+    server.close()
 
 
 def this_machine(folder: Path, **variables: Any) -> dict[str, Any]:
@@ -120,9 +130,10 @@ def test_status_tells_new_broken_and_lost_hosts_apart(play: Play, tmp_path: Path
 
 
 def test_status_has_a_page_when_no_host_is_reached(play: Play) -> None:
-    code, shown = play("status", {"gpu-1": unreachable(), "gpu-2": unreachable()})
+    code, shown = play("status", {"gpu-1": unreachable(), "gpu-2": unreachable()}, router={"lb-1": unreachable()})
     assert code == 2, shown
     assert "Not reached: gpu-[1:2]." in shown
+    assert "The front end lb-1 could not be asked:" in shown
 
 
 @needs_root
@@ -168,6 +179,27 @@ def test_verifying_nothing_fails_and_spares_the_last_report(
     assert "no attribute" not in shown and "rescued=0" in shown
     assert [path.name for path in reports.iterdir()] == ["report.html"]
     assert (reports / "report.html").read_text(encoding="utf-8") == "the last one"
+
+
+@needs_root
+def test_a_stage_that_ends_before_its_own_task_fails_the_host(
+    play: Play, tmp_path: Path, verified_server: VerifiedServer
+) -> None:
+    old_libraries(tmp_path / "host")
+    wished = {
+        "vllm_libraries": [],
+        "vllm_url": verified_server.url,
+        "vllm_verify_dir": str(tmp_path / "verify"),
+        "vllm_report_dir": str(tmp_path / "reports"),
+        "vllm_accuracy_tasks_dir": str(tmp_path / "no-such-folder"),
+    }
+    code, shown = play("verify", {"gpu-1": this_machine(tmp_path / "host", **wished)}, "--skip-tags", "gpu")
+    assert code == 2, shown
+    page = shown[shown.index("Verification FAILED on 1 of 1 host") :]
+    assert "gpu-1 accuracy: Copy the tasks: " in page and "no-such-folder" in page
+    document = json.loads((tmp_path / "reports/report.json").read_text(encoding="utf-8"))
+    assert [failure["stage"] for failure in document["failures"]] == ["accuracy", "performance"]
+    assert [item["passed"] for item in document["hosts"][0]["stages"]["basic"]] == [True]
 
 
 def test_security_alone_is_about_the_front_end_and_needs_one(play: Play, tmp_path: Path) -> None:

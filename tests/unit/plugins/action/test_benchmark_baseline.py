@@ -46,6 +46,7 @@ def slower(share: float) -> dict[str, Any]:
 def test_without_a_stored_benchmark_nothing_is_compared(tmp_path: Path) -> None:
     result = compare(RESULT, tmp_path)
     assert not result["baseline"]["found"] and result["gates"] == RESULT["gates"]
+    assert result["baseline"]["why"].startswith("none is stored for these GPUs") and not result.get("warnings")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,6 +70,16 @@ def test_a_curve_at_other_loads_is_not_compared_and_that_is_said(tmp_path: Path)
     result = compare(curve, tmp_path)
     assert not result.get("failed") and not result["baseline"]["found"]
     assert "it has concurrency 8, measured was 1, 32" in result["warnings"][0]
+    assert result["baseline"]["why"] == result["warnings"][0]
+
+
+def test_equal_servers_are_stored_side_by_side_and_their_median_counts(tmp_path: Path) -> None:
+    for number, share in enumerate((1.0, 1.02, 0.98, 0.2)):
+        own = {**slower(share), "name": f"vllm-{number}"}
+        compared(own, str(tmp_path), save=True, tolerance=0.05, standard_errors=2, host="gpu-1")
+    result = compare(slower(0.9), tmp_path)
+    assert (result["failed"], result["baseline"]["servers"]) == (True, 4)
+    assert "baseline 455.4: 9.1 % worse" in result["msg"]
 
 
 def test_another_driver_is_not_compared(tmp_path: Path) -> None:
@@ -82,6 +93,8 @@ def test_a_failed_benchmark_is_not_stored(tmp_path: Path) -> None:
     failed_gate = {**RESULT["gates"][0], "passed": False}
     result = compare({**RESULT, "gates": [failed_gate], "failed": True, "msg": "m"}, tmp_path, save=True)
     assert result["failed"] and result["baseline"]["saved"] == ""
+    assert "a gate of this measurement failed" in result["baseline"]["why"]
+    assert result["baseline"]["why"] in result["warnings"]
     assert baseline.load(str(tmp_path), result["baseline"]["key"]) is None
 
 
@@ -214,6 +227,24 @@ def test_the_baseline_chooses_the_concurrency_where_the_user_does_not(
     own = {"vllm_benchmark_concurrency": wished, "__verify_slots": [128]}
     assert templated(arguments["concurrency"], **own) == concurrency
     assert templated(arguments["follow_baseline"], **own) is follows
+
+
+@pytest.mark.parametrize(
+    ("url_ca", "bundle", "server", "containers"),
+    [
+        ("", "auto", "", "/etc/pip.crt"),
+        ("", "", "", ""),
+        ("", "/etc/ours.crt", "/etc/ours.crt", "/etc/ours.crt"),
+        ("/etc/url.crt", "auto", "/etc/url.crt", "/etc/url.crt"),
+    ],
+)
+def test_whom_the_stages_trust(url_ca: str, bundle: str, server: str, containers: str) -> None:
+    """What pip trusts on a host may be a mirror's authority alone, so it says nothing of servers."""
+    given = yaml.safe_load((ROLES / "verify/vars/main.yml").read_text())
+    known: dict[str, Any] = {"vllm_url_ca": url_ca, "vllm_ca_bundle": bundle}
+    known |= {"__vllm_host_info": {"ca_bundle": {"path": "/etc/pip.crt"}}}
+    assert templated(given["__verify_url_ca"], **known) == server
+    assert templated(given["__verify_ca_bundle"], **known) == containers
 
 
 def test_it_is_stored_under_its_own_key(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

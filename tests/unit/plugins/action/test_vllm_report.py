@@ -8,6 +8,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ def test_failures_name_host_server_and_stage_with_cause_and_remedy() -> None:
     assert page.index("no engine") < page.index("<h2>Servers</h2>"), "failures come first"
 
 
+def test_a_stage_that_ended_before_its_task_failed() -> None:
+    why = "Copy the tasks: Could not find or access '/srv/tasks/'"
+    lost = {**host(), "stages": {"basic": [answered()], "accuracy": []}, "failed": {"accuracy": why}}
+    document = built(gpu1=lost, gpu2=host())
+    assert document["verdict"] == "failed"
+    assert [(entry["host"], entry["stage"], entry["message"]) for entry in document["failures"]] == [
+        ("gpu1", "accuracy", why)
+    ]
+    lines = report.summary_lines(document, "/r")
+    assert f"  gpu1 accuracy: {why}" in lines and any("gpu1" in line and "FAILED" in line for line in lines)
+    assert "Copy the tasks" in report.html(document, {}, [])
+    told = {**host(accuracy=0.8), "failed": {"accuracy": "Judge the scores: ['…']"}}
+    assert len(built(gpu1=told)["failures"]) == 1, "the task's own result says it better"
+
+
 def test_scores_without_a_floor_are_told() -> None:
     found = host(accuracy=0.01)
     found["stages"]["accuracy"] = [{**TARGET, "scores": judged(0.01)["scores"], "gates": [], "command": "docker run"}]
@@ -138,6 +154,27 @@ def test_scores_without_a_floor_are_told() -> None:
     assert any("gsm8k 0.010 ± 0.007, no floor" in line for line in report.summary_lines(document, "/r"))
     assert "These scores were not judged: vllm_accuracy_floors has no floor" in report.html(document, {}, [])
     assert "not judged" not in report.html(built(gpu1=host()), {}, [])
+
+
+def test_the_page_says_why_nothing_was_compared() -> None:
+    def page(**baseline: Any) -> str:
+        found, warnings = host(), baseline.pop("warnings", [])
+        told = {"key": "0c37", "found": False, "saved": "", "date": "", "servers": 0, "why": "", **baseline}
+        found["stages"]["performance"][0].update(baseline=told, warnings=warnings)
+        return report.html(built(gpu1=found), {}, [])
+
+    why = "nothing was compared with the baseline: it has concurrency 8, measured was 1"
+    other = page(why=why, warnings=[why])
+    assert f'<p class="note">Baseline <code>0c37</code>: {why}.' in other and "none is stored" not in other
+    assert "of 2026-11-22, the median of 8 servers." in page(found=True, date="2026-11-22", servers=8)
+
+
+def test_a_model_without_a_chat_template_is_told() -> None:
+    found = host()
+    found["stages"]["basic"][0]["no_chat"] = "no chat template"
+    document = built(gpu1=found)
+    assert any("ok, 0.4 s, no chat template" in line for line in report.summary_lines(document, ""))
+    assert "not asked by a chat message: no chat template" in report.html(document, {}, [])
 
 
 def test_a_run_without_a_stage_verified_nothing() -> None:
@@ -195,6 +232,120 @@ def test_hosts_measured_otherwise_are_no_equals() -> None:
     other = host(0.5)
     other["stages"]["performance"][0]["comparable"]["load"] = {"input_len": 64, "output_len": 64, "goodput": {}}
     assert built(a=host(), b=host(), c=host(), d=other)["outliers"] == []
+
+
+# At the size of a fleet: 16 hosts of 8 servers
+
+
+def fleet(change: Callable[[int, int, dict[str, Any]], None] = lambda _host, _server, _stages: None) -> dict[str, Any]:
+    """Return a run on 16 hosts of 8 servers each; C(change) takes numbers of host and server, and its stages."""
+    found = {}
+    for number in range(1, 17):
+        profile = "recipe" if number < 16 else "min_latency"
+        entry = {**host(), "plan": {**PLAN, "profile": profile}, "servers": [], "stages": {}}
+        for server in range(8):
+            target = {"__verify_target": {"name": f"vllm-{server}"}}
+            one = {stage: {**items[0], **target} for stage, items in host()["stages"].items()}
+            change(number, server, one)
+            entry["servers"].append({**host()["servers"][0], "name": f"vllm-{server}"})
+            for stage, item in one.items():
+                entry["stages"].setdefault(stage, []).append(item)
+        found[f"gpu-{number:02}"] = entry
+    return built(**found)
+
+
+def refused(name: str = "timeout") -> dict[str, Any]:
+    error = {"name": name, "message": "The server did not answer", "remedy": "r", "evidence": "e"}
+    return {"failed": True, "msg": "x", "error": error}
+
+
+def test_the_terminal_shows_of_a_fleet_what_is_not_in_order() -> None:
+    lines = report.summary_lines(fleet(), "/r")
+    assert lines[2] == "  128 servers: basic 128 ok; accuracy 128 ok; performance 128 ok"
+    assert len(lines) == 5
+
+    def change(number: int, server: int, stages: dict[str, Any]) -> None:
+        if number == 3 and server in (1, 2):
+            stages["basic"].update(refused())
+            del stages["accuracy"], stages["performance"]
+
+    document = fleet(change)
+    document["hosts"].append(built(lost={})["hosts"][0])
+    lines = report.summary_lines(document, "/r")
+    assert (
+        lines[2] == "  128 servers: basic 126 ok, 2 FAILED; accuracy 126 ok, 2 not run; performance 126 ok, 2 not run"
+    )
+    rows = [line.split()[:3] for line in lines[4:8]]
+    assert rows[:3] == [["host", "server", "basic"], ["gpu-03", "vllm-1", "FAILED"], ["gpu-03", "vllm-2", "FAILED"]]
+    assert rows[3] == ["lost", "-", "-"]
+    few = built(gpu1=host(), gpu2=host())
+    assert not any("2 servers" in line for line in report.summary_lines(few, "/r"))
+
+
+def test_failures_that_are_alike_are_told_once() -> None:
+    def change(number: int, server: int, stages: dict[str, Any]) -> None:
+        if number < 5 or (number, server) == (9, 0):
+            stages["basic"].update(refused())
+        if number == 6:
+            stages["basic"].update(refused("unauthorized"))
+
+    document = fleet(change)
+    assert len(document["failures"]) == 4 * 8 + 1 + 8, "programs have each"
+    told = [entry["where"] for entry in report.grouped(document["failures"])]
+    assert told == [["gpu-[01:04] vllm-[0:7], gpu-09 vllm-0", "basic"], ["gpu-06", "vllm-[0:7]", "basic"]]
+    lines = report.summary_lines(document, "/r")
+    assert "  gpu-06 vllm-[0:7] basic: The server did not answer" in lines
+    page = report.html(document, {}, [])
+    assert page.count('<div class="failure">') == 2 and "gpu-06 · vllm-[0:7] · basic" in page
+
+
+def test_every_kind_and_everything_that_matters_has_its_place_in_the_plots() -> None:
+    def change(number: int, server: int, stages: dict[str, Any]) -> None:
+        if (number, server) in ((1, 0), (2, 5)):
+            stages["performance"] = {**measured(0.6), "__verify_target": {"name": f"vllm-{server}"}}
+        if (number, server) == (7, 7):
+            stages["accuracy"] = {**judged(0.5), "__verify_target": {"name": f"vllm-{server}"}}
+
+    document = fleet(change)
+    lines = plots.chosen(plots.curves_of(document), plots.MOST_LINES, lambda line: bool(line["unlike"]))
+    assert len(lines) == plots.MOST_LINES
+    assert [line["unlike"] for line in lines[:2]] == ["gpu-01 vllm-0", "gpu-02 vllm-5"]
+    kinds = [line["kind"] for line in lines[2:]]
+    assert kinds.count("recipe, fp8, TP 1") == 30 and kinds.count("min_latency, fp8, TP 1") == 8
+    scores = plots.chosen(plots.scores_of(document), plots.MOST_SCORES, lambda score: not score["passed"])
+    assert len(scores) == plots.MOST_SCORES and scores[0]["label"].startswith("gpu-07 vllm-7\n")
+    assert {score["server"][:6] for score in scores} > {"gpu-01", "gpu-15", "gpu-16"}, "from all over the fleet"
+    drawn = plots.draw(document)
+    assert drawn["curve_note"].startswith("40 of 128 servers are drawn")
+    assert drawn["accuracy_note"].startswith("24 of 128 scores are drawn, of 24 of 128 servers")
+    page = report.html(document, drawn, [])
+    assert drawn["curve_note"] in page and drawn["accuracy_note"] in page
+    many = [{"kind": str(number % 50), "bad": number < 60} for number in range(100)]
+    kept = plots.chosen(many, 40, lambda item: bool(item["bad"]))
+    assert sum(item["bad"] for item in kept) == 40 and len(kept) <= 80
+
+
+@pytest.mark.parametrize(("value", "inside"), [(0.93, True), (12.5, False), (-3.0, False)])
+def test_scores_that_are_no_shares_are_in_the_picture(value: float, inside: bool) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    score = {"label": "x", "value": value, "stderr": 0.1, "floor": None, "passed": True}
+    plots._draw_scores(axes, [score])
+    low, high = axes.get_xlim()
+    assert low < value < high
+    assert bool(low >= -0.02 and high <= 1.02) is inside
+
+
+def test_a_long_page_is_folded() -> None:
+    page, short = report.html(fleet(), {}, []), report.html(built(a=host(), b=host()), {}, [])
+    for title in ("Answers", "Start-up"):
+        assert f'<details class="whole"><summary><h2>{title} <span class="muted">of 128 servers' in page
+    assert "<h2>Answer <span" in short and "<h2>Start-up</h2>" in short
+    for text in (page, short):
+        parsed = Page()
+        parsed.feed(text)
+        assert parsed.open == []
 
 
 class Page(html.parser.HTMLParser):

@@ -42,6 +42,12 @@ def test_a_floor_of_a_metric_that_is_not_there_fails_and_names_those_that_are() 
     assert "exact_match,strict-match" in found["text"]
 
 
+def test_a_floor_of_a_task_that_ought_to_have_a_score_fails_without_one() -> None:
+    floors = {"mmlu": {"acc,none": 0.7}, "not run": {"acc,none": 0.7}}
+    (found,) = gates.accuracy_gates(score(1.0, 0.0), floors, 2, ["gsm8k", "mmlu"])
+    assert not found["passed"] and "it gives no score of mmlu at all" in found["text"]
+
+
 @pytest.mark.parametrize(
     ("floors", "ceilings", "passed"),
     [
@@ -89,6 +95,27 @@ def compared(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[ga
     return gates.regression_gates(now, before, tolerance=0.05, standard_errors=2)
 
 
+def test_a_measurement_that_scatters_does_not_excuse_itself() -> None:
+    """Runs of 2000 and 1000 tokens a second after two of 2000 and 2020."""
+    throughput, _tpot = compared(point(1500, std=707.1, runs=2), point(2010, std=14.1, runs=2))
+    assert not throughput["passed"]
+    assert "25.4 % worse, 5.0 % allowed (noise of 2 runs included)" in throughput["text"]
+
+
+def test_noise_widens_the_tolerance_only_so_far() -> None:
+    wild = point(1000, std=400, runs=2)
+    assert [compared(point(value), wild)[0]["passed"] for value in (851, 849)] == [True, False]
+
+
+def test_the_spread_between_servers_counts_as_noise() -> None:
+    stored = point(1000)
+    stored[0]["servers"] = 16
+    stored[0]["summary"]["output_throughput"]["spread"] = 50.0
+    (passed, _tpot), (failed, _too) = compared(point(905), stored), compared(point(895), stored)
+    assert (passed["passed"], failed["passed"]) == (True, False)
+    assert "10.0 % allowed (spread of 16 servers included)" in failed["text"]
+
+
 def test_a_concurrency_without_baseline_is_not_judged_beside_one_that_has_one() -> None:
     now = [*point(1000), {**point(1)[0], "concurrency": 8}]
     assert [entry["passed"] for entry in compared(now, point(1000))] == [True, True]
@@ -116,6 +143,12 @@ def test_a_figure_that_only_the_baseline_has_fails() -> None:
     assert (throughput["passed"], tpot["passed"], tpot["metric"]) == (True, False, "median_tpot_ms")
     assert tpot["text"] == "median_tpot_ms was not measured at concurrency 128, baseline 40"
     assert [entry["passed"] for entry in compared(point(1000), now)] == [True], "one that only this run has is new"
+
+
+def test_every_token_of_every_answer_counts() -> None:
+    assert gates.tokens_gate(100, 100, "concurrency 8")["passed"]
+    cut = gates.tokens_gate(99, 100, "concurrency 8")
+    assert not cut["passed"] and "99 of 100 output tokens arrived at concurrency 8: answers were cut" in cut["text"]
 
 
 def test_no_request_at_all_fails() -> None:

@@ -15,7 +15,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import Gpufle
 from ansible_collections.gpufleet.vllm.plugins.module_utils.results import (
     accuracy_scores,
     benchmark_figures,
+    missing_tasks,
     summarise,
+    tasks_of,
 )
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -101,7 +103,8 @@ def test_scores() -> None:
         ({}, "result-unreadable"),
         (evaluated(effective=0), "no-samples"),
         ({"results": {"gsm8k": {"alias": "gsm8k"}}}, "no-samples"),
-        ({"results": {"other": GSM8K}}, "task-missing"),
+        ({"results": {"other": {"alias": "other"}}}, "task-missing"),
+        ({"results": {"gsm8k": {"acc,none": float("nan")}}}, "no-samples"),
     ],
 )
 def test_results_without_scores_are_explained(document: Any, name: str) -> None:
@@ -113,3 +116,11 @@ def test_results_without_scores_are_explained(document: Any, name: str) -> None:
 def test_a_group_counts_as_asked_for() -> None:
     document = {**evaluated(), "groups": {"maths": {"exact_match,none": 0.5}}}
     assert {score["task"] for score in accuracy_scores(document, ["maths"])} == {"gsm8k"}
+
+
+def test_a_tag_is_not_in_the_results_and_its_tasks_are() -> None:
+    """As ai2_arc, in whose place lm_eval names arc_easy and arc_challenge."""
+    document = {"results": {"arc_easy": {"acc,none": 0.8}, "arc_challenge": {"acc,none": 0.5}}}
+    assert [score["task"] for score in accuracy_scores(document, ["ai2_arc"])] == ["arc_easy", "arc_challenge"]
+    assert missing_tasks(document, ["ai2_arc", "arc_easy"]) == ["ai2_arc"]
+    assert tasks_of(document) == ["arc_challenge", "arc_easy"]

@@ -149,13 +149,68 @@ def test_a_floor_written_as_text_is_a_number(run: Run, program: Any) -> None:
     assert result["error"]["name"] == "gates-failed"
 
 
+@pytest.mark.parametrize(
+    ("tasks", "results"),
+    [
+        (["our_group"], {"our_group": {"alias": "our_group"}, "gsm8k": {"acc,none": 0.9}}),
+        (["our_group", "gsm8k"], {"our_group": {"acc,none": float("nan")}, "gsm8k": {"acc,none": 0.9}}),
+        (["our_group"], {"gsm8k": {"acc,none": 0.9}}),
+        (["our_tag"], {"our_group": {"acc,none": "N/A"}, "gsm8k": {"acc,none": 0.9}}),
+    ],
+    ids=["a group without aggregate", "not a number", "a tag", "a task of a tag"],
+)
+def test_a_floor_without_a_score_fails_what_was_asked_for(
+    run: Run, program: Any, tasks: list[str], results: dict[str, Any]
+) -> None:
+    def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        if accuracy.INSTALL_PROGRAM in command:
+            installed(folders)
+        else:
+            Path(folders["/results"], "results_1.json").write_text(json.dumps({"results": results}), encoding="utf-8")
+        return 0, ""
+
+    program.does = does
+    result = run(tasks=tasks, floors={"our_group": {"acc,none": 0.7}, "not_run": {"acc,none": 0.7}})
+    assert (result["failed"], result["error"]["name"]) == (True, "gates-failed")
+    assert [gate["metric"] for gate in result["gates"]] == ["our_group acc,none"]
+    told = run(tasks=tasks, floors={"gsm8k": {"acc,none": 0.7}})
+    assert not told["failed"] and len(told["notes"]) == (not set(tasks) & set(results))
+
+
 REFUSED = "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host 127.0.0.1:1"
 UNBOUND = "UnboundLocalError: cannot access local variable 'outputs' where it is not associated with a value"
+
+
+# Of a host whose firewall drops what it sends to the hub.
+POOL = (
+    "(MaxRetryError(\"HTTPSConnectionPool(host='huggingface.co', port=443): Max retries exceeded with url:"
+    " /datasets/openai/gsm8k/resolve/main/README.md (Caused by ConnectTimeoutError(<HTTPSConnection(host="
+    "'huggingface.co', port=443) at 0x7f>, 'Connection to huggingface.co timed out. (connect timeout=10)'))\"))"
+)
+FIREWALLED = f"""\
+WARNING:huggingface_hub.utils._http:'{POOL}' thrown while requesting HEAD https://huggingface.co/datasets/openai/gsm8k
+TimeoutError: timed out
+The above exception was the direct cause of the following exception:
+urllib3.exceptions.ConnectTimeoutError: (<HTTPSConnection(host='huggingface.co', port=443) at 0x7f>, 'Connection to \
+huggingface.co timed out. (connect timeout=10)')
+requests.exceptions.ConnectTimeout: {POOL}
+"""
+NOT_LOCAL = """\
+huggingface_hub.errors.LocalEntryNotFoundError: An error happened while trying to locate the file on the Hub and we \
+cannot find the requested files in the local cache. Please check your connection and try again.
+The above exception was the direct cause of the following exception:
+ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)"""
 
 
 @pytest.mark.parametrize(
     ("log", "name", "evidence"),
     [
+        (FIREWALLED + NOT_LOCAL, "dataset-unreachable", NOT_LOCAL.splitlines()[-1]),
+        (FIREWALLED, "dataset-unreachable", f"requests.exceptions.ConnectTimeout: {POOL}"),
+        # The data set was in the cache after all, and then the server was too slow.
+        (FIREWALLED + "\n".join("x" * 9) + "\nTimeoutError", "requests-failed", "TimeoutError"),
+        ("aiohttp.ClientConnectorError: Cannot connect to host hf.co:443 ssl:default", "dataset-unreachable", ""),
+        ("x\nasyncio.exceptions.TimeoutError", "requests-failed", "asyncio.exceptions.TimeoutError"),
         (f"x\n{REFUSED}\n{UNBOUND}", "requests-failed", REFUSED),
         (f"Traceback\n{UNBOUND}", "requests-failed", UNBOUND),
         (
@@ -180,7 +235,7 @@ def test_what_made_lm_eval_fail_is_told(run: Run, program: Any, log: str, name: 
     program.does = lm_eval(code=1, log=log)
     result = run()
     assert result["error"]["name"] == name
-    assert result["error"]["evidence"] == evidence
+    assert result["error"]["evidence"] == (evidence or log)
 
 
 def test_a_server_that_answers_500_is_told(run: Run, program: Any, verified_server: Any) -> None:

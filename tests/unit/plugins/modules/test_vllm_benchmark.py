@@ -6,18 +6,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, benchmark, load_watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, benchmark, jobs, load_watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.certificate import make_certificate
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
-from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark
+from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark, vllm_completion
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.conftest import Engine, Left
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "results"
 Run = Callable[..., "dict[str, Any]"]
@@ -33,7 +39,8 @@ def bench(**changes: Any) -> Callable[[list[str], dict[str, str]], tuple[int, st
     def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
         prompts = int(value_of(command, "--num-prompts"))
         document = json.loads((DATA / "bench-triton-c8.json").read_text(encoding="utf-8"))
-        document.update(completed=prompts, failed=0, **changes)
+        tokens = prompts * int(value_of(command, "--random-output-len"))
+        document.update({"completed": prompts, "failed": 0, "total_output_tokens": tokens, **changes})
         Path(folders["/results"], value_of(command, "--result-filename")).write_text(
             json.dumps(document), encoding="utf-8"
         )
@@ -63,7 +70,7 @@ def test_a_curve_of_repeated_runs(run: Run, program: Any, tmp_path: Path) -> Non
     ]
     assert result["points"][0]["summary"]["output_throughput_per_gpu"] == {"mean": 460.566, "std": 0.0}
     assert result["points"][0]["runs"][0]["preemptions"] == 0
-    assert [gate["kind"] for gate in result["gates"]] == ["requests", "requests", "floor"]
+    assert [gate["kind"] for gate in result["gates"]] == ["requests", "tokens", "requests", "tokens", "floor"]
     assert program.removed == len(program.created) == 4
     assert [path.name for path in tmp_path.iterdir()] == [".lock"], "nothing of a run stays"
 
@@ -199,6 +206,30 @@ def test_some_failed_requests_fail_the_task(run: Run, program: Any) -> None:
     assert "7 requests answered, 3 failed at concurrency 2" in result["msg"]
 
 
+def test_answers_that_break_off_fail_the_task(run: Run, program: Any) -> None:
+    """vLLM ends a stream that fails with data: {"error": …}, and vllm bench serve counts it as completed."""
+    program.does = bench(total_output_tokens=10 * 1024 - 1)
+    result = run()
+    assert (result["failed"], result["error"]["name"]) == (True, "gates-failed")
+    assert "10239 of 10240 output tokens arrived at concurrency 2: answers were cut short" in result["msg"]
+    assert not run(extra_args=["--random-range-ratio", "0.5"])["failed"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "tokens"),
+    [
+        ((), 1024),
+        (("--request-rate", "2", "--output-json", "x"), 1024),
+        (("--random-range-ratio=0.5",), None),
+        (("--random_range_ratio", "0.5"), None),
+        (("--dataset-n", "sharegpt"), None),
+        (("--sharegpt-output-len", "7"), None),
+    ],
+)
+def test_the_length_of_answers_is_known_unless_arguments_change_it(extra: tuple[str, ...], tokens: int | None) -> None:
+    assert benchmark.tokens_of_answers(benchmark.Load(2, 10, 1024, 1024, extra=extra)) == tokens
+
+
 def test_a_server_that_answers_500(run: Run, program: Any, verified_server: Any) -> None:
     def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
         code, log = bench()(command, folders)
@@ -218,6 +249,37 @@ def test_a_program_that_leaves_no_result_is_quoted(run: Run, program: Any) -> No
     result = run()
     assert result["error"]["name"] == "benchmark-failed"
     assert result["error"]["evidence"] == " 50%|  | 4/8\nValueError: no tokenizer"
+
+
+@pytest.mark.skipif(program_path("openssl") is None, reason="no openssl here; Molecule installs it")
+def test_a_server_with_a_certificate_of_ones_own_authority(
+    run: Run, program: Any, run_module: RunModule, verified_server: Any, tmp_path: Path
+) -> None:
+    program.does = bench()
+    certificate = str(tmp_path / "site.pem")
+    make_certificate(certificate, ["127.0.0.1"], 90)
+    verified_server.use_tls(certificate)
+    assert "is not trusted" in run()["msg"] and "vllm_url_ca" in run()["msg"]
+    result = run(ca_path=certificate, work_dir=str(tmp_path / "work"))
+    assert not result["failed"]
+    assert result["points"][0]["runs"][0]["preemptions"] == 0, "its metrics were read, too"
+    options = {"url": verified_server.url, "chat": True}
+    assert not run_module(vllm_completion.main, {**options, "ca_path": certificate})["failed"]
+    missing = run_module(vllm_completion.main, {**options, "ca_path": str(tmp_path / "none.pem")})
+    assert missing["error"]["name"] == "server-unreachable" and "none.pem" in missing["msg"]
+
+    def breaks(_command: list[str], _folders: dict[str, str]) -> tuple[int, str]:
+        verified_server.status = 500
+        return 1, ""
+
+    program.does = breaks
+    assert "HTTP 500" in run(ca_path=certificate, work_dir=str(tmp_path / "work"))["msg"], "not its certificate"
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.7:8000", "https://inference.example.com", "https://a.example.com/m/v1"])
+def test_no_proxy_stands_between_the_container_and_the_server(url: str) -> None:
+    no_proxy = Target(name="vllm-0", url=url, model="m").job_environment()["NO_PROXY"].split(",")
+    assert no_proxy[-1] == urlsplit(url).hostname
 
 
 def test_a_load_that_does_not_fit_is_refused_before_anything_runs(run: Run, program: Any) -> None:
@@ -262,6 +324,64 @@ def test_preemptions_and_cache_use_are_read_from_the_metrics(
         now[0] += 3
         watch.look()
     assert watch.figures() == {"kv_cache_usage_max": 0.9, "preemptions": 349.0}
+
+
+# What killed runs leave, and what is not theirs
+
+
+def test_containers_that_killed_runs_left_go_before_anything_is_measured(
+    run: Run, program: Any, tmp_path: Path
+) -> None:
+    here = {jobs.LABEL: "vllm-3-accuracy", jobs.LABEL_WORK_DIR: str(tmp_path)}
+    Left(program, "vllm-3-accuracy", here)
+    Left(program, "other-0-benchmark", {**here, jobs.LABEL_WORK_DIR: "/srv/other"})
+    Left(program, "vllm-benchmark", {jobs.LABEL: "vllm-benchmark"})  # of an earlier release
+    Left(program, "vllm-0", {})
+
+    def does(command: list[str], folders: dict[str, str]) -> tuple[int, str]:
+        assert sorted(program.there) == ["other-0-benchmark", "vllm-0"]
+        return bench()(command, folders)
+
+    program.does = does
+    assert not run()["failed"]
+    assert program.created[0]["labels"] == {jobs.LABEL: "vllm-benchmark", jobs.LABEL_WORK_DIR: str(tmp_path)}
+
+
+def test_a_container_of_somebody_else_is_left_alone(run: Run, program: Any) -> None:
+    Left(program, "vllm-benchmark", {})
+    result = run()
+    assert (result["failed"], result["error"]["name"]) == (True, "name-taken")
+    assert list(program.there) == ["vllm-benchmark"] and program.created == []
+
+
+def test_jobs_of_a_deployment_go_with_it(program: Any) -> None:
+    ours = ("vllm-0-benchmark", "vllm-12-accuracy", "vllm-weights")
+    for name in (*ours, "vllm-small-0-benchmark", "vllm-0"):
+        Left(program, name, {jobs.LABEL: name} if name != "vllm-0" else {})
+    Left(program, "gpufleet-lm-eval-install", {jobs.LABEL: "x", jobs.LABEL_WORK_DIR: "/srv/verify"})
+    engine: Any = Engine(program)
+    assert jobs.remove_left(engine, prefix="vllm", work_dir="/srv/verify/") == [*ours, "gpufleet-lm-eval-install"]
+    assert sorted(program.there) == ["vllm-0", "vllm-small-0-benchmark"]
+
+
+def test_a_run_that_is_ended_from_outside_removes_its_container(run: Run, program: Any, tmp_path: Path) -> None:
+    unheard: list[int] = []
+
+    def hear(number: int, _frame: Any) -> None:
+        unheard.append(number)
+
+    before = signal.signal(signal.SIGTERM, hear)
+
+    def does(_command: list[str], _folders: dict[str, str]) -> tuple[int, str]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0, ""
+
+    program.does = does
+    result = run()
+    after = signal.signal(signal.SIGTERM, before)
+    assert (result["failed"], result["error"]["name"]) == (True, "interrupted")
+    assert program.removed == 1 and after is hear and unheard == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_notes_on_preemptions_and_short_runs() -> None:

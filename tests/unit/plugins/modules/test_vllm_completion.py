@@ -259,6 +259,55 @@ def test_chat_without_a_template_fails(run_module: RunModule, vllm: Vllm) -> Non
     assert "no chat template" in result["msg"]
 
 
+NO_TEMPLATE = (
+    "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the"
+    " tokenizer does not define one."
+)
+
+
+@pytest.mark.parametrize(
+    ("chat", "status", "message", "told"),
+    [
+        ("auto", 200, "", (False, None)),
+        ("auto", 400, NO_TEMPLATE, (False, "no chat template")),
+        ("true", 400, NO_TEMPLATE, (True, None)),
+        ("auto", 400, "max_tokens too large", (True, None)),
+        ("auto", 500, NO_TEMPLATE, (True, None)),
+        ("false", 500, "", (False, None)),
+    ],
+)
+def test_a_base_model_needs_no_chat_template(
+    run_module: RunModule, vllm: Vllm, chat: str, status: int, message: str, told: tuple[bool, str | None]
+) -> None:
+    if status != 200:
+        vllm.answers["/v1/chat/completions"] = (status, {"error": {"message": message, "code": status}})
+    result = run_module(vllm_completion.main, {"url": vllm.url, "chat": chat, "retries": 0})
+    assert (result["failed"], result.get("no_chat")) == told
+    assert ("chat" in result) is (chat == "auto" and status == 200)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "reasoning": "The user asks"}, "The user asks"),
+        ({"content": None, "reasoning_content": "The user asks"}, "The user asks"),
+        ({"content": "", "reasoning": "The user asks"}, "The user asks"),
+        ({"content": "A city.", "reasoning": "The user asks"}, "A city."),
+        ({"content": None, "reasoning": " ", "reasoning_content": None}, None),
+        ({"content": None}, None),
+    ],
+)
+def test_an_answer_that_is_all_reasoning_so_far_is_one(
+    run_module: RunModule, vllm: Vllm, message: dict[str, Any], text: str | None
+) -> None:
+    vllm.answers["/v1/chat/completions"] = (200, changed(CHAT, message={"role": "assistant", **message}))
+    result = run_module(vllm_completion.main, {"url": vllm.url, "chat": True})
+    if text is None:
+        assert result["error"]["name"] == "empty-answer"
+    else:
+        assert result["chat"]["text"] == text
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [
