@@ -29,7 +29,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
-        here = str(variables.get("inventory_hostname", ""))
+        # A host behind the front end has it follow by a delegated task, and asked only those of its batch.
+        follows = self._task.delegate_to
+        here = str(follows or variables.get("inventory_hostname", ""))
         members = arguments.pop("members", None)
         if members is not None:
             try:
@@ -41,7 +43,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 module_name="gpufleet.vllm.router_server", module_args=arguments, task_vars=variables, tmp=tmp
             )
         )
-        for line in said(result):
+        for line in said({**result, "kept": []} if follows else result):
             self._display.display(f"[{here}] {line}")
         return result
 

@@ -5,25 +5,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, rollout
 from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import in_order
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState, now
 
 ARGUMENTS: dict[str, Any] = {
-    "step": {"type": "str", "required": True, "choices": ["arrange", "note", "judge", "tell"]},
+    "step": {"type": "str", "required": True, "choices": ["arrange", "note", "judge", "tell", "way_back"]},
     "state_dir": {"type": "str", "required": True},
     "hosts": {"type": "dict", "default": {}},
     "all_hosts": {"type": "list", "elements": "str", "default": []},
     "batches": {"type": "list", "elements": "raw", "default": []},
     "max_failures": {"type": "raw", "default": 0},
+    "left_by": {"type": "dict", "default": {}},
+    "stages": {"type": "list", "elements": "str", "default": []},
+    "baseline_dir": {"type": "str", "default": ""},
+    "require_gates": {"type": "bool", "default": False},
     "host": {"type": "str", "default": ""},
     "state": {"type": "str", "choices": ["begun", "done", "failed", "rolled-back"]},
     "why": {"type": "str", "default": ""},
     "before": {"type": "dict", "default": {}},
+    "after": {"type": "dict", "default": {}},
+    "out": {"type": "bool", "default": False},
+    "ungated": {"type": "list", "elements": "str", "default": []},
+    "deployments": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -39,6 +48,7 @@ class ActionModule(ControllerAction):
             "note": note,
             "judge": judge,
             "tell": tell,
+            "way_back": way_back,
         }
         state = RolloutState(arguments["state_dir"])
         arguments["inventory"] = list((variables.get("groups") or {}).get("all") or [])
@@ -53,26 +63,28 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
 
     A rollout that was stopped, and of which the bringing back was interrupted, has nothing but that left to do.
     """
-    hosts = {
-        host: rollout.Prepared(
-            plan=found.get("plan") or {}, changes=found.get("changes") or [], error=str(found.get("error") or "")
-        )
-        for host, found in arguments["hosts"].items()
-    }
+    hosts = _prepared(arguments)
     known, states = state.settings(), state.hosts()
     if known.get("stopped") and not rollout.to_bring_back(states):
         # The run that stopped it did not come to tell so.
         if not check:
             state.end({"result": [str(known["stopped"])]})
-        known, states = {}, {}
+        known, states = {}, {host: {**states[host], "state": rollout.OUT} for host in rollout.still_out(states)}
     for host in _gone(states, arguments):
-        # Nothing was done to it, and nothing can be any more.
-        if states[host]["state"] == rollout.PENDING:
+        # Nothing was done to it, or nothing can be any more.
+        if states[host]["state"] in (rollout.PENDING, rollout.OUT):
             del states[host]
             if not check:
                 state.drop_host(host)
     unreachable = [host for host in arguments["all_hosts"] if host not in hosts]
-    found = rollout.arrange(hosts, unreachable, states, arguments["batches"], arguments["max_failures"])
+    found = rollout.arrange(
+        hosts,
+        unreachable,
+        states,
+        arguments["batches"],
+        arguments["max_failures"],
+        require_gates=arguments.get("require_gates", False),
+    )
     lines = rollout.arranged_lines(found)
     if known:
         lines.insert(0, f"Goes on with the rollout that began at {known['began']}.")
@@ -92,6 +104,40 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         "refused": found.refused,
         "not_reached": found.unreachable,
     }
+
+
+def _prepared(arguments: dict[str, Any]) -> dict[str, rollout.Prepared]:
+    """Return what the preparation found out about each host that answered."""
+    left_by, stages = arguments.get("left_by") or {}, arguments.get("stages") or []
+    folder = os.path.expanduser(str(arguments.get("baseline_dir") or ""))
+    stored = baseline.stored_parts(folder) if folder and "performance" in stages else []
+    return {
+        host: rollout.Prepared(
+            plan=found.get("plan") or {},
+            changes=found.get("changes") or [],
+            error=str(found.get("error") or ""),
+            serves=bool(found.get("serves", True)),
+            left_by=left_by.get(host) or [],
+            note=str(found.get("note") or ""),
+            ungated=_ungated(found["gates"], stages, stored) if found.get("gates") else [],
+        )
+        for host, found in arguments["hosts"].items()
+    }
+
+
+def _ungated(gates: Mapping[str, Any], stages: Sequence[str], stored: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which stages would hold what a host is going to serve against nothing, as far as is known before."""
+    found = []
+    if "accuracy" in stages and not gates.get("floors"):
+        found.append("accuracy has no floor for it (vllm_accuracy_floors, vllm_accuracy_tasks)")
+    wanted = gates.get("baseline_for") or {}
+    known = bool(wanted) and any(wanted.items() <= parts.items() for parts in stored)
+    if "performance" in stages and not gates.get("limits") and not known:
+        found.append(
+            "performance has no stored baseline of what it serves now, no floor and no ceiling (playbook verify with"
+            " vllm_benchmark_save_baseline: true stores one in vllm_baseline_dir)"
+        )
+    return found
 
 
 def _gone(states: dict[str, dict[str, Any]], arguments: dict[str, Any]) -> list[str]:
@@ -129,7 +175,9 @@ def _keep(
     for host in found.order:
         state.save_host(
             host,
-            state=rollout.BEGUN if states.get(host, {}).get("state") == rollout.BEGUN else rollout.PENDING,
+            state=rollout.BEGUN
+            if states.get(host, {}).get("state") in (rollout.BEGUN, rollout.OUT)
+            else rollout.PENDING,
             wish=hosts[host].wish(),
             canary=host in canaries,
             why="",
@@ -143,6 +191,11 @@ def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
     known = state.hosts().get(arguments["host"], {})
     parts: dict[str, Any] = {"state": arguments["state"], "why": " ".join(arguments["why"].split())}
     before = known.get("before") or arguments["before"]
+    parts.update(
+        after=arguments.get("after") or known.get("after") or {},
+        out=bool(arguments.get("out")),
+        ungated=arguments.get("ungated") or [],
+    )
     state.save_host(arguments["host"], **parts, before=before)
     return {"before": before, "canary": bool(known.get("canary"))}
 
@@ -170,16 +223,25 @@ def tell(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
     stop = str(settings["stopped"])
     lines = rollout.told_lines(states, stop)
     failed = in_order(host for host, found in states.items() if found["state"] == rollout.FAILED)
-    left = [host for host, found in states.items() if found["state"] == rollout.BEGUN]
-    left += [host for host, found in states.items() if found["state"] == rollout.PENDING and not stop]
+    left = rollout.left_to_do(states, bool(stop))
     if not left:
         state.end({"result": lines})
-    result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": in_order(left)}
+    result: dict[str, Any] = {"lines": lines, "stop": stop, "failed_hosts": failed, "left": left}
     if stop or failed or left:
         result.update(
             failed=True, msg=_message(lines, left, [host for host in _gone(states, arguments) if host in left])
         )
     return result
+
+
+def way_back(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Return how far a host goes back, by the last rollout of which something is known here."""
+    del check  # it looks alone
+    settings, last, host = state.settings(), state.last(), arguments["host"]
+    known = state.hosts().get(host) or ({} if settings else (last.get("hosts") or {}).get(host) or {})
+    began = str((settings or last).get("began") or "")
+    found = rollout.way_back(known, began, bool(settings), arguments["deployments"])
+    return {"to": found.to, "stays": found.stays, "why": found.why}
 
 
 def _message(lines: list[str], left: list[str], gone: list[str]) -> str:

@@ -201,6 +201,7 @@ def status_lines(
     deployments: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     all_hosts: Sequence[str] = (),
     errors: Mapping[str, str] | None = None,
+    front_ends: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, list[str]]:
     """Return the lines that a person reads of the servers of many hosts.
 
@@ -210,14 +211,16 @@ def status_lines(
         deployments: host names to what the module vllm_server_info returned as C(deployments).
         all_hosts: every host that was asked; those that are not among C(servers) were not reached.
         errors: host names to why what runs there could not be looked at; empty where it could.
+        front_ends: hosts of front ends to what the module router_backend returned of all hosts there.
 
     Returns:
         C(lines) (a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
         death and the remedy; then those that serve, alike ones of a large fleet in one line, the rarest first; then the
         hosts on which nothing is deployed, those that could not be looked at, with the cause, those that were not
-        reached, and those that differ from the inventory's wish), C(details) (C(docker_run) and the last deployments),
-        C(docker_run) (the line that repeats each replica by hand), C(not_serving) (C(host/replica)), C(differing),
-        C(not_looked_at) and C(not_reached).
+        reached, those to whom a front end sends nothing, and those that differ from the inventory's wish), C(details)
+        (C(docker_run) and the last deployments), C(docker_run) (the line that repeats each replica by hand),
+        C(not_serving) (C(host/replica)), C(differing), C(not_looked_at), C(not_reached) and C(without_requests) (hosts
+        to whom a front end sends nothing).
     """
     unseen = {host: _one_line(text) for host, text in (errors or {}).items() if text}
     lost = in_order(host for host in all_hosts if host not in servers and host not in unseen)
@@ -231,6 +234,9 @@ def status_lines(
     headline += [f"{_count(len(differs), 'host')} not as the inventory wishes"] if differs else []
     headline += [f"{_count(len(unseen), 'host')} not looked at"] if unseen else []
     headline += [f"{_count(len(lost), 'host')} not reached"] if lost else []
+    closed = {name: _without_requests(found, servers) for name, found in (front_ends or {}).items()}
+    dark = in_order({host for hosts in closed.values() for host in hosts})
+    headline += [f"{_count(len(dark), 'host')} without requests"] if dark else []
     rows = [(host, server["name"], _with_diagnosis(server)) for host, server in failing]
     rows += _serving_rows(serving)
     lines = [", ".join(headline), *_aligned([("host", "replica", "what it does"), *rows] if rows else [])]
@@ -240,6 +246,8 @@ def status_lines(
         lines += ["Not looked at:", *_by_text(unseen.items(), len(all_hosts))]
     if lost:
         lines.append(f"Not reached: {fold(lost)}.")
+    for name, found in (front_ends or {}).items():
+        lines += _front_end_lines(name, found, closed[name], len(servers))
     if differs:
         lines += ["Not as the inventory wishes:", *_by_text(differs.items(), len(servers))]
     made = {host: list(found)[:SHOWN_DEPLOYMENTS] for host, found in (deployments or {}).items() if host in servers}
@@ -253,7 +261,41 @@ def status_lines(
         "differing": in_order(differs),
         "not_looked_at": in_order(unseen),
         "not_reached": lost,
+        "without_requests": dark,
     }
+
+
+def _without_requests(
+    front_end: Mapping[str, Any], servers: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[str]]:
+    """Return which hosts get no requests for a replica, each with its replicas and why."""
+    if "servers" not in front_end:
+        return {}
+    found: dict[str, list[str]] = {}
+    for name, server in front_end["servers"].items():
+        host, _colon, replica = name.rpartition(":")
+        status = str(server["status"])
+        words = {"drain": "drained", "maint": "in maintenance"}.get(server["state"], "")
+        if words or not status.startswith(("UP", "no check")):
+            found.setdefault(host, []).append(f"{replica} {words or status}")
+    for host, replicas in servers.items():
+        for replica in replicas:
+            if replica["phase"] == "serving" and f"{host}:{replica['name']}" not in front_end["servers"]:
+                found.setdefault(host, []).append(f"{replica['name']} serves, and it does not know that one")
+    return found
+
+
+def _front_end_lines(
+    name: str, front_end: Mapping[str, Any], closed: Mapping[str, Sequence[str]], hosts: int
+) -> list[str]:
+    """Return what is to be said of one front end: nothing where every replica gets requests."""
+    if "servers" not in front_end:
+        why = (front_end.get("error") or {}).get("message") or front_end.get("msg") or "it was not reached"
+        return [f"The front end {name} could not be asked: {_one_line(str(why))}"]
+    if not closed:
+        return []
+    texts = [(host, ", ".join(reasons)) for host, reasons in closed.items()]
+    return [f"The front end {name} sends nothing to:", *_by_text(texts, hosts)]
 
 
 def _serving_rows(serving: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, str, str]]:

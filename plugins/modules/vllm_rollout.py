@@ -11,11 +11,13 @@ version_added: 0.1.0
 short_description: Decide which hosts of a fleet are changed when, and whether to go on
 description:
   - The steps of a rolling change that need no host. V(arrange) puts the hosts in an order and cuts it into batches,
-    V(note) keeps what became of one host, V(judge) tells whether to go on, and V(tell) says how it ended.
+    V(note) keeps what became of one host, V(judge) tells whether to go on, and V(tell) says how it ended. V(way_back)
+    tells how far a host goes back to be as it was before the last rollout.
   - What is known of a rollout is kept in files below O(state_dir), one for each host, so that one that was interrupted
-    goes on where it stopped. When it has ended, they are replaced by C(last.json).
-  - Kinds of plan are mixed, so that every kind comes up early. Hosts whose turn an interrupted run had begun come
-    first.
+    goes on where it stopped. When it has ended, they are replaced by C(last.json), but for hosts that failed and could
+    not be brought back.
+  - Kinds of plan are mixed, so that every kind comes up early. First come hosts whose turn an earlier run had begun, or
+    that it left without requests, and then those that do not serve.
   - Runs on the controller; the role P(gpufleet.vllm.rollout#role) uses it.
 author:
   - gpufleet contributors (@gpufleet)
@@ -35,7 +37,7 @@ options:
       - What to do.
     type: str
     required: true
-    choices: [arrange, note, judge, tell]
+    choices: [arrange, note, judge, tell, way_back]
   state_dir:
     description:
       - Folder on the controller for what is known of the rollout.
@@ -45,6 +47,8 @@ options:
     description:
       - For V(arrange), the hosts that answered, each with C(plan) (what the inventory wishes for it), C(changes) (why
         its servers would be replaced, empty for nothing to do) and C(error) (why it cannot be changed).
+      - It may also have C(serves) (whether a server of it serves now), C(note) (what people should know), and C(gates),
+        which is what its verification would be held against, as C(floors), C(limits) and C(baseline_for).
     type: dict
     default: {}
   all_hosts:
@@ -66,9 +70,31 @@ options:
         A canary that fails always stops it.
     type: raw
     default: 0
+  left_by:
+    description:
+      - For V(arrange), who has left a host out of the front end, as a list for each host. Such a host has its turn
+        whatever is to be changed.
+    type: dict
+    default: {}
+  stages:
+    description:
+      - For V(arrange), stages of the verification of a canary.
+    type: list
+    elements: str
+    default: []
+  baseline_dir:
+    description:
+      - For V(arrange), folder on the controller with stored benchmarks.
+    type: str
+    default: ""
+  require_gates:
+    description:
+      - For V(arrange), change nothing where a canary would be held against nothing.
+    type: bool
+    default: false
   host:
     description:
-      - For V(note), the host.
+      - For V(note) and V(way_back), the host.
     type: str
     default: ""
   state:
@@ -86,6 +112,28 @@ options:
       - For V(note), what the host had, kept the first time only; C(deployment) is the id in its history.
     type: dict
     default: {}
+  after:
+    description:
+      - For V(note), what the host has now, as O(before).
+    type: dict
+    default: {}
+  out:
+    description:
+      - For V(note), whether the front end keeps requests from the host from now on.
+    type: bool
+    default: false
+  ungated:
+    description:
+      - For V(note), stages whose figures were held against nothing.
+    type: list
+    elements: str
+    default: []
+  deployments:
+    description:
+      - For V(way_back), what M(gpufleet.vllm.vllm_server_info) returned as C(deployments).
+    type: list
+    elements: dict
+    default: []
 """
 
 EXAMPLES = r"""
@@ -181,4 +229,19 @@ left:
   type: list
   elements: str
   sample: []
+to:
+  description: The deployment to go back to; empty for the last that served something else than what runs.
+  returned: for V(way_back)
+  type: str
+  sample: 20261122-165501
+stays:
+  description: Whether there is nothing to go back from; RV(to) is what the host serves.
+  returned: for V(way_back)
+  type: bool
+  sample: false
+why:
+  description: What people should know of that.
+  returned: for V(way_back)
+  type: str
+  sample: goes back to what it served before the rollout that began at 2026-11-22T16:55:01+00:00
 """

@@ -11,8 +11,8 @@ version_added: 0.1.0
 short_description: Show what the servers of a whole fleet are doing
 description:
   - Prints what is wrong first. That is each replica that does not serve, with the cause and remedy if it died, the
-    hosts that differ from what the inventory wishes, and those that could not be looked at or were not reached. Those
-    that serve are told, too, alike ones of a large fleet in one line.
+    hosts that differ from what the inventory wishes, those to whom a front end sends nothing, and those that could not
+    be looked at or were not reached. Those that serve are told, too, alike ones of a large fleet in one line.
   - With C(-v) it also prints the C(docker run) line that repeats each replica by hand, and the last deployments.
   - Runs on the controller; use it with C(run_once).
 author:
@@ -45,6 +45,13 @@ options:
     description:
       - Host names to why what runs there could not be looked at; a host with an empty text could. These are told with
         their cause, whatever O(servers) says of them.
+    type: dict
+    default: {}
+  front_ends:
+    description:
+      - Hosts of front ends to what M(gpufleet.vllm.router_backend) returned of all hosts. Replicas to which one sends
+        nothing are told, drained ones and those whose health check does not pass alike, and so is one that could not
+        be asked.
     type: dict
     default: {}
 """
@@ -95,6 +102,12 @@ not_reached:
   sample: []
 not_serving:
   description: Each replica that does not serve, as C(host/replica).
+  returned: always
+  type: list
+  elements: str
+  sample: []
+without_requests:
+  description: Hosts with a replica to which a front end sends nothing.
   returned: always
   type: list
   elements: str

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
 
@@ -55,11 +56,20 @@ class RolloutState:
         with contextlib.suppress(FileNotFoundError):
             (self._hosts / f"{host}.json").unlink()
 
+    def last(self) -> dict[str, Any]:
+        """Return how the last rollout ended; empty when none did."""
+        return self._read(self._folder / "last.json")
+
     def end(self, result: dict[str, Any]) -> None:
-        """Keep how the rollout ended as C(last.json), and forget the rest."""
-        self._write(self._folder / "last.json", {**self.settings(), **result, "ended": now(), "hosts": self.hosts()})
-        for host in self.hosts():
-            self.drop_host(host)
+        """Keep how the rollout ended as C(last.json), and forget the rest but the hosts that get no requests."""
+        hosts = self.hosts()
+        self._write(self._folder / "last.json", {**self.settings(), **result, "ended": now(), "hosts": hosts})
+        out = rollout.still_out(hosts)
+        for host in hosts:
+            if host in out:
+                self.save_host(host, state=rollout.OUT)
+            else:
+                self.drop_host(host)
         with contextlib.suppress(FileNotFoundError):
             (self._folder / "rollout.json").unlink()
 

@@ -4,19 +4,23 @@
 """What a steady stream of requests sees when something happens to the front end or to a server behind it.
 
     VLLM_API_KEY=KEY python tests/fleet/front_end_faults.py --url https://localhost:8443 --ca-file lb-1.pem \\
-        --model NAME --run-dir /run/gpufleet-router --host cpu-1 --container cpu-1-0 --server-url http://127.0.0.1:18100
+        --model NAME --run-dir /run/gpufleet-router --host cpu-1 --container cpu-1-0 \\
+        --server-url http://127.0.0.1:18100 --router 'ansible-playbook gpufleet.vllm.router -i INVENTORY'
 
 as root on the machine where the front end and that server run, with DOCKER_HOST of its engine, and the folder above
 ansible_collections on PYTHONPATH. Half of the requests are streamed. One after another:
 
-loaded again   the front end loads its configuration three times
+loaded again   the playbook router loads the configuration three times, each time with another setting, while the host
+               is drained, which it has to stay
 drained        the host is drained as a rollout does it, and put back
 killed         the server's process is killed with -9 in the middle of its streams; Docker starts it again
-restarted      (with --restart COMMAND) the front end's process is ended, and the command starts it
+restarted      the front end's process is ended, and the playbook router starts it
 
 The client sends again what was refused, as the OpenAI libraries do; C(lost) counts what a client could not send again
 without a second answer. Prints a table, and exits with 1 when something was lost that should not be: all but streams
-that had begun when their server was killed, and what was open when the front end was ended.
+that had begun when their server was killed, and what was open when the front end was ended. Of what is planned, the
+first two, nothing may have been refused either: a client that waits long enough would not see half a minute without an
+answer.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, server_name
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, host_of
 from ansible_collections.gpufleet.vllm.tests.bench.bench_router import Server, wait_for
 from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
 from ansible_collections.gpufleet.vllm.tests.load.client import LOST, STREAMED, Load, Options, summary
@@ -42,6 +46,10 @@ from ansible_collections.gpufleet.vllm.tests.load.client import LOST, STREAMED, 
 BACK_S = 900.0
 DRAIN_S = 120.0
 SHOWN = ("sent", "answered", "retried", "refused", "lost", "failed")
+PLANNED = ("loaded again", "drained")
+# Of the requests beneath something that is planned, those that were turned away at first.
+MOST_RETRIED = 0
+RATE_LIMITS = (9998, 9999, 10000)
 
 
 class Faults:
@@ -58,13 +66,25 @@ class Faults:
         self._server = Server(given.container, place[0], int(place[2]))
 
     def reload(self) -> dict[str, Any]:
-        """Have the configuration loaded again three times."""
-        for _time in range(3):
-            before = self._master.processes().current
-            self._master.ask("reload")
-            wait_for(lambda before=before: bool(set(self._master.processes().current) - set(before)), 30)  # type: ignore[misc]
+        """Have the playbook load the configuration three times, while the host is drained."""
+        names, loaded = self._names(), 0
+        self._master.set_state(names, "drain")
+        self._master.wait(names, "drain", DRAIN_S)
+        before = self._server.ended()
+        for limit in RATE_LIMITS:
+            workers = self._master.processes().current
+            self._router("-e", f"router_rate_limit={limit}")
+            loaded += self._master.processes().current != workers
             time.sleep(1)
-        return {}
+        servers = self._master.servers()
+        found = {
+            "loaded": loaded,
+            "taken_back": sum(servers[name].state != "drain" for name in names),
+            "requests_while_drained": int(self._server.ended() - before),
+        }
+        self._master.set_state(names, "ready")
+        self._master.wait(names, "ready", DRAIN_S)
+        return found
 
     def drain(self) -> dict[str, Any]:
         """Drain the host, see that it gets nothing, and put it back."""
@@ -100,15 +120,19 @@ class Faults:
         }
 
     def restart(self) -> dict[str, Any]:
-        """End the front end, and start it by the given command."""
+        """End the front end, and have the playbook start it."""
         began = time.time()
         os.kill(self._master.processes().master, signal.SIGTERM)
-        subprocess.run(shlex.split(self._given.restart), check=True, stdout=subprocess.DEVNULL)
+        self._router()
         wait_for(self._usable, 30)
         return {"seconds": round(time.time() - began, 1)}
 
+    def _router(self, *arguments: str) -> None:
+        command = [*shlex.split(self._given.router), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
     def _names(self) -> list[str]:
-        return [name for name in self._master.servers() if name.startswith(server_name(self._given.host, ""))]
+        return [name for name in self._master.servers() if host_of(name) == self._given.host]
 
     def _usable(self) -> bool:
         servers = self._master.servers()
@@ -170,7 +194,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host", required=True, help="the host to drain and whose server is killed")
     parser.add_argument("--container", required=True, help="that server's container")
     parser.add_argument("--server-url", required=True, help="where that server listens")
-    parser.add_argument("--restart", default="", help="command that starts the front end")
+    parser.add_argument("--router", required=True, help="command that runs the playbook router")
     return parser.parse_args(arguments)
 
 
@@ -192,9 +216,13 @@ def wrong(results: dict[str, dict[str, Any]]) -> list[str]:
         missed = result["lost"] + result["refused"] + result["failed"] - spared
         if missed:
             problems.append(f"{name}: {missed} requests were not answered: {json.dumps(result['reasons'])}")
-    drained = results["drained"]["found"]
+        if name in PLANNED and result["retried"] > MOST_RETRIED:
+            problems.append(f"{name}: {result['retried']} requests were turned away before they were answered")
+    drained, loaded = results["drained"]["found"], results["loaded again"]["found"]
     if drained["left"] or drained["requests_while_drained"]:
         problems.append(f"drained: {json.dumps(drained)}")
+    if loaded["loaded"] != len(RATE_LIMITS) or loaded["taken_back"] or loaded["requests_while_drained"]:
+        problems.append(f"loaded again: {json.dumps(loaded)}")
     return problems
 
 
@@ -203,9 +231,12 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(arguments)
     options = load_options(given)
     faults = Faults(given)
-    todo = {"loaded again": faults.reload, "drained": faults.drain, "killed": faults.kill}
-    if given.restart:
-        todo["restarted"] = faults.restart
+    todo = {
+        "loaded again": faults.reload,
+        "drained": faults.drain,
+        "killed": faults.kill,
+        "restarted": faults.restart,
+    }
     results = {}
     for name, fault in todo.items():
         with giving_way(os.environ["DOCKER_HOST"]):

@@ -19,8 +19,9 @@ baseline measured        C(verify) measures the canary and stores that: nothing 
 canary below baseline    the canary serves one request at a time, far slower than that: nothing is changed in the end
 canary as fast           the canary holds its baseline, and all hosts are changed
 
-What each host serves is read from its own C(/v1/models). A planned rollout loses no request, and none of these may.
-Prints a table, and exits with 1 when a request was not answered or a host serves what it should not.
+What each host serves is read from its own C(/v1/models). A planned rollout loses no request, and none of these may; nor
+may one be turned away and answered only when the client sent it again, which half a minute without a server looks like.
+Prints a table, and exits with 1 when that was so or a host serves what it should not.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from typing import Any
 import requests
 
 from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import (
+    MOST_RETRIED,
     SHOWN,
     add_load_arguments,
     load_options,
@@ -256,6 +258,8 @@ def problems(rollout: Rollout, result: dict[str, Any]) -> list[str]:
     missed = result["lost"] + result["refused"] + result["failed"]
     if missed:
         found.append(f"{missed} of {result['sent']} requests were not answered: {json.dumps(result['reasons'])}")
+    if result["retried"] > MOST_RETRIED:
+        found.append(f"{result['retried']} of {result['sent']} requests were turned away before they were answered")
     if (result["status"] == 0) is not rollout.succeeds:
         found.append(f"it ended with status {result['status']}")
     if not re.search(rollout.says, result["text"], re.DOTALL):

@@ -9,6 +9,7 @@ YAML, and some in a real run of playbooks/rollout.yml, over connections to hosts
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -33,6 +34,7 @@ CONTROLLER = {
 }
 KEYWORDS = {"name", "register", "when", "vars", "loop", "loop_control", "failed_when", "changed_when", "check_mode"}
 KEYWORDS |= {"delegate_to", "run_once", "block", "rescue", "always", "become", "diff", "no_log", "ignore_unreachable"}
+KEYWORDS |= {"ignore_errors"}
 
 # A host of each name loses the task that the regular expression finds.
 BREAKS = {
@@ -43,8 +45,8 @@ BREAKS = {
 }
 # For these two it is the front end that is lost.
 FRONT_ENDS = {
-    "lost-drain": r'\trouter_backend\t.*"lost-drain".*"drain"',
-    "lost-ready": r'\trouter_backend\t.*"lost-ready".*"ready"',
+    "lost-drain": r'\trouter_backend\t.*"host": "lost-drain".*"drain"',
+    "lost-ready": r'\trouter_backend\t.*"host": "lost-ready".*"ready"',
 }
 REPLICA = {"name": "vllm-0", "host": "127.0.0.1", "port": 8000, "gpus": [0], "config": {}, "environment": {}}
 PLAN = {
@@ -66,6 +68,10 @@ RESULTS: dict[str, dict[str, Any]] = {
     "vllm_accuracy": {"changed": False, "gates": []},
     "vllm_benchmark": {"changed": False, "gates": []},
     "router_backend": {"changed": True, "sessions_left": 0, "not_up": [], "others_ready": 1},
+    "router_server": {"changed": False, "action": "none", "diff": []},
+    "router_certificate": {"changed": False, "certificate": ""},
+    "host_info": {"system": {"euid": 0}, "programs": {"haproxy": "/usr/sbin/haproxy", "openssl": "/usr/bin/openssl"}},
+    "slurp": {"content": base64.b64encode(json.dumps(PLAN).encode()).decode(), "encoding": "base64"},
 }
 PLAYS = """
 - hosts: vllm
@@ -100,7 +106,8 @@ def _dissolved(tasks: list[dict[str, Any]], path: Path) -> Iterator[dict[str, An
 @pytest.mark.parametrize("begin", ["host", "back"])
 def test_every_task_of_a_turn_that_a_host_is_asked_for_is_looked_at(begin: str) -> None:
     tasks = list(tasks_of(ROLES / "rollout" / "tasks" / f"{begin}.yml"))
-    asked = [task for task in tasks if not (set(task) - KEYWORDS) <= CONTROLLER]
+    # What a task found out that is itself bound to go wrong is looked at by a later one.
+    asked = [task for task in tasks if not (set(task) - KEYWORDS) <= CONTROLLER and not task.get("ignore_errors")]
     looked = re.findall(r"(__\w+)(?: \| default\({}\))? is not unreachable", json.dumps(tasks))
     assert len(asked) >= 3
     assert [task["name"] for task in asked if task.get("register") not in looked] == []
@@ -168,8 +175,9 @@ def test_a_host_or_its_front_end_lost_for_one_task_fails_the_turn(tmp_path: Path
         own = [line for line in log if line[0] == host]
         lost = [number for number, line in enumerate(own) if line[-1] == "LOST"]
         assert len(lost) == 1, own
-        assert [line[1] for line in own[lost[0] + 1 :]] == ["vllm_server"], own
-        assert json.loads(own[-1][2])["state"] == "rolled_back"
+        # It is brought back, and the front end asks twice what it serves: then, and at the end.
+        assert [line[1] for line in own[lost[0] + 1 :]] == ["vllm_server", "slurp", "slurp"], own
+        assert json.loads(own[lost[0] + 1][2])["state"] == "rolled_back"
     for host in FRONT_ENDS:
         assert f"The front end lb-{host} could not be reached" in found[host]["why"]
         servers = [json.loads(line[2]).get("state") for line in log if line[:2] == [host, "vllm_server"]]

@@ -8,6 +8,7 @@ hosts, and C(GPUFLEET_WIRE) to a folder with C(wire.json), which has
 
 results  of each module, by its name without the collection; any other one runs on this machine
 breaks   for a host, the regular expression of the run that is lost, once; it is matched with the line below
+down     hosts of which every run is lost
 
 The file C(log) in that folder gets a line for each module: the host, the module, and its arguments as JSON. A lost one
 ends in C(LOST). Everything that Ansible itself does goes through this machine's shell.
@@ -72,7 +73,8 @@ class Connection(local.Connection):  # type: ignore[misc]
         text = Path(path).read_text(encoding="utf-8")
         line = f"{host}\t{module}\t{arguments(text)}"
         broken = folder / f"{host}.broken"
-        lost = host in wire["breaks"] and not broken.exists() and re.search(wire["breaks"][host], line)
+        breaks = host in wire["breaks"] and not broken.exists() and re.search(wire["breaks"][host], line)
+        lost = breaks or host in wire.get("down", [])
         with (folder / "log").open("a", encoding="utf-8") as log:
             log.write(f"{line}\tLOST\n" if lost else f"{line}\n")
         if lost:

@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import trust_as_template
 from ansible.vars.hostvars import HostVarsVars
 
 from ansible_collections.gpufleet.vllm.plugins.action import router_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
+
+TASKS = Path(__file__).resolve().parents[4] / "roles" / "router" / "tasks"
 
 
 def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.example.com") -> dict[str, Any]:
@@ -74,3 +79,38 @@ def test_what_was_kept_and_left_out_is_said() -> None:
         "gpu-01 was not asked: the front end keeps what it knew of it",
         "left out gpu-02: nothing is deployed there",
     ]
+
+
+class Action(router_server.ActionModule):
+    """The plugin with a module that returns what it was given."""
+
+    def _execute_module(self, module_args: dict[str, Any], **_parts: Any) -> dict[str, Any]:
+        return {"given": module_args, "kept": ["gpu-02"], "left_out": module_args["left_out"]}
+
+
+@pytest.mark.parametrize("delegate_to", [None, "lb"])
+def test_a_host_that_has_the_front_end_follow_is_not_the_front_end(delegate_to: str | None) -> None:
+    hostvars = {"gpu-01": {"__router_member": member("127.0.0.1")}, "gpu-02": {}}
+    variables = {"inventory_hostname": "gpu-01", "hostvars": hostvars}
+    result, display = run_action(Action, {"members": ["gpu-01", "gpu-02"]}, variables, delegate_to=delegate_to)
+    shown = [call.args[0] for call in display.display.call_args_list]
+    if delegate_to:
+        assert result["given"]["hosts"]["gpu-01"] == []
+        assert [line.partition(":")[0] for line in shown] == ["[lb] left out gpu-01"], "whom it did not ask is no news"
+    else:
+        assert result["given"]["hosts"]["gpu-01"] == [{"name": "vllm-0", "address": "127.0.0.1", "port": 8000}]
+        assert shown == ["[gpu-01] gpu-02 was not asked: the front end keeps what it knew of it"]
+
+
+def test_a_front_end_that_follows_gets_the_settings_that_its_role_gives_it() -> None:
+    """All but the certificate, which is as it is when it is left out."""
+
+    def options(file: str) -> list[dict[str, Any]]:
+        tasks = yaml.safe_load((TASKS / f"{file}.yml").read_text(encoding="utf-8"))
+        return [task["gpufleet.vllm.router_server"] for task in tasks if "gpufleet.vllm.router_server" in task]
+
+    (role,), follow = options("main"), options("follow")
+    assert [set(each) for each in follow] == [set(role) - {"certificate"}] * 2
+    for name in set(role) - {"members", "certificate"}:
+        variable = role[name].strip("{} ")
+        assert f"its.{variable} | default(" in follow[0][name] or name == "run_dir", name

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ class Controller:
         arguments = {"hosts": found, "all_hosts": [*hosts, *same], "batches": [1, "100%"], "max_failures": 0, **parts}
         return vllm_rollout.arrange(self.state, arguments, check=check)
 
-    def note(self, host: str, state: str, why: str = "", before: str = "") -> dict[str, Any]:
+    def note(self, host: str, state: str, why: str = "", before: str = "", **parts: Any) -> dict[str, Any]:
         """Note what became of a host."""
-        arguments = {"host": host, "state": state, "why": why, "before": {"deployment": before} if before else {}}
+        earlier = {"deployment": before} if before else {}
+        arguments = {"host": host, "state": state, "why": why, "before": earlier, **parts}
         return vllm_rollout.note(self.state, arguments, check=False)
 
     def judge(self) -> dict[str, Any]:
@@ -232,3 +234,111 @@ def test_one_that_was_stopped_and_not_told_does_not_stop_the_next(controller: Co
     assert (looked["stop"], looked["order"], controller.state.settings()["stopped"] != "") == ("", ["a", "b"], True)
     again = controller.arrange("a", "b")
     assert (again["stop"], again["order"], again["canaries"]) == ("", ["a", "b"], ["a"])
+
+
+def test_a_stopped_one_is_not_over_while_a_changed_host_was_not_brought_back(controller: Controller) -> None:
+    """As with C(--limit), or where it is the last host that gets requests."""
+    controller.arrange("a", "b", "c")
+    for host in ("a", "b"):
+        controller.note(host, "begun", before=f"before-{host}")
+        controller.note(host, "done")
+    controller.note("c", "failed", why="it did not start")
+    assert controller.judge()["bring_back"] == ["a", "b"]
+    controller.note("a", "rolled-back")
+    controller.note("b", "done", why="nobody else gets requests")
+    told = controller.tell()
+    assert (told["left"], told["failed"]) == (["b"], True)
+    assert "  changed, and not brought back yet: b (1 host)" in told["lines"]
+    assert "  not brought back: b: nobody else gets requests" in told["lines"]
+    assert controller.arrange("b", "c", same=("a",))["bring_back"] == ["b"]
+    assert controller.note("b", "begun")["before"] == {"deployment": "before-b"}
+    controller.note("b", "rolled-back")
+    assert controller.tell()["left"] == []
+
+
+def test_a_host_that_gets_no_requests_is_kept_for_the_next_rollout_and_does_not_count_there(
+    controller: Controller,
+) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "failed", why="boom", out=True)
+    controller.judge()
+    told = controller.tell()
+    assert (told["left"], controller.state.settings()) == ([], {})
+    assert "  get no requests until a next rollout has verified them: a" in told["lines"]
+    # Another one, without it: nothing of it stops that.
+    controller.arrange("b")
+    controller.note("b", "begun")
+    controller.note("b", "done")
+    assert controller.judge()["stop"] == ""
+    told = controller.tell()
+    assert not told.get("failed") and "  get no requests until a next rollout has verified them: a" in told["lines"]
+    # And the next one that has it.
+    assert controller.arrange(same=("a", "b"))["order"] == ["a"]
+    assert controller.note("a", "begun")["before"] == {"deployment": "1"}
+    controller.note("a", "done")
+    assert not controller.tell().get("failed")
+    assert controller.state.hosts() == {}
+
+
+def test_a_host_that_gets_no_requests_and_left_the_inventory_is_forgotten(controller: Controller) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "failed", why="boom", out=True)
+    controller.judge()
+    controller.tell()
+    controller.arrange("b", inventory=["b"])
+    assert list(controller.state.hosts()) == ["b"]
+
+
+def test_whom_the_front_end_knows_as_left_has_a_turn_without_any_state(controller: Controller) -> None:
+    arranged = controller.arrange(same=("a", "b"), left_by={"a": [], "b": ["rollout"]})
+    assert arranged["order"] == ["b"]
+
+
+def test_what_a_canary_would_be_held_against_is_looked_for(controller: Controller, tmp_path: Path) -> None:
+    served = {"image_id": "sha256:1", "plan": {"precision": "fp8"}}
+    gates = {"floors": ["gsm8k"], "limits": [], "baseline_for": served}
+    stages = ["basic", "accuracy", "performance"]
+
+    def said(stages: list[str] = stages, **parts: Any) -> list[str]:
+        hosts = {"a": {"plan": PLAN, "changes": CHANGES, "gates": {**gates, **parts}}}
+        arguments: dict[str, Any] = {"hosts": hosts, "stages": stages, "baseline_dir": str(tmp_path)}
+        lines: list[str] = controller.arrange(check=True, all_hosts=["a"], **arguments)["lines"]
+        return [line for line in lines if "against nothing" in line]
+
+    assert len(said()) == 1 and "performance has no stored baseline" in said()[0]
+    assert (said(limits=["output_throughput"]), said(["basic"])) == ([], [])
+    assert len(said(floors=[], baseline_for={})) == 2
+    stored = {"schema_version": 1, "date": "2026-11-22", "points": [], "of": {**served, "load": {"input_len": 1}}}
+    (tmp_path / "0123.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert said() == []
+    assert len(said(baseline_for={**served, "image_id": "sha256:2"})) == 1
+    hosts = {"a": {"plan": PLAN, "changes": CHANGES, "gates": {**gates, "floors": []}}}
+    refused = controller.arrange(hosts=hosts, all_hosts=["a"], stages=stages, require_gates=True)
+    assert refused["stop"].startswith("vllm_rollout_require_gates is true") and not controller.folder.exists()
+
+
+def test_what_was_held_against_nothing_is_told(controller: Controller) -> None:
+    controller.arrange("a")
+    controller.note("a", "begun")
+    controller.note("a", "done", ungated=["accuracy had no floor"])
+    assert "  held against nothing: a: accuracy had no floor" in controller.tell()["lines"]
+
+
+def test_the_way_back_is_told_by_the_last_rollout(controller: Controller) -> None:
+    old = {"id": "1", "time": "2020-01-01T00:00:00Z", "current": False, "rolled_back_to": ""}
+    new = {"id": "2", "time": "2999-01-01T00:00:00Z", "current": True, "rolled_back_to": ""}
+
+    def back(host: str, *deployments: dict[str, Any]) -> tuple[str, bool]:
+        found = vllm_rollout.way_back(controller.state, {"host": host, "deployments": list(deployments)}, check=False)
+        return found["to"], found["stays"]
+
+    assert back("a", new, old) == ("", False)
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    controller.note("a", "done", after={"deployment": "2"})
+    stays = {**old, "current": True}
+    assert (back("a", new, old), back("b", stays)) == (("1", False), ("1", True)), "under way"
+    controller.note("b", "failed", why="boom")
+    controller.tell()
+    assert (back("a", new, old), back("b", stays)) == (("1", False), ("1", True)), "ended"

@@ -106,6 +106,7 @@ def test_a_host_that_had_begun_is_gone_through_again_even_if_it_has_its_servers(
     [
         (rollout.BEGUN, [], True),
         (rollout.BEGUN, ["x"], True),
+        (rollout.OUT, [], True),
         (rollout.FAILED, [], True),
         (rollout.FAILED, ["x"], True),
         (rollout.DONE, [], False),
@@ -119,6 +120,86 @@ def test_a_host_that_may_be_drained_has_a_turn_whatever_is_wished_now(
     hosts = {"h200-001": Prepared(plan=HOPPER, changes=changes)}
     other = {"state": left, "wish": "0123456789abcdef", "canary": False, "why": ""}
     assert (arrange(hosts, states={"h200-001": other}).order == ["h200-001"]) is has_a_turn
+
+
+def test_those_that_get_no_requests_come_first() -> None:
+    hosts = fleet(4)
+    hosts["h200-002"] = Prepared(plan=HOPPER, left_by=["rollout"])
+    hosts["h200-003"] = Prepared(plan=HOPPER, changes=["x"], serves=False)
+    found = arrange(hosts)
+    assert found.order == ["h200-002", "h200-003", "h200-001", "h200-004"]
+    assert (found.left, found.dark) == (["h200-002"], ["h200-003"])
+    lines = rollout.arranged_lines(found)
+    assert "  left without requests by a run that did not end: h200-002" in lines
+    assert "  first, for they do not serve: h200-003" in lines
+    # One that does not serve and needs nothing is for nobody to change.
+    assert arrange({"h200-001": Prepared(plan=HOPPER, serves=False)}).order == []
+
+
+def test_a_canary_that_is_held_against_nothing_is_said_or_refused() -> None:
+    hosts = fleet(2, ungated=["accuracy has no floor"])
+    found = arrange(hosts)
+    assert (found.stop, found.ungated) == ("", ["accuracy has no floor"])
+    assert "  the canary is held against nothing: accuracy has no floor" in rollout.arranged_lines(found)
+    assert "accuracy has no floor" in arrange(hosts, require_gates=True).stop
+    done = {host: state(hosts, host, rollout.DONE) for host in ("h200-001",)}
+    hosts["h200-001"] = Prepared(plan=HOPPER)
+    assert arrange(hosts, states=done, require_gates=True).stop == "", "the canary is through already"
+
+
+def test_a_stopped_rollout_has_those_left_that_it_changed() -> None:
+    states = {name: {"state": name} for name in (rollout.DONE, rollout.BEGUN, rollout.PENDING, rollout.FAILED)}
+    assert rollout.left_to_do(states, stopped=False) == ["begun", "pending"]
+    assert rollout.left_to_do(states, stopped=True) == ["begun", "done"]
+
+
+BEGAN = "2026-11-23T08:00:00+00:00"
+FIRST = {"id": "first", "time": "2026-11-22T16:55:01Z", "current": False, "rolled_back_to": ""}
+SECOND = {"id": "second", "time": "2026-11-23T08:10:00Z", "current": True, "rolled_back_to": ""}
+
+
+def stayed(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a host's history as the current one."""
+    return {**entry, "current": True}
+
+
+@pytest.mark.parametrize(
+    ("left", "under_way", "deployments", "expected"),
+    [
+        # Of an upgrade that was interrupted or stopped.
+        (rollout.DONE, True, [SECOND, FIRST], ("first", False)),
+        (rollout.BEGUN, True, [SECOND, FIRST], ("first", False)),
+        (rollout.BEGUN, True, [stayed(FIRST)], ("first", True)),
+        (rollout.FAILED, True, [{**SECOND, "rolled_back_to": "first"}, FIRST], ("second", True)),
+        (rollout.PENDING, True, [stayed(FIRST)], ("first", True)),
+        ("", True, [stayed(FIRST)], ("first", True)),
+        # Of one that has ended.
+        (rollout.DONE, False, [SECOND, FIRST], ("first", False)),
+        (rollout.OUT, False, [SECOND, FIRST], ("first", False)),
+        (rollout.FAILED, False, [stayed(FIRST)], ("first", True)),
+        ("", False, [stayed(FIRST)], ("first", True)),
+        # What was deployed otherwise since then is gone back from by itself.
+        (rollout.DONE, False, [{**SECOND, "id": "third"}, {**SECOND, "current": False}, FIRST], ("", False)),
+        (rollout.FAILED, False, [SECOND, FIRST], ("", False)),
+        ("", False, [SECOND, FIRST], ("", False)),
+        (rollout.PENDING, True, [SECOND, FIRST], ("", False)),
+        ("", False, [{**stayed(FIRST), "time": "?"}], ("", False)),
+        ("", False, [], ("", False)),
+    ],
+)
+def test_a_host_goes_back_to_before_the_last_rollout_and_no_further(
+    left: str, under_way: bool, deployments: list[dict[str, Any]], expected: tuple[str, bool]
+) -> None:
+    known: dict[str, Any] = {"state": left, "before": {"deployment": "first"}} if left else {}
+    if left == rollout.DONE:
+        known["after"] = {"deployment": "second"}
+    found = rollout.way_back(known, BEGAN, under_way, deployments)
+    assert (found.to, found.stays) == expected
+    assert bool(found.to) is bool(found.why)
+
+
+def test_without_a_rollout_a_host_goes_back_by_its_own_history() -> None:
+    assert rollout.way_back({}, "", False, [SECOND, FIRST]) == rollout.WayBack()
 
 
 def test_canaries_of_an_earlier_run_count_where_they_take_part_and_the_change_is_proved() -> None:

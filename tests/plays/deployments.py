@@ -1,0 +1,113 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two hosts behind a front end that are deployed to, for tests.
+
+What playbooks/deploy.yml does from its look at the servers on is run for real, and so is the module that speaks to
+HAProxy; the hosts are not there, and the master process of HAProxy is its double (tests/fakes).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master
+
+ROOT = Path(__file__).resolve().parents[2]
+COLLECTIONS = Path(rollout.__file__).parents[5]
+FIRST = "Behind a front end, look first whether a server would be replaced"
+PLAN = {"image": {"tag": "t:1"}, "model_source": {}, "device": "cpu", "gpu_access": "none", "network_mode": "bridge"}
+
+
+class Fleet:
+    """Two hosts behind front ends, and the end of a deployment to them.
+
+    Args:
+        folder: for what this writes, with the sockets of the first front end.
+        master: of that one.
+        front_ends: their hosts; all but the first one cannot be reached.
+    """
+
+    def __init__(self, folder: Path, master: Master, front_ends: tuple[str, ...] = ("lb",)) -> None:
+        self.folder, self.master, self.said = folder, master, ""
+        self._down = list(front_ends[1:])
+        play = yaml.safe_load((ROOT / "playbooks" / "deploy.yml").read_text(encoding="utf-8"))[0]
+        names = [task["name"] for task in play["tasks"]]
+        play["tasks"] = play["tasks"][names.index(FIRST) :]
+        (folder / "plays.yml").write_text(json.dumps([play]), encoding="utf-8")
+        self._groups: dict[str, Any] = {
+            "vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}},
+            "router": {"hosts": dict.fromkeys(front_ends)},
+        }
+
+    def deploy(
+        self,
+        changed: bool,
+        *,
+        succeeds: bool = True,
+        breaks: dict[str, str] | None = None,
+        results: dict[str, dict[str, Any]] | None = None,
+        serves: tuple[str, ...] = (),
+        **variables: Any,
+    ) -> list[list[str]]:
+        """Deploy, and return the log of this run.
+
+        Args:
+            changed: whether the servers are to be replaced.
+            succeeds: whether the play's exit status is to be 0.
+            breaks: which run of a host is lost, see tests/fakes/connection.
+            results: of further modules.
+            serves: names of the replicas of the plan, and so of what serves afterwards.
+            variables: of the inventory.
+        """
+        replicas = [{"name": name, "host": "0.0.0.0", "port": 8000 + number} for number, name in enumerate(serves)]
+        common = {
+            "ansible_connection": "wire",
+            "ansible_python_interpreter": sys.executable,
+            "vllm_venv": sys.prefix,
+            "vllm_accept_license": True,
+            "vllm_plan": {**PLAN, "replicas": replicas},
+            "router_run_dir": str(self.folder),
+            "__vllm_ca_bundle": "",
+            **variables,
+        }
+        hosts = {"all": {"children": self._groups, "vars": common}}
+        (self.folder / "hosts.json").write_text(json.dumps(hosts), encoding="utf-8")
+        plan = base64.b64encode(json.dumps({"replicas": replicas}).encode()).decode()
+        table = {
+            "vllm_server": {"changed": changed, "replicas": [], "removed": []},
+            "router_server": {"changed": False, "action": "none", "diff": []},
+            "slurp": {"changed": False, "content": plan, "encoding": "base64"},
+            **(results or {}),
+        }
+        wire: dict[str, Any] = {"results": table, "breaks": breaks or {}, "down": self._down}
+        (self.folder / "wire.json").write_text(json.dumps(wire), encoding="utf-8")
+        (self.folder / "log").unlink(missing_ok=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+                "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests" / "fakes" / "connection"),
+                "ANSIBLE_PIPELINING": "false",
+                "GPUFLEET_WIRE": str(self.folder),
+            },
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        self.said = run.stdout + run.stderr
+        assert (run.returncode == 0) is succeeds, self.said
+        log = self.folder / "log"
+        return [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
