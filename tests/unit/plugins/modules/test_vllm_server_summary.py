@@ -101,7 +101,7 @@ def test_to_whom_a_front_end_sends_nothing_is_named() -> None:
     servers = {f"gpu-0{number}": [server("vllm-0")] for number in (1, 2, 3, 4, 5)}
     up, drained = {"state": "ready", "status": "UP"}, {"state": "drain", "status": "DRAIN"}
     behind = {"gpu-01:vllm-0": up, "gpu-02:vllm-0": drained, "gpu-03:vllm-0": drained}
-    front_ends = {
+    front_ends: dict[str, Any] = {
         "lb-1": {"servers": {**behind, "gpu-04:vllm-0": {"state": "ready", "status": "DOWN"}}},
         "lb-2": {"unreachable": True, "msg": "no route\nto host"},
         "lb-3": {"servers": {f"{host}:vllm-0": {"state": "ready", "status": "UP 1/2"} for host in servers}},
