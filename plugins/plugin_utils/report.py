@@ -244,7 +244,7 @@ def _where(failures: Sequence[Mapping[str, Any]]) -> list[str]:
     for host, names in servers.items():
         hosts.setdefault(fold(names), []).append(host)
     if len(hosts) == 1:
-        ((names_of_all, every),) = hosts.items()
+        names_of_all, every = next(iter(hosts.items()))
         return [part for part in (fold(every), names_of_all, failures[0]["stage"]) if part]
     listed = ", ".join(f"{fold(some)} {names_of_some}".strip() for names_of_some, some in hosts.items())
     return [part for part in (listed, failures[0]["stage"]) if part]

@@ -298,16 +298,15 @@ def test_whom_the_front_end_knows_as_left_has_a_turn_without_any_state(controlle
 def test_what_a_canary_would_be_held_against_is_looked_for(controller: Controller, tmp_path: Path) -> None:
     served = {"image_id": "sha256:1", "plan": {"precision": "fp8"}}
     gates = {"floors": ["gsm8k"], "limits": [], "baseline_for": served}
-    stages = ["basic", "accuracy", "performance"]
 
-    def said(stages: list[str] = stages, **parts: Any) -> list[str]:
+    def said(stages: tuple[str, ...] = ("basic", "accuracy", "performance"), **parts: Any) -> list[str]:
         hosts = {"a": {"plan": PLAN, "changes": CHANGES, "gates": {**gates, **parts}}}
-        arguments: dict[str, Any] = {"hosts": hosts, "stages": stages, "baseline_dir": str(tmp_path)}
+        arguments: dict[str, Any] = {"hosts": hosts, "stages": list(stages), "baseline_dir": str(tmp_path)}
         lines: list[str] = controller.arrange(check=True, all_hosts=["a"], **arguments)["lines"]
         return [line for line in lines if "against nothing" in line]
 
     assert len(said()) == 1 and "performance has no stored baseline" in said()[0]
-    assert (said(limits=["output_throughput"]), said(["basic"])) == ([], [])
+    assert (said(limits=["output_throughput"]), said(("basic",))) == ([], [])
     assert len(said(floors=[], baseline_for={})) == 2
     stored = {"schema_version": 1, "date": "2026-11-22", "points": [], "of": {**served, "load": {"input_len": 1}}}
     (tmp_path / "0123.json").write_text(json.dumps(stored), encoding="utf-8")

@@ -111,7 +111,7 @@ def test_one_that_is_busy_for_longer_than_a_reload_takes_is_waited_for(
 
         def serve() -> None:
             time.sleep(0.6)
-            for _ in range(20):
+            for _turn in range(20):
                 with contextlib.suppress(OSError), listener.accept()[0] as connection:
                     connection.settimeout(0.1)  # those that only take a place say nothing
                     if connection.recv(100):
