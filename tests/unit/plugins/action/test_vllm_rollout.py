@@ -313,7 +313,8 @@ def test_what_a_canary_would_be_held_against_is_looked_for(controller: Controlle
     assert said() == []
     assert len(said(baseline_for={**served, "image_id": "sha256:2"})) == 1
     hosts = {"a": {"plan": PLAN, "changes": CHANGES, "gates": {**gates, "floors": []}}}
-    refused = controller.arrange(hosts=hosts, all_hosts=["a"], stages=["basic", "accuracy", "performance"], require_gates=True)
+    stages = ["basic", "accuracy", "performance"]
+    refused = controller.arrange(hosts=hosts, all_hosts=["a"], stages=stages, require_gates=True)
     assert refused["stop"].startswith("vllm_rollout_require_gates is true") and not controller.folder.exists()
 
 
