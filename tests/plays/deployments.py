@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master
+from ansible_collections.gpufleet.vllm.tests.plays.wired import ROOT, log_of, play
 
-ROOT = Path(__file__).resolve().parents[2]
-COLLECTIONS = Path(rollout.__file__).parents[5]
 FIRST = "Behind a front end, look first whether a server would be replaced"
 PLAN = {"image": {"tag": "t:1"}, "model_source": {}, "device": "cpu", "gpu_access": "none", "network_mode": "bridge"}
 
@@ -91,23 +87,7 @@ class Fleet:
         }
         wire: dict[str, Any] = {"results": table, "breaks": breaks or {}, "down": self._down}
         (self.folder / "wire.json").write_text(json.dumps(wire), encoding="utf-8")
-        (self.folder / "log").unlink(missing_ok=True)
-        run = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests" / "fakes" / "connection"),
-                "ANSIBLE_PIPELINING": "false",
-                "GPUFLEET_WIRE": str(self.folder),
-            },
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
+        run = play(self.folder)
         self.said = run.stdout + run.stderr
         assert (run.returncode == 0) is succeeds, self.said
-        log = self.folder / "log"
-        return [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        return log_of(self.folder)

@@ -5,57 +5,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
-
-ROOT = Path(__file__).resolve().parents[2]
-COLLECTIONS = Path(rollout.__file__).parents[5]
-REPLICA = {"name": "vllm-0", "host": "0.0.0.0", "port": 8000, "gpus": [0], "config": {}, "environment": {}}
-PLAN = {
-    "model": "m",
-    "device": "cuda",
-    "gpu_access": "toolkit",
-    "network_mode": "bridge",
-    "model_source": {"kind": "path"},
-    "image": {"reference": "r:1", "tag": "t:1", "platform": "linux/amd64", "source": "present", "digest": ""},
-    "replicas": [REPLICA],
-}
-SYSTEM = {"operating_system": "Linux", "architecture": "x86_64", "platform": "linux/amd64", "euid": 0}
-RESULTS: dict[str, dict[str, Any]] = {
-    "vllm_image": {"changed": False},
-    "vllm_gpu_access": {"changed": False},
-    "vllm_config": {"changed": True},
-    "vllm_server": {"changed": True, "replicas": [], "removed": []},
-    "vllm_server_info": {"plan": PLAN, "servers": [], "deployments": []},
-    "vllm_completion": {"changed": False},
-    "vllm_accuracy": {"changed": False, "gates": []},
-    "vllm_benchmark": {"changed": False, "gates": []},
-    "router_server": {"changed": False, "action": "none", "diff": []},
-    "router_certificate": {"changed": False, "certificate": ""},
-    "host_info": {
-        "system": SYSTEM,
-        "venv": {"satisfied": True, "exists": True},
-        "engine": {"running": True},
-        "ca_bundle": None,
-        "programs": {"haproxy": "/usr/sbin/haproxy", "openssl": "/usr/bin/openssl"},
-    },
-    "gpu_info": {"gpus": [], "driver_version": ""},
-    "slurp": {"content": base64.b64encode(json.dumps(PLAN).encode()).decode(), "encoding": "base64"},
-}
-ARRANGED = """
-- hosts: vllm
-  gather_facts: false
-  tasks:
-    - ansible.builtin.include_role: {name: gpufleet.vllm.rollout, tasks_from: arrange}
-- ansible.builtin.import_playbook: gpufleet.vllm.rollout
-"""
+from ansible_collections.gpufleet.vllm.tests.plays.wired import ARRANGED, PLAN, RESULTS, log_of, play
 
 
 class Rolling:
@@ -101,29 +56,11 @@ class Rolling:
         (self.folder / "plays.yml").write_text(plays, encoding="utf-8")
         wire = {"results": {**RESULTS, **(results or {})}, "breaks": breaks or {}}
         (self.folder / "wire.json").write_text(json.dumps(wire), encoding="utf-8")
-        (self.folder / "log").unlink(missing_ok=True)
-        run = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-                "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests" / "fakes" / "connection"),
-                "ANSIBLE_PIPELINING": "false",
-                "ANSIBLE_LOCALHOST_WARNING": "false",
-                "ANSIBLE_NOCOLOR": "true",
-                "GPUFLEET_WIRE": str(self.folder),
-            },
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
+        run = play(self.folder)
         self.said = run.stdout + run.stderr
         (self.folder / "said").write_text(self.said, encoding="utf-8")
         assert (run.returncode == 0) is succeeds, self.said
-        log = self.folder / "log"
-        return [line.split("\t") for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        return log_of(self.folder)
 
     def last(self) -> dict[str, Any]:
         """Return what is kept of the hosts of the last rollout, by host."""

@@ -9,11 +9,8 @@ YAML, and some in a real run of playbooks/rollout.yml, over connections to hosts
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+from ansible_collections.gpufleet.vllm.tests.plays.wired import ARRANGED, PLAN, RESULTS, ROOT, log_of, play
 
-ROOT = Path(__file__).resolve().parents[2]
 ROLES = ROOT / "roles"
-COLLECTIONS = Path(rollout.__file__).parents[5]
 # What runs on the controller alone, and has no connection to lose.
 CONTROLLER = {
     *(f"ansible.builtin.{name}" for name in ("assert", "debug", "set_fact", "include_role", "include_tasks")),
@@ -48,38 +43,7 @@ FRONT_ENDS = {
     "lost-drain": r'\trouter_backend\t.*"host": "lost-drain".*"drain"',
     "lost-ready": r'\trouter_backend\t.*"host": "lost-ready".*"ready"',
 }
-REPLICA = {"name": "vllm-0", "host": "127.0.0.1", "port": 8000, "gpus": [0], "config": {}, "environment": {}}
-PLAN = {
-    "model": "m",
-    "device": "cuda",
-    "gpu_access": "toolkit",
-    "network_mode": "bridge",
-    "model_source": {"kind": "path"},
-    "image": {"reference": "r:1", "tag": "t:1", "platform": "linux/amd64", "source": "present", "digest": ""},
-    "replicas": [REPLICA],
-}
-RESULTS: dict[str, dict[str, Any]] = {
-    "vllm_image": {"changed": False},
-    "vllm_gpu_access": {"changed": False},
-    "vllm_config": {"changed": True},
-    "vllm_server": {"changed": True, "replicas": [], "removed": []},
-    "vllm_server_info": {"plan": PLAN, "servers": [], "deployments": []},
-    "vllm_completion": {"changed": False},
-    "vllm_accuracy": {"changed": False, "gates": []},
-    "vllm_benchmark": {"changed": False, "gates": []},
-    "router_backend": {"changed": True, "sessions_left": 0, "not_up": [], "others_ready": 1},
-    "router_server": {"changed": False, "action": "none", "diff": []},
-    "router_certificate": {"changed": False, "certificate": ""},
-    "host_info": {"system": {"euid": 0}, "programs": {"haproxy": "/usr/sbin/haproxy", "openssl": "/usr/bin/openssl"}},
-    "slurp": {"content": base64.b64encode(json.dumps(PLAN).encode()).decode(), "encoding": "base64"},
-}
-PLAYS = """
-- hosts: vllm
-  gather_facts: false
-  tasks:
-    - ansible.builtin.include_role: {name: gpufleet.vllm.rollout, tasks_from: arrange}
-- ansible.builtin.import_playbook: gpufleet.vllm.rollout
-"""
+ANSWERS = {**RESULTS, "router_backend": {"changed": True, "sessions_left": 0, "not_up": [], "others_ready": 1}}
 
 
 def tasks_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -121,7 +85,7 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
     """
     hosts = ["canary", *BREAKS, *FRONT_ENDS]
     breaks = {**BREAKS, **{f"lb-{host}": line for host, line in FRONT_ENDS.items()}}
-    (folder / "wire.json").write_text(json.dumps({"results": RESULTS, "breaks": breaks}), encoding="utf-8")
+    (folder / "wire.json").write_text(json.dumps({"results": ANSWERS, "breaks": breaks}), encoding="utf-8")
     common = {
         "ansible_connection": "wire",
         "ansible_python_interpreter": sys.executable,
@@ -140,29 +104,12 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
         "router": {"hosts": dict.fromkeys(["lb", *(f"lb-{host}" for host in FRONT_ENDS)])},
     }
     (folder / "hosts.json").write_text(json.dumps({"all": {"children": groups, "vars": common}}), encoding="utf-8")
-    (folder / "plays.yml").write_text(PLAYS, encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
-        cwd=folder,
-        env={
-            **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
-            "ANSIBLE_CONNECTION_PLUGINS": str(ROOT / "tests" / "fakes" / "connection"),
-            "ANSIBLE_PIPELINING": "false",
-            "ANSIBLE_LOCALHOST_WARNING": "false",
-            "ANSIBLE_FORKS": "6",
-            "GPUFLEET_WIRE": str(folder),
-        },
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    (folder / "plays.yml").write_text(ARRANGED, encoding="utf-8")
+    run = play(folder)
     said = run.stdout + run.stderr
     assert (folder / "state" / "last.json").exists(), said
     found = json.loads((folder / "state" / "last.json").read_text(encoding="utf-8"))["hosts"]
-    log = [line.split("\t") for line in (folder / "log").read_text(encoding="utf-8").splitlines()]
-    return found, log, said
+    return found, log_of(folder), said
 
 
 def test_a_host_or_its_front_end_lost_for_one_task_fails_the_turn(tmp_path: Path) -> None:
