@@ -65,7 +65,7 @@ def answer(fleet: Fleet, number: int = 0) -> int:
     """Return the status of the replica's /health; 0 when nothing answers."""
     try:
         return requests.get(f"http://127.0.0.1:{fleet.ports[number]}/health", timeout=5).status_code
-    except requests.exceptions.ConnectionError:
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout):
         return 0
 
 
