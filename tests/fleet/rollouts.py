@@ -61,7 +61,7 @@ BENCHMARK = {
     "vllm_benchmark_num_prompts": 32,
     "vllm_benchmark_input_len": 32,
     "vllm_benchmark_output_len": 16,
-    "vllm_benchmark_tolerance": 1.0,
+    "vllm_benchmark_tolerance": 0.9,
 }
 FIRST_LENGTH, SECOND_LENGTH, THIRD_LENGTH = 1536, 1024, 1280
 

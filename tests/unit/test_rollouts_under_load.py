@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils import gate_wishes
 from ansible_collections.gpufleet.vllm.tests.fleet.rollouts import Rollout, parse, problems, rollouts, table
 
 UPGRADE = Rollout("upgraded", "upgrade", {}, True, "changed", 1536)
@@ -73,3 +74,8 @@ def test_only_one_host_gets_the_configuration_that_cannot_start() -> None:
     broken = next(rollout for rollout in rollouts("cpu-1", "cpu-2") if rollout.name == "host that cannot start")
     assert "inventory_hostname == 'cpu-2'" in broken.wishes["vllm_extra_config"]
     assert not broken.succeeds
+
+
+@pytest.mark.parametrize("rollout", rollouts("cpu-1", "cpu-2"), ids=lambda rollout: rollout.name)
+def test_what_a_rollout_wishes_of_the_verification_is_valid(rollout: Rollout) -> None:
+    assert gate_wishes.problems(rollout.wishes) == []
