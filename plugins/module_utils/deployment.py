@@ -1276,10 +1276,9 @@ def _join_unfinished(steps: Sequence[Step]) -> None:
 
     If that one fails, they have to give its GPUs back to the old server, as they would have had to then.
     """
-    resumed = [step for step in steps if step.resumed and step.aside]
+    wanted_back = set().union(*(_resources(read_spec(step.aside.labels)) for step in steps if step.aside))
     for step in steps:
-        wants_back = set().union(*(_resources(read_spec(_must(other.aside).labels)) for other in resumed))
-        if step.action in ("none", "updated") and step.needs() & wants_back:
+        if step.action in ("none", "updated") and step.needs() & wanted_back:
             step.action, step.resumed, step.changes = "created", True, []
             step.why = ["goes on with the replacement that an earlier run began"]
 
