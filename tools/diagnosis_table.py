@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes docs/docsite/rst/diagnoses.rst, the table of start-up failures, from plugins/module_utils/diagnosis.py.
+"""Writes docs/docsite/rst/diagnoses.rst, the table of start-up failures, from plugins/module_utils/health/causes.py.
 
 PYTHONPATH=.cache/collections .venv/bin/python tools/diagnosis_table.py
 
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import diagnosis
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health import causes as health_causes
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "docsite" / "rst" / "diagnoses.rst"
 
@@ -22,7 +22,7 @@ VARIABLE = re.compile(r"(?<![\w/.-])((?:vllm|docker|nvidia_container_toolkit)_[a
 ESCAPED = re.compile(r"[\\*`|]|_\b")
 
 HEAD = """\
-.. Made by tools/diagnosis_table.py from plugins/module_utils/diagnosis.py.
+.. Made by tools/diagnosis_table.py from plugins/module_utils/health/causes.py.
 
 .. _ansible_collections.gpufleet.vllm.docsite.diagnoses:
 
@@ -43,10 +43,10 @@ These are told where the log holds no error at all, from how the container's pro
 """
 
 
-def every_cause() -> dict[str, list[diagnosis.Cause]]:
+def every_cause() -> dict[str, list[health_causes.Cause]]:
     """Return the causes that a line of a log proves, by name, in the order in which they are tried."""
-    found: dict[str, list[diagnosis.Cause]] = {}
-    for cause in (*diagnosis.CAUSES, diagnosis.KILLED_PROCESS):
+    found: dict[str, list[health_causes.Cause]] = {}
+    for cause in (*health_causes.CAUSES, health_causes.KILLED_PROCESS):
         found.setdefault(cause.name, []).append(cause)
     return found
 
@@ -86,11 +86,11 @@ def page() -> str:
         for name, variants in every_cause().items()
     ]
     exits: dict[str, tuple[list[str], list[str]]] = {}
-    for code, cause in diagnosis.EXIT_CAUSES.items():
+    for code, cause in health_causes.EXIT_CAUSES.items():
         meanings, remedies = exits.setdefault(cause.name, ([], []))
         meanings.append(f"Exit code {code}. {cause.meaning}")
         remedies.append(cause.remedy)
-    kill = diagnosis.OUT_OF_MEMORY_KILL
+    kill = health_causes.OUT_OF_MEMORY_KILL
     exits[kill.name] = ([kill.meaning], [kill.remedy])
     return HEAD + table(causes) + "\n" + EXIT_HEAD + table((name, *texts) for name, texts in exits.items())
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from ansible.module_utils.parsing.convert_bool import boolean
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, gates
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline, gates
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
 
 NONE = "none is stored for these GPUs, driver, image, plan and load (vllm_benchmark_save_baseline: true stores one)"
 NONE_BEFORE = "none is stored of what served before, for these GPUs, driver and load"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
 
 
 class ActionModule(LongTaskAction):

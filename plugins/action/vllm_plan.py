@@ -9,13 +9,13 @@ import json
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host_checks import check_host
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.task_wishes import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.host_checks import check_host
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import (
-    findings,
-    preflight,
-    preflight_case,
-    preflight_sources,
-)
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.wishes import Wishes
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.task_wishes import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import case, findings, source_checks
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import judge as preflight_judge
 
 FOLDERS = ("config_dir", "state_dir", "hf_home", "cache_dir")
 ARGUMENTS: dict[str, Any] = {
     "stage": {"type": "str", "choices": ["ask", "judge", "enforce"], "default": "judge"},
     "host_info": {"type": "dict", "default": {}},
     "gpu_info": {"type": "dict", "default": {}},
-    "docker_host": {"type": "str", "default": preflight_case.DEFAULT_ENGINE[0]},
+    "docker_host": {"type": "str", "default": case.DEFAULT_ENGINE[0]},
     "manage_engine": {"type": "bool", "default": True},
     **{name: {"type": "str", "default": ""} for name in FOLDERS},
     "findings": {"type": "list", "elements": "dict", "default": []},
@@ -44,14 +40,14 @@ class ActionModule(ControllerAction):
             wished = read_wishes(self._templar, variables, {}, KNOWN_VARIABLES)
         except GpufleetError as error:
             if arguments["stage"] == "ask":
-                return {"questions": preflight_sources.questions(Wishes(device="cpu", offline=True), "")}
-            return _told(preflight.without_wishes(arguments["host_info"], error))
+                return {"questions": source_checks.questions(Wishes(device="cpu", offline=True), "")}
+            return _told(preflight_judge.without_wishes(arguments["host_info"], error))
         if arguments["stage"] == "ask":
-            return {"questions": preflight_sources.questions(wished, arguments["hf_home"])}
+            return {"questions": source_checks.questions(wished, arguments["hf_home"])}
         host_info = arguments["host_info"]
         # A task that was skipped registers something too.
         gpu_info = arguments["gpu_info"] if "state" in arguments["gpu_info"] else {}
-        verdict = preflight.judge(
+        verdict = preflight_judge.judge(
             planner_host(gpu_info, host_info, variables, wished.container_prefix),
             host_info,
             gpu_info,
@@ -63,7 +59,7 @@ class ActionModule(ControllerAction):
         return _told(verdict)
 
 
-def _told(verdict: preflight.Verdict) -> dict[str, Any]:
+def _told(verdict: preflight_judge.Verdict) -> dict[str, Any]:
     found = [finding.as_result() for finding in verdict.findings]
     errors = sum(finding["severity"] == findings.ERROR for finding in found)
     return {"findings": found, "errors": errors, "orphans": verdict.orphans}

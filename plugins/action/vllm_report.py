@@ -10,10 +10,11 @@ import json
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import replace_file
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import document as report_document
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import plots
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "dict", "required": True},
@@ -35,12 +36,12 @@ class ActionModule(ControllerAction):
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Write both files, print the summary, and return which hosts failed and why."""
         created = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        document = report.build(_plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
+        document = report_document.build(_plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
         folder = os.path.abspath(os.path.expanduser(arguments["report_dir"]))
         page = os.path.join(folder, "report.html")
-        nothing = report.nothing_verified(document, arguments["tags"])
+        nothing = report_document.nothing_verified(document, arguments["tags"])
         written = not (nothing or arguments["keep_earlier"] or self._task.check_mode)
-        lines = report.summary_lines(document, f"Report: {page}" if written else NOT_WRITTEN)
+        lines = report_document.summary_lines(document, f"Report: {page}" if written else NOT_WRITTEN)
         failed = {
             entry["name"]: "; ".join(failure["message"] for failure in entry["failures"]) or nothing
             for entry in document["hosts"]
@@ -77,7 +78,7 @@ class ActionModule(ControllerAction):
             self._display.warning(NO_PLOTS)
         texts = {
             "report.json": json.dumps(document, indent=2) + "\n",
-            "report.html": report.html(document, drawn, notes),
+            "report.html": report_document.html(document, drawn, notes),
         }
         for name, text in texts.items():
             replace_file(

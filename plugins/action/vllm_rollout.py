@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, rollout
-from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import in_order
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.controller_action import ControllerAction
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState, now
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState, now
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import in_order
 
 ARGUMENTS: dict[str, Any] = {
     "step": {"type": "str", "required": True, "choices": ["arrange", "note", "judge", "tell", "way_back"]},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction, duration
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction, duration
 
 HIDDEN = "(hidden)"
 

@@ -87,14 +87,19 @@ phases:
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.cpu_image import Recipe, Sources, build_image, find_image
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import (
     DOCKER_ARGUMENTS,
     PROGRESS_ARGUMENTS,
     GpufleetModule,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.cpu_build import (
+    Recipe,
+    Sources,
+    build_image,
+    find_image,
+)
 
 ARGUMENTS: dict[str, Any] = {
     "reference": {"type": "str", "required": True},

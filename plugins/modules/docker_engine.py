@@ -107,8 +107,8 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker_daemon import CONFIG, Wish, ensure, shown
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import CONFIG, Wish, ensure, shown
 
 ARGUMENTS: dict[str, Any] = {
     "docker_host": DOCKER_ARGUMENTS["docker_host"],

@@ -196,9 +196,9 @@ gpus:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.nvml import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.nvml import probe
 
 ARGUMENTS: dict[str, Any] = {"required": {"type": "bool", "default": False}}
 

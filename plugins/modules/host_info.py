@@ -393,8 +393,8 @@ errors:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import probe
 
 ARGUMENTS: dict[str, Any] = {
     "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},

@@ -73,13 +73,13 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.certificate import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import (
     make_certificate,
     public_part,
     read_certificate,
     wanted_names,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
 
 ARGUMENTS: dict[str, Any] = {
     "path": {"type": "path", "default": "/etc/gpufleet-router/site.pem"},

@@ -205,12 +205,12 @@ error:
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.front_end import FrontEnd, differences
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.replica_key import check_key, refused_by
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd, differences
 
 NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the front end does not know it"
@@ -252,10 +252,10 @@ ARGUMENTS: dict[str, Any] = {
 def remove(front_end: FrontEnd, directory: str, check: bool) -> dict[str, Any]:
     """Take the front end away and return the module's result."""
     there = front_end.processes() is not None or os.path.isdir(directory)
-    text = front_end.text(router_config.CONFIG)
+    text = front_end.text(config.CONFIG)
     if there and not check:
         front_end.remove()
-    path = front_end.path(router_config.CONFIG)
+    path = front_end.path(config.CONFIG)
     diff = [{"before_header": path, "after_header": path, "before": text, "after": ""}] if text else []
     action = "removed" if there else "none"
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
@@ -267,25 +267,25 @@ def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, 
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
-    before = router_config.read_replicas(front_end.text(router_config.REPLICAS))
-    replicas, said = router_config.merge(known, params["unknown"], before)
+    before = config.read_replicas(front_end.text(config.REPLICAS))
+    replicas, said = config.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
-    router_config.check_not_emptied(before, replicas, unsure)
-    settings = router_config.as_settings(
+    config.check_not_emptied(before, replicas, unsure)
+    settings = config.as_settings(
         params,
         params["chroot"] if os.path.isdir(params["chroot"]) else "",
-        router_config.one_key(params["replica_keys"], replicas),
+        config.one_key(params["replica_keys"], replicas),
     )
-    router_config.check(settings, replicas, params["allow_unauthenticated"])
-    certificate = {router_config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
-    files = {**router_config.files(settings, replicas, params["directory"]), **certificate}
+    config.check(settings, replicas, params["allow_unauthenticated"])
+    certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
+    files = {**config.files(settings, replicas, params["directory"]), **certificate}
     changes, running = differences(front_end, files), front_end.processes()
     action, refusing = "none", []
     if changes or not (running and front_end.loaded(files)):
         action = "reloaded" if running else "started"
         if not check:
             refusing = try_key(front_end, settings.replica_key, replicas)
-            front_end.check(lambda folder: {**router_config.files(settings, replicas, folder), **certificate})
+            front_end.check(lambda folder: {**config.files(settings, replicas, folder), **certificate})
             action = front_end.load(files)
     return {
         "changed": bool(changes) or action != "none",
@@ -308,8 +308,8 @@ def try_key(front_end: FrontEnd, key: str, replicas: list[Replica]) -> list[str]
     Raises:
         GpufleetError: C(router-key-refused).
     """
-    there = os.path.exists(front_end.path(router_config.REPLICA_KEY))
-    before = router_config.replica_key_of(front_end.text(router_config.REPLICA_KEY)) if there else None
+    there = os.path.exists(front_end.path(config.REPLICA_KEY))
+    before = config.replica_key_of(front_end.text(config.REPLICA_KEY)) if there else None
     return check_key(replicas, key, before) if key != before else []
 
 

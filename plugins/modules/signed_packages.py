@@ -135,9 +135,9 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import signed_packages
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.signed_packages import Package, Source
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import signed_packages
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.signed_packages import Package, Source
 
 ARGUMENTS: dict[str, Any] = {
     "name": {"type": "str", "required": True},

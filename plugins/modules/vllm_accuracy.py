@@ -176,15 +176,16 @@ import os
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import accuracy, gate_wishes, gates, jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import (
     DOCKER_ARGUMENTS,
     PROGRESS_ARGUMENTS,
     GpufleetModule,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.verify_target import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import accuracy, gates, variables
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import (
     TARGET_ARGUMENTS,
     image_id_of,
     target_of,
@@ -231,7 +232,7 @@ def evaluation_of(params: dict[str, Any]) -> accuracy.Evaluation:
 def work(params: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Install lm_eval if need be, judge the model, and return the module's result."""
     started = time.monotonic()
-    params = gate_wishes.options(params, "vllm_accuracy_", floors=gate_wishes.task_floors)
+    params = variables.options(params, "vllm_accuracy_", floors=variables.task_floors)
     client = connect(params["docker_host"], params["docker_timeout"])
     image_id = image_id_of(client, params["image"])
     target, evaluation = target_of(params), evaluation_of(params)

@@ -233,15 +233,16 @@ error:
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, benchmark, gate_wishes, gates, jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import (
     DOCKER_ARGUMENTS,
     PROGRESS_ARGUMENTS,
     GpufleetModule,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.verify_target import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline, benchmark, gates, variables
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import (
     TARGET_ARGUMENTS,
     image_id_of,
     target_of,
@@ -315,7 +316,7 @@ def of_baseline(params: dict[str, Any], comparable: dict[str, Any]) -> list[int]
 def work(options: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Measure and judge; return the module's result."""
     started = time.monotonic()
-    params = gate_wishes.options(options, "vllm_benchmark_", concurrency=gate_wishes.some_concurrencies)
+    params = variables.options(options, "vllm_benchmark_", concurrency=variables.some_concurrencies)
     benchmark.check_lengths(params["input_len"], params["output_len"], params["max_model_len"])
     client = connect(params["docker_host"], params["docker_timeout"])
     image_id = image_id_of(client, params["image"])

@@ -173,9 +173,9 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import (
     RECIPE_PROMPT,
     Server,
     check_endpoints,

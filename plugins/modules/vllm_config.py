@@ -167,12 +167,13 @@ import contextlib
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_file, gpu_access
-from ansible_collections.gpufleet.vllm.plugins.module_utils.config_file import WantedFile
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.whole_file import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.config_file import WantedFile
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -355,7 +356,7 @@ def remove_all(module: GpufleetModule) -> dict[str, Any]:
     directory = module.params["directory"]
     files = ConfigFiles(module)
     paths = unwanted_files(directory, [])
-    paths += [os.path.join(directory, name) for name in (PLAN_NAME, gpu_access.FILE_NAME, LOCK_NAME)]
+    paths += [os.path.join(directory, name) for name in (PLAN_NAME, access.FILE_NAME, LOCK_NAME)]
     for path in paths:
         if os.path.lexists(path):
             files.remove(path)

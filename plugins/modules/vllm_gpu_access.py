@@ -140,12 +140,12 @@ import dataclasses
 import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import gpu_access
-from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import resolve_image
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import tool
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import tool
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import resolve_image
 
 ARGUMENTS: dict[str, Any] = {
     "plan": {"type": "dict", "required": True},
@@ -156,15 +156,13 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def result_of(
-    plan: dict[str, Any], outcomes: list[gpu_access.Outcome], *, tried: bool, changed: bool
-) -> dict[str, Any]:
+def result_of(plan: dict[str, Any], outcomes: list[access.Outcome], *, tried: bool, changed: bool) -> dict[str, Any]:
     """Return the module's result: with outcomes, the plan has the way of the last."""
-    found = gpu_access.recorded(plan, outcomes) if outcomes else plan
+    found = access.recorded(plan, outcomes) if outcomes else plan
     return {
         "changed": changed,
         "gpu_access": found.get("gpu_access", ""),
-        "reason": gpu_access.reason_of(outcomes),
+        "reason": access.reason_of(outcomes),
         "ways": [dataclasses.asdict(outcome) for outcome in outcomes],
         "tried": tried,
         "plan": found,
@@ -194,15 +192,15 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         python_path=image.python_path,
         volumes=tuple(params["volumes"]),
     )
-    path = os.path.join(params["config_dir"], gpu_access.FILE_NAME)
-    now = gpu_access.circumstances(client, plan, wishes, tool("nvidia-ctk")["version"] or "")
-    known = gpu_access.remembered(path, now, guess=module.check_mode)
+    path = os.path.join(params["config_dir"], access.FILE_NAME)
+    now = access.circumstances(client, plan, wishes, tool("nvidia-ctk")["version"] or "")
+    known = access.remembered(path, now, guess=module.check_mode)
     if known or module.check_mode:
         return result_of(plan, known, tried=False, changed=False)
-    outcomes = gpu_access.find(client, plan, wishes, params["container_prefix"])
+    outcomes = access.find(client, plan, wishes, params["container_prefix"])
     if not outcomes[-1].works:
-        raise gpu_access.nothing_works(outcomes, tag, wish)
-    return result_of(plan, outcomes, tried=True, changed=gpu_access.remember(path, now, outcomes))
+        raise access.nothing_works(outcomes, tag, wish)
+    return result_of(plan, outcomes, tried=True, changed=access.remember(path, now, outcomes))
 
 
 def main() -> None:

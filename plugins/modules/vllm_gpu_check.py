@@ -68,11 +68,11 @@ error:
 
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import gpu_access
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect, engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect, engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -117,15 +117,15 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     if not given:
         return {**result, "seen": {}}
     try:
-        seen = gpu_access.seen_by(container)
-    except gpu_access.UnknownError as reason:
+        seen = access.seen_by(container)
+    except access.UnknownError as reason:
         raise GpufleetError(
             f"The container {params['name']} does not tell which GPUs it sees.",
             name="no-answer",
             remedy="Look at the server with the playbook gpufleet.vllm.status.",
             evidence=str(reason),
         ) from reason
-    error = gpu_access.judge(seen, given)
+    error = access.judge(seen, given)
     if error:
         error.message = f"{params['name']} (access {result['gpu_access']}): {error.message}"
         raise error

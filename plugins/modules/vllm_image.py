@@ -235,19 +235,19 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.image import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import (
+    DOCKER_ARGUMENTS,
+    PROGRESS_ARGUMENTS,
+    GpufleetModule,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import (
     ImageWish,
     ensure_image,
     normalize_platform,
     remove_names,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
-    DOCKER_ARGUMENTS,
-    PROGRESS_ARGUMENTS,
-    GpufleetModule,
-)
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

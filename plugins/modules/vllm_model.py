@@ -202,21 +202,21 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import resolve_image
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import (
     DOCKER_ARGUMENTS,
     PROGRESS_ARGUMENTS,
     GpufleetModule,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import split_secrets
-from ansible_collections.gpufleet.vllm.plugins.module_utils.weights import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import split_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import (
     Surroundings,
     have,
     left_to_the_server,
     wants_of,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import resolve_image
 
 ARGUMENTS: dict[str, Any] = {
     "model": {"type": "str", "required": True},

@@ -95,10 +95,10 @@ gone:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.engine_probe import engine
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.reclaim import reclaim
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import engine
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.reclaim import reclaim
 
 ARGUMENTS: dict[str, Any] = {
     "orphans": {

@@ -103,9 +103,9 @@ error:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.security import Target, checks, outside_addresses
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Target, checks, outside_addresses
 
 ARGUMENTS: dict[str, Any] = {
     "address": {"type": "str", "required": True},

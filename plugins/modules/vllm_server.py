@@ -466,18 +466,18 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import deployment, history
-from ansible_collections.gpufleet.vllm.plugins.module_utils.deadlines import deadlines
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import (
     DOCKER_ARGUMENTS,
     PROGRESS_ARGUMENTS,
     GpufleetModule,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, split_secrets
-from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import Limits
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, split_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import deadlines
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history
 
 if TYPE_CHECKING:
     from docker import DockerClient

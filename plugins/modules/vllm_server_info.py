@@ -209,10 +209,10 @@ plan:
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import history
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.module import DOCKER_ARGUMENTS, GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server_status import applied_plan, server_states
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.status import applied_plan, server_states
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history
 
 ARGUMENTS: dict[str, Any] = {
     "container_prefix": {"type": "str", "default": "vllm"},

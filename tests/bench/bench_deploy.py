@@ -94,7 +94,7 @@ def altered_collection(folder: Path) -> Path:
     from ansible_collections.gpufleet.vllm.tools import checkout
 
     checkout.copy_to(folder / PACKAGE)
-    path = folder / PACKAGE / "plugins" / "module_utils" / "server.py"
+    path = folder / PACKAGE / "plugins" / "module_utils" / "containers" / "spec.py"
     text, changed = re.subn(
         r'^HEALTH = \{"interval_s": \d+', 'HEALTH = {"interval_s": 3600', path.read_text(), flags=re.M
     )
@@ -197,7 +197,7 @@ def listed(counter: collections.Counter[str]) -> str:
 
 def main(numbers: Sequence[int]) -> int:
     """Measure a fleet at each of these sizes, from the smallest on."""
-    from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
     from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
     from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
 

@@ -35,10 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import router_config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.certificate import make_certificate, public_part
-from ansible_collections.gpufleet.vllm.plugins.module_utils.front_end import FrontEnd
-from ansible_collections.gpufleet.vllm.plugins.module_utils.openai import parse_samples
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import parse_samples
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.load.client import ANSWERED, Load, Options, percentile, summary
 
@@ -107,14 +107,14 @@ def haproxy(servers: Sequence[Server], key: str, folder: Path) -> Iterator[Entra
     options = {name: option.get("default") for name, option in ARGUMENTS.items()}
     own = {"host": "127.0.0.1", "port": PORT, "api_keys": ["bench-client-key"]}
     chroot = options["chroot"] if os.path.isdir(options["chroot"]) else ""
-    settings = router_config.as_settings({**options, **own, "run_dir": str(folder / "run")}, chroot, key)
-    replicas = [router_config.Replica(server.container, "0", server.address, server.port) for server in servers]
-    certificate, public = folder / router_config.CERTIFICATE, folder / "public.pem"
+    settings = config.as_settings({**options, **own, "run_dir": str(folder / "run")}, chroot, key)
+    replicas = [config.Replica(server.container, "0", server.address, server.port) for server in servers]
+    certificate, public = folder / config.CERTIFICATE, folder / "public.pem"
     make_certificate(str(certificate), ["127.0.0.1"], 1)
     public.write_text(public_part(str(certificate)), encoding="utf-8")
     front_end = FrontEnd(str(folder), str(folder / "run"), str(folder / "log"))
-    front_end.check(lambda place: router_config.files(settings, replicas, place))
-    front_end.load(router_config.files(settings, replicas, str(folder)))
+    front_end.check(lambda place: config.files(settings, replicas, place))
+    front_end.load(config.files(settings, replicas, str(folder)))
     try:
         yield Entrance(f"https://127.0.0.1:{PORT}", "bench-client-key", str(public))
     finally:

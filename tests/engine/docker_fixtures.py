@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 
 if TYPE_CHECKING:
     from docker import DockerClient

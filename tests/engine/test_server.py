@@ -27,9 +27,10 @@ import requests
 from docker.errors import APIError
 from docker.models.containers import Container
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import config_check, deployment, server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.docker import stop_container
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import spec as containers_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import stop_container
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check, deployment
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
@@ -597,7 +598,7 @@ def test_another_deployment_whose_prefix_begins_with_this_one_is_left_alone(flee
     fleet.run(fleet.replica())
     result = fleet.run(fleet.replica(max_num_seqs=8))
     assert (result["removed"], result["replicas"][0]["action"]) == ([], "replaced")
-    assert [server["name"] for server in fleet.info()["servers"]] == [f"{fleet.prefix}-0"]
+    assert [containers_spec["name"] for containers_spec in fleet.info()["servers"]] == [f"{fleet.prefix}-0"]
     assert fleet.run(state="absent")["removed"] == [f"{fleet.prefix}-0"]
     container.reload()
     assert container.status == "running"
@@ -697,7 +698,7 @@ def test_an_engine_that_ended_at_its_start_is_restarted_by_the_next_run(fleet: F
 def test_a_server_that_hangs_is_ended_by_its_health_check_and_started_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(server.HEALTH, "interval_s", 1)
+    monkeypatch.setitem(containers_spec.HEALTH, "interval_s", 1)
     fleet.run(fleet.replica(), watchdog_timeout=2)
     container = fleet.engine.containers.get(f"{fleet.prefix}-0")
     deadline = time.monotonic() + 60
@@ -727,7 +728,7 @@ def test_requests_that_hang_end_a_server_only_where_the_engine_is_to_blame(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine of the first does nothing, that of the second spins, of the third only a client hangs."""
-    monkeypatch.setitem(server.HEALTH, "interval_s", 1)
+    monkeypatch.setitem(containers_spec.HEALTH, "interval_s", 1)
     limit = 4
     fleet.run(
         fleet.replica(0, environment={"STAND_IN_SLOW": "600"}),
@@ -830,7 +831,7 @@ def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
 
 def interrupted(fleet: Fleet, at: str, *replicas: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a replacement that is killed when it comes to the step C(at) of Deployment."""
-    from ansible_collections.gpufleet.vllm.plugins.module_utils.deployment import Deployment
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import Deployment
 
     class KilledError(BaseException):
         pass
@@ -1007,7 +1008,7 @@ def test_an_image_that_moves_meanwhile_is_told_before_anything_is_stopped(
     before = fleet.engine.containers.get(f"{fleet.prefix}-0").id
     copy = deployment.Deployment._copy_config
 
-    def move(self: deployment.Deployment, spec: server.Spec) -> str:
+    def move(self: deployment.Deployment, spec: containers_spec.Spec) -> str:
         engine.images.get(tiny_image).tag(name, "1")
         return copy(self, spec)
 

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 import requests
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server_door import CLOSED
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.door import CLOSED
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
 from ansible_collections.gpufleet.vllm.tests.faults.table import Fault

@@ -37,8 +37,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router_config import MASTER_SOCKET, host_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET, host_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.tests.bench.bench_router import Server, wait_for
 from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
 from ansible_collections.gpufleet.vllm.tests.load.client import LOST, STREAMED, Load, Options, summary

@@ -26,7 +26,7 @@ import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.tests.packaging.away import BIN, PLAYBOOKS, ROOT, ansible
 from ansible_collections.gpufleet.vllm.tools.checkout import copy_to
 

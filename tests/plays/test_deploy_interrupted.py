@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import listening
 from ansible_collections.gpufleet.vllm.tests.plays.deployments import Fleet
 

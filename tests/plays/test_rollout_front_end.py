@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.drain_marks import DrainMarks
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master, listening
 from ansible_collections.gpufleet.vllm.tests.plays.rolling import Rolling, changed
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import rollout
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout
 
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTIONS = Path(rollout.__file__).parents[5]

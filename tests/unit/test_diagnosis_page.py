@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import diagnosis
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import KNOWN_VARIABLES
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health import causes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.tools.diagnosis_table import PAGE, VARIABLE, page, sentence
 
-ALL = [*diagnosis.CAUSES, diagnosis.KILLED_PROCESS, *diagnosis.EXIT_CAUSES.values(), diagnosis.OUT_OF_MEMORY_KILL]
+ALL = [*causes.CAUSES, causes.KILLED_PROCESS, *causes.EXIT_CAUSES.values(), causes.OUT_OF_MEMORY_KILL]
 
 
 def test_the_page_is_what_the_tool_makes() -> None:

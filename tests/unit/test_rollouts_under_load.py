@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import gate_wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables
 from ansible_collections.gpufleet.vllm.tests.fleet.rollouts import Rollout, parse, problems, rollouts, table
 
 UPGRADE = Rollout("upgraded", "upgrade", {}, True, "changed", 1536)
@@ -78,4 +78,4 @@ def test_only_one_host_gets_the_configuration_that_cannot_start() -> None:
 
 @pytest.mark.parametrize("rollout", rollouts("cpu-1", "cpu-2"), ids=lambda rollout: rollout.name)
 def test_what_a_rollout_wishes_of_the_verification_is_valid(rollout: Rollout) -> None:
-    assert gate_wishes.problems(rollout.wishes) == []
+    assert variables.problems(rollout.wishes) == []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import profiles
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in (ROOT / "plugins" / "modules").glob("*.py") if path.stem != "__init__")

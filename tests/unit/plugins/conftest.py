@@ -35,9 +35,9 @@ RunOnStub = Callable[..., "list[dict[str, Any]]"]
 
 def _collections_root() -> str:
     """Return the folder that holds ansible_collections, from which this process imports the collection."""
-    from ansible_collections.gpufleet.vllm.plugins.module_utils import errors
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.common import errors
 
-    return str(Path(errors.__file__).absolute().parents[5])
+    return str(Path(errors.__file__).absolute().parents[6])
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from ansible.template import Templar, trust_as_template
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_benchmark
 from ansible_collections.gpufleet.vllm.plugins.action.vllm_benchmark import compared
-from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.long_task import LongTaskAction
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 ROLES = Path(__file__).resolve().parents[4] / "roles"

@@ -15,7 +15,7 @@ from ansible.template import trust_as_template
 from ansible.vars.hostvars import HostVarsVars
 
 from ansible_collections.gpufleet.vllm.plugins.action import router_server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 TASKS = Path(__file__).resolve().parents[4] / "roles" / "router" / "tasks"

@@ -15,12 +15,12 @@ import yaml
 from ansible.template import trust_as_template
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan
-from ansible_collections.gpufleet.vllm.plugins.module_utils import wishes
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.known_variables import (
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import (
     KNOWN_VARIABLES,
     ROLES,
     documented_variables,
 )
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action import conftest
 
 H200S = [{"name": "NVIDIA H200", "count": 8}]

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan_summary
-from ansible_collections.gpufleet.vllm.plugins.module_utils import planner, wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 

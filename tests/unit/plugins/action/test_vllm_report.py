@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_report
-from ansible_collections.gpufleet.vllm.plugins.module_utils import benchmark, gates, results
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils import plots, report
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import benchmark, gates, results
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import document as report_document
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import plots
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -97,14 +98,14 @@ def host(factor: float = 1.0, accuracy: float = 0.93) -> dict[str, Any]:
 
 
 def built(**hosts: dict[str, Any]) -> dict[str, Any]:
-    return report.build(hosts, "2026-11-22 15:00:00 UTC", 0.1)
+    return report_document.build(hosts, "2026-11-22 15:00:00 UTC", 0.1)
 
 
 def test_a_run_that_passed() -> None:
     document = built(gpu1=host(), gpu2=host())
     assert document["verdict"] == "passed" and document["failures"] == []
     assert [(kind["hosts"], kind["count"]) for kind in document["plans"]] == [("gpu[1:2]", 2)]
-    lines = report.summary_lines(document, "Report: /r/report.html")
+    lines = report_document.summary_lines(document, "Report: /r/report.html")
     assert lines[0] == "Verification passed on all 2 hosts"
     assert lines[-1] == "Report: /r/report.html"
     assert any("gsm8k 0.930 ± 0.007" in line and "2715 tok/s/GPU" in line and "at 512" in line for line in lines)
@@ -125,10 +126,10 @@ def test_failures_name_host_server_and_stage_with_cause_and_remedy() -> None:
         ("gpu3", "", "failed"),
         ("gpu4", "basic", "timeout"),
     ]
-    lines = report.summary_lines(document, "/r")
+    lines = report_document.summary_lines(document, "/r")
     assert lines[0] == "Verification FAILED on 4 of 4 hosts"
     assert "  gpu4 vllm-0 basic: m" in lines and "    evidence: b" in lines and "    remedy: r" in lines
-    page = report.html(document, {}, [])
+    page = report_document.html(document, {}, [])
     assert page.index("no engine") < page.index("<h2>Servers</h2>"), "failures come first"
 
 
@@ -140,9 +141,9 @@ def test_a_stage_that_ended_before_its_task_failed() -> None:
     assert [(entry["host"], entry["stage"], entry["message"]) for entry in document["failures"]] == [
         ("gpu1", "accuracy", why)
     ]
-    lines = report.summary_lines(document, "/r")
+    lines = report_document.summary_lines(document, "/r")
     assert f"  gpu1 accuracy: {why}" in lines and any("gpu1" in line and "FAILED" in line for line in lines)
-    assert "Copy the tasks" in report.html(document, {}, [])
+    assert "Copy the tasks" in report_document.html(document, {}, [])
     told = {**host(accuracy=0.8), "failed": {"accuracy": "Judge the scores: ['…']"}}
     assert len(built(gpu1=told)["failures"]) == 1, "the task's own result says it better"
 
@@ -151,9 +152,9 @@ def test_scores_without_a_floor_are_told() -> None:
     found = host(accuracy=0.01)
     found["stages"]["accuracy"] = [{**TARGET, "scores": judged(0.01)["scores"], "gates": [], "command": "docker run"}]
     document = built(gpu1=found)
-    assert any("gsm8k 0.010 ± 0.007, no floor" in line for line in report.summary_lines(document, "/r"))
-    assert "These scores were not judged: vllm_accuracy_floors has no floor" in report.html(document, {}, [])
-    assert "not judged" not in report.html(built(gpu1=host()), {}, [])
+    assert any("gsm8k 0.010 ± 0.007, no floor" in line for line in report_document.summary_lines(document, "/r"))
+    assert "These scores were not judged: vllm_accuracy_floors has no floor" in report_document.html(document, {}, [])
+    assert "not judged" not in report_document.html(built(gpu1=host()), {}, [])
 
 
 def test_the_page_says_why_nothing_was_compared() -> None:
@@ -161,7 +162,7 @@ def test_the_page_says_why_nothing_was_compared() -> None:
         found, warnings = host(), baseline.pop("warnings", [])
         told = {"key": "0c37", "found": False, "saved": "", "date": "", "servers": 0, "why": "", **baseline}
         found["stages"]["performance"][0].update(baseline=told, warnings=warnings)
-        return report.html(built(gpu1=found), {}, [])
+        return report_document.html(built(gpu1=found), {}, [])
 
     why = "nothing was compared with the baseline: it has concurrency 8, measured was 1"
     other = page(why=why, warnings=[why])
@@ -173,8 +174,8 @@ def test_a_model_without_a_chat_template_is_told() -> None:
     found = host()
     found["stages"]["basic"][0]["no_chat"] = "no chat template"
     document = built(gpu1=found)
-    assert any("ok, 0.4 s, no chat template" in line for line in report.summary_lines(document, ""))
-    assert "not asked by a chat message: no chat template" in report.html(document, {}, [])
+    assert any("ok, 0.4 s, no chat template" in line for line in report_document.summary_lines(document, ""))
+    assert "not asked by a chat message: no chat template" in report_document.html(document, {}, [])
 
 
 def test_a_run_without_a_stage_verified_nothing() -> None:
@@ -182,24 +183,27 @@ def test_a_run_without_a_stage_verified_nothing() -> None:
     nothing = {**host(), "stages": {"gpu": [], "basic": [], "accuracy": [], "performance": []}}
     document = built(gpu1=nothing, gpu2=nothing, gpu3={})
     assert document["verdict"] == "nothing verified"
-    assert report.summary_lines(document, "")[0] == "Verification: NOTHING was verified on 3 hosts"
-    assert "asked for: baisc." in report.nothing_verified(document, ["baisc"])
+    assert report_document.summary_lines(document, "")[0] == "Verification: NOTHING was verified on 3 hosts"
+    assert "asked for: baisc." in report_document.nothing_verified(document, ["baisc"])
     assert built(gpu1={}, gpu2={"error": "no engine"})["verdict"] == "failed", "no host came so far"
     mixed = built(cpu1=nothing, gpu1=host(), gpu2=host())
-    assert mixed["verdict"] == "passed" and report.nothing_verified(mixed, ["gpu"]) == ""
-    assert report.summary_lines(mixed, "")[0] == "Verification passed on 2 of 3 hosts; nothing was verified on cpu1"
+    assert mixed["verdict"] == "passed" and report_document.nothing_verified(mixed, ["gpu"]) == ""
+    assert (
+        report_document.summary_lines(mixed, "")[0]
+        == "Verification passed on 2 of 3 hosts; nothing was verified on cpu1"
+    )
 
 
 def test_stages_that_were_skipped_did_not_pass() -> None:
     """In check mode lm_eval and the benchmark are not run."""
     skipped = {**TARGET, "skipped": True, "msg": "remote module does not support check mode"}
     checked = {**host(), "stages": {"basic": [answered()], "accuracy": [skipped], "performance": [skipped]}}
-    lines = report.summary_lines(built(gpu1=checked), "")
+    lines = report_document.summary_lines(built(gpu1=checked), "")
     assert lines[0] == "Verification passed (not run: accuracy, performance)"
     assert lines[3].split()[-4:] == ["not", "run", "not", "run"]
     alone = built(gpu1={**host(), "stages": {"accuracy": [skipped]}})
     assert alone["verdict"] == "nothing verified"
-    assert "Check mode does not run accuracy." in report.nothing_verified(alone, ["accuracy"])
+    assert "Check mode does not run accuracy." in report_document.nothing_verified(alone, ["accuracy"])
 
 
 def test_gpus_have_a_column_where_servers_have_gpus() -> None:
@@ -208,12 +212,12 @@ def test_gpus_have_a_column_where_servers_have_gpus() -> None:
     good, bad = ({**TARGET, **seen}, {**TARGET, "failed": True, "msg": "m", "error": wrong})
     alone = built(gpu1={**host(), "stages": {"gpu": [good]}}, gpu2={**host(), "stages": {"gpu": [good]}})
     assert alone["verdict"] == "passed"
-    assert report.summary_lines(alone, "")[3].split() == ["gpu1", "vllm-0", "ok", "-", "-", "-"]
+    assert report_document.summary_lines(alone, "")[3].split() == ["gpu1", "vllm-0", "ok", "-", "-", "-"]
     failed = host()
     failed["stages"]["gpu"] = [bad]
     document = built(gpu1=failed)
     assert [(entry["stage"], entry["name"]) for entry in document["failures"]] == [("gpu", "wrong-gpus")]
-    assert "<th>Gpu</th>" in report.html(document, {}, []) and "<th>Gpu</th>" not in report.html(
+    assert "<th>Gpu</th>" in report_document.html(document, {}, []) and "<th>Gpu</th>" not in report_document.html(
         built(a=host()), {}, []
     )
 
@@ -225,7 +229,7 @@ def test_a_slow_host_among_equals_is_named() -> None:
         ("d", 128),
         ("d", 512),
     }
-    assert any(line.startswith("  d vllm-0: ") for line in report.summary_lines(document, "/r"))
+    assert any(line.startswith("  d vllm-0: ") for line in report_document.summary_lines(document, "/r"))
 
 
 def test_hosts_measured_otherwise_are_no_equals() -> None:
@@ -260,7 +264,7 @@ def refused(name: str = "timeout") -> dict[str, Any]:
 
 
 def test_the_terminal_shows_of_a_fleet_what_is_not_in_order() -> None:
-    lines = report.summary_lines(fleet(), "/r")
+    lines = report_document.summary_lines(fleet(), "/r")
     assert lines[2] == "  128 servers: basic 128 ok; accuracy 128 ok; performance 128 ok"
     assert len(lines) == 5
 
@@ -271,7 +275,7 @@ def test_the_terminal_shows_of_a_fleet_what_is_not_in_order() -> None:
 
     document = fleet(change)
     document["hosts"].append(built(lost={})["hosts"][0])
-    lines = report.summary_lines(document, "/r")
+    lines = report_document.summary_lines(document, "/r")
     assert (
         lines[2] == "  128 servers: basic 126 ok, 2 FAILED; accuracy 126 ok, 2 not run; performance 126 ok, 2 not run"
     )
@@ -279,7 +283,7 @@ def test_the_terminal_shows_of_a_fleet_what_is_not_in_order() -> None:
     assert rows[:3] == [["host", "server", "basic"], ["gpu-03", "vllm-1", "FAILED"], ["gpu-03", "vllm-2", "FAILED"]]
     assert rows[3] == ["lost", "-", "-"]
     few = built(gpu1=host(), gpu2=host())
-    assert not any("2 servers" in line for line in report.summary_lines(few, "/r"))
+    assert not any("2 servers" in line for line in report_document.summary_lines(few, "/r"))
 
 
 def test_failures_that_are_alike_are_told_once() -> None:
@@ -291,11 +295,11 @@ def test_failures_that_are_alike_are_told_once() -> None:
 
     document = fleet(change)
     assert len(document["failures"]) == 4 * 8 + 1 + 8, "programs have each"
-    told = [entry["where"] for entry in report.grouped(document["failures"])]
+    told = [entry["where"] for entry in report_document.grouped(document["failures"])]
     assert told == [["gpu-[01:04] vllm-[0:7], gpu-09 vllm-0", "basic"], ["gpu-06", "vllm-[0:7]", "basic"]]
-    lines = report.summary_lines(document, "/r")
+    lines = report_document.summary_lines(document, "/r")
     assert "  gpu-06 vllm-[0:7] basic: The server did not answer" in lines
-    page = report.html(document, {}, [])
+    page = report_document.html(document, {}, [])
     assert page.count('<div class="failure">') == 2 and "gpu-06 · vllm-[0:7] · basic" in page
 
 
@@ -318,7 +322,7 @@ def test_every_kind_and_everything_that_matters_has_its_place_in_the_plots() -> 
     drawn = plots.draw(document)
     assert drawn["curve_note"].startswith("40 of 128 servers are drawn")
     assert drawn["accuracy_note"].startswith("24 of 128 scores are drawn, of 24 of 128 servers")
-    page = report.html(document, drawn, [])
+    page = report_document.html(document, drawn, [])
     assert drawn["curve_note"] in page and drawn["accuracy_note"] in page
     many = [{"kind": str(number % 50), "bad": number < 60} for number in range(100)]
     kept = plots.chosen(many, 40, lambda item: bool(item["bad"]))
@@ -338,7 +342,7 @@ def test_scores_that_are_no_shares_are_in_the_picture(value: float, inside: bool
 
 
 def test_a_long_page_is_folded() -> None:
-    page, short = report.html(fleet(), {}, []), report.html(built(a=host(), b=host()), {}, [])
+    page, short = report_document.html(fleet(), {}, []), report_document.html(built(a=host(), b=host()), {}, [])
     for title in ("Answers", "Start-up"):
         assert f'<details class="whole"><summary><h2>{title} <span class="muted">of 128 servers' in page
     assert "<h2>Answer <span" in short and "<h2>Start-up</h2>" in short
@@ -373,7 +377,7 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_is_whole_and_needs_nothing_else() -> None:
     document = built(gpu1=host(), gpu2=host(0.9))
-    page = report.html(document, plots.draw(document), [])
+    page = report_document.html(document, plots.draw(document), [])
     parsed = Page()
     parsed.feed(page)
     assert parsed.fetched == [] and parsed.open == []
@@ -411,7 +415,7 @@ def test_one_concurrency_is_no_curve() -> None:
     ("value", "text"), [(2715.27, "2,715"), (44.79, "44.8"), (0.44977, "0.45"), (0, "0"), (16, "16"), (None, "-")]
 )
 def test_figures_have_as_many_digits_as_they_deserve(value: float | None, text: str) -> None:
-    assert report.figure(value) == text
+    assert report_document.figure(value) == text
 
 
 # The action

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_rollout
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.rollout_state import RolloutState
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState
 
 PLAN: dict[str, Any] = {"model": "m", "replicas": [{"name": "vllm-0"}]}
 CHANGES = ["config.max-num-seqs: 256 -> 128"]

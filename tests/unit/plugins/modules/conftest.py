@@ -148,7 +148,7 @@ def verified_server() -> Iterator[VerifiedServer]:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     """What the containers of vllm_benchmark and vllm_accuracy do instead of running."""
-    from ansible_collections.gpufleet.vllm.plugins.module_utils import accuracy
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import accuracy
     from ansible_collections.gpufleet.vllm.plugins.modules import vllm_accuracy, vllm_benchmark
 
     monkeypatch.setattr(accuracy, "host_pip_options", dict)

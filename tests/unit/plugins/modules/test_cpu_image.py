@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import cpu_image as util
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images import cpu_build as util
 from ansible_collections.gpufleet.vllm.plugins.modules import cpu_image
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import haproxy
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master, listening
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import certificate
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import certificate
 from ansible_collections.gpufleet.vllm.plugins.modules import router_certificate
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import front_end, haproxy
-from ansible_collections.gpufleet.vllm.plugins.module_utils.certificate import make_certificate, public_part
-from ansible_collections.gpufleet.vllm.plugins.module_utils.front_end import FrontEnd, arguments, unit_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy, service
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd, arguments, unit_text
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import busy
 from ansible_collections.gpufleet.vllm.tests.fakes.keyed_replica import serving
@@ -242,7 +242,7 @@ def reload_by_hand(master: Master) -> None:
 def end(pid: int) -> None:
     """End a process and wait until it has."""
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: not front_end._lives(pid))
+    wait_for(lambda: not service._lives(pid))
 
 
 @needs_haproxy
@@ -276,7 +276,7 @@ def test_hosts_that_are_taken_out_are_told(run_module: RunModule, args: dict[str
 def test_a_certificate_that_haproxy_refuses_never_takes_the_place_of_the_one_that_works(
     run_module: RunModule, args: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_end, "START_S", 5.0)
+    monkeypatch.setattr(service, "START_S", 5.0)
     made = []
     for name in ("one.example.com", "other.example.com"):
         make_certificate(str(tmp_path / "made.pem"), [name], 90)

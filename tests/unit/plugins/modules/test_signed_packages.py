@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import signed_packages as signed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import signed_packages as signed
 from ansible_collections.gpufleet.vllm.plugins.modules import signed_packages
 
 RunModule = Callable[..., dict[str, Any]]

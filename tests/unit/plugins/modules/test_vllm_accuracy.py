@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import accuracy
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import accuracy
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_accuracy
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 

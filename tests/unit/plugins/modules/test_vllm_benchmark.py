@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import baseline, benchmark, jobs, load_watch
-from ansible_collections.gpufleet.vllm.plugins.module_utils.certificate import make_certificate
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.jobs import Target
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Target
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline, benchmark, load_watch
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark, vllm_completion
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.conftest import Engine, Left

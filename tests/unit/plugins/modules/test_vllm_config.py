@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_config
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from docker.errors import APIError, ImageNotFound
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import gpu_access
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_access
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
@@ -249,7 +249,7 @@ def test_a_plan_without_gpus_is_returned_as_it_is(engine: Engine, run: Any, chan
 def test_a_container_sees_exactly_its_gpus_or_the_difference_is_named(
     engine: Engine, run: Any, sees: Sees, seen: list[str], given: list[str], said: str
 ) -> None:
-    assert gpu_access.difference(seen, given) == said
+    assert access.difference(seen, given) == said
     plan = plan_of("gpus", tuple(given))
     if not given[0].startswith("GPU-"):
         plan["replicas"][0]["gpu_uuids"] = []
@@ -262,7 +262,7 @@ def test_a_container_sees_exactly_its_gpus_or_the_difference_is_named(
 
 def test_a_container_without_an_answer_is_no_way_that_works(engine: Engine, run: Any, monkeypatch: Any) -> None:
     engine.ways = {"gpus": {}}
-    monkeypatch.setattr(gpu_access, "SCRIPT", "print('Segmentation fault')")
+    monkeypatch.setattr(access, "SCRIPT", "print('Segmentation fault')")
     result = run(plan_of("gpus"))
     assert result["error"]["details"]["ways"][0]["name"] == "no-answer"
     assert "Segmentation fault" in result["error"]["evidence"]
@@ -272,7 +272,7 @@ def test_a_spoilt_memory_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / "gpu-access.json"
     for text in ("", "{", "[]", '{"schema": 1}', json.dumps({"schema": 0, "circumstances": {}, "ways": []})):
         path.write_text(text)
-        assert gpu_access.remembered(str(path), {"wish": "auto"}) == []
+        assert access.remembered(str(path), {"wish": "auto"}) == []
     with pytest.raises(GpufleetError) as caught:
-        gpu_access.remember(str(path / "below" / "a-file"), {}, [])
+        access.remember(str(path / "below" / "a-file"), {}, [])
     assert (caught.value.name, "vllm_config_dir" in caught.value.remedy) == ("write-failed", True)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from docker.errors import NotFound
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, build_spec, labels
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec, labels
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_check
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import security
-from ansible_collections.gpufleet.vllm.plugins.module_utils.certificate import make_certificate, public_part
-from ansible_collections.gpufleet.vllm.plugins.module_utils.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import security
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_security
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 

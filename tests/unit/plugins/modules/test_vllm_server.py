@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import deployment
-from ansible_collections.gpufleet.vllm.plugins.module_utils.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host_lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Spec, Wishes, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
@@ -138,7 +138,7 @@ class TestGroups:
         """An old container with a spec on its label."""
 
         def __init__(self, spec: Spec) -> None:
-            from ansible_collections.gpufleet.vllm.plugins.module_utils.server import labels
+            from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import labels
 
             self.labels = labels(spec)
 

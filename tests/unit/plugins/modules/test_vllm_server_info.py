@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils import server_status
-from ansible_collections.gpufleet.vllm.plugins.module_utils.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.kernel_log import OWN_LIMIT
-from ansible_collections.gpufleet.vllm.plugins.module_utils.server import Wishes, build_spec, labels
-from ansible_collections.gpufleet.vllm.plugins.module_utils.starts import parse_time
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec, labels
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health import status as health_status
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import OWN_LIMIT
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import parse_time
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server_info
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
@@ -76,7 +76,7 @@ class Client:
 def states(*boxes: Box, config_dir: str = "/nowhere") -> list[dict[str, Any]]:
     """Return what is told of these containers; nothing answers at their port."""
     client: Any = Client(*boxes)
-    return server_status.server_states(client, "vllm", config_dir, 100)
+    return health_status.server_states(client, "vllm", config_dir, 100)
 
 
 def test_an_engine_that_does_not_run_is_told(run_module: RunModule, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_why_docker_restarted_a_server_is_told_from_the_life_before() -> None:
 
 def test_the_life_before_is_found_behind_the_lines_of_a_busy_server() -> None:
     """Docker takes the tail of the whole log before it leaves out what is too new."""
-    asked = ["2026-11-22T07:25:00.1Z INFO: 127.0.0.1 - POST /v1/completions 200 OK"] * 2 * server_status.EARLIER_LINES
+    asked = ["2026-11-22T07:25:00.1Z INFO: 127.0.0.1 - POST /v1/completions 200 OK"] * 2 * health_status.EARLIER_LINES
     log = "\n".join(["2026-11-22T07:24:01.1Z torch.OutOfMemoryError: CUDA out of memory", *asked])
     (state,) = states(Box("vllm-0", "running", log, restarts=1))
     assert (state["last_death"]["name"], state["last_death"]["at"]) == ("gpu-out-of-memory", "2026-11-22T07:24:01Z")
@@ -182,10 +182,10 @@ def test_a_server_that_the_kernel_killed_without_a_word_is_told(monkeypatch: pyt
         asked.append(since)
         return f"oom-kill:constraint={OWN_LIMIT}"
 
-    monkeypatch.setattr(server_status, "memory_kill", killed)
+    monkeypatch.setattr(health_status, "memory_kill", killed)
     (state,) = states(Box("vllm-0", "running", "INFO: starting", restarts=1, FinishedAt=died))
     assert state["last_death"]["name"] == "out-of-memory-kill"
-    assert parse_time(died) - server_status.DEATH_S in asked
+    assert parse_time(died) - health_status.DEATH_S in asked
 
 
 def test_a_server_that_turns_requests_away_is_draining(tmp_path: Path) -> None:
@@ -222,4 +222,4 @@ def test_the_run_line_is_that_of_the_script(tmp_path: Path) -> None:
     ("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (7500, "2 h 5 min"), (400000, "4 days 15 h")]
 )
 def test_uptime_is_told_as_people_say_it(seconds: int, text: str) -> None:
-    assert server_status._span(seconds) == text
+    assert health_status._span(seconds) == text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.fleet import status_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import status_lines
 
 
 def server(name: str, phase: str = "serving", **parts: Any) -> dict[str, Any]:

@@ -1,0 +1,583 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Docker daemon of a host: its daemon.json, merged and never overwritten, and its start, reload and restart.
+
+A reload (SIGHUP) takes over most of daemon.json without touching a container, so it comes first; a restart ends every
+container on the host and comes only where it must, and not while any runs unless that is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
+    SYSTEM_PATH,
+    program_name,
+    program_path,
+    read_text,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
+    run_command,
+    run_program,
+    start_program,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import engine
+
+CONFIG = "/etc/docker/daemon.json"
+CONFIG_MODE = 0o644  # of a new one, as Docker's is
+LOG = "/var/log/docker.log"
+PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
+# Written by Debian's init script, before dockerd writes its own.
+SCRIPT_PID_FILE = "/var/run/docker-ssd.pid"
+# Seconds. A daemon with many containers on a busy host takes its time.
+START_TIMEOUT = 180.0
+RELOAD_TIMEOUT = 10.0
+STOP_TIMEOUT = 30.0
+GONE_AFTER = 10.0  # without a process for so long, a daemon that a script started has ended
+# A daemon that has no unit is started once more, as systemd would do, when it gave up on a host that was too busy:
+# dockerd waits 15 s for its containerd, and no option changes that.
+GAVE_UP = re.compile(r"timeout waiting for containerd|context deadline exceeded")
+TRIES = 3
+# Docker's own list of what a running daemon takes over on SIGHUP.
+RELOADABLE = frozenset(
+    {
+        "authorization-plugins",
+        "debug",
+        "default-runtime",
+        "insecure-registries",
+        "labels",
+        "live-restore",
+        "max-concurrent-downloads",
+        "max-concurrent-uploads",
+        "max-download-attempts",
+        "registry-mirrors",
+        "runtimes",
+        "shutdown-timeout",
+    }
+)
+NVIDIA_HOOK = "nvidia-container-runtime-hook"
+RUNTIME = "nvidia"
+STOPPING = ("running", "paused", "restarting")
+
+
+@dataclass
+class Wish:
+    """What the daemon of a host shall be.
+
+    Attributes:
+        docker_host: where it answers.
+        config: keys of daemon.json and their values; inside mappings key by key.
+        nvidia_runtime: whether containers can have GPUs, by NVIDIA's container toolkit.
+        cdi: whether they can have them by CDI.
+        allow_restart: whether it may be restarted while containers run.
+        path: its daemon.json.
+        variable: the variable that allows the restart, for messages.
+    """
+
+    docker_host: str
+    config: dict[str, Any] = field(default_factory=dict)
+    nvidia_runtime: bool = False
+    cdi: bool = False
+    allow_restart: bool = False
+    path: str = CONFIG
+    variable: str = "docker_allow_restart"
+
+
+@dataclass
+class Step:
+    """What has to be done: C(action) is C(none), C(start), C(reload) or C(restart), C(reason) says why.
+
+    C(pending) says what only a restart would bring, where one is not due at the price of running containers.
+    """
+
+    action: str
+    reason: str = ""
+    pending: str = ""
+
+
+# daemon.json
+
+
+def read_config(path: str) -> tuple[str, dict[str, Any]]:
+    """Return the text and the content of a daemon.json; empty when there is no such file.
+
+    Raises:
+        GpufleetError: C(daemon-config-invalid) when it is not what Docker reads.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        return "", {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise _invalid(path, str(error)) from error
+    if not text.strip():
+        return text, {}
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise _invalid(path, f"{error}: {_line_of(text, error)}") from error
+    if not isinstance(content, dict):
+        raise _invalid(path, f"it holds a {type(content).__name__}, not an object")
+    return text, content
+
+
+def _invalid(path: str, evidence: str) -> GpufleetError:
+    return GpufleetError(
+        f"{path} is not valid JSON, so nothing can be added to it. It was left as it is.",
+        name="daemon-config-invalid",
+        remedy=f"Correct it by hand (dockerd --validate --config-file={path}, or python3 -m json.tool {path}, shows"
+        " where), or remove it.",
+        evidence=evidence,
+        details={"path": path},
+    )
+
+
+def _line_of(text: str, error: ValueError) -> str:
+    lines = text.splitlines()
+    number = getattr(error, "lineno", 1)
+    return lines[number - 1].strip()[:120] if 0 < number <= len(lines) else ""
+
+
+def merge(content: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the wanted keys in it: mappings are merged, anything else is replaced."""
+    merged = dict(content)
+    for key, value in wanted.items():
+        inner = merged.get(key)
+        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """Return the text of a daemon.json, as C(nvidia-ctk) indents it."""
+    return json.dumps(content, indent=4) + "\n"
+
+
+def shown(text: str) -> str:
+    """Return a daemon.json as it may be shown: without passwords, which proxies and logging options can hold."""
+    return render(_masked(json.loads(text))) if text.strip() else text
+
+
+def _masked(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _masked(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_masked(inner, key) for inner in value]
+    return "(hidden)" if isinstance(value, str) and is_secret(key, value) else value
+
+
+def with_nvidia_runtime(path: str, text: str, cdi: bool) -> str:
+    """Return what C(nvidia-ctk runtime configure) makes of a daemon.json, which itself stays as it is.
+
+    Raises:
+        GpufleetError: C(toolkit-missing) or C(toolkit-failed).
+    """
+    program = program_path("nvidia-ctk")
+    if not program:
+        raise GpufleetError(
+            "NVIDIA's container toolkit is not installed: there is no nvidia-ctk.",
+            name="toolkit-missing",
+            remedy="Let the role gpufleet.vllm.nvidia_container_toolkit install it, or set vllm_gpu_access: devices.",
+        )
+    with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        if text.strip():
+            with open(copy, "w", encoding="utf-8") as stream:
+                stream.write(text)
+        run_command(
+            [program, "runtime", "configure", "--runtime=docker", f"--config={copy}", *(["--cdi.enabled"] * cdi)],
+            name="toolkit-failed",
+            doing="Making Docker know NVIDIA's runtime",
+            remedy="Run the command by hand on the host to see more.",
+        )
+        configured, content = read_config(copy)
+    lost = sorted(key for key, value in json.loads(text or "{}").items() if key not in content)
+    if lost or RUNTIME not in content.get("runtimes", {}):
+        what = f"dropped {', '.join(lost)}" if lost else f"added no runtime {RUNTIME}"
+        raise GpufleetError(
+            f"nvidia-ctk {what} in its version of {path}, which was left as it is.",
+            name="toolkit-failed",
+            remedy="Update the toolkit (nvidia_container_toolkit_version), or add the runtime to daemon.json by hand.",
+        )
+    return configured
+
+
+def wanted_config(wish: Wish) -> tuple[str, str, list[str]]:
+    """Return the text of daemon.json now, as it has to be, and the keys at its top that differ.
+
+    The text stays what it is when its content is what is wanted.
+
+    Raises:
+        GpufleetError: as C(read_config) and C(with_nvidia_runtime) do.
+    """
+    before, content = read_config(wish.path)
+    wanted = merge(content, wish.config)
+    after = before if wanted == content else render(wanted)
+    if wish.nvidia_runtime and not has_nvidia(wanted, wish.cdi):
+        after = with_nvidia_runtime(wish.path, after, wish.cdi)
+        wanted = json.loads(after)
+    keys = sorted(key for key in {*content, *wanted} if content.get(key) != wanted.get(key))
+    return before, after, keys
+
+
+def has_nvidia(content: Mapping[str, Any], cdi: bool) -> bool:
+    """Tell whether a daemon.json names NVIDIA's runtime, and CDI if that is wanted."""
+    runtimes, features = content.get("runtimes"), content.get("features")
+    known = isinstance(runtimes, dict) and RUNTIME in runtimes
+    return known and (not cdi or (isinstance(features, dict) and features.get("cdi") is True))
+
+
+# The daemon
+
+
+def daemon_pid(root: str = "/") -> int | None:
+    """Return the process id of the host's own daemon, None when it does not run."""
+    for path in PID_FILES:
+        text = read_text(root, path.lstrip("/")).strip()
+        # The command line of a process that has ended and still stands in the table is empty.
+        if text.isdigit() and program_name(read_text(root, "proc", text, "cmdline")) == "dockerd":
+            return int(text)
+    return None
+
+
+def started_at(pid: int, root: str = "/") -> float | None:
+    """Return when a process started, in seconds since the epoch; None when that cannot be told."""
+    # The program's name, in parentheses, may hold spaces; the start is field 22, the 20th after it.
+    fields = read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split()
+    boot = [line.split()[1] for line in read_text(root, "proc/stat").splitlines() if line.startswith("btime ")]
+    if len(fields) < 20 or not boot:
+        return None
+    return int(boot[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def predates_toolkit(root: str = "/") -> bool:
+    """Tell whether the daemon started before the toolkit's hook was installed.
+
+    A daemon looks for the hook once, at its start: without it C(--gpus) stays unknown to it.
+    """
+    pid, hook = daemon_pid(root), program_path(NVIDIA_HOOK)
+    start = started_at(pid, root) if pid else None
+    return bool(start and hook and os.stat(hook).st_ctime > start)
+
+
+def running_containers(seen: Mapping[str, Any]) -> list[str]:
+    """Return the names of the containers that a restart would end, from what engine_probe told."""
+    return [found["name"] for found in seen["containers"] if found["state"] in STOPPING]
+
+
+def next_step(wish: Wish, seen: Mapping[str, Any], keys: Sequence[str], old_daemon: bool) -> Step:
+    """Return what has to be done with the daemon.
+
+    Args:
+        wish: what it shall be.
+        seen: what engine_probe told of it.
+        keys: the keys of daemon.json that change.
+        old_daemon: whether it started before NVIDIA's hook was installed.
+
+    Raises:
+        GpufleetError: C(engine-serves) when it has to be restarted and containers run.
+    """
+    if not seen["running"]:
+        return Step("start", seen["reason"])
+    running = running_containers(seen)
+    fixed = sorted(set(keys) - RELOADABLE)
+    if fixed:
+        reason = f"{', '.join(fixed)} in {wish.path} changed, which the engine reads at its start only"
+        if running and not wish.allow_restart:
+            raise _serves(wish, running, reason)
+        return Step("restart", reason)
+    old = "the engine started before NVIDIA's container toolkit was installed, so it does not know --gpus"
+    if wish.nvidia_runtime and old_daemon and (not running or wish.allow_restart):
+        return Step("restart", old)
+    pending = f"{old}; containers run ({', '.join(running)})" if wish.nvidia_runtime and old_daemon else ""
+    if keys:
+        return Step("reload", f"{', '.join(keys)} in {wish.path} changed", pending)
+    if wish.nvidia_runtime and RUNTIME not in (seen["runtimes"] or []):
+        return Step("reload", f"{wish.path} names the runtime {RUNTIME}, which the engine does not know yet", pending)
+    return Step("none", "", pending)
+
+
+def _serves(wish: Wish, running: list[str], reason: str) -> GpufleetError:
+    return GpufleetError(
+        f"The Docker engine has to be restarted ({reason}), and that would end what runs on it: {', '.join(running)}."
+        " Nothing was changed.",
+        name="engine-serves",
+        remedy=f"Run the play when nothing serves on this host, or allow the interruption with {wish.variable}: true.",
+        details={"containers": running},
+    )
+
+
+class Daemon:
+    """Starts, reloads and restarts the host's own daemon: systemd's unit, or a process where there is no systemd."""
+
+    def __init__(self, docker_host: str) -> None:
+        self.docker_host = docker_host
+        self._process: subprocess.Popen[Any] | None = None
+        self.unit = os.path.isdir("/run/systemd/system") and _succeeds("systemctl", "cat", "docker.service")
+
+    def start(self) -> None:
+        """Start it and wait until it answers; with systemd also at every boot.
+
+        Raises:
+            GpufleetError: C(engine-start-failed).
+        """
+        if self.unit:
+            _command("systemctl", "enable", "--now", "docker.service", doing="Starting the Docker engine")
+            self.wait()
+        else:
+            self._have_process(self._start_process)
+
+    def reload(self, loaded: Callable[[Mapping[str, Any]], bool]) -> bool:
+        """Have it read daemon.json again; return whether C(loaded) became true of what engine_probe tells."""
+        pid = daemon_pid()
+        if pid is None:
+            return False
+        os.kill(pid, signal.SIGHUP)
+        return self._until(loaded, RELOAD_TIMEOUT)
+
+    def restart(self) -> None:
+        """Restart it, with the same options, and wait until it answers.
+
+        Raises:
+            GpufleetError: C(engine-start-failed).
+        """
+        if self.unit:
+            # A unit that failed to start several times in a row is refused otherwise.
+            _succeeds("systemctl", "reset-failed", "docker.service")
+            _command("systemctl", "restart", "docker.service", doing="Restarting the Docker engine")
+            self.wait()
+        else:
+            self._restart_process()
+
+    def wait(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            GpufleetError: C(engine-start-failed), with the end of its log.
+        """
+        if not self._until(lambda _seen: True, START_TIMEOUT):
+            raise _start_failed(self.last_words())
+
+    def last_words(self) -> str:
+        """Return what its log says last of a failure."""
+        return _failure(_journal() if self.unit else read_text(LOG))
+
+    def _until(self, true: Callable[[Mapping[str, Any]], bool], seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        alive = time.monotonic()
+        while time.monotonic() < deadline:
+            seen = engine(self.docker_host)
+            if seen["running"] and true(seen):
+                return True
+            if self._alive():
+                alive = time.monotonic()
+            elif not self.unit and (self._process or time.monotonic() - alive > GONE_AFTER):
+                return False
+            time.sleep(0.3)
+        return False
+
+    def _alive(self) -> bool:
+        """Tell whether there is a process of the daemon, which on a busy host is there long before its pid file."""
+        if daemon_pid() is not None or (self._process and self._process.poll() is None):
+            return True
+        pid = read_text(SCRIPT_PID_FILE).strip()
+        program = program_name(read_text("/proc", pid, "cmdline")) if pid.isdigit() else ""
+        return program in ("dockerd", "start-stop-daemon")
+
+    def _have_process(self, launch: Callable[[], None]) -> None:
+        """Start the daemon and wait until it answers, once more where it gave up because the host was too busy."""
+        for _attempt in range(TRIES):
+            launch()
+            if self._until(lambda _seen: True, START_TIMEOUT):
+                return
+            if self._alive() or not GAVE_UP.search(self.last_words()):
+                break
+        raise _start_failed(self.last_words())
+
+    def _start_process(self) -> None:
+        # Debian's init script raises limits that a container or a virtual machine may not let it raise.
+        script = "/etc/init.d/docker"
+        if os.access(script, os.X_OK) and _succeeds(script, "start"):
+            return
+        self._spawn([program_path("dockerd") or "dockerd"], dict(os.environ))
+
+    def _restart_process(self) -> None:
+        pid = daemon_pid()
+        if pid is None:
+            self._have_process(self._start_process)
+            return
+        # With the options and the environment that it had: proxies are often given there.
+        words = [word for word in _whole(f"/proc/{pid}/cmdline").split("\0") if word]
+        pairs = (entry.partition("=") for entry in _whole(f"/proc/{pid}/environ").split("\0") if "=" in entry)
+        environment = {name: value for name, _equals, value in pairs}
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while daemon_pid() == pid and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if daemon_pid() == pid:
+            raise _start_failed(f"dockerd (process {pid}) did not end within {STOP_TIMEOUT:.0f} seconds of SIGTERM.")
+        self._have_process(lambda: self._spawn(words, environment))
+
+    def _spawn(self, words: list[str], environment: dict[str, str]) -> None:
+        search = environment.get("PATH", "")
+        environment["PATH"] = os.pathsep.join(part for part in (search, SYSTEM_PATH) if part)
+        try:
+            with open(LOG, "ab") as log:
+                self._process = start_program(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd="/",
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise _start_failed(str(error)) from error
+
+
+def _whole(path: str) -> str:
+    """Return a file of /proc, byte by byte as the process has it."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        return stream.read()
+
+
+def _start_failed(evidence: str) -> GpufleetError:
+    return GpufleetError(
+        "The Docker engine did not start.",
+        name="engine-start-failed",
+        remedy=f"Mend what its log says ({LOG}, or journalctl --unit docker), then run the play again.",
+        evidence=evidence,
+    )
+
+
+def _command(*words: str, doing: str) -> None:
+    try:
+        run_command(list(words), name="engine-start-failed", doing=doing)
+    except GpufleetError as error:
+        raise _start_failed(_failure(_journal(), error.evidence)) from error
+
+
+def _journal() -> str:
+    return _output("journalctl", "--unit=docker.service", "--lines=60", "--no-pager", "--output=cat")
+
+
+def _failure(log: str, otherwise: str = "") -> str:
+    """Return the last lines of a daemon's log that tell a failure; without one C(otherwise) and its last lines."""
+    lines = [line.rstrip() for line in log.strip().splitlines()]
+    told = [
+        line for line in lines if re.search(r"level=(?:error|fatal)|^(?:failed|unable) to |specified both as", line)
+    ]
+    return "\n".join(told[-3:] or [line for line in (otherwise, *lines[-8:]) if line])
+
+
+def _succeeds(*words: str) -> bool:
+    try:
+        return run_program(words, capture_output=True, timeout=START_TIMEOUT, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _output(*words: str) -> str:
+    try:
+        done = run_program(words, capture_output=True, text=True, errors="replace", timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+# The work
+
+
+def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
+    """Have the daemon as it is wished.
+
+    What a restart with a new daemon.json breaks is put back: the old file, and the daemon with it.
+
+    Returns:
+        C(changed), C(action), C(reason), C(pending), C(changed_keys) and the C(diff).
+
+    Raises:
+        GpufleetError: C(daemon-config-invalid), C(toolkit-missing), C(toolkit-failed), C(engine-serves),
+            C(engine-start-failed), C(daemon-config-refused) or C(write-failed).
+    """
+    before, after, keys = wanted_config(wish)
+    seen = engine(wish.docker_host)
+    step = next_step(wish, seen, keys, wish.nvidia_runtime and predates_toolkit())
+    result = {
+        "changed": bool(keys) or step.action != "none",
+        "action": step.action,
+        "reason": step.reason,
+        "pending": step.pending,
+        "changed_keys": keys,
+        "before": before,
+        "after": after,
+    }
+    if check_mode:
+        return result
+    if keys:
+        write_file(wish.path, after, CONFIG_MODE, keep=True)
+    try:
+        _take(wish, step, result)
+    except GpufleetError as error:
+        if not keys:
+            raise
+        _put_back(wish, before, seen["running"])
+        if error.name != "engine-start-failed":
+            raise
+        works = ", and the engine runs with it" if engine(wish.docker_host)["running"] else ""
+        raise GpufleetError(
+            f"The Docker engine did not start with {', '.join(keys)} in {wish.path}. The file is as it was{works}.",
+            name="daemon-config-refused",
+            remedy="Correct the value (docker_daemon_config), or remove the option from dockerd's command line if it is"
+            " set there too.",
+            evidence=error.evidence,
+            details={"keys": keys},
+        ) from error
+    return result
+
+
+def _take(wish: Wish, step: Step, result: dict[str, Any]) -> None:
+    """Take the step; a reload that does not bring the runtime becomes a restart if that is allowed."""
+    daemon = Daemon(wish.docker_host)
+    if step.action == "start":
+        daemon.start()
+    elif step.action == "restart":
+        daemon.restart()
+    elif step.action == "reload" and not daemon.reload(
+        lambda seen: not wish.nvidia_runtime or RUNTIME in (seen["runtimes"] or [])
+    ):
+        running = running_containers(engine(wish.docker_host))
+        reason = "it did not take over daemon.json while running"
+        if running and not wish.allow_restart:
+            raise _serves(wish, running, reason)
+        result.update(action="restart", reason=reason)
+        daemon.restart()
+
+
+def _put_back(wish: Wish, before: str, was_running: bool) -> None:
+    """Have daemon.json as it was, and the daemon with it; one that runs is not restarted for that."""
+    with contextlib.suppress(GpufleetError, OSError):
+        if before:
+            write_file(wish.path, before, CONFIG_MODE, keep=True)
+        else:
+            os.unlink(wish.path)
+        daemon = Daemon(wish.docker_host)
+        if engine(wish.docker_host)["running"]:
+            daemon.reload(lambda _seen: True)
+        elif was_running:
+            daemon.restart()

@@ -1,0 +1,424 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a replica's container should be, as plain data, and how that differs from what it is.
+
+The data (the spec) holds everything that matters for the container except the values of secrets. It is kept as a
+label on the container, so that a later run can tell what changed without asking how Docker spells it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
+
+LABEL_COLLECTION = "io.gpufleet.collection"
+LABEL_REPLICA = "io.gpufleet.replica"
+LABEL_SPEC = "io.gpufleet.spec"
+COLLECTION = "gpufleet.vllm"
+PREVIOUS = "-previous"
+NEXT = "-next"
+
+CONFIG_PATH = "/etc/vllm/config.yaml"
+HF_HOME = "/root/.cache/huggingface"
+# Where a server finds what the host tells it (server_door, server_health), and under which names.
+CONTROL_PATH = "/etc/vllm/control"
+DOOR_MODULE = "gpufleet_door"
+HEALTH_PROGRAM = "gpufleet_health.py"
+CA_BUNDLE_PATH = "/etc/gpufleet/ca-bundle.crt"
+CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+# Folder under vllm_cache_dir -> where the container keeps that cache.
+CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", "triton": "/root/.triton"}
+DEFAULT_PORT = 8000
+GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
+
+
+# The health check's first hour of failures does not count: a cold start takes minutes. It asks twice, so what it waits
+# for each answer is less than half of its timeout.
+HEALTH = {"interval_s": 15, "timeout_s": 20, "retries": 3, "start_period_s": 3600}
+HEALTH_ANSWER_S = 8
+
+Spec = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What all replicas of a host have in common.
+
+    Attributes:
+        image: the reference to run.
+        image_id: the id behind it, C(sha256:...); empty when the image is not there yet.
+        model_source: of the plan: C(argument) for C(vllm serve) and the host folder C(mount), if any.
+        device: C(cuda) or C(cpu).
+        gpu_access: how GPUs reach the container, one of GPU_ACCESS or C(auto).
+        network_mode: C(bridge) or C(host).
+        hf_home: host folder of the Hugging Face cache.
+        cache_dir: host folder of the compile caches.
+        config_dir: host folder of the configurations; below C(control) it has a folder for each replica, through which
+            the host tells the server things.
+        volumes: further mounts, as C(source:target[:options]).
+        environment: further variables; they win over the plan's.
+        restart_policy: Docker's name of it.
+        log_max_size: size at which Docker rotates the log, such as C(100m).
+        log_max_files: number of log files kept.
+        ca_bundle: host file with certificate authorities; empty for none.
+        ipc_mode: C(host) or C(private).
+        shm_size: size of the shared memory when ipc_mode is private, such as C(16g).
+        labels: further labels.
+        python_path: the image's own C(PYTHONPATH), which ours must not hide.
+    """
+
+    image: str
+    image_id: str
+    model_source: Mapping[str, str]
+    device: str
+    gpu_access: str
+    network_mode: str
+    hf_home: str
+    cache_dir: str
+    config_dir: str
+    volumes: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    restart_policy: str = "unless-stopped"
+    log_max_size: str = "100m"
+    log_max_files: int = 5
+    ca_bundle: str = ""
+    ipc_mode: str = "host"
+    shm_size: str = ""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    python_path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One difference between what a container is and what it should be."""
+
+    field: str
+    before: Any
+    after: Any
+
+    def as_text(self) -> str:
+        """Return the change as a person reads it: C(config.max-num-seqs: 256 -> 128)."""
+        return f"{self.field}: {_value(self.before)} -> {_value(self.after)}"
+
+    def as_result(self) -> dict[str, Any]:
+        """Return the change as data."""
+        return {"field": self.field, "before": self.before, "after": self.after}
+
+
+def belongs_to(prefix: str, container: str) -> bool:
+    """Return whether a container is one of a deployment's, C(-next) and C(-previous) included.
+
+    Another deployment on the host may have a prefix that begins with this one's: vllm and vllm-small.
+
+    Args:
+        prefix: vllm_container_prefix of the deployment.
+        container: the container's name.
+    """
+    return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
+
+
+def filters_of(prefix: str) -> dict[str, Any]:
+    """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
+    return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
+
+
+def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out.
+
+    Raises:
+        GpufleetError: C(secret-invalid) for one of several lines, which no environment file can hold.
+    """
+    for name, value in secrets.items():
+        if "\n" in value:
+            raise GpufleetError(
+                f"The secret {name} has more than one line.",
+                name="secret-invalid",
+                remedy="Remove the line breaks; a file read with lookup('file', ...) may end with one more.",
+            )
+    public = {name: value for name, value in environment.items() if not is_secret(name, value)}
+    hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
+    return public, {name: value for name, value in {**hidden, **secrets}.items() if value}
+
+
+def build_spec(
+    replica: Mapping[str, Any],
+    wishes: Wishes,
+    secrets: Iterable[str],
+    device_exists: Callable[[str], bool],
+    minors: Mapping[str, int] | None = None,
+) -> Spec:
+    """Return the spec of one replica's container.
+
+    Args:
+        replica: an entry of the plan's C(replicas).
+        wishes: what all replicas share; its environment holds no secrets (split_secrets).
+        secrets: names of the variables that reach the container besides; their values are no part of a spec.
+        device_exists: tells whether a device file is there.
+        minors: number of the device file of each GPU by its UUID, as linux.nvidia_minors tells; by default its index.
+    """
+    config = dict(replica["config"])
+    source = wishes.model_source
+    argument = source["argument"]
+    container_port = int(config.get("port", DEFAULT_PORT))
+    access = "none" if wishes.device == "cpu" else {"auto": "gpus"}.get(wishes.gpu_access, wishes.gpu_access)
+    ids = [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
+    volumes = [f"{wishes.hf_home}:{HF_HOME}"]
+    volumes += [f"{wishes.cache_dir}/{folder}:{target}" for folder, target in CACHES.items()]
+    volumes.append(f"{wishes.config_dir}/control/{replica['name']}:{CONTROL_PATH}:ro")
+    environment = {"HF_HOME": HF_HOME}
+    if source.get("mount"):
+        volumes.append(f"{source['mount']}:{argument}:ro")
+    if wishes.ca_bundle:
+        volumes.append(f"{wishes.ca_bundle}:{CA_BUNDLE_PATH}:ro")
+        environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
+    if access == "runtime":
+        environment.update({"NVIDIA_VISIBLE_DEVICES": ",".join(ids), "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"})
+    elif access in ("cdi", "devices"):
+        # CUDA's images ask for all GPUs; where nvidia is Docker's default runtime, they would get them.
+        environment["NVIDIA_VISIBLE_DEVICES"] = "void"
+    environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
+    environment.update({str(name): str(value) for name, value in wishes.environment.items()})
+    python_path = environment.get("PYTHONPATH", wishes.python_path)
+    environment["PYTHONPATH"] = ":".join(part for part in (CONTROL_PATH, python_path) if part)
+    bridged = wishes.network_mode != "host"
+    return {
+        "schema": 1,
+        "name": replica["name"],
+        "image": wishes.image,
+        "image_id": wishes.image_id,
+        "command": ["serve", argument, "--config", CONFIG_PATH, "--middleware", f"{DOOR_MODULE}.Door"],
+        "config": config,
+        "environment": environment,
+        "secrets": sorted(secrets),
+        "volumes": joined_volumes(volumes, wishes.volumes),
+        "gpu_access": access,
+        "gpus": ids if access != "none" else [],
+        "devices": _device_files(replica, access, device_exists, minors or {}),
+        "network_mode": wishes.network_mode,
+        "publish": f"{_bracketed(replica['host'])}:{replica['port']}:{container_port}" if bridged else "",
+        "health_port": container_port,
+        "health_host": "127.0.0.1" if bridged else _reachable(str(config.get("host", "127.0.0.1"))),
+        "ipc_mode": wishes.ipc_mode,
+        "shm_size": wishes.shm_size if wishes.ipc_mode != "host" else "",
+        "restart_policy": wishes.restart_policy,
+        "log_max_size": wishes.log_max_size,
+        "log_max_files": wishes.log_max_files,
+        "labels": dict(wishes.labels),
+    }
+
+
+def joined_volumes(own: Iterable[str], theirs: Sequence[str]) -> list[str]:
+    """Return mounts of ours and of the user's, whose mount replaces ours at the same target."""
+    taken = {_target(volume) for volume in theirs}
+    return [volume for volume in own if _target(volume) not in taken] + list(theirs)
+
+
+def _device_files(
+    replica: Mapping[str, Any], access: str, exists: Callable[[str], bool], minors: Mapping[str, int]
+) -> list[str]:
+    """Return the device files that Docker itself is to give to a container.
+
+    With C(devices) nobody else does. With C(gpus) and C(runtime) the toolkit's hook does so behind Docker's back, and
+    the container loses them when systemd reloads its units (nvidia-container-toolkit #48), unless Docker knows them.
+    """
+    if access not in ("devices", "gpus", "runtime"):
+        return []
+    indexes, uuids = replica.get("gpus") or [], replica.get("gpu_uuids") or []
+    pairs = itertools.zip_longest(indexes, (minors.get(uuid) for uuid in uuids[: len(indexes)]))
+    cards = [
+        f"/dev/nvidia{index if minor is None or not exists(f'/dev/nvidia{minor}') else minor}" for index, minor in pairs
+    ]
+    files = [*cards, "/dev/nvidiactl", "/dev/nvidia-uvm"]
+    optional = ["/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"]
+    if access == "devices":
+        return files + [path for path in optional if exists(path)]
+    return [path for path in files + optional if exists(path)] if cards else []
+
+
+def _reachable(host: str) -> str:
+    """Return the address at which a server that listens on C(host) is reached from its own machine."""
+    return _bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host))  # noqa: S104
+
+
+def _bracketed(host: str) -> str:
+    """Return an address as it stands before a port."""
+    return f"[{host.strip('[]')}]" if ":" in host else host
+
+
+def base_url(spec: Spec) -> str:
+    """Return the address of the server as seen from its host, such as C(http://127.0.0.1:8000)."""
+    host, port = endpoint(spec)
+    return f"http://{_reachable(host)}:{port}"
+
+
+def endpoint(spec: Spec) -> tuple[str, int]:
+    """Return the host address and port that the server takes on its host."""
+    if spec["publish"]:
+        host, port, _container_port = spec["publish"].rsplit(":", 2)
+        return host.strip("[]"), int(port)
+    return str(spec["config"].get("host", "0.0.0.0")), int(spec["health_port"])  # noqa: S104
+
+
+def health_command(spec: Spec) -> str:
+    """Return the shell command of Docker's health check; the image may have no curl, so it is Python's."""
+    address = f"{spec['health_host']}:{spec['health_port']}"
+    return f"python3 {CONTROL_PATH}/{HEALTH_PROGRAM} {address} --timeout {HEALTH_ANSWER_S}"
+
+
+def labels(spec: Spec) -> dict[str, str]:
+    """Return the container's labels, the spec itself among them."""
+    return {
+        **spec["labels"],
+        LABEL_COLLECTION: COLLECTION,
+        LABEL_REPLICA: spec["name"],
+        LABEL_SPEC: json.dumps(spec, sort_keys=True, separators=(",", ":")),
+    }
+
+
+def create_arguments(spec: Spec, secrets: Mapping[str, str], config_file: str) -> dict[str, Any]:
+    """Return the arguments of the Docker SDK's C(containers.create) for a spec.
+
+    The restart policy is not among them: a server gets it once it is ready, so that the first death of one that cannot
+    start is seen and not restarted away.
+
+    Args:
+        spec: what build_spec returned.
+        secrets: environment variables that the spec does not hold.
+        config_file: the host file mounted as the configuration.
+    """
+    from docker.types import LogConfig
+
+    arguments: dict[str, Any] = {
+        "image": spec["image"],
+        "entrypoint": ["vllm"],
+        "command": spec["command"],
+        "environment": {**spec["environment"], **secrets},
+        "volumes": [f"{config_file}:{CONFIG_PATH}:ro", *spec["volumes"]],
+        "network_mode": spec["network_mode"],
+        "ipc_mode": spec["ipc_mode"],
+        "init": True,
+        "labels": labels(spec),
+        "log_config": LogConfig(
+            type="json-file", config={"max-size": spec["log_max_size"], "max-file": str(spec["log_max_files"])}
+        ),
+        "healthcheck": {
+            "test": ["CMD-SHELL", health_command(spec)],
+            "interval": HEALTH["interval_s"] * 10**9,
+            "timeout": HEALTH["timeout_s"] * 10**9,
+            "retries": HEALTH["retries"],
+            "start_period": HEALTH["start_period_s"] * 10**9,
+        },
+    }
+    if spec["publish"]:
+        host, port = endpoint(spec)
+        arguments["ports"] = {f"{spec['publish'].rsplit(':', 1)[1]}/tcp": (host, port)}
+    if spec["shm_size"]:
+        arguments["shm_size"] = spec["shm_size"]
+    arguments.update(gpu_arguments(spec))
+    return arguments
+
+
+def gpu_arguments(spec: Spec) -> dict[str, Any]:
+    """Return those of the arguments of C(containers.create) that give the container its GPUs."""
+    from docker.types import DeviceRequest
+
+    arguments: dict[str, Any] = {}
+    if spec["gpu_access"] == "gpus":
+        arguments["device_requests"] = [DeviceRequest(driver="nvidia", device_ids=spec["gpus"], capabilities=[["gpu"]])]
+    elif spec["gpu_access"] == "cdi":
+        devices = [f"nvidia.com/gpu={gpu}" for gpu in spec["gpus"]]
+        arguments["device_requests"] = [DeviceRequest(driver="cdi", device_ids=devices)]
+    elif spec["gpu_access"] == "runtime":
+        arguments["runtime"] = "nvidia"
+    if spec["devices"]:
+        arguments["devices"] = [f"{path}:{path}:rwm" for path in spec["devices"]]
+    return arguments
+
+
+def read_spec(container_labels: Mapping[str, str]) -> Spec | None:
+    """Return the spec on a container's label, or None when it has none that this collection can read."""
+    try:
+        spec = json.loads(container_labels.get(LABEL_SPEC, ""))
+    except ValueError:
+        return None
+    return spec if isinstance(spec, dict) and spec.get("schema") == 1 else None
+
+
+def spec_changes(before: Spec | None, after: Spec) -> list[Change]:
+    """Return what changed between two specs, field by field; nothing when the container may stay as it is."""
+    if before is None:
+        return [Change("spec", "not made by this version of the collection", "made by it")]
+    old, new = _flat(before), _flat(after)
+    return [
+        Change(field, old.get(field), new.get(field))
+        for field in sorted({*old, *new})
+        if (old.get(field) or None) != (new.get(field) or None)
+    ]
+
+
+def secret_changes(
+    actual_environment: Mapping[str, str], secrets: Mapping[str, str], spec: Spec | None
+) -> list[Change]:
+    """Return which secrets have other values than a container has, without the values.
+
+    Args:
+        actual_environment: the container's own variables.
+        secrets: what it should have.
+        spec: the container's spec, which names the secrets that it was given.
+    """
+    known = (spec or {}).get("secrets", [])
+    return [
+        Change(f"secret {name}", "(hidden)", "(hidden, changed)")
+        for name in sorted(secrets)
+        if name in known and actual_environment.get(name, "") != secrets[name]
+    ]
+
+
+# Fields that do not count as a change: names, what follows from other fields, and what Docker can change in place.
+INFORMATIVE = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
+
+
+def what_matters(spec: Spec) -> dict[str, Any]:
+    """Return what must differ between two specs for one to replace the other, one level of fields."""
+    return {field: value for field, value in _flat(spec).items() if value}
+
+
+def _flat(spec: Spec) -> dict[str, Any]:
+    """Return the spec as one level of fields: mappings by key, mounts by their target."""
+    flat: dict[str, Any] = {}
+    for field, value in spec.items():
+        if field in INFORMATIVE:
+            continue
+        if isinstance(value, dict):
+            flat.update({f"{field}.{key}": entry for key, entry in value.items()})
+        elif field == "volumes":
+            flat.update({f"volume {_target(entry)}": entry for entry in value})
+        else:
+            flat[field] = value
+    return flat
+
+
+def _target(volume: str) -> str:
+    parts = volume.split(":")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def _value(value: Any) -> str:
+    if value is None or value == "":
+        return "(not set)"
+    if isinstance(value, str):
+        return value[:19] if value.startswith("sha256:") else value
+    return json.dumps(value)
+
+
+def diff_text(spec: Spec | None) -> str:
+    """Return a spec as the text of a diff."""
+    return json.dumps(spec, indent=2, sort_keys=True) + "\n" if spec else ""

@@ -1,0 +1,73 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The folder through which the host tells a running server things; its container mounts it read-only.
+
+It holds the two programs that run inside (server_door, server_health), C(watchdog) (seconds for which the server may
+hang, 0 for ever) and, while the server turns requests away, C(closed) (when it takes them again by itself).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import shutil
+import time
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import DOOR_MODULE, HEALTH_PROGRAM
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import door, health_check
+
+WATCHDOG = "watchdog"
+
+
+class Control:
+    """The control folder of one replica.
+
+    Args:
+        folder: its path on the host.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def files(self, watchdog: int) -> dict[str, str]:
+        """Return the texts of the folder's files by their paths.
+
+        Args:
+            watchdog: seconds for which the server may hang; 0 for ever.
+        """
+        texts = {
+            f"{DOOR_MODULE}.py": inspect.getsource(door),
+            HEALTH_PROGRAM: inspect.getsource(health_check),
+            WATCHDOG: f"{watchdog}\n",
+        }
+        return {os.path.join(self.folder, name): text for name, text in texts.items()}
+
+    def close(self, seconds: float) -> None:
+        """Have the server turn new requests away, for C(seconds) unless C(open) comes first."""
+        path = os.path.join(self.folder, door.CLOSED)
+        write_file(path, f"{time.time() + seconds:.3f}\n", 0o644, variable="vllm_config_dir")
+
+    def open(self) -> bool:
+        """Have the server take requests again; return whether it did not.
+
+        Where the file cannot be removed the door opens at the time in it.
+        """
+        closed = self.closed()
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.folder, door.CLOSED))
+        return closed
+
+    def closed(self) -> bool:
+        """Return whether the server turns new requests away."""
+        try:
+            return time.time() < float(read_text(self.folder, door.CLOSED))
+        except ValueError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,421 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The front end's files: HAProxy's configuration, and beside it what must not be shown.
+
+The configuration itself holds no secret and may be seen in a difference. Clients' keys are kept as SHA-256 sums in a
+file of their own; the key with which the front end asks the replicas is in another, which HAProxy reads as root before
+it becomes its own user. Everything used here is in HAProxy 2.4 and later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+
+BACKEND = "replicas"
+CONFIG = "haproxy.cfg"
+KEYS = "keys.sha256"
+REPLICA_KEY = "replica.key"
+CERTIFICATE = "site.pem"
+REPLICAS = "replicas.json"
+MASTER_SOCKET = "master.sock"
+ADMIN_SOCKET = "admin.sock"
+SERVER_STATE = "server-state"
+
+SERVER_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
+ENDPOINT = re.compile(r"/[A-Za-z0-9_./-]*")
+ADDRESS = re.compile(r"[A-Za-z0-9_.:-]+")
+RATE_WINDOW_S = 10
+# What HAProxy answers of itself. Quotes would end the text in the configuration.
+ERRORS = {
+    400: "The request is no valid HTTP.",
+    408: "The request did not come in time.",
+    502: "The server that had the request broke off.",
+    503: "No server is available now. Try again later.",
+    504: "The server that has the request does not answer.",
+}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One server behind the front end: host and name as the inventory and the plan call it, and where it is."""
+
+    host: str
+    name: str
+    address: str
+    port: int
+
+    def server(self) -> str:
+        """Return its name in HAProxy's configuration."""
+        return server_name(self.host, self.name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the front end does, besides where the replicas are.
+
+    Attributes:
+        host: address to listen on.
+        port: port to listen on.
+        tls: whether clients must speak TLS.
+        keys: keys of the clients; empty lets in everyone.
+        replica_key: key with which the replicas are asked; empty sends none.
+        endpoints: paths that pass.
+        max_request_bytes: largest body of a request.
+        rate_limit: requests of one key (or, without keys, of one address) in ten seconds; 0 for no limit.
+        max_connections: connections of clients at once.
+        max_requests_per_replica: requests at one replica at once, beyond which they wait here; 0 for no limit.
+        buffer_bytes: a request up to this size can be sent again when a replica dies.
+        timeout: seconds for which an answer may be silent.
+        check_interval_ms: between two health checks of a replica.
+        run_dir: folder of the sockets.
+        user: HAProxy's own user and group.
+        chroot: folder HAProxy locks itself into; empty for none.
+    """
+
+    host: str
+    port: int
+    tls: bool
+    keys: tuple[str, ...]
+    replica_key: str
+    endpoints: tuple[str, ...]
+    max_request_bytes: int
+    rate_limit: int
+    max_connections: int
+    max_requests_per_replica: int
+    buffer_bytes: int
+    timeout: int
+    check_interval_ms: int
+    run_dir: str
+    user: str = "haproxy"
+    chroot: str = ""
+
+
+def server_name(host: str, replica: str) -> str:
+    """Return a replica's name in HAProxy's configuration."""
+    return f"{host}:{replica}"
+
+
+def host_of(server: str) -> str:
+    """Return the host of a server of HAProxy's configuration; an address of IPv6 as a host's name has colons, too."""
+    return server.rpartition(":")[0]
+
+
+def check(settings: Settings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
+    """Refuse what would be unsafe, or would not be a configuration.
+
+    Raises:
+        GpufleetError: C(invalid-router), naming every problem at once.
+    """
+    problems = list(_unsafe(settings, allow_unauthenticated))
+    problems += [
+        f"router_endpoints: {path!r} is not a path such as /v1/completions"
+        for path in settings.endpoints
+        if not ENDPOINT.fullmatch(path)
+    ]
+    if not settings.endpoints:
+        problems.append("router_endpoints: is empty, so nothing could pass; leave it at its default")
+    for key in (*settings.keys, settings.replica_key):
+        if re.search(r"[\s\x00-\x1f\x7f]", key):
+            problems.append("router_api_keys or vllm_api_key: a key has white space in it, which no header can carry")
+    for replica in replicas:
+        if not SERVER_NAME.fullmatch(replica.server()):
+            problems.append(
+                f"{replica.server()}: HAProxy's names have letters, digits and _ . : - alone; rename the host"
+            )
+        if not ADDRESS.fullmatch(replica.address):
+            problems.append(f"vllm_router_address: {replica.address!r} of {replica.host} is neither name nor address")
+    if problems:
+        raise GpufleetError(
+            "The front end cannot be had like this:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            name="invalid-router",
+            remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.router lists them.",
+            details={"problems": problems},
+        )
+
+
+def _unsafe(settings: Settings, allow_unauthenticated: bool) -> Iterable[str]:
+    if is_loopback(settings.host):
+        return
+    if not settings.keys and not allow_unauthenticated:
+        yield (
+            f"router_host: {settings.host} lets other machines in, and there is no key; set vllm_api_key or"
+            " router_api_keys, set router_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
+        )
+    if not settings.tls:
+        yield (
+            f"router_tls: false on router_host: {settings.host} would send keys and prompts in the clear; leave it at"
+            " true, or set router_host: 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from its own machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def key_sum(key: str) -> str:
+    """Return a client's key as the front end keeps it."""
+    return hashlib.sha256(f"Bearer {key}".encode()).hexdigest()
+
+
+def files(settings: Settings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
+    """Return the files of the front end, name to text, for the folder that they will be in."""
+    return {
+        CONFIG: config(settings, replicas, folder),
+        KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
+        REPLICA_KEY: f"replica {settings.replica_key}\n" if settings.replica_key else "",
+        REPLICAS: json.dumps([vars(replica) for replica in replicas], indent=1) + "\n",
+    }
+
+
+def replica_key_of(text: str) -> str:
+    """Return the key in the text of C(replica.key); empty if it has none."""
+    return text.strip().partition(" ")[2]
+
+
+def read_replicas(text: str) -> list[Replica]:
+    """Return the replicas in the text of C(replicas.json); none if it is not one."""
+    try:
+        return [Replica(**entry) for entry in json.loads(text)]
+    except (ValueError, TypeError):
+        return []
+
+
+def config(settings: Settings, replicas: Sequence[Replica], folder: str) -> str:
+    """Return HAProxy's configuration; it names files in C(folder)."""
+    sections = (
+        _global(settings),
+        _defaults(settings),
+        _front(settings, folder),
+        *([_table(settings)] if settings.rate_limit else []),
+        _backend(settings, replicas, folder),
+    )
+    return "# Written by the collection gpufleet.vllm (role router). Changes made here are overwritten.\n" + "\n".join(
+        "\n".join((section[0], *(f"    {line}" if line else "" for line in section[1:]))) + "\n" for section in sections
+    )
+
+
+def _global(settings: Settings) -> list[str]:
+    lines = [
+        "global",
+        f"user {settings.user}",
+        f"group {settings.user}",
+        "log stdout format raw local0",
+        f"stats socket {settings.run_dir}/{ADMIN_SOCKET} mode 600 level admin expose-fd listeners",
+        # What was drained stays drained when the configuration is loaded again, or HAProxy is started again.
+        f"server-state-file {settings.run_dir}/{SERVER_STATE}",
+        f"maxconn {settings.max_connections}",
+        f"hard-stop-after {settings.timeout}s",
+        f"tune.bufsize {settings.buffer_bytes}",
+        "tune.ssl.default-dh-param 2048",
+        "ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets",
+    ]
+    return [*lines, f"chroot {settings.chroot}"] if settings.chroot else lines
+
+
+def _defaults(settings: Settings) -> list[str]:
+    return [
+        "defaults",
+        "mode http",
+        "log global",
+        "option httplog",
+        "option dontlog-normal",
+        # A client that goes away ends its request at the replica, too.
+        "option abortonclose",
+        "timeout connect 3s",
+        "timeout http-request 60s",
+        "timeout http-keep-alive 60s",
+        "timeout queue 60s",
+        f"timeout client {settings.timeout}s",
+        f"timeout server {settings.timeout}s",
+        # A refused connection fails a health check at once; a server that is only slow, as under load, has this long.
+        "timeout check 10s",
+        *(_http_error(status, message) for status, message in ERRORS.items()),
+        "load-server-state-from-file global",
+    ]
+
+
+def _front(settings: Settings, folder: str) -> list[str]:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
+    lines = [
+        "frontend api",
+        f"bind {host}:{settings.port}{crypt}",
+        "monitor-uri /health",
+        f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
+        "",
+    ]
+    if settings.keys:
+        known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
+        wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
+        # A second one would be looked at here and not counted below, or the other way round.
+        lines.append(_deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"))
+        lines += [f"acl known_key {known}", _deny(401, wanted, "!known_key", " hdr WWW-Authenticate Bearer")]
+    most = settings.max_request_bytes
+    lines += [
+        f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
+        _deny(404, "There is no such endpoint here.", "!allowed_path"),
+        _deny(405, "This method is not allowed.", "!METH_GET !METH_POST"),
+        _deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
+        _deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}"),
+    ]
+    if settings.rate_limit:
+        tracked = "req.fhdr(authorization),sha2(256)" if settings.keys else "src"
+        lines += [
+            f"http-request track-sc0 {tracked} table requests",
+            _deny(
+                429,
+                f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds.",
+                f"{{ sc0_http_req_rate gt {settings.rate_limit} }}",
+                " hdr Retry-After 10",
+            ),
+        ]
+    return [*lines, "", "http-request del-header X-Forwarded-For", "option forwardfor", f"default_backend {BACKEND}"]
+
+
+def _deny(status: int, message: str, condition: str, more: str = "") -> str:
+    """Return a rule that answers with an error in the form of OpenAI's API."""
+    answer = f"return status {status} content-type application/json string '{_error(status, message)}'"
+    return f"http-request {answer}{more} if {condition}"
+
+
+def _http_error(status: int, message: str) -> str:
+    """Return the line that gives an error of HAProxy's own the form of OpenAI's API."""
+    return f"http-error status {status} content-type application/json string '{_error(status, message)}'"
+
+
+def _error(status: int, message: str) -> str:
+    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}})
+
+
+def _table(settings: Settings) -> list[str]:
+    kind = "binary len 32" if settings.keys else "ipv6"
+    return [
+        "backend requests",
+        f"stick-table type {kind} size 100k expire 1m store http_req_rate({RATE_WINDOW_S}s)",
+    ]
+
+
+def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> list[str]:
+    interval = settings.check_interval_ms
+    limit = f" maxconn {settings.max_requests_per_replica}" if settings.max_requests_per_replica else ""
+    lines = [
+        f"backend {BACKEND}",
+        "balance leastconn",
+        "option httpchk",
+        "http-check send meth GET uri /health",
+        "http-check expect status 200",
+        # Sent again, elsewhere: what found no connection, and what a dying replica had answered nothing to. For that a
+        # request must be here whole. (In the frontend this would have the rules wait for the body.)
+        "option http-buffer-request",
+        "option redispatch 1",
+        "retries 3",
+        "retry-on conn-failure empty-response",
+    ]
+    if settings.replica_key:
+        lines.append(f'http-request set-header Authorization "Bearer %[str(replica),map({folder}/{REPLICA_KEY})]"')
+    elif settings.keys:
+        lines.append("http-request del-header Authorization")
+    # A name that has another address now is followed; the last known one serves where names cannot be resolved.
+    # One failed connection takes a replica out; two passed checks take it back.
+    checks = f"inter {interval}ms fastinter {max(interval // 4, 100)}ms downinter {max(interval // 2, 100)}ms"
+    lines.append(
+        f"default-server check {checks} fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down"
+        f" pool-purge-delay 2s init-addr libc,last,none{limit}"
+    )
+    lines += [f"server {replica.server()} {_at(replica)}" for replica in replicas]
+    return lines
+
+
+def _at(replica: Replica) -> str:
+    return f"[{replica.address}]:{replica.port}" if ":" in replica.address else f"{replica.address}:{replica.port}"
+
+
+def merge(
+    known: Mapping[str, Sequence[Replica]], unknown: Iterable[str], before: Sequence[Replica]
+) -> tuple[list[Replica], dict[str, str]]:
+    """Return the replicas that the front end is to have, in order, and what is said of hosts that could not be asked.
+
+    Args:
+        known: what each host that answered serves.
+        unknown: hosts of the inventory that did not answer, or were not asked.
+        before: what the front end has now.
+
+    Returns:
+        The replicas; for each unknown host C(kept) or C(left out), and C(gone) for those that neither names any more.
+    """
+    kept = {host: [replica for replica in before if replica.host == host] for host in unknown}
+    wanted = {**{host: list(replicas) for host, replicas in known.items()}, **kept}
+    said = {replica.host: "gone" for replica in before if replica.host not in wanted}
+    said.update({host: "kept" if replicas else "left out" for host, replicas in kept.items()})
+    return [replica for host in sorted(wanted) for replica in wanted[host]], said
+
+
+def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:
+    """Return the key with which all replicas are asked; empty without replicas.
+
+    Args:
+        keys: of each host; empty where none is wanted.
+        replicas: those behind the front end; keys of other hosts do not count.
+
+    Raises:
+        GpufleetError: C(keys-differ).
+    """
+    first: dict[str, str] = {}
+    for replica in replicas:
+        first.setdefault(keys.get(replica.host, ""), replica.host)
+    if len(first) > 1:
+        raise GpufleetError(
+            f"vllm_api_key differs between hosts behind the front end, such as {' and '.join([*first.values()][:2])}.",
+            name="keys-differ",
+            remedy="Give all hosts the same vllm_api_key; clients may have keys of their own in router_api_keys.",
+        )
+    return next(iter(first), "")
+
+
+def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], unsure: Mapping[str, str]) -> None:
+    """Refuse to take the last replica out of a front end while hosts of the inventory may well serve.
+
+    Args:
+        before: what the front end has now.
+        replicas: what it is to have.
+        unsure: hosts of which nobody knows that nothing is deployed there, and why they have no replica here.
+
+    Raises:
+        GpufleetError: C(router-emptied).
+    """
+    if not before or replicas or not unsure:
+        return
+    raise GpufleetError(
+        f"The front end would lose every replica that it has ({len(before)}), and each request would get 503:\n"
+        + "\n".join(f"  - {host}: {why}" for host, why in sorted(unsure.items())),
+        name="router-emptied",
+        remedy="The front end goes on with what it has. Mend what is said of each host, or run the playbook again with"
+        " all hosts in --limit. It is emptied once each host was asked and has nothing deployed.",
+    )
+
+
+def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Settings:
+    """Return the settings in the options of the module router_server."""
+    keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
+    names = set(Settings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
+    return Settings(
+        keys=keys,
+        replica_key=replica_key,
+        endpoints=tuple(params["endpoints"]),
+        chroot=chroot,
+        user=params["user"],
+        **{name: params[name] for name in names},
+    )

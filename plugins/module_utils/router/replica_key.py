@@ -1,0 +1,79 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tries at the servers themselves whether they take a key, before the front end asks them with no other."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Target, ask
+
+TIMEOUT_S = 5.0
+AT_ONCE = 32
+TAKES, REFUSES = (200,), (401, 403)
+SHOWN = 5
+
+
+def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list[str]:
+    """Refuse a key for the replicas with which fewer of them could be asked than with the one before.
+
+    Replicas that do not answer have no say. While a key is being changed some take the old one and some the new.
+
+    Args:
+        replicas: those that the front end is to have.
+        key: with which it is to ask them; empty for none.
+        before: with which it asks them now; None where it asks nobody yet.
+
+    Returns:
+        The hosts whose servers refuse the key nevertheless.
+
+    Raises:
+        GpufleetError: C(router-key-refused).
+    """
+    answers = _answers(replicas, key)
+    refusing = sorted({replica.host for replica, status in zip(replicas, answers) if status in REFUSES})
+    if not refusing:
+        return []
+    take = sum(status in TAKES for status in answers)
+    took = 0 if before is None else sum(status in TAKES for status in _answers(replicas, before))
+    if take >= max(took, 1):
+        return refusing
+    raise GpufleetError(
+        f"The servers of {_listed(refusing)} refuse vllm_api_key; every request to them would get 401.",
+        name="router-key-refused",
+        remedy="The front end goes on with the key that it has. Give the servers the new key first: the playbook"
+        " gpufleet.vllm.deploy does that, and has the front end follow. Or set vllm_api_key to what they serve with.",
+        details={"hosts": refusing},
+    )
+
+
+def refused_by(hosts: Sequence[str]) -> str:
+    """Return the warning for hosts that refuse a key with which the others can be asked."""
+    return (
+        f"The servers of {_listed(hosts)} refuse vllm_api_key, with which the others are asked: requests that get there"
+        " are answered with 401 until gpufleet.vllm.deploy has given them the key."
+    )
+
+
+def _listed(hosts: Sequence[str]) -> str:
+    more = len(hosts) - SHOWN
+    return ", ".join(hosts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _answers(replicas: Sequence[Replica], key: str) -> list[int]:
+    """Return the status of each replica's list of models; 0 where it does not answer."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda replica: _answer(replica, key), replicas))
+
+
+def _answer(replica: Replica, key: str) -> int:
+    target = Target(replica.address, replica.port, "", False, "", key, TIMEOUT_S)
+    try:
+        return ask(target, "GET", "/v1/models", key, {})[0]
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0

@@ -1,0 +1,199 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tries what a front end and the servers behind it must refuse.
+
+Every check is a real attempt, and what must work is tried too: where nothing answers at all, nothing is proven. Only
+the standard library is used, so that this runs wherever a check from outside makes sense.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import socket
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+
+# What vLLM offers without asking for its key, in some version, and what would get round a careless list of paths.
+FORBIDDEN = (
+    "/invocations",
+    "/pause",
+    "/resume",
+    "/sleep",
+    "/wake_up",
+    "/collective_rpc",
+    "/reset_prefix_cache",
+    "/tokenize",
+    "/detokenize",
+    "/metrics",
+    "/version",
+    "/load",
+    "/server_info",
+    "/docs",
+    "/openapi.json",
+    "/v1/load_lora_adapter",
+    "//metrics",
+    "/v1/../metrics",
+    "/v1/models/../../metrics",
+    "/%6detrics",
+    "/v1/models/%2e%2e/%2e%2e/metrics",
+    "/metrics?/v1/models",
+)
+REFUSED = (400, 401, 403, 404, 405)
+WRONG_KEY = "wrong-key"
+SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Target:
+    """The front end: where it is, by which name its certificate is checked and with what, and a valid key."""
+
+    address: str
+    port: int
+    server_name: str
+    tls: bool
+    authorities: str
+    api_key: str
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One attempt: what was tried, what came of it, and whether that is as it must be."""
+
+    what: str
+    found: str
+    passed: bool
+
+
+def checks(target: Target, max_request_bytes: int, replicas: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+    """Yield every check of a front end with keys and TLS, and of the replicas' ports as seen from this machine.
+
+    Args:
+        target: the front end.
+        max_request_bytes: body from which on it must refuse.
+        replicas: each with C(host), C(name), C(port) and C(addresses), by which other machines might reach it.
+    """
+    yield _expect(target, "GET", "/v1/models", target.api_key, (200,), "/v1/models with the key is answered")
+    yield _expect(target, "GET", "/health", "", (200,), "/health is answered")
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")):
+        yield _expect(target, method, path, "", (401,), f"{path} without a key is refused")
+    yield _expect(target, "GET", "/v1/models", WRONG_KEY, (401,), "/v1/models with a wrong key is refused")
+    for path in FORBIDDEN:
+        for method in ("GET", "POST"):
+            yield _expect(target, method, path, target.api_key, REFUSED, f"{method} {path} with the key is refused")
+    yield _expect(
+        target,
+        "POST",
+        "/v1/completions",
+        target.api_key,
+        (413,),
+        f"a request of more than {max_request_bytes} bytes is refused",
+        {"Content-Length": str(max_request_bytes + 1)},
+    )
+    if target.tls:
+        yield plain_http(target)
+    for replica in replicas:
+        for address in replica["addresses"]:
+            yield closed_port(replica, address, target.timeout)
+
+
+def _expect(
+    target: Target,
+    method: str,
+    path: str,
+    key: str,
+    statuses: Sequence[int],
+    what: str,
+    headers: Mapping[str, str] | None = None,
+) -> Check:
+    try:
+        status, text = ask(target, method, path, key, headers or {})
+    except (OSError, http.client.HTTPException) as error:
+        return Check(what, f"no answer: {error}", False)
+    return Check(what, f"HTTP {status}: {text}" if text else f"HTTP {status}", status in statuses)
+
+
+def ask(target: Target, method: str, path: str, key: str, headers: Mapping[str, str]) -> tuple[int, str]:
+    """Return status and the beginning of the answer to a request; of one with a body only the head is sent."""
+    given = dict(headers)
+    if key:
+        given["Authorization"] = f"Bearer {key}"
+    if method == "POST":
+        given.setdefault("Content-Length", "2")
+    connection = http.client.HTTPConnection(target.address, target.port, timeout=target.timeout)
+    with contextlib.closing(connection):
+        connection.connect()
+        if target.tls:
+            context = ssl.create_default_context(cadata=target.authorities or None)
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=target.server_name)
+        connection.putrequest(method, path)
+        for name, value in given.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"{}" if given.get("Content-Length") == "2" else None)
+        response = connection.getresponse()
+        return response.status, _message(response.read(SHOWN * 10).decode(errors="replace"))
+
+
+def _message(text: str) -> str:
+    """Return the message in an answer of the front end, or the beginning of any other text in one line."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(text)["error"]["message"])
+    return " ".join(text.split())[:SHOWN]
+
+
+def plain_http(target: Target) -> Check:
+    """Check that a request without TLS (and without the key, which would be seen) gets no answer of HTTP."""
+    what = "plain HTTP is refused"
+    try:
+        with socket.create_connection((target.address, target.port), timeout=target.timeout) as connection:
+            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {target.server_name}\r\n\r\n".encode())
+            answer = connection.recv(SHOWN)
+    except OSError as error:
+        return Check(what, f"connection ended: {error}", True)
+    return Check(what, repr(answer.decode(errors="replace")) if answer else "connection closed", b"HTTP/" not in answer)
+
+
+def closed_port(replica: Mapping[str, Any], address: str, timeout: float) -> Check:
+    """Check that a replica's port cannot be connected to from this machine."""
+    port = int(replica["port"])
+    what = f"the port of {replica['name']} on {replica['host']} ({address}:{port}) is closed to this machine"
+    try:
+        with socket.create_connection((address, port), timeout=timeout):
+            return Check(what, "connected", False)
+    except socket.gaierror as error:
+        return Check(what, f"could not be tried: {error}", False)
+    except OSError as error:
+        return Check(what, str(error), True)
+
+
+def outside_addresses(given: Sequence[str], root: str = "/") -> list[str]:
+    """Return those of the addresses that lead to another machine; if none does, this machine's own but loopback."""
+    others = [address for address in dict.fromkeys(given) if not _only_here(address)]
+    return others or own_addresses(root)
+
+
+def _only_here(address: str) -> bool:
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(address, None)}
+    except OSError:
+        return False  # the attempt to connect will tell
+    return all(ipaddress.ip_address(str(one).partition("%")[0]).is_loopback for one in found)
+
+
+def own_addresses(root: str = "/") -> list[str]:
+    """Return this machine's IPv4 addresses, without loopback."""
+    found, last = [], ""
+    for line in read_text(root, "proc/net/fib_trie").splitlines():
+        text = line.strip(" |+-")
+        if text.endswith("host LOCAL"):
+            found.append(last)
+        last = text.split()[0].partition("/")[0] if text else ""
+    return sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})

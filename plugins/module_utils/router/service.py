@@ -1,0 +1,356 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has HAProxy run with the wanted files, and loads them again without dropping a connection.
+
+New files are checked by HAProxy itself in a folder of their own before any of the old ones is touched. They are loaded
+by the master process, which starts a new worker with the same listening sockets; the old worker ends with its last
+connection. Where the new worker does not come up (a port that is taken is seen only then), the old files are put back:
+the old worker has served all the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
+    run_command,
+    run_program,
+    start_program,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
+
+UNIT = "gpufleet-router.service"
+UNIT_PATH = f"/etc/systemd/system/{UNIT}"
+SYSTEMD_FOLDER = "/run/systemd/system"
+LOADED = "loaded.sha256"
+SECRET_MODE, CONFIG_MODE = 0o600, 0o644
+MODES = {config.CONFIG: CONFIG_MODE, config.REPLICAS: CONFIG_MODE}
+START_S = 15.0
+POLL_S = 0.1
+LOG_SHOWN = 2000
+
+
+class FrontEnd:
+    """The front end of this host.
+
+    Args:
+        directory: folder of its files.
+        run_dir: folder of its sockets.
+        log_file: where HAProxy's messages go when there is no systemd.
+    """
+
+    def __init__(self, directory: str, run_dir: str, log_file: str) -> None:
+        self._directory = directory
+        self._run_dir = run_dir
+        self._log_file = log_file
+        self.master = Master(os.path.join(run_dir, config.MASTER_SOCKET))
+        self._states = self.master.states
+
+    # What is there
+
+    def path(self, name: str) -> str:
+        """Return the path of one of its files."""
+        return os.path.join(self._directory, name)
+
+    def text(self, name: str) -> str:
+        """Return the text of one of its files; empty when it is missing."""
+        return read_text(self.path(name))
+
+    def processes(self) -> Processes | None:
+        """Return what runs; None when nothing does.
+
+        Raises:
+            GpufleetError: C(router-not-answering) when that cannot be told.
+        """
+        try:
+            found = self.master.processes()
+        except GpufleetError as error:
+            if error.name != "router-not-running":
+                raise
+            return None
+        return found if found.current else None
+
+    def loaded(self, files: Mapping[str, str]) -> bool:
+        """Return whether what runs has loaded just these files and the certificate that is there."""
+        return read_text(self._run_dir, LOADED).strip() == self._digest(files)
+
+    def _digest(self, files: Mapping[str, str]) -> str:
+        whole = hashlib.sha256()
+        for name in sorted({*files, config.CERTIFICATE}):
+            text = files[name] if name in files else self.text(name)
+            whole.update(f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+        return whole.hexdigest()
+
+    # Checking
+
+    def check(self, render: Callable[[str], Mapping[str, str]]) -> None:
+        """Have HAProxy check the files that C(render) makes for a folder, in a folder of their own.
+
+        Raises:
+            GpufleetError: C(haproxy-missing), or C(router-config-refused) with HAProxy's words.
+        """
+        program = haproxy_program()
+        os.makedirs(self._directory, mode=0o755, exist_ok=True)
+        self._states.have()
+        folder = tempfile.mkdtemp(prefix=".check-", dir=self._directory)
+        try:
+            for name, text in render(folder).items():
+                write_file(os.path.join(folder, name), text, MODES.get(name, SECRET_MODE))
+            certificate, checked = self.path(config.CERTIFICATE), os.path.join(folder, config.CERTIFICATE)
+            if os.path.exists(certificate) and not os.path.exists(checked):
+                os.symlink(certificate, checked)
+            run_command(
+                [program, "-c", "-f", os.path.join(folder, config.CONFIG)],
+                name="router-config-refused",
+                doing="HAProxy's check of the front end's configuration",
+                remedy="The front end goes on with what it has. Correct the router_* variable that the message leads"
+                " to. router_certificate needs the certificate, its chain and its private key in one file.",
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    # Changing
+
+    def load(self, files: Mapping[str, str]) -> str:
+        """Write the files and have HAProxy run with them; return C(started) or C(reloaded).
+
+        Raises:
+            GpufleetError: C(router-not-started), or C(router-not-reloaded); the old files are back then.
+        """
+        running = self.processes()
+        self._states.have()
+        with self._states.held("router_server"):
+            if running:
+                self._exchange(files)
+            else:
+                self._write(files)
+                self._start(_replicas(files))
+        write_file(os.path.join(self._run_dir, LOADED), self._digest(files) + "\n", CONFIG_MODE)
+        return "reloaded" if running else "started"
+
+    def _exchange(self, files: Mapping[str, str]) -> None:
+        before = {name: self.text(name) for name in files if os.path.exists(self.path(name))}
+        try:
+            self._write(files)
+            self._reload(_replicas(files))
+        except GpufleetError:
+            self._write(before)
+            for name in set(files) - set(before):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(name))
+            with contextlib.suppress(GpufleetError):
+                self._reload(_replicas(before))
+            raise
+
+    def remove(self) -> None:
+        """End HAProxy and remove what this made."""
+        if on_systemd():
+            if os.path.exists(UNIT_PATH):
+                _systemctl("disable", "--now", UNIT)
+                os.unlink(UNIT_PATH)
+                _systemctl("daemon-reload")
+        else:
+            self._stop()
+        shutil.rmtree(self._run_dir, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _write(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            write_file(self.path(name), text, MODES.get(name, SECRET_MODE))
+
+    def _start(self, replicas: Sequence[Replica]) -> None:
+        self._states.write(at_their_places(self._states.read(), replicas))
+        mark = _size(self._log_file)
+        if on_systemd():
+            self._write_unit()
+            _systemctl("enable", UNIT)
+            _systemctl("restart", UNIT)
+            process = None
+        else:
+            process = self._spawn()
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and (process is None or process.poll() is None):
+            if self._seen():
+                return
+            time.sleep(POLL_S)
+        if process and process.poll() is None:
+            process.terminate()
+        raise GpufleetError(
+            "The front end does not start.",
+            name="router-not-started",
+            remedy="Evidence is what HAProxy says. A port that is taken: set router_port, or end what holds it.",
+            evidence=self._said(mark),
+        )
+
+    def _write_unit(self) -> None:
+        if write_file(UNIT_PATH, unit_text(haproxy_program(), self._directory, self._run_dir), CONFIG_MODE):
+            _systemctl("daemon-reload")
+
+    def _seen(self) -> Processes | None:
+        """Return what runs, if that can be told now."""
+        try:
+            return self.processes()
+        except GpufleetError:
+            return None
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        with os.fdopen(descriptor, "ab") as log:
+            return start_program(
+                [haproxy_program(), *arguments(self._directory, self._run_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+
+    def _reload(self, replicas: Sequence[Replica]) -> None:
+        mark, before = _size(self._log_file), self.master.processes().workers()
+        if on_systemd():
+            self._write_unit()
+        self._states.write(at_their_places(self.master.states_now(), replicas))
+        try:
+            self.master.reload()
+            deadline = time.monotonic() + START_S
+            while time.monotonic() < deadline:
+                found = self._seen()
+                if found and set(found.current) - set(before):
+                    return
+                time.sleep(POLL_S)
+        finally:
+            with contextlib.suppress(GpufleetError):  # drained is in it anyway
+                self.master.keep_states()
+        raise GpufleetError(
+            "The front end does not load its new configuration; it goes on with the old one.",
+            name="router-not-reloaded",
+            remedy="Evidence is what HAProxy says. A port that is taken: set router_port, or end what holds it.",
+            evidence=self._said(mark),
+        )
+
+    def _stop(self) -> None:
+        running = self.processes()
+        if running is None:
+            return
+        os.kill(running.master, signal.SIGTERM)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and _lives(running.master):
+            time.sleep(POLL_S)
+
+    def _said(self, mark: int) -> str:
+        """Return the end of what HAProxy said since its log had C(mark) bytes."""
+        if on_systemd():
+            command = ["journalctl", "--unit", UNIT, "--lines", "20", "--no-pager", "--output", "cat"]
+            return run_program(command, capture_output=True, text=True, check=False).stdout[-LOG_SHOWN:].strip()
+        try:
+            with open(self._log_file, "rb") as stream:
+                stream.seek(mark)
+                return stream.read().decode(errors="replace")[-LOG_SHOWN:].strip()
+        except OSError:
+            return ""
+
+
+def _replicas(files: Mapping[str, str]) -> list[Replica]:
+    return config.read_replicas(files.get(config.REPLICAS, ""))
+
+
+def arguments(directory: str, run_dir: str) -> list[str]:
+    """Return the arguments with which HAProxy's master runs, without the one that says how."""
+    socket = os.path.join(run_dir, config.MASTER_SOCKET)
+    return ["-W", "-S", f"{socket},mode,600", "-f", os.path.join(directory, config.CONFIG)]
+
+
+def unit_text(program: str, directory: str, run_dir: str) -> str:
+    """Return the systemd unit of the front end."""
+    line = " ".join([program, "-Ws", *arguments(directory, run_dir)[1:]])
+    state = os.path.join(run_dir, config.SERVER_STATE)
+    return (
+        "[Unit]\n"
+        "Description=Front end of vLLM servers (HAProxy), by the collection gpufleet.vllm\n"
+        "After=network-online.target\n"
+        "Wants=network-online.target\n\n"
+        "[Service]\n"
+        "Type=notify\n"
+        f"ExecStartPre=/bin/mkdir -p {run_dir}\n"
+        f"ExecStartPre=/bin/sh -c 'test -s {state} || echo 1 > {state}'\n"
+        f"ExecStart={line}\n"
+        "ExecReload=/bin/kill -USR2 $MAINPID\n"
+        "KillMode=mixed\n"
+        "SuccessExitStatus=143\n"
+        "Restart=always\n"
+        "LimitNOFILE=1048576\n\n"
+        "[Install]\n"
+        "WantedBy=multi-user.target\n"
+    )
+
+
+def on_systemd() -> bool:
+    """Return whether systemd runs this host."""
+    return os.path.isdir(SYSTEMD_FOLDER)
+
+
+def haproxy_program() -> str:
+    """Return where HAProxy is.
+
+    Raises:
+        GpufleetError: C(haproxy-missing).
+    """
+    path = program_path("haproxy")
+    if path is None:
+        raise GpufleetError(
+            "HAProxy is not installed on this host.",
+            name="haproxy-missing",
+            remedy="Let the role router install it (router_manage_package: true), or install HAProxy 2.4 or newer.",
+        )
+    return path
+
+
+def _systemctl(*words: str) -> str:
+    return run_command(
+        ["systemctl", *words],
+        name="router-not-started",
+        doing=f"systemctl {' '.join(words)}",
+        remedy=f"Look at journalctl --unit {UNIT}.",
+    )
+
+
+def _lives(pid: int) -> bool:
+    """Return whether a process is there and has not ended yet."""
+    return "State:\tZ" not in (read_text(f"/proc/{pid}/status") or "State:\tZ")
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def differences(front_end: FrontEnd, files: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return what would change, for C(--diff): the configuration's text; of files with secrets, that they change."""
+    found = []
+    for name, text in files.items():
+        before = front_end.text(name)
+        if before == text:
+            continue
+        path = front_end.path(name)
+        if name not in MODES:
+            before, text = ("(hidden)\n" if before else ""), "(hidden, and changed)\n"
+        found.append({"before_header": path, "after_header": path, "before": before, "after": text})
+    return found

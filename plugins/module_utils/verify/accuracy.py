@@ -1,0 +1,412 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Judges a model with lm_eval, which runs in a throw-away container of the serving image.
+
+The image has torch and transformers already. The rest of lm_eval is installed once for each image into a folder of the
+host, by the image's own pip with the host's pip configuration, and mounted into the container.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import RECIPE_PROMPT, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import results
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.load_watch import LoadWatch
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+INSTALL_FOLDER = "/lm_eval"
+TASKS_FOLDER = "/tasks"
+RESULT_FOLDER = "/results"
+CA_BUNDLE_PATH = "/etc/ssl/certs/ca-certificates.crt"
+MARKER = ".gpufleet-complete"
+INSTALL_TIMEOUT_S = 3600.0
+# Resolves beside what the image has, then installs what is missing. Told to do both at once with --prefix, pip first
+# uninstalls from the image what it replaces, which fails where the image's packages are mounted read-only.
+INSTALL_PROGRAM = """\
+import json, subprocess, sys
+
+prefix, *requirements = sys.argv[1:]
+pip = [sys.executable, "-m", "pip", "install", "--no-input", "--progress-bar=off"]
+resolve = [*pip, "--quiet", "--dry-run", "--report=-", *requirements]
+resolved = subprocess.run(resolve, check=False, stdout=subprocess.PIPE)
+if resolved.returncode:
+    sys.exit(resolved.returncode)
+missing = [
+    entry["download_info"]["url"] if entry["is_direct"] else "{name}=={version}".format(**entry["metadata"])
+    for entry in json.loads(resolved.stdout)["install"]
+]
+sys.exit(subprocess.call([*pip, "--no-deps", "--ignore-installed", "--prefix", prefix, *missing]))
+"""
+# Options of the host's pip that matter in the container, where none of its files is.
+PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "no-index", "timeout", "retries")
+PATH_OPTIONS = ("extra-index-url", "find-links", "index-url")
+# What lm_eval's log says of requests that failed, the most telling first. It sends them by aiohttp. A timeout of
+# asyncio has no words; one of a socket has, and is the hub's.
+REQUEST_ERRORS = (
+    re.compile(r"API request failed with error message: .*"),
+    re.compile(
+        r".*(?:aiohttp\.\S*Error|ClientConnectorError|ClientResponseError|ServerDisconnectedError|ClientOSError|"
+        r"ServerTimeoutError|asyncio\.\S*TimeoutError|raised TimeoutError).*|^TimeoutError:?$"
+    ),
+    # 0.4.9.1 hides a connection error behind this one.
+    re.compile(r"UnboundLocalError: .*'outputs'.*"),
+)
+TASK_ERRORS = re.compile(r".*(?:Tasks? .*(?:not found|were not found)|No tasks (?:specified|found)).*", re.IGNORECASE)
+DATASET_ERRORS = re.compile(
+    r".*(?:Couldn't reach|DatasetNotFoundError|FileNotFoundError|LocalEntryNotFoundError|OfflineModeIsEnabled|"
+    r"Couldn't find (?:any data|a dataset)|couldn't connect to).*"
+)
+# How urllib3 and aiohttp name whom they could not reach.
+ASKED = re.compile(r"(?:HTTPS?ConnectionPool\(host='|Cannot connect to host )\[?([0-9a-f:]+(?=\])|[A-Za-z0-9_.-]+)")
+# The exception that ended lm_eval; its message may have several lines.
+FINAL_LINES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What lm_eval is asked.
+
+    Attributes:
+        tasks: names of tasks or groups.
+        tasks_dir: folder of the host with tasks of one's own; empty for none.
+        limit: samples of each task at most; None for all.
+        model_args: arguments of lm_eval's model C(local-completions) besides its address and name.
+        extra: further arguments of lm_eval.
+    """
+
+    tasks: tuple[str, ...]
+    tasks_dir: str = ""
+    limit: int | None = None
+    model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+
+
+# Installation
+
+
+def install_folder(parent: str, requirements: Sequence[str], image_id: str) -> str:
+    """Return the folder of the host in which lm_eval for this image is, or will be."""
+    digest = hashlib.sha256(json.dumps([sorted(requirements), image_id]).encode()).hexdigest()[:16]
+    return os.path.join(parent, digest)
+
+
+def is_installed(folder: str) -> bool:
+    """Return whether an installation was finished there."""
+    return os.path.exists(os.path.join(folder, MARKER))
+
+
+def install(
+    client: DockerClient,
+    target: jobs.Target,
+    folder: str,
+    requirements: Sequence[str],
+    *,
+    wheels: str = "",
+    ca_bundle: str = "",
+    progress: Progress,
+) -> None:
+    """Install lm_eval into C(folder); it appears complete or not at all, and older ones beside it go away.
+
+    Args:
+        client: the engine.
+        target: whose image has Python, pip and what of lm_eval's needs it has already.
+        folder: as install_folder returned.
+        requirements: as pip takes them.
+        wheels: folder of the host with every package needed, for hosts without a package index; empty for the index.
+        ca_bundle: file of the host with the certificate authorities to trust; empty for the image's own.
+        progress: told what is going on.
+
+    Raises:
+        GpufleetError: C(install-failed), with pip's last lines, and as jobs.run_job.
+    """
+    parent = os.path.dirname(folder)
+    os.makedirs(parent, mode=0o755, exist_ok=True)
+    progress.phase("lm_eval", f"installing {' '.join(requirements)} (once for each image)")
+    with jobs.work_folder(os.path.join(parent, "work"), "installing lm_eval") as work:
+        environment, volumes = pip_settings(wheels, ca_bundle)
+        job = jobs.Job(
+            name="gpufleet-lm-eval-install",
+            image=target.image,
+            command=("python3", "-c", INSTALL_PROGRAM, INSTALL_FOLDER, *requirements),
+            environment={
+                **target.environment,
+                **environment,
+                "PIP_BREAK_SYSTEM_PACKAGES": "1",
+                "PIP_ROOT_USER_ACTION": "ignore",
+            },
+            volumes=(f"{work}:{INSTALL_FOLDER}", *target.volumes, *volumes),
+            work_dir=os.path.dirname(parent),
+        )
+        ended = jobs.run_job(client, job, timeout=INSTALL_TIMEOUT_S)
+        if ended.exit_code or not _packages(work):
+            raise GpufleetError(
+                f"Installing {' '.join(requirements)} in a container of {target.image} failed.",
+                name="install-failed",
+                remedy="The container uses the network and the pip configuration (index, proxy, certificates) of this"
+                " host: check pip config list. Without a package index, name a folder of wheels in"
+                " vllm_accuracy_wheels.",
+                evidence="\n".join([line for line in ended.lines if "ERROR" in line] or ended.lines[-3:])[-1500:],
+                details={"log": ended.lines[-25:]},
+            )
+        for entry in os.listdir(parent):
+            if entry != "work":
+                shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+        with open(os.path.join(work, MARKER), "w", encoding="utf-8") as stream:
+            stream.write("\n".join(requirements) + "\n")
+        os.chmod(work, 0o755)
+        os.rename(work, folder)
+
+
+def _packages(folder: str) -> str:
+    """Return the folder below C(folder) in which pip put lm_eval, relative to it, or an empty text."""
+    found = glob.glob(os.path.join(folder, "**", "lm_eval", "__main__.py"), recursive=True)
+    return os.path.relpath(os.path.dirname(os.path.dirname(found[0])), folder) if found else ""
+
+
+def pip_settings(wheels: str, ca_bundle: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables and mounts with which a container's pip does what this host's pip does."""
+    if wheels:
+        return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"}, [f"{wheels}:/wheels:ro"]
+    options = host_pip_options()
+    environment = {f"PIP_{name.upper().replace('-', '_')}": options[name] for name in PIP_OPTIONS if name in options}
+    volumes = []
+    for name in PATH_OPTIONS:
+        for word in options.get(name, "").split():
+            path = word.removeprefix("file://").rstrip("/")
+            # The pages of an index in a folder link to files beside it.
+            if os.path.basename(path) == "simple" and os.path.dirname(path) != "/":
+                path = os.path.dirname(path)
+            if path.startswith("/") and os.path.isdir(path):
+                volumes.append(f"{path}:{path}:ro")
+    bundle = ca_bundle or options.get("cert", "")
+    if bundle and os.path.exists(bundle):
+        environment.update(dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), CA_BUNDLE_PATH))
+        volumes.append(f"{os.path.realpath(bundle)}:{CA_BUNDLE_PATH}:ro")
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        value = os.environ.get(name) or os.environ.get(name.upper())
+        if value:
+            environment[name] = value
+    return environment, sorted(set(volumes))
+
+
+def host_pip_options() -> dict[str, str]:
+    """Return the options of this host's pip by their long names; its environment wins over its files."""
+    done = run_program(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False, timeout=60
+    )
+    options: dict[str, str] = {}
+    for line in sorted(done.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
+        name, found, value = line.partition("=")
+        section, _dot, option = name.partition(".")
+        if found and section in ("global", "install", ":env:"):
+            try:
+                options[option] = str(ast.literal_eval(value))
+            except (ValueError, SyntaxError):
+                options[option] = value
+    return options
+
+
+# Evaluation
+
+
+def command(target: jobs.Target, evaluation: Evaluation) -> list[str]:
+    """Return the command of lm_eval in the container."""
+    model_args = {"base_url": f"{target.url}/v1/completions", "model": target.model, **evaluation.model_args}
+    words = ["python3", "-m", "lm_eval", "--model", "local-completions", "--tasks", ",".join(evaluation.tasks)]
+    words += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
+    if evaluation.tasks_dir:
+        words += ["--include_path", TASKS_FOLDER]
+    if evaluation.limit is not None:
+        words += ["--limit", str(evaluation.limit)]
+    return [*words, "--output_path", RESULT_FOLDER, *evaluation.extra]
+
+
+def job_of(target: jobs.Target, evaluation: Evaluation, installed: str, folder: str) -> jobs.Job:
+    """Return the container in which lm_eval runs.
+
+    Args:
+        target: the server.
+        evaluation: what is asked.
+        installed: folder of the host with lm_eval.
+        folder: an empty folder of the host for its results.
+    """
+    # What the server's own variable names stays in reach, behind lm_eval's packages.
+    paths = [f"{INSTALL_FOLDER}/{_packages(installed)}", target.environment.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": ":".join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+    volumes = [*target.volumes, f"{installed}:{INSTALL_FOLDER}:ro", f"{folder}:{RESULT_FOLDER}"]
+    if evaluation.tasks_dir:
+        volumes.append(f"{evaluation.tasks_dir}:{TASKS_FOLDER}:ro")
+        # Tasks of one's own change; a kept copy of their data would not.
+        environment["HF_DATASETS_CACHE"] = "/tmp/datasets"  # noqa: S108  in the container
+    return jobs.Job(
+        name=f"{target.name}-accuracy",
+        image=target.image,
+        command=tuple(command(target, evaluation)),
+        environment={**target.job_environment(), **environment},
+        volumes=tuple(volumes),
+        working_dir=TASKS_FOLDER if evaluation.tasks_dir else "/",
+        work_dir=os.path.dirname(folder),
+    )
+
+
+def evaluate(
+    client: DockerClient,
+    target: jobs.Target,
+    evaluation: Evaluation,
+    job: jobs.Job,
+    *,
+    folder: str,
+    timeout: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run lm_eval against the server and return C(scores), as results.accuracy_scores does, C(tasks) and C(notes).
+
+    C(tasks) are all that ought to have a score, those that were asked for and those in the results; C(notes) what a
+    person should know.
+
+    Args:
+        client: the engine.
+        target: the server.
+        evaluation: what is asked.
+        job: what job_of returned.
+        folder: the folder of the host for its results.
+        timeout: seconds for all of it.
+        progress: told what is going on.
+
+    Raises:
+        GpufleetError: C(requests-failed), C(server-gone), C(task-unknown), C(dataset-unreachable), C(lm-eval-failed),
+            C(no-results), and as results.accuracy_scores and jobs.run_job.
+    """
+    what = f"{target.name}: {', '.join(evaluation.tasks)}"
+    progress.phase(what, "starting lm_eval")
+    watch = LoadWatch(target, lambda done: progress.phase(what, f"{done} requests answered"))
+    ended = jobs.run_job(client, job, timeout=timeout, on_poll=watch.look)
+    if ended.exit_code:
+        raise failure(target, ended)
+    document, asked = _results(folder, ended), _asked(evaluation)
+    scores = results.accuracy_scores(document, asked)
+    found, missing = results.tasks_of(document), results.missing_tasks(document, asked)
+    notes = [
+        f"lm_eval has no result by the name {name}, as for a tag, which stands for several tasks; it has"
+        f" {', '.join(found)}."
+        for name in missing
+    ]
+    return {"scores": scores, "tasks": [*found, *missing], "notes": notes}
+
+
+def _asked(evaluation: Evaluation) -> list[str]:
+    """Return the tasks that ought to be in the results; a pattern may stand for any."""
+    return [task for task in evaluation.tasks if not set("*?[") & set(task)]
+
+
+def _results(folder: str, ended: jobs.Ended) -> Any:
+    """Return the document that lm_eval saved; a save that fails is only a warning to it."""
+    found = sorted(glob.glob(os.path.join(folder, "**", "results_*.json"), recursive=True))
+    if not found:
+        raise GpufleetError(
+            "lm_eval ended without an error and left no results file.",
+            name="no-results",
+            remedy="See its last lines below; a full disk is the usual cause.",
+            evidence="\n".join(ended.lines[-8:]),
+        )
+    try:
+        with open(found[-1], encoding="utf-8") as stream:
+            return json.load(stream)
+    except (OSError, ValueError) as error:
+        raise GpufleetError(
+            "The results file of lm_eval cannot be read.", name="result-unreadable", evidence=str(error)
+        ) from error
+
+
+def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
+    """Return what made lm_eval fail, told from its log and, where that hides it, from the server's own answer."""
+    details = {"log": ended.lines[-25:]}
+    unreachable = _dataset_error(target, ended.lines[-FINAL_LINES:])
+    if unreachable:
+        return _unreachable(unreachable, details)
+    for pattern in REQUEST_ERRORS:
+        found = next((match.group(0) for match in map(pattern.search, ended.lines) if match), "")
+        if found:
+            return _request_error(target, found, details)
+    last = ended.lines[-1] if ended.lines else ""
+    unknown = next((line for line in ended.lines if TASK_ERRORS.search(line)), "")
+    if unknown:
+        return GpufleetError(
+            "lm_eval does not know a task in vllm_accuracy_tasks.",
+            name="task-unknown",
+            remedy="Name tasks as `lm_eval --tasks list` does, or put your own into vllm_accuracy_tasks_dir.",
+            evidence=unknown.strip(),
+            details=details,
+        )
+    unreachable = _dataset_error(target, ended.lines)
+    if unreachable:
+        return _unreachable(unreachable, details)
+    return GpufleetError(
+        f"lm_eval failed with exit status {ended.exit_code}.",
+        name="lm-eval-failed",
+        remedy="See the end of its log (with -v).",
+        evidence=last,
+        details=details,
+    )
+
+
+def _dataset_error(target: jobs.Target, lines: Sequence[str]) -> str:
+    """Return the last line that tells of a data set that could not be had; an empty text where there is none."""
+    for line in reversed(lines):
+        asked = ASKED.search(line)
+        if DATASET_ERRORS.search(line) or (asked and asked.group(1) != urlsplit(target.url).hostname):
+            return line
+    return ""
+
+
+def _unreachable(evidence: str, details: dict[str, Any]) -> GpufleetError:
+    return GpufleetError(
+        "lm_eval cannot get the data set of a task.",
+        name="dataset-unreachable",
+        remedy="Data sets come from the Hugging Face hub: check this host's way to it (proxy, vllm_ca_bundle,"
+        " vllm_hf_token), copy the hub's cache into vllm_hf_home, or judge by tasks of your own"
+        " (vllm_accuracy_tasks_dir).",
+        evidence=evidence.strip(),
+        details=details,
+    )
+
+
+def _request_error(target: jobs.Target, evidence: str, details: dict[str, Any]) -> GpufleetError:
+    try:
+        server = Server(target.url, api_key=target.api_key, timeout=30, verify=target.verify)
+        server.complete(target.model, RECIPE_PROMPT, 4, 0)
+    except GpufleetError as cause:
+        return GpufleetError(
+            f"Requests of lm_eval failed: {cause.message}",
+            name="requests-failed",
+            remedy=cause.remedy,
+            evidence=evidence,
+            details=details,
+        )
+    return GpufleetError(
+        "Requests of lm_eval failed, though the server answers now.",
+        name="requests-failed",
+        remedy="Lower vllm_accuracy_num_concurrent or raise vllm_accuracy_timeout if the server was slow; otherwise see"
+        " its log.",
+        evidence=evidence,
+        details=details,
+    )

@@ -1,0 +1,92 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options that the modules which verify a server share, and the server that they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, image_missing
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import NO_IMAGE, Target
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+    CA_BUNDLE_PATH,
+    CA_BUNDLE_VARIABLES,
+    HF_HOME,
+    joined_volumes,
+    split_secrets,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, base_url
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+# Documented in doc_fragments/verify.py.
+TARGET_ARGUMENTS: dict[str, Any] = {
+    "url": {"type": "str", "default": "http://127.0.0.1:8000"},
+    "name": {"type": "str", "default": "vllm"},
+    "model": {"type": "str", "default": ""},
+    "api_key": {"type": "str", "default": "", "no_log": True},
+    "hf_token": {"type": "str", "default": "", "no_log": True},
+    "image": {"type": "str", "required": True},
+    "model_source": {"type": "dict", "default": {}},
+    "hf_home": {"type": "path", "default": "/var/lib/gpufleet/huggingface"},
+    "ca_bundle": {"type": "str", "default": ""},
+    "ca_path": {"type": "path"},
+    "volumes": {"type": "list", "elements": "str", "default": []},
+    "environment": {"type": "dict", "default": {}},
+    "work_dir": {"type": "path", "default": "/var/lib/gpufleet/verify"},
+    "timeout": {"type": "int", "default": 7200},
+}
+
+
+def target_of(params: dict[str, Any]) -> Target:
+    """Return the server that a module's options name; it must answer.
+
+    Raises:
+        GpufleetError: as openai.Server.served_model.
+    """
+    verify = params["ca_path"] or True
+    server = Server(params["url"], api_key=params["api_key"], verify=verify, retries=2)
+    environment: dict[str, str] = {"HF_HOME": HF_HOME}
+    volumes = [f"{params['hf_home']}:{HF_HOME}"] if params["hf_home"] else []
+    source = params["model_source"]
+    if source.get("mount"):
+        volumes.append(f"{source['mount']}:{source['argument']}:ro")
+    if params["ca_bundle"]:
+        volumes.append(f"{params['ca_bundle']}:{CA_BUNDLE_PATH}:ro")
+        environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
+    public, hidden = split_secrets({name: str(value) for name, value in params["environment"].items()}, {})
+    return Target(
+        name=params["name"],
+        url=base_url(params["url"]),
+        model=server.served_model(params["model"]),
+        api_key=params["api_key"],
+        verify=verify,
+        image=params["image"],
+        environment={**environment, **public},
+        secrets={**hidden, **({"HF_TOKEN": params["hf_token"]} if params["hf_token"] else {})},
+        volumes=tuple(joined_volumes(volumes, params["volumes"])),
+    )
+
+
+def image_id_of(client: DockerClient, image: str) -> str:
+    """Return the id of an image on the host.
+
+    Raises:
+        GpufleetError: C(image-missing).
+    """
+    from docker.errors import ImageNotFound
+
+    if not image:
+        raise GpufleetError(
+            "No image is named in which lm_eval and vllm bench could run.",
+            name="image-missing",
+            remedy="With vllm_url, name an image with vLLM that is on the host in vllm_verify_image.",
+        )
+    with engine_errors(f"looking for the image {image}"):
+        try:
+            return str(client.images.get(image).id)
+        except ImageNotFound as error:
+            raise image_missing(image, error, NO_IMAGE) from error

@@ -1,0 +1,92 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a task on the controller knows of its host: the wishes in its variables, and what the probes told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleError
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
+
+
+def read_wishes(
+    templar: Any, variables: Mapping[str, Any], overrides: Mapping[str, Any], known: Iterable[str]
+) -> wishes.Wishes:
+    """Return the wishes in the task's variables.
+
+    Args:
+        templar: the task's.
+        variables: the task's, untemplated.
+        overrides: further ones, which win.
+        known: every name that the collection's roles document.
+
+    Raises:
+        GpufleetError: C(invalid-wishes), naming every problem at once.
+    """
+    names = {name for name in variables if name.startswith(wishes.PREFIXES)}
+    readable = {reader[0] for reader in wishes.READERS.values()} | verify_variables.READERS.keys()
+    values: dict[str, Any] = {}
+    problems = []
+    for name in sorted(names & readable):
+        try:
+            values[name] = templar.template(variables[name])
+        except AnsibleError as error:
+            problems.append(f"{name}: cannot be templated: {error}")
+    values.update(overrides)
+    problems += verify_variables.problems(values)
+    problems += wishes.relative_paths({**_controller_paths(templar, variables), **values})
+    return wishes.read({**dict.fromkeys(names), **values}, known, problems)
+
+
+def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paths on the controller; those that only another host can template are left to it."""
+    found = {}
+    for name in sorted(wishes.CONTROLLER_PATHS & variables.keys()):
+        with contextlib.suppress(AnsibleError):
+            found[name] = templar.template(variables[name])
+    return found
+
+
+def planner_host(
+    gpu_info: Mapping[str, Any], host_info: Mapping[str, Any], variables: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
+    """Return what planner.plan needs to know of the host: what the probes told, or else its gathered facts.
+
+    Args:
+        gpu_info: what the module of that name returned; may be empty.
+        host_info: what the module of that name returned; may be empty.
+        variables: the task's.
+        prefix: vllm_container_prefix: what runs under another one is not this deployment's.
+    """
+    facts = variables.get("ansible_facts") or {}
+    memory, processors = host_info.get("memory") or {}, host_info.get("cpu") or {}
+    containers = (host_info.get("engine") or {}).get("containers") or []
+    return {
+        "architecture": (host_info.get("system") or {}).get("architecture") or facts.get("architecture", ""),
+        "cpus": processors.get("count") or facts.get("processor_vcpus", 0),
+        "cpu_flags": processors.get("flags") or [],
+        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
+        "memory_available_mib": memory.get("available_mib") or 0,
+        "own_containers": [
+            container["id"]
+            for container in containers
+            if container.get("ours")
+            and container.get("state", "running") in ALIVE
+            and belongs_to(prefix, str(container.get("name") or f"{prefix}-0"))
+        ],
+        "model": host_info.get("model") or {},
+        "gpus": gpu_info.get("gpus") or [],
+        "driver_version": gpu_info.get("driver_version") or "",
+        "cuda_driver_version": gpu_info.get("cuda_driver_version") or "",
+        "gpu_state": gpu_info.get("state") or "",
+        "gpu_reason": gpu_info.get("reason") or "",
+        "gpu_remedy": gpu_info.get("remedy") or "",
+    }

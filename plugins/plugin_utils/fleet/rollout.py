@@ -1,0 +1,428 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The order in which a change goes through a fleet, and what became of it: all that can be told without a host.
+
+A host of a rollout is in one of these states, kept in a file of its own on the controller, so that a rollout that was
+interrupted goes on where it stopped:
+
+=========== ============================================================================
+pending     its turn has not come, or has to come again
+begun       its turn has come; it may be drained, replaced, or neither
+done        it was replaced, verified and put back
+failed      it did not get there; it was brought back to what it had, as far as possible
+rolled-back it was done, and was brought back because the rollout was stopped
+out         it failed in an earlier rollout, could not be brought back and gets no requests
+=========== ============================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import fold, in_order, plan_kind
+
+PENDING, BEGUN, DONE, FAILED, ROLLED_BACK, OUT = "pending", "begun", "done", "failed", "rolled-back", "out"
+PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What the preparation found out about one host.
+
+    Attributes:
+        plan: what the inventory wishes for it; empty when C(error) says why there is none.
+        changes: why its servers would be replaced; empty when there is nothing to do.
+        error: why it cannot be changed; empty when it can.
+        serves: whether a server of it serves now.
+        left_by: whose runs that did not end have left it out of the front end.
+        note: what people should know of its change.
+        ungated: what a canary's verification would hold against nothing, with the reason.
+    """
+
+    plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Sequence[str] = ()
+    error: str = ""
+    serves: bool = True
+    left_by: Sequence[str] = ()
+    note: str = ""
+    ungated: Sequence[str] = ()
+
+    def wish(self) -> str:
+        """Return a digest of what the host should serve."""
+        return hashlib.sha256(plan_kind(self.plan).encode()).hexdigest()[:16] if self.plan else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Which hosts are changed when.
+
+    Attributes:
+        batches: hosts to change, in the order of their turns.
+        canaries: those of the first batch of the whole rollout, which are verified the most.
+        done: hosts that this rollout had changed before it was interrupted.
+        same: hosts on which there is nothing to do.
+        refused: hosts that cannot be changed, with the reason.
+        unreachable: hosts that did not answer.
+        stop: why nothing is to be changed at all; empty otherwise.
+        left: hosts that a run that did not end has left out of the front end.
+        dark: hosts that are changed and do not serve now.
+        notes: what people should know of the change of a host.
+        ungated: what the verification of the canaries holds against nothing.
+    """
+
+    batches: list[list[str]]
+    canaries: list[str]
+    done: list[str]
+    same: list[str]
+    refused: dict[str, str]
+    unreachable: list[str]
+    stop: str
+    left: list[str] = dataclasses.field(default_factory=list)
+    dark: list[str] = dataclasses.field(default_factory=list)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    ungated: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def order(self) -> list[str]:
+        """The hosts to change, in their order."""
+        return [host for batch in self.batches for host in batch]
+
+
+def arrange(
+    hosts: Mapping[str, Prepared],
+    unreachable: Iterable[str],
+    states: Mapping[str, Mapping[str, Any]],
+    sizes: Sequence[Any],
+    max_failures: Any,
+    *,
+    require_gates: bool = False,
+) -> Rollout:
+    """Return which hosts are changed when: first those that get no requests, for that takes nothing from anybody.
+
+    Args:
+        hosts: what was found out about each host that answered.
+        unreachable: names of the others.
+        states: what earlier runs of this rollout left, by host: C(state) and C(wish).
+        sizes: of the batches, see batch_sizes.
+        max_failures: see allowed.
+        require_gates: whether a canary that would be held against nothing is reason to change nothing.
+    """
+    refused = {host: found.error for host, found in hosts.items() if found.error}
+    mine = {host: state for host, state in states.items() if host in hosts and state["wish"] == hosts[host].wish()}
+    begun = [host for host in hosts if host not in refused and _needs_its_turn(hosts[host], states.get(host, {}))]
+    changing = [host for host, found in hosts.items() if found.changes and host not in refused and host not in begun]
+    rest = [host for host in hosts if host not in refused and host not in begun and host not in changing]
+    done = [host for host in rest if mine.get(host, {}).get("state") == DONE]
+    dark = in_order(host for host in changing if not hosts[host].serves)
+    lit = {host: plan_kind(hosts[host].plan) for host in changing if host not in dark}
+    batches = cut(in_order(begun) + dark + mixed(lit), len(done), sizes)
+    canaries = batches[0] if batches and not done else []
+    ungated = list(dict.fromkeys(text for host in canaries for text in hosts[host].ungated))
+    stop = ""
+    if ungated and require_gates:
+        stop = f"vllm_rollout_require_gates is true, and the canary would be held against nothing: {'; '.join(ungated)}"
+    if len(refused) > allowed(max_failures, len(hosts)):
+        stop = (
+            f"{len(refused)} of {len(hosts)} hosts cannot be changed, more than vllm_rollout_max_failures"
+            f" ({max_failures}) allows"
+        )
+    return Rollout(
+        batches=batches,
+        canaries=canaries,
+        done=in_order(done),
+        same=in_order(host for host in rest if host not in done),
+        refused=refused,
+        unreachable=in_order(unreachable),
+        stop=stop,
+        left=in_order(host for host, found in hosts.items() if found.left_by),
+        dark=dark,
+        notes={host: found.note for host, found in hosts.items() if found.note},
+        ungated=ungated,
+    )
+
+
+def _needs_its_turn(found: Prepared, state: Mapping[str, Any]) -> bool:
+    """Return whether the front end may still keep requests from a host, for what an earlier run left of its turn.
+
+    That is so whatever was wished then. Only a turn, even one without a change, has it verified and put back. The front
+    end knows by itself whom a run has left, wherever that run kept its state.
+    """
+    left = bool(found.left_by) or state.get("state") in (BEGUN, OUT)
+    return left or (state.get("state") == FAILED and not found.changes)
+
+
+def canaries_of(found: Rollout, earlier: Iterable[str]) -> list[str]:
+    """Return the hosts of a run that are verified the most.
+
+    Args:
+        found: what was arranged.
+        earlier: the canaries of the runs before it. They count where they take part in this run; and where no host of
+            this run is done, nothing has proved the change there yet: its first batch has to.
+    """
+    return [host for host in earlier if host in (*found.order, *found.done)] if found.done else found.canaries
+
+
+def mixed(kinds: Mapping[str, str]) -> list[str]:
+    """Return hosts so that each kind of them comes up as early and as often as its share: the largest kind first."""
+    groups: dict[str, list[str]] = {}
+    for host in in_order(kinds):
+        groups.setdefault(kinds[host], []).append(host)
+    # The n-th of N hosts of a kind stands at (n + 1/2) / N of the way; a kind of its own comes first once.
+    firsts = sorted(groups.values(), key=lambda hosts: (-len(hosts), in_order(hosts)[0]))
+    places = [
+        (0.0 if number == 0 else (number + 0.5) / len(hosts), rank, host)
+        for rank, hosts in enumerate(firsts)
+        for number, host in enumerate(hosts)
+    ]
+    return [host for _place, _rank, host in sorted(places, key=lambda place: place[:2])]
+
+
+def batch_sizes(total: int, sizes: Sequence[Any]) -> list[int]:
+    """Return how many hosts each batch has, C(total) in all.
+
+    Args:
+        total: number of hosts.
+        sizes: numbers, or shares of C(total) such as C(10%), of which each gives one host at least; the last one counts
+            for all further batches.
+
+    Raises:
+        GpufleetError: C(invalid-wishes).
+    """
+    if not sizes:
+        raise _invalid("vllm_rollout_batches", sizes, "is empty")
+    found = [_count(size, total) for size in sizes]
+    result: list[int] = []
+    left = total
+    for size in itertools.chain(found, itertools.repeat(found[-1])):
+        if left <= 0:
+            return result
+        result.append(min(size, left))
+        left -= size
+    return result
+
+
+def _count(size: Any, total: int) -> int:
+    share = PERCENT.fullmatch(str(size).strip())
+    if share and 0 < float(share.group(1)) <= 100:
+        return max(1, int(total * float(share.group(1)) / 100))
+    if str(size).strip().isdigit() and int(size) > 0:
+        return int(size)
+    raise _invalid("vllm_rollout_batches", size, "is no number of hosts and no share of them")
+
+
+def cut(pending: Sequence[str], done: int, sizes: Sequence[Any]) -> list[list[str]]:
+    """Return the batches of the hosts whose turn has not come, as if those that are C(done) had been the first."""
+    batches = []
+    first = 0
+    for size in batch_sizes(len(pending) + done, sizes):
+        last = first + size
+        batch = list(pending[max(0, first - done) : max(0, last - done)])
+        if batch:
+            batches.append(batch)
+        first = last
+    return batches
+
+
+def allowed(max_failures: Any, total: int) -> int:
+    """Return how many hosts may fail: a number, or a share of all hosts such as C(5%), rounded down.
+
+    Raises:
+        GpufleetError: C(invalid-wishes).
+    """
+    text = str(max_failures).strip()
+    share = PERCENT.fullmatch(text)
+    if share and float(share.group(1)) <= 100:
+        return int(total * float(share.group(1)) / 100)
+    if text.isdigit():
+        return int(text)
+    raise _invalid("vllm_rollout_max_failures", max_failures, "is no number of hosts and no share of them")
+
+
+def _invalid(variable: str, value: Any, problem: str) -> GpufleetError:
+    return GpufleetError(
+        f"{variable}: {value!r} {problem}.",
+        name="invalid-wishes",
+        remedy=f"Write whole numbers from {0 if 'failures' in variable else 1} on, or percentages such as '10%'.",
+    )
+
+
+def why_stop(states: Mapping[str, Mapping[str, Any]], max_failures: Any, total: int) -> str:
+    """Return why a rollout must not go on; empty when it may.
+
+    Args:
+        states: of the hosts: C(state), C(canary) and C(why).
+        max_failures: see allowed.
+        total: number of hosts of the rollout.
+    """
+    failed = {host: state for host, state in states.items() if state["state"] == FAILED}
+    canaries = [host for host in failed if failed[host].get("canary")]
+    if canaries:
+        host = in_order(canaries)[0]
+        return f"the canary {host} failed: {failed[host]['why']}"
+    if len(failed) > allowed(max_failures, total):
+        host = in_order(failed)[0]
+        return (
+            f"{len(failed)} of {total} hosts failed, more than vllm_rollout_max_failures ({max_failures}) allows:"
+            f" {fold(failed)}; the first of them: {failed[host]['why']}"
+        )
+    return ""
+
+
+def to_bring_back(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the hosts that a stopped rollout has changed, in the order in which they are brought back."""
+    return in_order(host for host, state in states.items() if state["state"] in (DONE, BEGUN))
+
+
+def left_to_do(states: Mapping[str, Mapping[str, Any]], stopped: bool) -> list[str]:
+    """Return the hosts that a rollout still has something to do for: those of a stopped one are to be brought back."""
+    unfinished = (DONE, BEGUN) if stopped else (PENDING, BEGUN)
+    return in_order(host for host, state in states.items() if state["state"] in unfinished)
+
+
+def still_out(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the hosts that get no requests, for they failed and could not be brought back."""
+    return in_order(
+        host
+        for host, state in states.items()
+        if state["state"] == OUT or (state["state"] == FAILED and state.get("out"))
+    )
+
+
+# Going back
+
+
+@dataclasses.dataclass(frozen=True)
+class WayBack:
+    """How far a host goes back.
+
+    Attributes:
+        to: id of the deployment; empty for the last one that served something else than what runs.
+        stays: whether there is nothing to go back from: C(to) is what it serves.
+        why: for people.
+    """
+
+    to: str = ""
+    stays: bool = False
+    why: str = ""
+
+
+def way_back(
+    state: Mapping[str, Any], began: str, under_way: bool, deployments: Sequence[Mapping[str, Any]]
+) -> WayBack:
+    """Return how far a host goes back when nobody says so: before the last rollout, and no further.
+
+    Whatever was deployed by other means since then is gone back from one by one.
+
+    Args:
+        state: of the host in the last rollout: C(state), C(before) and C(after); empty if it had no part in it.
+        began: when that one began; empty if there was none.
+        under_way: whether it has not ended.
+        deployments: of the host, the newest first, as the module vllm_server_info returns them.
+    """
+    current = next((entry for entry in deployments if entry.get("current")), None)
+    if not began or current is None:
+        return WayBack()
+    name = str(state.get("state") or "")
+    before = str((state.get("before") or {}).get("deployment") or "") if name in (DONE, BEGUN, FAILED, OUT) else ""
+    rollout = f"the rollout that began at {began}"
+    if before:
+        if before in (current["id"], current.get("rolled_back_to")):
+            return WayBack(current["id"], True, f"serves what it served before {rollout}, and stays so")
+        after = str((state.get("after") or {}).get("deployment") or "")
+        if current["id"] == after or (name != DONE and (under_way or name == OUT)):
+            return WayBack(before, False, f"goes back to what it served before {rollout}")
+    elif _before(str(current.get("time") or ""), began):
+        return WayBack(
+            current["id"], True, f"stays as it is: {rollout} has not changed it (vllm_rollback_to goes further back)"
+        )
+    return WayBack()
+
+
+def _before(first: str, second: str) -> bool:
+    """Return whether a time is before another one; false where one cannot be read."""
+    try:
+        one, other = (datetime.datetime.fromisoformat(text.replace("Z", "+00:00")) for text in (first, second))
+        return one < other
+    except (ValueError, TypeError):
+        return False
+
+
+# For people
+
+
+def arranged_lines(rollout: Rollout) -> list[str]:
+    """Return the lines that say what a rollout is going to do."""
+    order = rollout.order
+    total = sum(map(len, (order, rollout.done, rollout.same, rollout.refused, rollout.unreachable)))
+    sizes = ", ".join(str(len(batch)) for batch in rollout.batches)
+    lines = [
+        f"{_hosts(total)}: {len(order)} to change"
+        + (f" in {len(rollout.batches)} batch{'es' * (len(rollout.batches) != 1)} ({sizes})" if order else "")
+    ]
+    if rollout.canaries:
+        lines.append(f"  canary: {fold(rollout.canaries)}")
+        lines += [f"  the canary is held against nothing: {text}" for text in rollout.ungated]
+    if rollout.left:
+        lines.append(f"  left without requests by a run that did not end: {fold(rollout.left)}")
+    if rollout.dark:
+        lines.append(f"  first, for they do not serve: {fold(rollout.dark)}")
+    lines += [f"  {fold(hosts)} {text}" for text, hosts in _by_text(rollout.notes)]
+    for text, names in (("done before", rollout.done), ("nothing to do", rollout.same)):
+        if names:
+            lines.append(f"  {text}: {fold(names)}")
+    if rollout.unreachable:
+        lines.append(f"  not reachable, left out: {fold(rollout.unreachable)}")
+    lines += _reasons("cannot be changed", rollout.refused)
+    if rollout.stop:
+        lines.append(f"Nothing is changed: {rollout.stop.rstrip('.')}.")
+    return lines
+
+
+def told_lines(states: Mapping[str, Mapping[str, Any]], stop: str) -> list[str]:
+    """Return the lines that say what became of a rollout."""
+    by_state: dict[str, list[str]] = {}
+    for host, state in states.items():
+        by_state.setdefault(str(state["state"]), []).append(host)
+    words = {
+        DONE: "changed, and not brought back yet" if stop else "changed and verified",
+        ROLLED_BACK: "changed, then brought back",
+        PENDING: "not reached, left as they were",
+        BEGUN: "begun and not ended",
+    }
+    lines = [f"The rollout was stopped: {stop.rstrip('.')}."] if stop else []
+    for name, text in words.items():
+        if by_state.get(name):
+            lines.append(f"  {text}: {fold(by_state[name])} ({_hosts(len(by_state[name]))})")
+    kept = {host: str(states[host]["why"]) for host in by_state.get(DONE, []) if stop and states[host].get("why")}
+    failed = {host: str(states[host]["why"]) for host in by_state.get(FAILED, [])}
+    lines += _reasons("not brought back", kept) + _reasons("failed", failed)
+    ungated = {host: "; ".join(states[host].get("ungated") or []) for host in by_state.get(DONE, [])}
+    lines += _reasons("held against nothing", {host: text for host, text in ungated.items() if text})
+    if still_out(states):
+        lines.append(f"  get no requests until a next rollout has verified them: {fold(still_out(states))}")
+    return lines
+
+
+def _reasons(what: str, reasons: Mapping[str, str]) -> list[str]:
+    """Return each reason once, with its hosts."""
+    return [f"  {what}: {fold(hosts)}: {reason}" for reason, hosts in _by_text(reasons)]
+
+
+def _by_text(texts: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Return each text once with its hosts, the one of most hosts first."""
+    hosts_of: dict[str, list[str]] = {}
+    for host, text in texts.items():
+        hosts_of.setdefault(" ".join(text.split()), []).append(host)
+    return sorted(hosts_of.items(), key=lambda item: (-len(item[1]), in_order(item[1])[0]))
+
+
+def _hosts(count: int) -> str:
+    return f"{count} host{'s' * (count != 1)}"

@@ -1,0 +1,172 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How vLLM divides a card's memory, and how much of it is left for keys and values.
+
+Calibrated against a run of vLLM 0.26 on one H200 with the text part of Llama 4 Scout in FP8: utilisation 0.92, 8192
+batched tokens, weights 104.93 GiB, peak activation 3.3 GiB (2.76 GiB with max-num-seqs 128), CUDA graphs 0.71 GiB,
+0.24 GiB outside PyTorch, 215,548 tokens of KV cache. All sizes here are GiB, all of one card.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
+
+GIB = 1024**3
+MIB = 1024**2
+
+# Bytes of one element of the KV cache. "auto" is that of the model's weights before quantisation.
+KV_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+
+# Driver memory that NVML counts and CUDA does not offer: 612 MiB on an H200.
+RESERVED_MIB = 612
+# The peak of the activations was measured on an H200 with vLLM 0.26 at 8192 and 16384 batched tokens, each with 128 and
+# 1024 sequences: 2.78, 2.97, 3.30 and 3.76 GiB (tests/gpu/RESULTS.md). These terms give it within 4 %. The first, which
+# does not grow with the batch, fits a copy of the embedding; what it really is we do not know.
+LIVE_TENSORS = 4
+ACTIVATION_BYTES = 2
+WORKSPACE_GIB = 0.4
+LOGIT_BYTES = 4
+# The vision tower's pass over the largest batch of image tiles. Computed, not measured.
+VISION_ACTIVATION_GIB = 0.5
+OUTSIDE_TORCH_GIB = 0.24
+# NCCL's and the custom all-reduce's buffers on each card of a replica with several. Estimated, not measured.
+COMMUNICATION_GIB = 1.5
+CUDA_GRAPH_GIB_PER_LAYER = 0.71 / 48
+# What must stay free beside the engine's share: CUDA's own context, and fragments of the allocator.
+CONTEXT_GIB = 0.5
+FRAGMENTS_GIB = 2.5
+# On an H200 0.99 did not start, and 0.97 served with 2.4 GiB left; penalties of 1024 sequences with Llama 4's
+# vocabulary can want 3 GiB that no start-up measures (two counts of 8 bytes a token and sequence).
+HIGHEST_UTILISATION = 0.95
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked of one replica: its parallelism and its batch."""
+
+    tensor_parallel_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    utilisation: float
+    kv_dtype: str
+    version: versions.Version
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Where the memory of one card goes, in GiB. C(kv) is what is left for keys and values and may be negative.
+
+    C(tokens) is the KV cache's size in tokens for the replica as a whole, for requests no longer than the window of
+    local layers. A vLLM that keeps only that window reports more when max-model-len is longer.
+    """
+
+    card: float
+    share: float
+    weights: float
+    activations: float
+    graphs: float
+    other: float
+    kv: float
+    tokens: int
+
+    def as_sentence(self) -> str:
+        """Return the sum as a person would write it down."""
+        if self.kv < 0:
+            left = f"{-self.kv:.1f} GiB more than there is, before any KV cache"
+        else:
+            left = f"which leaves {self.kv:.1f} GiB for a KV cache of {self.tokens} tokens"
+        return (
+            f"{self.share:.1f} GiB of {self.card:.1f} GiB per GPU may be used; weights take {self.weights:.1f},"
+            f" activations {self.activations:.1f}, the rest {self.graphs + self.other:.1f}, {left}"
+        )
+
+
+def card_gib(memory_mib: int, reserved_mib: int | None = None) -> float:
+    """Return the memory in GiB that CUDA offers of a card with C(memory_mib) by NVML."""
+    return (memory_mib - (RESERVED_MIB if reserved_mib is None else reserved_mib)) * MIB / GIB
+
+
+def kv_bytes_per_token(shape: Shape, kv_dtype: str, tensor_parallel_size: int = 1, layers: int | None = None) -> int:
+    """Return the bytes that one token's keys and values take on each card.
+
+    Keys and values are divided over at most as many cards as there are KV heads; latent attention is not divided.
+    """
+    width = KV_BYTES.get(kv_dtype, shape.dtype_bytes)
+    layers = shape.layers if layers is None else layers
+    if shape.latent:
+        return layers * shape.latent * width
+    heads = math.ceil(shape.kv_heads / min(tensor_parallel_size, shape.kv_heads))
+    return 2 * layers * heads * shape.head_dim * width
+
+
+def activation_gib(shape: Shape, load: Load) -> float:
+    """Return the peak of the activations: a fixed part, the forward pass of a full batch, every sequence's logits."""
+    embedding = shape.vocabulary * shape.hidden * ACTIVATION_BYTES / load.tensor_parallel_size
+    batch = load.max_num_batched_tokens * LIVE_TENSORS * shape.hidden * ACTIVATION_BYTES
+    logits = min(load.max_num_seqs, load.max_num_batched_tokens) * shape.vocabulary * LOGIT_BYTES
+    vision = VISION_ACTIVATION_GIB if shape.vision else 0.0
+    return (embedding + batch + logits) / GIB + WORKSPACE_GIB + vision
+
+
+def graph_gib(shape: Shape) -> float:
+    """Return the memory of the captured CUDA graphs."""
+    return shape.layers * CUDA_GRAPH_GIB_PER_LAYER
+
+
+def budget(shape: Shape, card: float, load: Load) -> Budget:
+    """Return where the memory of each card of a replica goes.
+
+    Args:
+        shape: the model.
+        card: GiB that CUDA offers of one card.
+        load: what is asked of the replica.
+    """
+    share = card * load.utilisation
+    weights = shape.weights_gib / load.tensor_parallel_size
+    activations = activation_gib(shape, load)
+    # Before 0.21 the graphs come on top of the engine's share.
+    graphs = graph_gib(shape) if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else 0.0
+    other = OUTSIDE_TORCH_GIB + (COMMUNICATION_GIB if load.tensor_parallel_size > 1 else 0.0)
+    kv = share - weights - activations - graphs - other
+    per_token = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size)
+    tokens = max(0, int(kv * GIB / per_token))
+    return Budget(card, share, weights, activations, graphs, other, kv, tokens)
+
+
+def longest_request(shape: Shape, found: Budget, load: Load) -> int:
+    """Return the tokens of the longest single request that the KV cache can hold.
+
+    A vLLM that keeps only the window of local layers needs less than the request's whole length there: the window and
+    what is in flight, which asynchronous scheduling makes two batches.
+    """
+    hybrid = shape.local_layers and versions.HYBRID_KV_CACHE_WITH_CHUNKED_ATTENTION.holds(load.version)
+    window = shape.local_window + 2 * load.max_num_batched_tokens
+    if not hybrid or found.tokens <= window or shape.local_layers == shape.layers:
+        return found.tokens
+    local = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, shape.local_layers)
+    full = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, shape.layers - shape.local_layers)
+    return int((found.kv * GIB - window * local) / full)
+
+
+def highest_utilisation(shape: Shape, card: float, load: Load) -> float:
+    """Return the largest share of a card that leaves room for what vLLM does not count, rounded down to 0.01."""
+    outside = 0.0 if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else graph_gib(shape)
+    share = (card - outside - CONTEXT_GIB - FRAGMENTS_GIB) / card
+    return min(HIGHEST_UTILISATION, math.floor(share * 100) / 100)
+
+
+def tensor_parallel_sizes(shape: Shape, cards: int) -> list[int]:
+    """Return the numbers of cards, ascending and at most C(cards), over which the model's heads divide evenly."""
+    return [size for size in range(1, cards + 1) if divides(shape, size)]
+
+
+def divides(shape: Shape, size: int) -> bool:
+    """Return whether C(size) divides the model's heads: KV heads are divided or repeated a whole number of times."""
+    if shape.heads % size or shape.intermediate % size:
+        return False
+    return bool(shape.latent) or shape.kv_heads % size == 0 or size % shape.kv_heads == 0

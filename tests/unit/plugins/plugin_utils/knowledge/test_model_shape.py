@@ -1,0 +1,262 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Models' sizes from their config.json, for families that differ in how they say it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import model_shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB
+
+SCOUT_TEXT: dict[str, Any] = {
+    "model_type": "llama4_text",
+    "attention_chunk_size": 8192,
+    "head_dim": 128,
+    "hidden_size": 5120,
+    "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384,
+    "max_position_embeddings": 10485760,
+    "num_attention_heads": 40,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
+    "num_local_experts": 16,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 202048,
+}
+FP8 = {"quant_method": "modelopt", "quant_algo": "FP8"}
+LLAMA_8B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+QWEN3_30B_A3B: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "head_dim": 128,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+GPT_OSS_20B: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "head_dim": 64,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "sliding_window": 128,
+    "vocab_size": 201088,
+}
+
+
+NVFP4_GROUPS: dict[str, Any] = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
+    }
+}
+MXFP4_GROUPS: dict[str, Any] = {
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"a": {"weights": {"num_bits": 4, "type": "float", "group_size": 32}}},
+    }
+}
+BITSANDBYTES: dict[str, Any] = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_quant_type": "fp4",
+}
+PER_TENSOR = {"strategy": "tensor", "num_bits": 8, "type": "float", "dynamic": False}
+
+
+def read(config: dict[str, Any], **more: Any) -> Any:
+    return model_shape.shape({"path": "/m", "config": config, **more})
+
+
+def test_scout_is_what_the_catalogue_says() -> None:
+    found = read({**SCOUT_TEXT, "quantization_config": FP8})
+    known = SCOUT.shape_for("fp8")
+    names = (
+        "layers hidden heads kv_heads head_dim vocabulary intermediate max_position local_layers local_window precision"
+    )
+    assert {name: getattr(found, name) for name in names.split()} == {
+        name: getattr(known, name) for name in names.split()
+    }
+    assert found.weights_gib == pytest.approx(SCOUT_TEXT_FP8_GIB, rel=0.01)
+
+
+@pytest.mark.parametrize(("quantization", "gib"), [({"quant_algo": "NVFP4"}, 62), (None, 206)])
+def test_other_precisions_of_scout_are_as_large_as_known(quantization: dict[str, Any] | None, gib: float) -> None:
+    found = read({**SCOUT_TEXT, **({"quantization_config": quantization} if quantization else {})})
+    assert found.weights_gib == pytest.approx(gib, rel=0.03)
+
+
+def test_the_text_part_of_a_model_with_vision_counts() -> None:
+    found = read({"model_type": "llama4", "text_config": SCOUT_TEXT, "vision_config": {}, "quantization_config": FP8})
+    assert (found.layers, found.vision, found.precision) == (48, True, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("config", "billions"), [(LLAMA_8B, 8.03), (QWEN3_30B_A3B, 30.5)], ids=["Llama 3.1 8B", "Qwen3 30B A3B"]
+)
+def test_counted_parameters_are_the_published_ones(config: dict[str, Any], billions: float) -> None:
+    gib = read(config).weights_gib / model_shape.LOADED
+    assert gib * model_shape.GIB / 2 / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_the_index_beats_counting() -> None:
+    found = read(LLAMA_8B, index_total_bytes=16 * 1024**3, total_bytes=1)
+    assert found.weights_gib == pytest.approx(16 * 1.026)
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [(LLAMA_8B, 14336), (QWEN3_30B_A3B, 8 * 768), (SCOUT_TEXT, 16384), (GPT_OSS_20B, 4 * 2880)],
+    ids=["dense", "experts", "experts and a shared one", "experts without a width of their own"],
+)
+def test_the_width_that_a_token_passes(config: dict[str, Any], width: int) -> None:
+    assert read(config).intermediate == width
+
+
+def test_sliding_layers_are_local() -> None:
+    found = read(GPT_OSS_20B)
+    assert (found.local_layers, found.local_window) == (12, 128)
+
+
+def test_latent_attention() -> None:
+    found = read({**LLAMA_8B, "kv_lora_rank": 512, "qk_rope_head_dim": 64})
+    assert found.latent == 576
+
+
+@pytest.mark.parametrize(
+    ("config", "quantization", "precision"),
+    [
+        ({}, None, "bf16"),
+        ({"torch_dtype": "float32"}, None, "fp32"),
+        ({"torch_dtype": None, "dtype": "float32"}, None, "fp32"),
+        ({"quantization_config": {"quant_method": "fp8"}}, None, "fp8"),
+        ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 8, "type": "float"}}}}}, None, "fp8"),
+        ({"quantization_config": {"quant_algo": "NVFP4"}}, None, "fp4"),
+        ({}, {"quantization": {"quant_algo": "NVFP4"}}, "fp4"),
+        ({}, {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}, "fp4"),
+        ({}, {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, "bf16"),
+        ({}, {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "NVFP4"}}, "fp8"),
+        (NVFP4_GROUPS, None, "fp4"),
+        (MXFP4_GROUPS, None, "mxfp4"),
+        ({"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}, None, "mxfp4"),
+        ({"quantization_config": BITSANDBYTES}, None, "4-bit"),
+        ({"quantization_config": {**BITSANDBYTES, "bnb_4bit_quant_type": "nf4"}}, None, "4-bit"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, None, "8-bit"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}}, None, "4-bit"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, None, "8-bit"),
+        ({"quantization_config": {"quant_algo": "W4A16_AWQ"}}, None, "4-bit"),
+        ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, None, "fp8"),
+        ({"quantization_config": {"config_groups": {"a": {"weights": {"num_bits": 4, "type": "int"}}}}}, None, "4-bit"),
+    ],
+)
+def test_precision(config: dict[str, Any], quantization: dict[str, Any] | None, precision: str) -> None:
+    assert read({**LLAMA_8B, **config}, quantization=quantization).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("quantization", "static"),
+    [
+        (FP8, True),
+        ({"quant_algo": "FP8_PB_WO"}, False),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, True),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, False),
+        ({"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": [128, 128]}, False),
+        ({"config_groups": {"a": {"weights": PER_TENSOR, "input_activations": PER_TENSOR}}}, True),
+        (
+            {"config_groups": {"a": {"weights": PER_TENSOR, "input_activations": {**PER_TENSOR, "dynamic": True}}}},
+            False,
+        ),
+        ({"config_groups": {"a": {"weights": {**PER_TENSOR, "strategy": "channel"}}}}, False),
+        ({"quant_algo": "NVFP4"}, False),
+        ({}, False),
+    ],
+)
+def test_static_scales_of_fp8(quantization: dict[str, Any], static: bool) -> None:
+    assert read({**LLAMA_8B, "quantization_config": quantization}).static_fp8 is static
+
+
+def test_mxfp4_has_the_size_of_its_bits() -> None:
+    assert read({**GPT_OSS_20B, "quantization_config": {"quant_method": "mxfp4"}}).weights_gib == pytest.approx(
+        12.8, 0.05
+    )
+
+
+def test_what_is_no_decoder_is_refused() -> None:
+    with pytest.raises(GpufleetError, match="num_attention_heads") as caught:
+        read({"hidden_size": 5})
+    assert caught.value.name == "invalid-model-folder"
+
+
+def test_a_plain_folder_is_its_own_snapshot(tmp_path: Path) -> None:
+    assert model_shape.snapshot(str(tmp_path)) == str(tmp_path)
+
+
+def test_the_snapshot_that_main_points_to(tmp_path: Path) -> None:
+    for revision in ("aaa", "bbb"):
+        folder = tmp_path / "snapshots" / revision
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("aaa\n")
+    assert model_shape.snapshot(str(tmp_path)) == str(tmp_path / "snapshots" / "aaa")
+
+
+def test_host_info_looks_into_the_snapshot(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "aaa"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"hidden_size": 8}')
+    found = probe.model(str(tmp_path))
+    assert (found["path"], found["config"]) == (str(folder), {"hidden_size": 8})
+
+
+def test_a_snapshot_without_a_reference(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / "ccc"
+    folder.mkdir(parents=True)
+    assert model_shape.snapshot(str(tmp_path)) == str(tmp_path)
+    (folder / "config.json").write_text("{}")
+    assert model_shape.snapshot(str(tmp_path)) == str(folder)
+
+
+def test_a_revision_is_the_snapshot_that_it_leads_to(tmp_path: Path) -> None:
+    """Branches and tags by the cache's own note of them, commits by themselves."""
+    for commit in ("c1", "c2"):
+        (tmp_path / "snapshots" / commit).mkdir(parents=True)
+        (tmp_path / "snapshots" / commit / "config.json").write_text("{}")
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("c1")
+    (tmp_path / "refs" / "v2").write_text("c2\n")
+    found = [model_shape.snapshot(str(tmp_path) + end) for end in ("", "/refs/v2", "/refs/c2", "/refs/v3")]
+    assert found == [str(tmp_path / "snapshots" / name) for name in ("c1", "c2", "c2", "v3")]
