@@ -144,10 +144,12 @@ error:
 
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import host_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET, host_of, server_name
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import STATES, Master, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import server_name
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "list", "elements": "str", "required": True, "aliases": ["host"]},

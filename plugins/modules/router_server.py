@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import members
+
 DOCUMENTATION = r"""
 module: router_server
 short_description: Have the front end run before all replicas of the fleet
@@ -208,7 +210,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd, differences
 
@@ -267,14 +269,14 @@ def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, 
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
-    before = config.read_replicas(front_end.text(config.REPLICAS))
-    replicas, said = config.merge(known, params["unknown"], before)
+    before = members.read_replicas(front_end.text(config.REPLICAS))
+    replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
-    config.check_not_emptied(before, replicas, unsure)
+    members.check_not_emptied(before, replicas, unsure)
     settings = config.as_settings(
         params,
         params["chroot"] if os.path.isdir(params["chroot"]) else "",
-        config.one_key(params["replica_keys"], replicas),
+        members.one_key(params["replica_keys"], replicas),
     )
     config.check(settings, replicas, params["allow_unauthenticated"])
     certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
@@ -309,7 +311,7 @@ def try_key(front_end: FrontEnd, key: str, replicas: list[Replica]) -> list[str]
         GpufleetError: C(router-key-refused).
     """
     there = os.path.exists(front_end.path(config.REPLICA_KEY))
-    before = config.replica_key_of(front_end.text(config.REPLICA_KEY)) if there else None
+    before = members.replica_key_of(front_end.text(config.REPLICA_KEY)) if there else None
     return check_key(replicas, key, before) if key != before else []
 
 

@@ -144,7 +144,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import tool
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import tool
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import resolve_image
 
 ARGUMENTS: dict[str, Any] = {

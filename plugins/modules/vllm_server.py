@@ -473,8 +473,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
     GpufleetModule,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, split_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
@@ -131,3 +131,11 @@ def container_failed(doing: str, error: ContainerError, name: str) -> GpufleetEr
     return GpufleetError(
         f"{doing} (exit status {error.exit_status}).", name=name, evidence=said[-LONGEST_EVIDENCE:].strip()
     )
+
+
+def event_error(event: dict[str, Any]) -> str:
+    """Return what an event of the engine says went wrong, or C("")."""
+    return str((event.get("errorDetail") or {}).get("message") or event.get("error") or "")
+
+
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"

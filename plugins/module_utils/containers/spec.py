@@ -12,30 +12,31 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import (
+    CA_BUNDLE_PATH,
+    CA_BUNDLE_VARIABLES,
+    CACHES,
+    CONFIG_PATH,
+    HF_HOME,
+    joined_volumes,
+    target_of,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
+    COLLECTION,
+    LABEL_COLLECTION,
+    LABEL_REPLICA,
+    LABEL_SPEC,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import (
+    CONTROL_PATH,
+    DOOR_MODULE,
+    HEALTH_PROGRAM,
+)
 
-LABEL_COLLECTION = "io.gpufleet.collection"
-LABEL_REPLICA = "io.gpufleet.replica"
-LABEL_SPEC = "io.gpufleet.spec"
-COLLECTION = "gpufleet.vllm"
-PREVIOUS = "-previous"
-NEXT = "-next"
-
-CONFIG_PATH = "/etc/vllm/config.yaml"
-HF_HOME = "/root/.cache/huggingface"
-# Where a server finds what the host tells it (server_door, server_health), and under which names.
-CONTROL_PATH = "/etc/vllm/control"
-DOOR_MODULE = "gpufleet_door"
-HEALTH_PROGRAM = "gpufleet_health.py"
-CA_BUNDLE_PATH = "/etc/gpufleet/ca-bundle.crt"
-CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
-# Folder under vllm_cache_dir -> where the container keeps that cache.
-CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", "triton": "/root/.triton"}
 DEFAULT_PORT = 8000
 GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 
@@ -113,41 +114,6 @@ class Change:
         return {"field": self.field, "before": self.before, "after": self.after}
 
 
-def belongs_to(prefix: str, container: str) -> bool:
-    """Return whether a container is one of a deployment's, C(-next) and C(-previous) included.
-
-    Another deployment on the host may have a prefix that begins with this one's: vllm and vllm-small.
-
-    Args:
-        prefix: vllm_container_prefix of the deployment.
-        container: the container's name.
-    """
-    return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
-
-
-def filters_of(prefix: str) -> dict[str, Any]:
-    """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
-    return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
-
-
-def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out.
-
-    Raises:
-        GpufleetError: C(secret-invalid) for one of several lines, which no environment file can hold.
-    """
-    for name, value in secrets.items():
-        if "\n" in value:
-            raise GpufleetError(
-                f"The secret {name} has more than one line.",
-                name="secret-invalid",
-                remedy="Remove the line breaks; a file read with lookup('file', ...) may end with one more.",
-            )
-    public = {name: value for name, value in environment.items() if not is_secret(name, value)}
-    hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
-    return public, {name: value for name, value in {**hidden, **secrets}.items() if value}
-
-
 def build_spec(
     replica: Mapping[str, Any],
     wishes: Wishes,
@@ -203,9 +169,9 @@ def build_spec(
         "gpus": ids if access != "none" else [],
         "devices": _device_files(replica, access, device_exists, minors or {}),
         "network_mode": wishes.network_mode,
-        "publish": f"{_bracketed(replica['host'])}:{replica['port']}:{container_port}" if bridged else "",
+        "publish": f"{bracketed(replica['host'])}:{replica['port']}:{container_port}" if bridged else "",
         "health_port": container_port,
-        "health_host": "127.0.0.1" if bridged else _reachable(str(config.get("host", "127.0.0.1"))),
+        "health_host": "127.0.0.1" if bridged else reachable(str(config.get("host", "127.0.0.1"))),
         "ipc_mode": wishes.ipc_mode,
         "shm_size": wishes.shm_size if wishes.ipc_mode != "host" else "",
         "restart_policy": wishes.restart_policy,
@@ -213,12 +179,6 @@ def build_spec(
         "log_max_files": wishes.log_max_files,
         "labels": dict(wishes.labels),
     }
-
-
-def joined_volumes(own: Iterable[str], theirs: Sequence[str]) -> list[str]:
-    """Return mounts of ours and of the user's, whose mount replaces ours at the same target."""
-    taken = {_target(volume) for volume in theirs}
-    return [volume for volume in own if _target(volume) not in taken] + list(theirs)
 
 
 def _device_files(
@@ -243,20 +203,10 @@ def _device_files(
     return [path for path in files + optional if exists(path)] if cards else []
 
 
-def _reachable(host: str) -> str:
-    """Return the address at which a server that listens on C(host) is reached from its own machine."""
-    return _bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host))  # noqa: S104
-
-
-def _bracketed(host: str) -> str:
-    """Return an address as it stands before a port."""
-    return f"[{host.strip('[]')}]" if ":" in host else host
-
-
 def base_url(spec: Spec) -> str:
     """Return the address of the server as seen from its host, such as C(http://127.0.0.1:8000)."""
     host, port = endpoint(spec)
-    return f"http://{_reachable(host)}:{port}"
+    return f"http://{reachable(host)}:{port}"
 
 
 def endpoint(spec: Spec) -> tuple[str, int]:
@@ -400,15 +350,10 @@ def _flat(spec: Spec) -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update({f"{field}.{key}": entry for key, entry in value.items()})
         elif field == "volumes":
-            flat.update({f"volume {_target(entry)}": entry for entry in value})
+            flat.update({f"volume {target_of(entry)}": entry for entry in value})
         else:
             flat[field] = value
     return flat
-
-
-def _target(volume: str) -> str:
-    parts = volume.split(":")
-    return parts[1] if len(parts) > 1 else parts[0]
 
 
 def _value(value: Any) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,17 +25,18 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import kernel_module, nvidia_minors, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.image_python import ANSWER_MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     Spec,
     Wishes,
     build_spec,
     gpu_arguments,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import kernel_module, nvidia_minors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import look_at_gpus
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -47,65 +49,6 @@ FILE_NAME = "gpu-access.json"
 SCHEMA = 1
 TIMEOUT_S = 120.0
 LONGEST_TEXT = 300
-
-# Runs in the image. The libraries are found as PyTorch and vLLM find them: by the loader, by name.
-SCRIPT = f"""
-import ctypes, json, os, uuid
-
-
-def loaded(name):
-    with open("/proc/self/maps") as maps:
-        paths = [line.split()[-1] for line in maps if name in line]
-    return os.path.realpath(paths[0]) if paths else ""
-
-
-def cuda():
-    library = ctypes.CDLL("libcuda.so.1")
-    found = {{"library": loaded("libcuda.so"), "code": library.cuInit(0), "text": "", "gpus": []}}
-    if found["code"]:
-        text = ctypes.c_char_p()
-        library.cuGetErrorString(found["code"], ctypes.byref(text))
-        found["text"] = (text.value or b"").decode()
-        return found
-    count = ctypes.c_int()
-    library.cuDeviceGetCount(ctypes.byref(count))
-    for index in range(count.value):
-        device, identity = ctypes.c_int(), (ctypes.c_ubyte * 16)()
-        library.cuDeviceGet(ctypes.byref(device), index)
-        library.cuDeviceGetUuid(identity, device)
-        found["gpus"].append("GPU-" + str(uuid.UUID(bytes=bytes(identity))))
-    return found
-
-
-def nvml():
-    library = ctypes.CDLL("libnvidia-ml.so.1")
-    library.nvmlErrorString.restype = ctypes.c_char_p
-    found = {{"library": loaded("libnvidia-ml.so"), "code": library.nvmlInit_v2(), "text": "", "gpus": []}}
-    if found["code"]:
-        found["text"] = library.nvmlErrorString(found["code"]).decode()
-        return found
-    count = ctypes.c_uint()
-    library.nvmlDeviceGetCount_v2(ctypes.byref(count))
-    for index in range(count.value):
-        device, identity = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-        # A GPU whose device file the container has not cannot be handed out.
-        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
-            continue
-        if not library.nvmlDeviceGetUUID(device, identity, 96):
-            found["gpus"].append(identity.value.decode())
-    library.nvmlShutdown()
-    return found
-
-
-def look(part):
-    try:
-        return part()
-    except Exception as error:
-        return {{"error": str(error)}}
-
-
-print("\\n" + {ANSWER_MARK!r} + json.dumps({{"cuda": look(cuda), "nvml": look(nvml)}}), flush=True)
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +79,11 @@ class UnknownError(Exception):
 # What a container sees
 
 
+def program() -> str:
+    """Return the text of the program that looks at the GPUs in a container."""
+    return inspect.getsource(look_at_gpus)
+
+
 def seen_in(client: DockerClient, spec: Spec, prefix: str) -> dict[str, Any]:
     """Return what CUDA and NVML say in a throw-away container with the image, mounts and GPUs of C(spec).
 
@@ -147,7 +95,7 @@ def seen_in(client: DockerClient, spec: Spec, prefix: str) -> dict[str, Any]:
         answer = image_python.ask(
             client,
             spec["image_id"] or spec["image"],
-            SCRIPT,
+            program(),
             [],
             name=f"{prefix}-gpu-probe-{os.getpid()}",
             label=(LABEL_PROBE, prefix),
@@ -172,7 +120,7 @@ def seen_by(container: Container) -> dict[str, Any]:
         UnknownError: it gave no answer.
     """
     with engine_errors(f"asking {container.name} for its GPUs"):
-        status, said = container.exec_run(["/bin/sh", "-c", image_python.LAUNCH, "vllm", SCRIPT])
+        status, said = container.exec_run(["/bin/sh", "-c", image_python.LAUNCH, "vllm", program()])
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else ""  # a stream is not asked for
     try:
         return _parsed(image_python.answer_in(text, status))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, stop_container
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import COLLECTION, LABEL_COLLECTION
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import COLLECTION, LABEL_COLLECTION
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import exists, may_end
 
 if TYPE_CHECKING:

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     NEXT,
     PREVIOUS,
-    Spec,
-    base_url,
     belongs_to,
     filters_of,
-    read_spec,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, base_url, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import memory_kill
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases import (
     SERVING,

@@ -25,11 +25,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.openpgp import dearmor, read_keys
 
 FETCH_TIMEOUT = 30  # seconds
 COMMAND_TIMEOUT = 1800
-LARGEST_KEY = 1024 * 1024
+LARGEST_KEY = MIB
 LOCK_TIMEOUT = 300
 KEPT_LINES = 12
 FILE_MODE = 0o644  # of keys and sources, which the package manager reads as a user of its own

@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     start_program,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import container_failed, engine_errors
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def build_image(
             remedy="Install the package debootstrap; the role gpufleet.vllm.cpu_image does so.",
         )
     os.makedirs(work_dir, mode=0o755, exist_ok=True)
-    free_mib = shutil.disk_usage(work_dir).free // 2**20
+    free_mib = shutil.disk_usage(work_dir).free // MIB
     if free_mib < NEEDED_MIB:
         raise GpufleetError(
             f"Making the CPU image needs {NEEDED_MIB} MiB in {work_dir}, where {free_mib} MiB are free.",

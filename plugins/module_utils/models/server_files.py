@@ -19,6 +19,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 
@@ -28,7 +29,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Formats whose files are not those of the model's own repository, or that read none.
 OTHER_FORMATS = ("dummy", "tensorizer", "runai_streamer", "runai_streamer_sharded", "sharded_state", "bitsandbytes")
-LONGEST_HEADER = 100 * 1024 * 1024
+LONGEST_HEADER = 100 * MIB
 MOST_NAMED = 3
 
 

@@ -30,9 +30,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     run_program,
     start_program,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
 
 UNIT = "gpufleet-router.service"
@@ -267,7 +267,7 @@ class FrontEnd:
 
 
 def _replicas(files: Mapping[str, str]) -> list[Replica]:
-    return config.read_replicas(files.get(config.REPLICAS, ""))
+    return members.read_replicas(files.get(config.REPLICAS, ""))
 
 
 def arguments(directory: str, run_dir: str) -> list[str]:

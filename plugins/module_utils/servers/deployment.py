@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import nvidia_minors, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs, run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import (
@@ -59,38 +59,39 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client im
     image_missing,
     stop_container,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
-    CACHES,
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import CACHES, CONFIG_PATH
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
-    CONFIG_PATH,
     LABEL_COLLECTION,
     NEXT,
     PREVIOUS,
+    belongs_to,
+    filters_of,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     Change,
     Spec,
     Wishes,
     base_url,
-    belongs_to,
     build_spec,
     create_arguments,
     diff_text,
     endpoint,
-    filters_of,
     read_spec,
     secret_changes,
     spec_changes,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import memory as gpus_memory
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import (
     Limits,
     Start,
     engine_ended,
     wait_for,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.host_checks import port_in_use
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import bind_problem, listener
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import bind_problem, listener, port_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check

@@ -44,9 +44,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.release import VERSION
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import VERSION
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, what_matters
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import (
     inspect_image,
     names_restored_on_failure,
     tag_image,

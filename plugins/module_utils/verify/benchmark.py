@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Target
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import RECIPE_PROMPT, Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import gates, results
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.load_watch import LoadWatch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -11,10 +11,10 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names, wishes
 
 
 def read_wishes(
@@ -31,7 +31,7 @@ def read_wishes(
     Raises:
         GpufleetError: C(invalid-wishes), naming every problem at once.
     """
-    names = {name for name in variables if name.startswith(wishes.PREFIXES)}
+    names = {name for name in variables if name.startswith(variable_names.PREFIXES)}
     readable = {reader[0] for reader in wishes.READERS.values()} | verify_variables.READERS.keys()
     values: dict[str, Any] = {}
     problems = []
@@ -42,14 +42,14 @@ def read_wishes(
             problems.append(f"{name}: cannot be templated: {error}")
     values.update(overrides)
     problems += verify_variables.problems(values)
-    problems += wishes.relative_paths({**_controller_paths(templar, variables), **values})
+    problems += variable_names.relative_paths({**_controller_paths(templar, variables), **values})
     return wishes.read({**dict.fromkeys(names), **values}, known, problems)
 
 
 def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the paths on the controller; those that only another host can template are left to it."""
     found = {}
-    for name in sorted(wishes.CONTROLLER_PATHS & variables.keys()):
+    for name in sorted(variable_names.CONTROLLER_PATHS & variables.keys()):
         with contextlib.suppress(AnsibleError):
             found[name] = templar.template(variables[name])
     return found

@@ -13,11 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB, MIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
-
-GIB = 1024**3
-MIB = 1024**2
 
 # Bytes of one element of the KV cache. "auto" is that of the model's weights before quantisation.
 KV_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, WARNING, Finding
 
-GIB = 1024**3
 # Estimates, unpacked. The CPU image was 2.3 GiB with vLLM 0.32.0; the published CUDA images were not measured.
 CUDA_IMAGE_GIB = 30.0
 CPU_IMAGE_GIB = 4.0

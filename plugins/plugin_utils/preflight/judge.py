@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import PREVIOUS, belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import PREVIOUS, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import orphans
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.host_checks import port_holder, port_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import port_holder, port_in_use
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook, look_ahead
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import gpu_checks, source_checks

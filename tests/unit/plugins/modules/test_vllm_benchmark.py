@@ -19,9 +19,9 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Target
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline, benchmark, load_watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark, vllm_completion
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.conftest import Engine, Left

@@ -262,7 +262,7 @@ def test_a_container_sees_exactly_its_gpus_or_the_difference_is_named(
 
 def test_a_container_without_an_answer_is_no_way_that_works(engine: Engine, run: Any, monkeypatch: Any) -> None:
     engine.ways = {"gpus": {}}
-    monkeypatch.setattr(access, "SCRIPT", "print('Segmentation fault')")
+    monkeypatch.setattr(access, "program", lambda: "print('Segmentation fault')")
     result = run(plan_of("gpus"))
     assert result["error"]["details"]["ways"][0]["name"] == "no-answer"
     assert "Segmentation fault" in result["error"]["evidence"]

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe, reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 Start = Callable[..., str]
@@ -232,7 +233,7 @@ def test_the_environments_proxies_are_not_taken(
     ],
 )
 def test_the_registry_in_a_name(reference: str, registry: str) -> None:
-    assert reach.registry_of(reference) == registry
+    assert registry_of(reference) == registry
 
 
 def test_a_registry_without_tls_on_a_loopback_address(start: Start) -> None:

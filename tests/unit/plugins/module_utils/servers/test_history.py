@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import release
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history
 
@@ -179,11 +179,11 @@ def test_weights_are_looked_for_where_they_were(tmp_path: Path) -> None:
 
 
 def test_the_name_that_keeps_an_image_is_one_that_docker_takes() -> None:
-    from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import parse_reference
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import parse_reference
 
     parsed = parse_reference(history.kept_name("vllm", IMAGE_ID))
     assert (parsed.repository, parsed.tag) == ("gpufleet/kept", "vllm-1700a9d57cad")
 
 
 def test_the_version_on_the_hosts_is_the_collections() -> None:
-    assert yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"] == release.VERSION
+    assert yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"] == names.VERSION
