@@ -210,11 +210,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import left_to_the_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import have
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import wants_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import resolve_image
 
 ARGUMENTS: dict[str, Any] = {
     "model": {"type": "str", "required": True},

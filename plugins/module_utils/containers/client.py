@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
@@ -139,3 +139,9 @@ def event_error(event: dict[str, Any]) -> str:
 
 
 DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+
+
+def variables_of(entries: Iterable[str] | None) -> dict[str, str]:
+    """Return environment variables from a list of `NAME=value`."""
+    pairs = (entry.partition("=") for entry in entries or [])
+    return {name: value for name, _equals, value in pairs}

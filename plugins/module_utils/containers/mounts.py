@@ -7,13 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-CONFIG_PATH = "/etc/vllm/config.yaml"
-HF_HOME = "/root/.cache/huggingface"
-CA_BUNDLE_PATH = "/etc/gpufleet/ca-bundle.crt"
-CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
-# Folder under vllm_cache_dir -> where the container keeps that cache.
-CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", "triton": "/root/.triton"}
-
 
 def joined_volumes(own: Iterable[str], theirs: Sequence[str]) -> list[str]:
     """Return mounts of ours and of the user's, whose mount replaces ours at the same target."""

@@ -34,3 +34,11 @@ def filters_of(prefix: str) -> dict[str, Any]:
 
 
 VERSION = "0.1.0"
+
+
+def base_name(name: str) -> str:
+    """Return the replica that a container of ours belongs to, from the container's name."""
+    for suffix in (PREVIOUS, NEXT):
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name

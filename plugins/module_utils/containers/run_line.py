@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Mapping
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import DEFAULT_DOCKER_HOST
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import CONFIG_PATH
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
     LABEL_COLLECTION,
     LABEL_REPLICA,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import HEALTH, Spec, health_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 
 def docker_run_line(

@@ -16,25 +16,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import (
-    CA_BUNDLE_PATH,
-    CA_BUNDLE_VARIABLES,
-    CACHES,
-    CONFIG_PATH,
-    HF_HOME,
-    joined_volumes,
-    target_of,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
     LABEL_COLLECTION,
     LABEL_REPLICA,
     LABEL_SPEC,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import (
+    CA_BUNDLE_PATH,
+    CA_BUNDLE_VARIABLES,
+    CACHES,
+    CONFIG_PATH,
     CONTROL_PATH,
     DOOR_MODULE,
     HEALTH_PROGRAM,
+    HF_HOME,
 )
 
 DEFAULT_PORT = 8000

@@ -15,16 +15,15 @@ not asked again.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
+import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
@@ -34,6 +33,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
     build_spec,
     gpu_arguments,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.access_record import Outcome
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import kernel_module, nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import look_at_gpus
@@ -45,31 +45,10 @@ if TYPE_CHECKING:
 # In the order in which "auto" tries them: Docker's own option first, last the one that needs the driver in the image.
 WAYS = ("gpus", "cdi", "runtime", "devices")
 LABEL_PROBE = "io.gpufleet.gpu-probe"
-FILE_NAME = "gpu-access.json"
-SCHEMA = 1
+
+
 TIMEOUT_S = 120.0
 LONGEST_TEXT = 300
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of one way.
-
-    Attributes:
-        way: one of WAYS.
-        works: whether CUDA and NVML in the container see exactly the GPUs it was given.
-        said: that, or what is wrong, as a sentence.
-        name: of the cause, if it does not work.
-        remedy: what mends the way.
-        evidence: the text that proves the cause.
-    """
-
-    way: str
-    works: bool
-    said: str
-    name: str = ""
-    remedy: str = ""
-    evidence: str = ""
 
 
 class UnknownError(Exception):
@@ -228,11 +207,6 @@ def find(client: DockerClient, plan: Mapping[str, Any], wishes: Wishes, prefix: 
     return outcomes
 
 
-def reason_of(outcomes: Iterable[Outcome]) -> str:
-    """Return why the last of the outcomes was chosen, for the plan's decisions."""
-    return "; ".join(f"{outcome.way}: {outcome.said.rstrip('.')}" for outcome in outcomes)
-
-
 def nothing_works(outcomes: Sequence[Outcome], image: str, wish: str) -> GpufleetError:
     """Return the error for a host on which no way that may be used works; it tells each way's cause and remedy."""
     details = {"ways": [dataclasses.asdict(outcome) for outcome in outcomes]}
@@ -296,34 +270,3 @@ def _cdi_specs(folders: Sequence[str], root: str) -> str:
                 digest.update(f"{name}\0{text}\0".encode())
                 empty = False
     return "" if empty else digest.hexdigest()[:16]
-
-
-def remembered(path: str, now: Mapping[str, Any], *, guess: bool = False) -> list[Outcome]:
-    """Return the outcomes that led to the way found before under the same circumstances; none if they changed.
-
-    With C(guess), for a run that may try nothing, those found under other circumstances do, if the wish is the same.
-    """
-    try:
-        kept = json.loads(read_text(path))
-        same = kept["circumstances"] == now or (guess and kept["circumstances"]["wish"] == now["wish"])
-        if kept["schema"] == SCHEMA and same:
-            return [Outcome(**outcome) for outcome in kept["ways"]]
-    except (ValueError, KeyError, TypeError):
-        pass  # none yet, or not of this version: the ways are tried anew
-    return []
-
-
-def remember(path: str, now: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
-    """Keep what was found; return whether the file changed."""
-    ways = [dataclasses.asdict(outcome) for outcome in outcomes]
-    document = {"schema": SCHEMA, "circumstances": dict(now), "ways": ways}
-    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    return write_file(path, text, 0o640, folder_mode=0o750, variable="vllm_config_dir")
-
-
-def recorded(plan: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the plan with the way that works and the decision for it."""
-    chosen = outcomes[-1]
-    decision = {"field": "gpu_access", "value": chosen.way, "reason": reason_of(outcomes)}
-    others = [entry for entry in plan.get("decisions") or [] if entry["field"] != "gpu_access"]
-    return {**plan, "gpu_access": chosen.way, "decisions": [*others, decision]}

@@ -502,3 +502,15 @@ def unreachable(url: str, error: Exception) -> GpufleetError:
         remedy="Check vllm_host and vllm_port, and that a firewall lets this host through.",
         evidence=str(error),
     )
+
+
+HEALTH_TIMEOUT_S = 5.0
+
+
+def health_status(url: str) -> int:
+    """Return the HTTP status of the server's /health; 0 when nothing answers."""
+    try:
+        Server(url, timeout=HEALTH_TIMEOUT_S).request("GET", "/health")
+    except GpufleetError as error:
+        return int(error.details.get("status", 0))
+    return 200

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import environment_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     NEXT,
@@ -24,7 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
     filters_of,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, base_url, read_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import memory_kill
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases import (
@@ -35,7 +36,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases 
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import parse_time, started_at
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import environment_of, health_status
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -19,10 +19,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine im
     image,
     pull_settings,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
-    nvidia,
-)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import nvidia
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import address_available, ports_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.python import ca_bundle, venv
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import (

@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import (
+    engine_errors,
+    image_missing,
+    variables_of,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import ARCHITECTURES, parse_reference
 
 if TYPE_CHECKING:
@@ -117,3 +122,40 @@ def remove_names(engine: DockerClient, names: Iterable[str], *, check_mode: bool
                         evidence=str(error.explanation or error),
                     ) from error
     return {"changed": bool(present), "actions": [f"removed {name}" for name in present]}
+
+
+NO_IMAGE = (
+    "Have it there first with gpufleet.vllm.vllm_image (entry point image of the role gpufleet.vllm.vllm), or correct"
+    " vllm_image and vllm_image_tag."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image on this host.
+
+    Attributes:
+        id: C(sha256:...), or C((not here yet)).
+        python_path: the C(PYTHONPATH) that it sets.
+    """
+
+    id: str
+    python_path: str = ""
+
+
+def resolve_image(client: DockerClient, reference: str, *, missing_ok: bool = False) -> Image:
+    """Return the image that a reference names here; one that is C((not here yet)) if it may be missing and is.
+
+    Raises:
+        GpufleetError: C(image-missing).
+    """
+    from docker.errors import ImageNotFound
+
+    with engine_errors(f"looking for the image {reference}"):
+        try:
+            image = client.images.get(reference)
+        except ImageNotFound as error:
+            if missing_ok:
+                return Image("(not here yet)")
+            raise image_missing(reference, error, NO_IMAGE) from error
+    return Image(str(image.id), variables_of(image.attrs["Config"].get("Env")).get("PYTHONPATH", ""))

@@ -18,6 +18,7 @@ import time
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import door, health_check
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import DOOR_MODULE, HEALTH_PROGRAM
 
 WATCHDOG = "watchdog"
 
@@ -70,9 +71,3 @@ class Control:
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-# Where a server finds what the host tells it (server_door, server_health), and under which names.
-CONTROL_PATH = "/etc/vllm/control"
-DOOR_MODULE = "gpufleet_door"
-HEALTH_PROGRAM = "gpufleet_health.py"

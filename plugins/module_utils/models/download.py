@@ -27,16 +27,16 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Job, run_job
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import VARIABLE as DEADLINES
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import hub_download
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import PROGRESS_MARK
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import (
     CA_BUNDLE_PATH,
     CA_BUNDLE_VARIABLES,
     CACHES,
     HF_HOME,
-    joined_volumes,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import VARIABLE as DEADLINES
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import hub_download
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import PROGRESS_MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import commit_of, lacks, note_fetched
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import not_here, refusal
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings, without_secrets

@@ -14,7 +14,8 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, build_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import caches
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, groups_of
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
@@ -73,12 +74,12 @@ def test_a_folder_high_in_the_file_system_is_not_purged(path: str) -> None:
     import os
 
     with pytest.raises(GpufleetError) as caught:
-        deployment.check_removable(os.path.expanduser(path))
+        caches.check_removable(os.path.expanduser(path))
     assert caught.value.name == "cache-not-removable"
 
 
 def test_a_cache_folder_is_purged() -> None:
-    assert deployment.check_removable("/var/lib/gpufleet/cache") == "/var/lib/gpufleet/cache"
+    assert caches.check_removable("/var/lib/gpufleet/cache") == "/var/lib/gpufleet/cache"
 
 
 MOUNTS = """/dev/sda1 / ext4 rw 0 0
@@ -109,10 +110,10 @@ def test_what_others_use_is_not_purged(path: str, why: str, tmp_path: Path) -> N
     (tmp_path / "proc" / "mounts").write_text(MOUNTS)
     others = {"vllm-small-0": ["/opt/one/cache"]}
     if not why:
-        assert deployment.check_removable(path, others, str(tmp_path)) == path
+        assert caches.check_removable(path, others, str(tmp_path)) == path
         return
     with pytest.raises(GpufleetError, match=re.escape(why)) as caught:
-        deployment.check_removable(path, others, str(tmp_path))
+        caches.check_removable(path, others, str(tmp_path))
     assert (caught.value.name, path in caught.value.message) == ("cache-not-removable", True)
     assert "vllm_hf_home and vllm_cache_dir" in caught.value.remedy
 
@@ -121,7 +122,7 @@ def test_a_folder_with_a_file_system_mounted_inside_is_not_purged(tmp_path: Path
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "mounts").write_text("/dev/sdc1 /opt/cache/hub ext4 rw 0 0\n")
     with pytest.raises(GpufleetError, match="/opt/cache/hub is a file system of its own"):
-        deployment.check_removable("/opt/cache", root=str(tmp_path))
+        caches.check_removable("/opt/cache", root=str(tmp_path))
 
 
 class TestGroups:
@@ -142,14 +143,14 @@ class TestGroups:
 
             self.labels = labels(spec)
 
-    def step(self, name: str, new: tuple[int, list[int]] | None, old: tuple[int, list[int]] | None) -> deployment.Step:
+    def step(self, name: str, new: tuple[int, list[int]] | None, old: tuple[int, list[int]] | None) -> Step:
         spec = self.spec(name, *new) if new else None
         box: Any = self.Box(self.spec(name, *old)) if old else None
         action = "removed" if new is None else "replaced" if old else "created"
-        return deployment.Step(name, spec, box, action=action)
+        return Step(name, spec, box, action=action)
 
-    def groups(self, *steps: deployment.Step) -> list[list[str]]:
-        return [[step.name for step in group] for group in deployment._groups(steps)]
+    def groups(self, *steps: Step) -> list[list[str]]:
+        return [[step.name for step in group] for group in groups_of(steps)]
 
     def test_new_servers_start_together_and_replacements_one_after_another(self) -> None:
         steps = [

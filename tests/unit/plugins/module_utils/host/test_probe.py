@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import linux
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import driver
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe, system
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import nvidia, probe, system
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import _address, address_available, ports_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import LARGEST_CONFIG
@@ -164,7 +163,7 @@ def test_nvidia_tools_and_devices(tmp_path: Path, tools: Path) -> None:
     write_below(tmp_path, "dev/null", "")
     write_below(tmp_path, "etc/cdi/nvidia.yaml", "")
     write_below(tmp_path, "etc/cdi/notes.txt", "")
-    found = driver.nvidia(str(tmp_path))
+    found = nvidia.nvidia(str(tmp_path))
     assert found["container_toolkit"] == {"path": str(tools / "nvidia-ctk"), "version": "1.18.0-rc.2"}
     assert found["fabric_manager"] == {
         "path": str(tools / "nv-fabricmanager"),
@@ -183,7 +182,7 @@ def test_the_kernel_names_the_cards(tmp_path: Path) -> None:
             f"proc/driver/nvidia/gpus/{bus}/information",
             f"Model: \t\t {model}\nIRQ:   \t\t 4\nGPU UUID: \t GPU-{bus[5:7]}\nBus Location: \t {bus}\n",
         )
-    assert driver.nvidia_cards(str(tmp_path)) == [
+    assert nvidia.nvidia_cards(str(tmp_path)) == [
         {"pci_bus_id": "0000:1b:00.0", "name": "NVIDIA H200", "uuid": "GPU-1b"},
         {"pci_bus_id": "0000:43:00.0", "name": "NVIDIA H200", "uuid": "GPU-43"},
     ]
@@ -191,7 +190,7 @@ def test_the_kernel_names_the_cards(tmp_path: Path) -> None:
 
 def test_a_host_without_nvidia(tmp_path: Path, tools: Path) -> None:
     assert tools.is_dir()
-    assert driver.nvidia(str(tmp_path)) == {
+    assert nvidia.nvidia(str(tmp_path)) == {
         "pci_devices": [],
         "nvswitches": 0,
         "kernel_module": None,
@@ -209,7 +208,7 @@ def test_a_host_without_nvidia(tmp_path: Path, tools: Path) -> None:
 def test_a_tool_that_cannot_run_has_no_version(tmp_path: Path, tools: Path) -> None:
     (tools / "nvidia-ctk").write_bytes(b"\x7fELF broken")
     (tools / "nvidia-ctk").chmod(0o755)
-    assert driver.nvidia(str(tmp_path))["container_toolkit"]["version"] is None
+    assert nvidia.nvidia(str(tmp_path))["container_toolkit"]["version"] is None
 
 
 # ---- disks ----
