@@ -15,8 +15,8 @@ not asked again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import dataclasses
+import hashlib
 import inspect
 import json
 import os
