@@ -29,3 +29,8 @@ def bracketed(host: str) -> str:
 def reachable(host: str) -> str:
     """Return the address at which a server that listens on C(host) is reached from its own machine."""
     return bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host))  # noqa: S104
+
+
+def authority(host: str, port: int) -> str:
+    """Return a host and a port as they stand in an address: `127.0.0.1:8000`, `[::1]:8000`."""
+    return f"{bracketed(host)}:{port}"

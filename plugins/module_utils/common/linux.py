@@ -47,3 +47,19 @@ def container_id(pid: int, root: str = "/") -> str:
 def program_path(name: str) -> str | None:
     """Return where a program is, looking also where only root's search path leads; None when it is not installed."""
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), SYSTEM_PATH)))
+
+
+def file_systems(root: str = "/") -> dict[str, tuple[str, str]]:
+    """Return what is mounted: mount point to file system and device; of several at one point the last."""
+    found = {}
+    for line in read_text(root, "proc/self/mountinfo").splitlines():
+        fields, _dash, rest = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), fields.split()[4])
+        filesystem, device = rest.split()[:2]
+        found[point] = (filesystem, device)
+    return found
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Return whether a path is a folder or something in it, by their names alone."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
     program_path,
     read_text,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
     run_command,
     run_program,
@@ -248,10 +249,7 @@ class Daemon:
         pairs = (entry.partition("=") for entry in _whole(f"/proc/{pid}/environ").split("\0") if "=" in entry)
         environment = {name: value for name, _equals, value in pairs}
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while daemon_pid() == pid and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if daemon_pid() == pid:
+        if not until(lambda: daemon_pid() != pid, STOP_TIMEOUT, 0.1):
             raise _start_failed(f"dockerd (process {pid}) did not end within {STOP_TIMEOUT:.0f} seconds of SIGTERM.")
         self._have_process(lambda: self._spawn(words, environment))
 

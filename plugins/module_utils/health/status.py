@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import environment_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
@@ -276,7 +277,7 @@ def summary(state: dict[str, Any]) -> str:
     if state["model"]:
         parts.append(f"model {state['model']}")
     if state["uptime_s"]:
-        parts.append(f"up {_span(state['uptime_s'])}")
+        parts.append(f"up {duration(state['uptime_s'])}")
     load = state["load"]
     if "requests_running" in load:
         parts.append(f"{load['requests_running']:.0f} requests running")
@@ -292,12 +293,3 @@ def summary(state: dict[str, Any]) -> str:
     if state["diagnosis"]:
         parts.append(state["diagnosis"]["message"])
     return ", ".join(parts)
-
-
-def _span(seconds: int) -> str:
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    hours = seconds // 3600
-    return f"{hours} h {seconds % 3600 // 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

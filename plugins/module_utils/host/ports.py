@@ -40,28 +40,11 @@ def bind_problem(host: str, port: int) -> int:
 
 
 def listener(port: int, root: str = "/") -> str:
-    """Return the process that listens on the port, as C(nginx (pid 123)); empty when it cannot be told."""
-    sockets = set()
-    for table in ("tcp", "tcp6"):
-        for line in read_text(root, "proc/net", table).splitlines()[1:]:
-            fields = line.split()
-            if len(fields) > 9 and fields[3] == LISTEN and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                sockets.add(f"socket:[{fields[9]}]")
-    if not sockets:
-        return ""
-    for pid in list_folder(root, "proc"):
-        if pid.isdigit() and _holds(root, pid, sockets):
-            return f"{program_name(read_text(root, 'proc', pid, 'cmdline')) or 'a process'} (pid {pid})"
+    """Return the process that listens on the port, as `nginx (pid 123)`; empty when it cannot be told."""
+    owners = _owners({entry["inode"] for entry in _listeners(root) if entry["port"] == port}, root)
+    for pid in owners.values():
+        return f"{program_name(read_text(root, 'proc', str(pid), 'cmdline')) or 'a process'} (pid {pid})"
     return ""
-
-
-def _holds(root: str, pid: str, sockets: set[str]) -> bool:
-    folder = os.path.join(root, "proc", pid, "fd")
-    for name in list_folder(folder):
-        with contextlib.suppress(OSError):
-            if os.readlink(os.path.join(folder, name)) in sockets:
-                return True
-    return False
 
 
 def address_available(host: str) -> bool:

@@ -14,7 +14,8 @@ import sys
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import platform_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import file_systems, is_below, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
 # What decides which kernels vLLM's CPU build has, and their names on Arm.
@@ -35,8 +36,6 @@ CPU_FLAGS = (
     "i8mm",
     "sve",
 )
-# Docker's names of architectures.
-PLATFORMS = {"x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64"}
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 CLOCK_UNSYNCHRONISED = 0x40
 
@@ -49,7 +48,7 @@ def system(root: str = "/") -> dict[str, Any]:
     machine = platform.machine()
     return {
         "architecture": machine,
-        "platform": PLATFORMS.get(machine, f"linux/{machine}"),
+        "platform": platform_of(machine),
         "kernel": platform.release(),
         "operating_system": platform.system(),
         "distribution": {
@@ -181,11 +180,7 @@ def disk(path: str, root: str = "/") -> dict[str, Any]:
 def _mount(path: str, root: str) -> tuple[str, str, str]:
     """Return mount point, device and file system that hold a path: the longest mount point above it, mounted last."""
     best = ("/", "", "")
-    for line in read_text(root, "proc/self/mountinfo").splitlines():
-        fields, _dash, rest = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), fields.split()[4])
-        holds = path == point or path.startswith(point.rstrip("/") + "/")
-        if holds and len(point) >= len(best[0]):
-            filesystem, device = rest.split()[:2]
+    for point, (filesystem, device) in file_systems(root).items():
+        if is_below(path, point) and len(point) >= len(best[0]):
             best = (point, device, filesystem)
     return best

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import docker_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import (
     engine_errors,
     image_missing,
     variables_of,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import ARCHITECTURES, parse_reference
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import parse_reference
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -50,7 +51,7 @@ def image_digests(image: dict[str, Any]) -> set[str]:
 def image_platform(image: dict[str, Any]) -> str:
     """Return an image's platform, such as C(linux/amd64)."""
     architecture = image.get("Architecture") or ""
-    return f"{image.get('Os') or 'linux'}/{ARCHITECTURES.get(architecture, architecture)}"
+    return f"{image.get('Os') or 'linux'}/{docker_name(architecture)}"
 
 
 def guess_vllm_version(image: dict[str, Any], reference: str) -> str:

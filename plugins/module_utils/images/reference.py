@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS, platform_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 REFERENCE = re.compile(
     r"(?P<repository>(?:[a-zA-Z0-9.-]+(?::[0-9]+)?/)?[a-z0-9]+(?:(?:[./]|_{1,2}|-+)[a-z0-9]+)*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
@@ -80,14 +80,14 @@ def normalize_platform(platform: str) -> str:
     system, separator, architecture = platform.strip().lower().partition("/")
     architecture = architecture.split("/", 1)[0] if separator else system
     system = system if separator else "linux"
-    architecture = ARCHITECTURES.get(architecture, architecture)
-    if system != "linux" or architecture not in ARCHITECTURES.values():
+    platform_name = platform_of(architecture)
+    if system != "linux" or platform_name not in PLATFORMS:
         raise GpufleetError(
             f"vllm_platform is {platform!r}, which is no platform that vLLM images exist for.",
             name="platform-invalid",
             remedy="Set vllm_platform to linux/amd64 or linux/arm64 (linux/aarch64 is taken as the latter).",
         )
-    return f"linux/{architecture}"
+    return platform_name
 
 
 def parse_reference(text: str, variable: str = "vllm_image") -> Reference:

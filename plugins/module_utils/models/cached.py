@@ -13,6 +13,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import listed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import hub_download
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_folder
@@ -32,7 +33,6 @@ INDEXES = {
     "*.bin": "pytorch_model.bin.index.json",
     hub_download.CONSOLIDATED: "consolidated.safetensors.index.json",
 }
-MOST_NAMED = 3
 
 
 def left_to_the_server(config: Mapping[str, Any], environment: Mapping[str, str], cache: HubCache) -> str:
@@ -168,7 +168,4 @@ def note_fetched(hf_home: str, want: Want, model: Mapping[str, Any]) -> None:
 
 
 def _named(names: Sequence[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (
-        f" and {more} more are" if more > 0 else " is" if len(names) == 1 else " are"
-    )
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"

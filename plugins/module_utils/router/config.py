@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, bracketed, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
     ADDRESS,
@@ -202,7 +202,7 @@ def _defaults(settings: Settings) -> list[str]:
 
 
 def _front(settings: Settings, folder: str) -> list[str]:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
         "frontend api",
@@ -294,7 +294,7 @@ def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> li
 
 
 def _at(replica: Replica) -> str:
-    return f"[{replica.address}]:{replica.port}" if ":" in replica.address else f"{replica.address}:{replica.port}"
+    return authority(replica.address, replica.port)
 
 
 def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Settings:

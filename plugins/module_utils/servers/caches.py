@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import file_systems, is_below
 
 NETWORK_FILESYSTEMS = (
     "nfs",
@@ -52,16 +51,16 @@ def check_removable(path: str, others: Mapping[str, Iterable[str]] | None = None
     why = ""
     if len([part for part in real.split("/") if part]) < 2 or real == os.path.expanduser("~"):
         why = "it is too high in the file system to be only a cache"
-    mounts = _mounts(root)
-    inside = sorted(point for point in mounts if _is_below(point, real))
-    nearest = max((point for point in mounts if _is_below(real, point)), key=len, default="")
+    mounts = {point: kind for point, (kind, _device) in file_systems(root).items()}
+    inside = sorted(point for point in mounts if is_below(point, real))
+    nearest = max((point for point in mounts if is_below(real, point)), key=len, default="")
     if inside:
         why = why or f"{inside[0]} is a file system of its own ({mounts[inside[0]]})"
     elif mounts.get(nearest, "").startswith(NETWORK_FILESYSTEMS):
         why = why or f"{nearest} is {mounts[nearest]}, which other hosts may share"
     for name, folders in sorted((others or {}).items()):
         shared = [
-            folder for folder in map(os.path.realpath, folders) if _is_below(folder, real) or _is_below(real, folder)
+            folder for folder in map(os.path.realpath, folders) if is_below(folder, real) or is_below(real, folder)
         ]
         why = why or (f"{name} of another deployment mounts {shared[0]}" if shared else "")
     if not why:
@@ -72,18 +71,3 @@ def check_removable(path: str, others: Mapping[str, Iterable[str]] | None = None
         remedy="Remove by hand what you mean, without vllm_purge_caches. To purge all the rest, name folders of this"
         " deployment alone in vllm_hf_home and vllm_cache_dir for this run.",
     )
-
-
-def _mounts(root: str) -> dict[str, str]:
-    """Return the file systems by where they are mounted."""
-    found = {}
-    for line in read_text(root, "proc/mounts").splitlines():
-        fields = line.split(" ")
-        if len(fields) > 2:
-            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), fields[1])
-            found[point] = fields[2]
-    return found
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")

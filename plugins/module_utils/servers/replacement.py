@@ -12,11 +12,11 @@ is named, configured and started as it was; the run then fails with the diagnosi
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
     is_running,
@@ -269,15 +269,16 @@ class Replacement:
 
     def _await_docker(self, error: GpufleetError) -> None:
         """Wait for a while until the Docker engine answers: one that is being restarted can put nothing back."""
-        deadline = time.monotonic() + ENGINE_AWAY_S
-        while time.monotonic() < deadline:
+
+        def answers() -> bool:
             try:
                 with engine_errors("answering"):
-                    self._own.client.ping()
-                return
+                    return bool(self._own.client.ping())
             except GpufleetError:
                 self._progress.phase(f"failed ({error.name}), waiting for the Docker engine to put the old server back")
-                time.sleep(1)
+                return False
+
+        until(answers, ENGINE_AWAY_S, 1.0)
 
     def _give_up(self, step: Step, error: GpufleetError) -> None:
         """Remove a new server that failed; one that cannot be removed must not keep the old one from coming back."""

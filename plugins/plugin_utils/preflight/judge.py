@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import PREVIOUS, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import orphans
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import port_holder, port_in_use
@@ -50,7 +52,6 @@ DISTRIBUTIONS = {
     "almalinux": ("9",),
     "centos": ("9",),
 }
-PLATFORMS = ("linux/amd64", "linux/arm64")
 # A certificate or token that was made a moment ago is not valid yet on a host that is this far behind.
 CLOCK_WARNING_S, CLOCK_ERROR_S = 30.0, 300.0
 # Main memory that vLLM takes beside the GPU's, for each GPU, and shared memory of a replica's workers. Estimates.
@@ -270,7 +271,7 @@ def _clock(case: Case) -> list[Finding]:
             Finding(
                 "clock-wrong",
                 ERROR if abs(ahead) >= CLOCK_ERROR_S else WARNING,
-                f"The clock is {_duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the controller's.",
+                f"The clock is {rough_duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the controller's.",
                 f"less than {CLOCK_WARNING_S:.0f} s between them: certificates and tokens are valid by the clock",
                 f"{mend}, then `chronyc makestep`; or mend the controller's clock.",
             )
@@ -286,14 +287,6 @@ def _clock(case: Case) -> list[Finding]:
             )
         ]
     return []
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 7200 else _hours(seconds)
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
 
 def _engine(case: Case) -> list[Finding]:

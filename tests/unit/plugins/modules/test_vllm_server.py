@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import caches
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, groups_of
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, write_below
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def test_a_cache_folder_is_purged() -> None:
     assert caches.check_removable("/var/lib/gpufleet/cache") == "/var/lib/gpufleet/cache"
 
 
-MOUNTS = """/dev/sda1 / ext4 rw 0 0
-/dev/sdb1 /srv ext4 rw 0 0
-/dev/sdc1 /srv/models xfs rw 0 0
-10.0.0.1:/export /mnt/shared\\040files nfs4 rw 0 0
-mds@.fs=/ /mnt/ceph ceph rw 0 0
+MOUNTS = """20 1 8:1 / / rw - ext4 /dev/sda1 rw
+21 20 8:17 / /srv rw - ext4 /dev/sdb1 rw
+22 21 8:33 / /srv/models rw - xfs /dev/sdc1 rw
+23 20 0:50 / /mnt/shared\\040files rw - nfs4 10.0.0.1:/export rw
+24 20 0:51 / /mnt/ceph rw - ceph mds@.fs=/ rw
 """
 
 
@@ -106,8 +106,7 @@ mds@.fs=/ /mnt/ceph ceph rw 0 0
     ],
 )
 def test_what_others_use_is_not_purged(path: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "mounts").write_text(MOUNTS)
+    write_below(tmp_path, "proc/self/mountinfo", MOUNTS)
     others = {"vllm-small-0": ["/opt/one/cache"]}
     if not why:
         assert caches.check_removable(path, others, str(tmp_path)) == path
@@ -119,8 +118,7 @@ def test_what_others_use_is_not_purged(path: str, why: str, tmp_path: Path) -> N
 
 
 def test_a_folder_with_a_file_system_mounted_inside_is_not_purged(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "mounts").write_text("/dev/sdc1 /opt/cache/hub ext4 rw 0 0\n")
+    write_below(tmp_path, "proc/self/mountinfo", "20 1 8:33 / /opt/cache/hub rw - ext4 /dev/sdc1 rw\n")
     with pytest.raises(GpufleetError, match="/opt/cache/hub is a file system of its own"):
         caches.check_removable("/opt/cache", root=str(tmp_path))
 

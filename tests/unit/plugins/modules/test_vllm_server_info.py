@@ -216,10 +216,3 @@ def test_the_run_line_is_that_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "vllm-0.sh").write_text("#!/bin/sh\n# Comment\nexec docker run \\\n  x\n")
     (state,) = states(Box("vllm-0", "created"), config_dir=str(tmp_path))
     assert state["docker_run"] == "docker run \\\n  x"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (7500, "2 h 5 min"), (400000, "4 days 15 h")]
-)
-def test_uptime_is_told_as_people_say_it(seconds: int, text: str) -> None:
-    assert health_status._span(seconds) == text
