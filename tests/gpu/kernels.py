@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 26
+# Of a kernel made of templates the outermost say nothing: what they run does.
+WRAPPERS = re.compile(r"^void |cutlass::device_kernel<|flash::enable_sm90_or_later<")
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
@@ -28,7 +30,13 @@ def events_of(path: Path) -> list[dict[str, Any]]:
 
 def steps_of(events: list[dict[str, Any]]) -> list[str]:
     """Return the names that vLLM gave to its steps, such as execute_context_0(0)_generation_806(806)."""
-    return [event["name"] for event in events if str(event.get("name", "")).startswith("execute_")]
+    marked = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    return [name for name in marked if name.startswith("execute_")]
+
+
+def short(name: str) -> str:
+    """Return a kernel's name without its templates' arguments."""
+    return WRAPPERS.sub("", name).partition("<")[0][:70]
 
 
 def show(path: Path) -> None:
@@ -45,7 +53,7 @@ def show(path: Path) -> None:
     spent: collections.Counter[str] = collections.Counter()
     count: collections.Counter[str] = collections.Counter()
     for event in kernels:
-        name = re.sub(r"<.*", "", event["name"])[:70]
+        name = short(event["name"])
         spent[name] += event["dur"]
         count[name] += 1
     print(f"{path.name}: {len(kernels)} kernels in {wall / 1e3:.1f} ms, busy {busy / 1e3:.1f} ms ({busy / wall:.0%})")

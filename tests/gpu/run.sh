@@ -83,7 +83,7 @@ load() { # load CONTAINER PORT NAME ARGUMENT…: vllm bench serve, as fast as it
 }
 stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
   local name="u$2-gpu$1" own watch port=$((8100 + $1)) server="gpu$1-0"; own=$(alone "$1")
-  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e vllm_check_config=false || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
+  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e '{"vllm_check_config": false}' || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
   for part in plain sampled; do
     nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 250 >"$out/$name-$part-free.txt" & watch=$!
     if [ $part = plain ]; then
@@ -131,7 +131,7 @@ advised) # the same 512 requests at once, at a server that takes what the plan s
 throughput) # NAME PROFILE WAVES [FLAGS [ENVIRONMENT [TOKENS]]]: what the whole host gives, each replica at the concurrency that the plan holds
   name=$1 waves=$3
   # Not checked beforehand, in a container of its own: a flag that vLLM does not have shows at once all the same.
-  play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}" "${5:-}")" -e vllm_check_config=false || exit 1
+  play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}" "${5:-}")" -e '{"vllm_check_config": false}' || exit 1
   phases "$name"; reported
   for server in $(planned "' '.join(r['name'] for r in plan['replicas'])"); do
     sees "$server" "$(planned "plan['replicas'][0]['tensor_parallel_size']")"
