@@ -95,18 +95,18 @@ def inventory(folder: Path, hosts: int, common: dict[str, Any]) -> Path:
     return path
 
 
-def altered_collection(folder: Path) -> Path:
-    """Copy the collection to a folder, with the health checks of servers an hour apart, and return that folder."""
+def altered_collection(folder: Path, root: Path = ROOT) -> Path:
+    """Copy a checkout's collection to a folder, with the health checks of servers an hour apart; return the folder."""
     from ansible_collections.gpufleet.vllm.tools import checkout
 
-    checkout.copy_to(folder / PACKAGE)
-    path = folder / PACKAGE / "plugins" / "module_utils" / "containers" / "spec.py"
-    text, changed = re.subn(
-        r'^HEALTH = \{"interval_s": \d+', 'HEALTH = {"interval_s": 3600', path.read_text(), flags=re.M
-    )
-    if changed != 1:
-        raise SystemExit(f"{path} has no HEALTH with interval_s any more, which this benchmark changes.")
-    path.write_text(text)
+    checkout.copy_to(folder / PACKAGE, root)
+    interval = re.compile(r'^HEALTH = \{"interval_s": \d+', re.MULTILINE)
+    files = [path for path in (folder / PACKAGE / "plugins").rglob("*.py") if interval.search(path.read_text())]
+    if len(files) != 1:
+        raise SystemExit(
+            f"HEALTH with interval_s, which this benchmark changes, stands in {len(files)} files, not one."
+        )
+    files[0].write_text(interval.sub('HEALTH = {"interval_s": 3600', files[0].read_text()))
     return folder
 
 
@@ -223,7 +223,6 @@ def main(numbers: Sequence[int], against: Path | None = None) -> int:
     from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
     from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
     from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
-    from ansible_collections.gpufleet.vllm.tools import checkout
 
     docker_host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     engine = connect(docker_host)
@@ -241,8 +240,7 @@ def main(numbers: Sequence[int], against: Path | None = None) -> int:
             costs.append(cost)
             print(f"  a host costs {cost / costs[0]:.2f} times what one of the smallest fleet does", flush=True)
             if against:
-                checkout.copy_to(folder / "others" / PACKAGE, against)
-                compare(fleet, Fleet(folder, path, folder / "others"))
+                compare(fleet, Fleet(folder, path, altered_collection(folder / "others", against)))
     finally:
         for box in engine.containers.list(all=True, ignore_removed=True):
             if str(box.name).startswith(folder.name):
