@@ -12,14 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
+    program_path,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import (
     daemon_config,
     engine,
     image,
     pull_settings,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
+    nvidia,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import address_available, ports_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.python import ca_bundle, venv

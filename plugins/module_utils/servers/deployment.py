@@ -70,8 +70,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     Change,
+    ServerOptions,
     Spec,
-    Wishes,
     base_url,
     build_spec,
     create_arguments,
@@ -259,7 +259,7 @@ class Deployment:
     def present(
         self,
         replicas: Sequence[Mapping[str, Any]],
-        wishes: Wishes,
+        wishes: ServerOptions,
         *,
         restart: bool = False,
         rolled_back_to: str = "",
