@@ -261,8 +261,8 @@ def remove(front_end: FrontEnd, directory: str, check: bool) -> dict[str, Any]:
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
 
 
-def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Have the front end run as wanted and return the module's result."""
+def ensure_router(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Make the router run as wanted and return the module's result."""
     known = {
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
@@ -276,7 +276,7 @@ def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, 
         params["chroot"] if os.path.isdir(params["chroot"]) else "",
         members.one_key(params["replica_keys"], replicas),
     )
-    config.check(settings, replicas, params["allow_unauthenticated"])
+    config.check_settings(settings, replicas, params["allow_unauthenticated"])
     certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
     files = {**config.files(settings, replicas, params["directory"]), **certificate}
     changes, running = differences(front_end, files), front_end.processes()
@@ -320,10 +320,10 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     if params["state"] == "absent":
         return remove(front_end, params["directory"], module.check_mode)
     if module.check_mode:
-        return have(front_end, params, check=True)
+        return ensure_router(front_end, params, check=True)
     os.makedirs(params["directory"], mode=0o755, exist_ok=True)
     with host_lock(os.path.join(params["directory"], ".lock"), "router_server"):
-        return have(front_end, params, check=False)
+        return ensure_router(front_end, params, check=False)
 
 
 def main() -> None:

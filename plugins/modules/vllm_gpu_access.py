@@ -142,7 +142,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access, access_record
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import tool
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
@@ -181,7 +181,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     client = connect(params["docker_host"], params["docker_timeout"])
     tag = plan["image"]["tag"]
     image = resolve_image(client, tag, missing_ok=module.check_mode)
-    wishes = Wishes(
+    wishes = ServerOptions(
         image=tag,
         image_id=image.id,
         model_source={"argument": "", "mount": ""},

@@ -475,7 +475,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
@@ -555,9 +555,9 @@ def texts(mapping: dict[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in mapping.items() if value is not None}
 
 
-def wishes_of(params: dict[str, Any], environment: dict[str, str], image: local.Image) -> Wishes:
+def wishes_of(params: dict[str, Any], environment: dict[str, str], image: local.Image) -> ServerOptions:
     """Return what all replicas share, from the module's options."""
-    return Wishes(
+    return ServerOptions(
         image=params["image"],
         image_id=image.id,
         python_path=image.python_path,

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import parse_samples
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_samples
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd

@@ -144,7 +144,7 @@ def test_a_server_that_lost_its_gpu_is_named(
     tmp_path: Path,
 ) -> None:
     volumes, environment = driver(GPU)
-    wishes = container_spec.Wishes(
+    wishes = container_spec.ServerOptions(
         stand_in, "", {"argument": "/m"}, "cuda", "gpus", "host", str(tmp_path), str(tmp_path), str(tmp_path)
     )
     replica = {"name": f"{run_name}-gpu", "gpus": [0], "gpu_uuids": [GPU], "host": "127.0.0.1", "port": 1, "config": {}}

@@ -81,10 +81,10 @@ STOPPING = ("running", "paused", "restarting")
 
 
 @dataclass
-class Step:
-    """What has to be done: C(action) is C(none), C(start), C(reload) or C(restart), C(reason) says why.
+class DaemonStep:
+    """What has to be done with the daemon: `action` is `none`, `start`, `reload` or `restart`; `reason` says why.
 
-    C(pending) says what only a restart would bring, where one is not due at the price of running containers.
+    `pending` says what only a restart would bring, where one is not due at the price of running containers.
     """
 
     action: str
@@ -103,12 +103,12 @@ def running_containers(seen: Mapping[str, Any]) -> list[str]:
     return [found["name"] for found in seen["containers"] if found["state"] in STOPPING]
 
 
-def next_step(wish: DaemonWish, seen: Mapping[str, Any], keys: Sequence[str], old_daemon: bool) -> Step:
+def next_step(wish: DaemonWish, seen: Mapping[str, Any], keys: Sequence[str], old_daemon: bool) -> DaemonStep:
     """Return what has to be done with the daemon.
 
     Args:
-        wish: what it shall be.
-        seen: what engine_probe told of it.
+        wish: what it should be.
+        seen: what the probe of the engine told of it.
         keys: the keys of daemon.json that change.
         old_daemon: whether it started before NVIDIA's hook was installed.
 
@@ -116,23 +116,25 @@ def next_step(wish: DaemonWish, seen: Mapping[str, Any], keys: Sequence[str], ol
         GpufleetError: C(engine-serves) when it has to be restarted and containers run.
     """
     if not seen["running"]:
-        return Step("start", seen["reason"])
+        return DaemonStep("start", seen["reason"])
     running = running_containers(seen)
     fixed = sorted(set(keys) - RELOADABLE)
     if fixed:
         reason = f"{', '.join(fixed)} in {wish.path} changed, which the engine reads at its start only"
         if running and not wish.allow_restart:
             raise _serves(wish, running, reason)
-        return Step("restart", reason)
+        return DaemonStep("restart", reason)
     old = "the engine started before NVIDIA's container toolkit was installed, so it does not know --gpus"
     if wish.nvidia_runtime and old_daemon and (not running or wish.allow_restart):
-        return Step("restart", old)
+        return DaemonStep("restart", old)
     pending = f"{old}; containers run ({', '.join(running)})" if wish.nvidia_runtime and old_daemon else ""
     if keys:
-        return Step("reload", f"{', '.join(keys)} in {wish.path} changed", pending)
+        return DaemonStep("reload", f"{', '.join(keys)} in {wish.path} changed", pending)
     if wish.nvidia_runtime and RUNTIME not in (seen["runtimes"] or []):
-        return Step("reload", f"{wish.path} names the runtime {RUNTIME}, which the engine does not know yet", pending)
-    return Step("none", "", pending)
+        return DaemonStep(
+            "reload", f"{wish.path} names the runtime {RUNTIME}, which the engine does not know yet", pending
+        )
+    return DaemonStep("none", "", pending)
 
 
 def _serves(wish: DaemonWish, running: list[str], reason: str) -> GpufleetError:
@@ -372,7 +374,7 @@ def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
     return result
 
 
-def _take(wish: DaemonWish, step: Step, result: dict[str, Any]) -> None:
+def _take(wish: DaemonWish, step: DaemonStep, result: dict[str, Any]) -> None:
     """Take the step; a reload that does not bring the runtime becomes a restart if that is allowed."""
     daemon = Daemon(wish.docker_host)
     if step.action == "start":

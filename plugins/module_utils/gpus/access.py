@@ -28,8 +28,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+    ServerOptions,
     Spec,
-    Wishes,
     build_spec,
     gpu_arguments,
 )
@@ -172,7 +172,7 @@ def _told(what: str, evidence: str, otherwise: str) -> GpufleetError:
 # Trying the ways
 
 
-def probe_spec(plan: Mapping[str, Any], wishes: Wishes, way: str) -> Spec:
+def probe_spec(plan: Mapping[str, Any], wishes: ServerOptions, way: str) -> Spec:
     """Return the spec of a server with all GPUs of the plan that would get them in this way."""
     replicas = plan["replicas"]
     whole = {
@@ -197,7 +197,7 @@ def attempt(client: DockerClient, spec: Spec, prefix: str) -> Outcome:
     return Outcome(way, False, error.message, error.name, error.remedy, error.evidence)
 
 
-def find(client: DockerClient, plan: Mapping[str, Any], wishes: Wishes, prefix: str) -> list[Outcome]:
+def find(client: DockerClient, plan: Mapping[str, Any], wishes: ServerOptions, prefix: str) -> list[Outcome]:
     """Try the wished way, or with C(auto) one after another until one works; return what came of those tried."""
     outcomes: list[Outcome] = []
     for way in WAYS if wishes.gpu_access == "auto" else (wishes.gpu_access,):
@@ -237,7 +237,7 @@ def nothing_works(outcomes: Sequence[Outcome], image: str, wish: str) -> Gpuflee
 
 
 def circumstances(
-    client: DockerClient, plan: Mapping[str, Any], wishes: Wishes, toolkit: str, root: str = "/"
+    client: DockerClient, plan: Mapping[str, Any], wishes: ServerOptions, toolkit: str, root: str = "/"
 ) -> dict[str, Any]:
     """Return everything that the answer depends on, as data: if one of these changes, the ways are tried anew."""
     with engine_errors("telling what it is"):

@@ -71,24 +71,26 @@ def diagnose(
     details: dict[str, Any] = {"exit_code": exit_code}
     if out_of_memory or memory_kill:
         cause = OUT_OF_MEMORY_KILL if out_of_memory or OWN_LIMIT in memory_kill else HOST_MEMORY_KILL
-        return _told(what, cause, (), memory_kill or "OOMKilled: true", details)
+        return _error_for(what, cause, (), memory_kill or "OOMKilled: true", details)
     for weak in (False, True):
         found = _earliest(log, weak)
         if found:
             cause, match, line = found
-            return _told(what, cause, tuple(group or "" for group in match.groups()), line, details)
+            return _error_for(what, cause, tuple(group or "" for group in match.groups()), line, details)
     position = _first_error(log)
     if position is None or not EXCEPTION.search(stripped[position]):
         for line in stripped:
             if re.search(KILLED_PROCESS.pattern, line):
-                return _told(what, _ended_by(line), (), line, details)
+                return _error_for(what, _ended_by(line), (), line, details)
     if exit_code in EXIT_CAUSES and position is None:
         last = next((line for line in reversed(stripped) if line.strip()), "")
-        return _told(what, EXIT_CAUSES[exit_code], (), f"exit code {exit_code}; last line: {_short(last)}", details)
+        return _error_for(
+            what, EXIT_CAUSES[exit_code], (), f"exit code {exit_code}; last line: {_short(last)}", details
+        )
     return _unknown(what, stripped, position, details)
 
 
-def _told(what: str, cause: Cause, groups: Sequence[str], line: str, details: dict[str, Any]) -> GpufleetError:
+def _error_for(what: str, cause: Cause, groups: Sequence[str], line: str, details: dict[str, Any]) -> GpufleetError:
     ended = "" if details["exit_code"] is None else f" (exit code {details['exit_code']})"
     return GpufleetError(
         f"{what}{ended}. {cause.meaning.format(*groups)}",

@@ -3,11 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a host is and has, in one look, with the standard library alone.
 
-The parts are independent: one that cannot be told is None and its reason stands in C(errors); nothing raises.
+The parts are independent: a part that cannot be read is None, and `errors` says why. Nothing raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
@@ -34,92 +36,155 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import (
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import look_at_model, weights
 
-LISTEN = "0A"
+
+@dataclass(frozen=True)
+class Questions:
+    """What the roles ask of a host: the options of the module host_info, by their names."""
+
+    docker_host: str
+    venv: str | None = None
+    requirements: Sequence[str] = ()
+    paths: Sequence[str] = ()
+    ports: Sequence[int] = ()
+    host: str = "127.0.0.1"
+    programs: Sequence[str] = ()
+    model_path: str | None = None
+    image_reference: str = ""
+    image_alternatives: Sequence[str] = ()
+    weights_paths: Sequence[str] = ()
+    registry: str = ""
+    registry_proxy: str = ""
+    registry_no_proxy: str = ""
+    registry_mirrors: Sequence[str] = ()
+    insecure_registries: Sequence[str] = ()
+    hub: str = ""
+    hub_proxy: str = ""
+    hub_no_proxy: str = ""
+    hub_ca_bundle: str = ""
+    asked_at: float | None = None
 
 
-def probe(
-    *,
-    docker_host: str,
-    venv_path: str | None = None,
-    requirements: list[str] | None = None,
-    paths: list[str] | None = None,
-    ports: list[int] | None = None,
-    host: str = "127.0.0.1",
-    model_path: str | None = None,
-    programs: list[str] | None = None,
-    image_reference: str = "",
-    image_alternatives: list[str] | None = None,
-    weights_paths: list[str] | None = None,
-    registry: str = "",
-    registry_proxy: str = "",
-    registry_no_proxy: str = "",
-    registry_mirrors: list[str] | None = None,
-    insecure_registries: list[str] | None = None,
-    hub: str = "",
-    hub_proxy: str = "",
-    hub_no_proxy: str = "",
-    hub_ca_bundle: str = "",
-    asked_at: float | None = None,
-    root: str = "/",
-) -> dict[str, Any]:
-    """Return everything that the roles ask of a host, as plain data; see DOCUMENTATION and RETURN of host_info."""
-    errors: dict[str, str] = {}
+class Parts:
+    """What is known of the host so far.
 
-    def part(name: str, look: Callable[[], Any]) -> Any:
+    Attributes:
+        found: each part by its name; None where it could not be read, or was not asked for.
+        errors: why a part could not be read, by its name.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self.errors: dict[str, str] = {}
+
+    def read(self, name: str, look: Callable[[], Any]) -> None:
+        """Read one part; an error of it is noted."""
         try:
-            return look()
+            self.found[name] = look()
         except Exception as error:
-            errors[name] = f"{type(error).__name__}: {error}"
-            return None
+            self.found[name] = None
+            self.errors[name] = f"{type(error).__name__}: {error}"
 
-    result: dict[str, Any] = {
-        "system": part("system", lambda: system(root)),
-        "cpu": part("cpu", lambda: cpu(root)),
-        "memory": part("memory", lambda: memory(root)),
-        "shm": part("shm", lambda: shared_memory(root)),
-        "clock": part("clock", lambda: clock(root, asked_at)),
-        "proxies": part("proxies", proxies),
-        "ca_bundle": part("ca_bundle", lambda: ca_bundle(root)),
-        "venv": part("venv", lambda: venv(venv_path, requirements or []) if venv_path else None),
-        "engine": part("engine", lambda: engine(docker_host)),
-        "daemon_config": part("daemon_config", lambda: daemon_config(root)),
-        "nvidia": part("nvidia", lambda: nvidia(root)),
-        "programs": part("programs", lambda: {name: program_path(name) for name in programs or []}),
-        "model": part("model", lambda: look_at_model(model_path) if model_path else None),
-        "weights": part("weights", lambda: [weights(path) for path in weights_paths or []]),
+
+def probe(questions: Questions, root: str = "/") -> dict[str, Any]:
+    """Return everything that the roles ask of a host, as plain data; see DOCUMENTATION and RETURN of host_info.
+
+    Args:
+        questions: what is asked.
+        root: where the host's file system is mounted.
+    """
+    parts = Parts()
+    _read_system(parts, questions, root)
+    _read_files(parts, questions)
+    _read_engine(parts, questions, root)
+    _read_images(parts, questions)
+    parts.read("reach", lambda: reach.ask_all(_addresses_to_ask(parts, questions, root)))
+    _read_ports(parts, questions, root)
+    return {**parts.found, "errors": parts.errors}
+
+
+def _read_system(parts: Parts, questions: Questions, root: str) -> None:
+    """Read what the host's own files say of its hardware and its operating system."""
+    parts.read("system", lambda: system(root))
+    parts.read("cpu", lambda: cpu(root))
+    parts.read("memory", lambda: memory(root))
+    parts.read("shm", lambda: shared_memory(root))
+    parts.read("clock", lambda: clock(root, questions.asked_at))
+    parts.read("proxies", proxies)
+    parts.read("ca_bundle", lambda: ca_bundle(root))
+    parts.read("nvidia", lambda: nvidia(root))
+
+
+def _read_files(parts: Parts, questions: Questions) -> None:
+    """Read what is installed and which weights are there."""
+    folder, model = questions.venv, questions.model_path
+    parts.read("venv", lambda: venv(folder, list(questions.requirements)) if folder else None)
+    parts.read("programs", lambda: {name: program_path(name) for name in questions.programs})
+    parts.read("model", lambda: look_at_model(model) if model else None)
+    parts.read("weights", lambda: [weights(path) for path in questions.weights_paths])
+
+
+def _read_engine(parts: Parts, questions: Questions, root: str) -> None:
+    """Read the state of the Docker engine, and how much room there is in the asked folders and in its own."""
+    parts.read("engine", lambda: engine(questions.docker_host))
+    parts.read("daemon_config", lambda: daemon_config(root))
+    image_dir = (parts.found["engine"] or {}).get("image_dir")
+    folders = [*questions.paths, *([image_dir] if image_dir else [])]
+    parts.read("disks", lambda: {path: disk(path, root) for path in folders})
+
+
+def _read_images(parts: Parts, questions: Questions) -> None:
+    """Ask a running engine for the image, and for those that would do instead."""
+    running = (parts.found["engine"] or {}).get("running")
+    reference = questions.image_reference if running else ""
+    others = questions.image_alternatives if running else ()
+    address = questions.docker_host
+    parts.read("image", lambda: image(address, reference) if reference else None)
+    parts.read("image_alternatives", lambda: {name: found for name in others if (found := image(address, name))})
+
+
+def _addresses_to_ask(parts: Parts, questions: Questions, root: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return how to ask the registry and the hub, each only where what it has is not on the host yet."""
+    found = parts.found
+    to_ask: dict[str, Callable[[], dict[str, Any]]] = {}
+    if questions.registry and not found["image"] and not found["image_alternatives"]:
+        to_come = settings_to_come(questions)
+        to_ask["registry"] = lambda: reach.registry(
+            questions.registry, {**pull_settings(questions.docker_host, root), **to_come}
+        )
+    if questions.hub and not any(entry["complete"] for entry in found["weights"] or []):
+        route = hub_route(questions, (found["ca_bundle"] or {}).get("path", ""))
+        to_ask["hub"] = lambda: reach.ask(questions.hub, route)
+    return to_ask
+
+
+def _read_ports(parts: Parts, questions: Questions, root: str) -> None:
+    """Read whether the address can be listened on, and who holds the ports there."""
+    host, containers = questions.host, (parts.found["engine"] or {}).get("containers", [])
+    parts.read("address_available", lambda: address_available(host))
+    parts.read("ports", lambda: ports_in_use(list(questions.ports), host, containers, root))
+
+
+def settings_to_come(questions: Questions) -> dict[str, Any]:
+    """Return the settings of `engine.pull_settings` that the engine does not have yet and is about to get."""
+    settings = {
+        "proxies": proxies_of(questions.registry_proxy, questions.registry_no_proxy),
+        "mirrors": questions.registry_mirrors,
+        "insecure": questions.insecure_registries,
     }
-    found_engine: dict[str, Any] = result["engine"] or {}
-    folders = [*(paths or []), *([found_engine["image_dir"]] if found_engine.get("image_dir") else [])]
-    result["disks"] = part("disks", lambda: {path: disk(path, root) for path in folders})
-    asked = image_reference if found_engine.get("running") else ""
-    result["image"] = part("image", lambda: image(docker_host, asked) if asked else None)
-    others = (image_alternatives or []) if found_engine.get("running") else []
-    result["image_alternatives"] = part(
-        "image_alternatives", lambda: {name: found for name in others if (found := image(docker_host, name))}
-    )
-    questions: dict[str, Callable[[], dict[str, Any]]] = {}
-    if registry and not result["image"] and not result["image_alternatives"]:
-        to_come = engine_to_come(registry_proxy, registry_no_proxy, registry_mirrors, insecure_registries)
-        questions["registry"] = lambda: reach.registry(registry, {**pull_settings(docker_host, root), **to_come})
-    if hub and not any(entry["complete"] for entry in result["weights"] or []):
-        way = hub_route(hub_proxy, hub_no_proxy, hub_ca_bundle or (result["ca_bundle"] or {}).get("path", ""))
-        questions["hub"] = lambda: reach.ask(hub, way)
-    result["reach"] = part("reach", lambda: reach.ask_all(questions))
-    containers = found_engine.get("containers", [])
-    result["address_available"] = part("address_available", lambda: address_available(host))
-    result["ports"] = part("ports", lambda: ports_in_use(ports or [], host, containers, root))
-    result["errors"] = errors
-    return result
+    return {name: value for name, value in settings.items() if value}
 
 
-def engine_to_come(proxy: str, no_proxy: str, mirrors: list[str] | None, insecure: list[str] | None) -> dict[str, Any]:
-    """Return those settings of engine_probe.pull_settings that the engine does not have yet, but is about to get."""
-    proxies = {"http": proxy, "https": proxy, "no": no_proxy} if proxy else None
-    found = {"proxies": proxies, "mirrors": mirrors, "insecure": insecure}
-    return {name: value for name, value in found.items() if value}
+def hub_route(questions: Questions, host_bundle: str) -> reach.Route:
+    """Return how a server in a container reaches the hub: by the proxy that it is given and no other.
+
+    Args:
+        questions: what is asked; its CA bundle wins over the host's.
+        host_bundle: the host's own CA bundle; empty if it has none.
+    """
+    bundle = questions.hub_ca_bundle or host_bundle
+    return reach.Route(proxies_of(questions.hub_proxy, questions.hub_no_proxy), [bundle] if bundle else [])
 
 
-def hub_route(proxy: str, no_proxy: str, bundle: str) -> reach.Route:
-    """Return how a server in a container gets to the hub: by the proxy that it is given and no other."""
-    proxies = {"http": proxy, "https": proxy, "no": no_proxy} if proxy else {}
-    return reach.Route(proxies, [bundle] if bundle else [])
+def proxies_of(proxy: str, no_proxy: str) -> dict[str, str]:
+    """Return a proxy for both schemes in the form that `reach` takes; nothing without a proxy."""
+    return {"http": proxy, "https": proxy, "no": no_proxy} if proxy else {}

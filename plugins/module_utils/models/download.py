@@ -38,7 +38,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
     HF_HOME,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import commit_of, lacks, note_fetched
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import not_here, refusal
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import download_error, not_here
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings, without_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import Want
 
@@ -66,7 +66,7 @@ QUIET = {"NVIDIA_VISIBLE_DEVICES": "void", "PYTHONUNBUFFERED": "1"}
 # The download
 
 
-def have(
+def ensure_weights(
     client: Callable[[], DockerClient | None],
     wants: Sequence[Want],
     around: Surroundings,
@@ -74,7 +74,7 @@ def have(
     check: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Have everything that is wanted in the cache.
+    """Make sure that the cache has everything that is wanted.
 
     Args:
         client: returns the engine's client, or None where the image is not on the host yet; called only when a
@@ -100,15 +100,15 @@ def have(
     if engine is None or check:
         asked = [want for want, _lack in missing]
         models = _run(engine, asked, around, fetch=False, progress=progress) if engine else []
-        return _result(_told(wants, missing, models, around))
-    with _alone(missing[0][0], around, progress):
+        return _result(_what_is_known(wants, missing, models, around))
+    with _locked(missing[0][0], around, progress):
         # Whoever was waited for may have fetched all of it.
         missing = _missing(wants, around)
         asked = [want for want, _lack in missing]
         models = _run(engine, asked, around, fetch=True, progress=progress) if asked else []
         for want, model in zip(asked, models):
             note_fetched(around.hf_home, want, model)
-    return _result(_told(wants, missing, models, around))
+    return _result(_what_is_known(wants, missing, models, around))
 
 
 def _check_name(want: Want) -> None:
@@ -129,8 +129,8 @@ def _missing(wants: Sequence[Want], around: Surroundings) -> list[tuple[Want, st
 
 
 @contextlib.contextmanager
-def _alone(want: Want, around: Surroundings, progress: Progress) -> Iterator[None]:
-    """Keep other runs from fetching into the cache inside the block, which begins when those before are done."""
+def _locked(want: Want, around: Surroundings, progress: Progress) -> Iterator[None]:
+    """Keep other runs from fetching into the cache inside the block; it begins when earlier runs are done."""
     folder = os.path.join(around.hf_home, "gpufleet")
     try:
         os.makedirs(folder, mode=0o755, exist_ok=True)
@@ -152,7 +152,7 @@ def _alone(want: Want, around: Surroundings, progress: Progress) -> Iterator[Non
         yield
 
 
-def _told(
+def _what_is_known(
     wants: Sequence[Want],
     missing: Sequence[tuple[Want, str]],
     models: Sequence[dict[str, Any]],
@@ -246,7 +246,7 @@ def _run(
             details={"repository": wants[0].repository},
         ) from error
     if "error" in answer:
-        raise refusal(answer["error"], around)
+        raise download_error(answer["error"], around)
     return list(answer["models"])
 
 

@@ -74,7 +74,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
 }
 
 
-def refusal(error: Mapping[str, Any], around: Surroundings) -> GpufleetError:
+def download_error(error: Mapping[str, Any], around: Surroundings) -> GpufleetError:
     """Return what hub_download answered as an error.
 
     Args:

@@ -54,34 +54,79 @@ def wants_of(model: str, config: Mapping[str, Any]) -> list[Want]:
 
     Args:
         model: name of the model at the hub.
-        config: options of C(vllm serve), as the plan's replicas have them.
+        config: options of `vllm serve`, as the plan's replicas have them.
     """
-    revision = str(config.get("revision") or MAIN)
+    own = _model_itself(model, config)
+    wants = [own, *_tokenizer_elsewhere(model, config), *_config_elsewhere(config), *_draft(config, own)]
+    return _joined(wants)
+
+
+def _model_itself(model: str, config: Mapping[str, Any]) -> Want:
+    """Return what is wanted of the model's own repository."""
+    repository, _colon, quantization = model.partition(":")
     load_format = str(config.get("load-format") or "auto")
     given = config.get("ignore-patterns") or ()
-    ignore = (given,) if isinstance(given, str) else tuple(str(pattern) for pattern in given)
-    repository, _colon, quantization = model.partition(":")
-    weights = load_format not in WITHOUT_WEIGHTS and not quantization
-    tokenizer = str(config.get("tokenizer") or model).partition(":")[0]
-    tokenizer_revision = str(config.get("tokenizer-revision") or revision)
-    another_tokenizer = (tokenizer, tokenizer_revision) != (repository, revision)
-    another_config = str(config.get("hf-config-path") or "")
-    if quantization or load_format == "gguf":
-        needs: tuple[str, ...] = (GGUF,)
-    else:
-        no_tokenizer = another_tokenizer or str(config.get("skip-tokenizer-init", "")).lower() in TRUE
-        needs = (*([] if another_config else [CONFIG]), *([] if no_tokenizer else [TOKENIZER]))
-    wants = [Want(repository, revision, weights, load_format, ignore, needs)]
-    if another_tokenizer and not tokenizer.startswith((".", "/")):
-        wants.append(Want(tokenizer, tokenizer_revision, weights=False, needs=(TOKENIZER,)))
-    if another_config and not another_config.startswith((".", "/")):
-        wants.append(Want(another_config, revision, weights=False, needs=(CONFIG,)))
+    needs: tuple[str, ...] = (GGUF,)
+    if not quantization and load_format != "gguf":
+        no_tokenizer = _has_other_tokenizer(model, config) or _is_true(config.get("skip-tokenizer-init"))
+        needs = (*([] if config.get("hf-config-path") else [CONFIG]), *([] if no_tokenizer else [TOKENIZER]))
+    return Want(
+        repository,
+        _revision(config),
+        weights=load_format not in WITHOUT_WEIGHTS and not quantization,
+        load_format=load_format,
+        ignore=(given,) if isinstance(given, str) else tuple(str(pattern) for pattern in given),
+        needs=needs,
+    )
+
+
+def _tokenizer_elsewhere(model: str, config: Mapping[str, Any]) -> list[Want]:
+    """Return what is wanted of another repository, or of another revision, for the tokenizer."""
+    repository, revision = _tokenizer(model, config)
+    if not _has_other_tokenizer(model, config) or _is_folder(repository):
+        return []
+    return [Want(repository, revision, weights=False, needs=(TOKENIZER,))]
+
+
+def _config_elsewhere(config: Mapping[str, Any]) -> list[Want]:
+    """Return what is wanted of another repository for the configuration."""
+    repository = str(config.get("hf-config-path") or "")
+    if not repository or _is_folder(repository):
+        return []
+    return [Want(repository, _revision(config), weights=False, needs=(CONFIG,))]
+
+
+def _draft(config: Mapping[str, Any], own: Want) -> list[Want]:
+    """Return what is wanted of a draft model: vLLM loads it as it loads the model, with the model's tokenizer."""
     draft = _mapping(config.get("speculative-config"))
-    if draft.get("model") and not str(draft["model"]).startswith((".", "/")):
-        # vLLM loads a draft as it loads the model, and gives it the model's tokenizer.
-        draft_revision = str(draft.get("revision") or MAIN)
-        wants.append(Want(str(draft["model"]), draft_revision, weights, load_format, ignore, (CONFIG,)))
-    return _joined(wants)
+    repository = str(draft.get("model") or "")
+    if not repository or _is_folder(repository):
+        return []
+    return [replace(own, repository=repository, revision=_revision(draft), needs=(CONFIG,))]
+
+
+def _tokenizer(model: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return repository and revision of the tokenizer."""
+    repository = str(config.get("tokenizer") or model).partition(":")[0]
+    return repository, str(config.get("tokenizer-revision") or _revision(config))
+
+
+def _has_other_tokenizer(model: str, config: Mapping[str, Any]) -> bool:
+    """Return whether the tokenizer is not the one in the model's repository."""
+    return _tokenizer(model, config) != (model.partition(":")[0], _revision(config))
+
+
+def _revision(config: Mapping[str, Any]) -> str:
+    return str(config.get("revision") or MAIN)
+
+
+def _is_folder(name: str) -> bool:
+    """Return whether a name is the path of a folder rather than a repository."""
+    return name.startswith((".", "/"))
+
+
+def _is_true(value: Any) -> bool:
+    return str(value).lower() in TRUE
 
 
 def _joined(wants: Sequence[Want]) -> list[Want]:

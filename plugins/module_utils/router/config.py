@@ -49,7 +49,7 @@ ERRORS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class RouterSettings:
     """What the front end does, besides where the replicas are.
 
     Attributes:
@@ -89,7 +89,7 @@ class Settings:
     chroot: str = ""
 
 
-def check(settings: Settings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
+def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
     """Refuse what would be unsafe, or would not be a configuration.
 
     Raises:
@@ -122,7 +122,7 @@ def check(settings: Settings, replicas: Sequence[Replica], allow_unauthenticated
         )
 
 
-def _unsafe(settings: Settings, allow_unauthenticated: bool) -> Iterable[str]:
+def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[str]:
     if is_loopback(settings.host):
         return
     if not settings.keys and not allow_unauthenticated:
@@ -137,7 +137,7 @@ def _unsafe(settings: Settings, allow_unauthenticated: bool) -> Iterable[str]:
         )
 
 
-def files(settings: Settings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
+def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
     """Return the files of the front end, name to text, for the folder that they will be in."""
     return {
         CONFIG: config(settings, replicas, folder),
@@ -147,7 +147,7 @@ def files(settings: Settings, replicas: Sequence[Replica], folder: str) -> dict[
     }
 
 
-def config(settings: Settings, replicas: Sequence[Replica], folder: str) -> str:
+def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> str:
     """Return HAProxy's configuration; it names files in C(folder)."""
     sections = (
         _global(settings),
@@ -161,7 +161,7 @@ def config(settings: Settings, replicas: Sequence[Replica], folder: str) -> str:
     )
 
 
-def _global(settings: Settings) -> list[str]:
+def _global(settings: RouterSettings) -> list[str]:
     lines = [
         "global",
         f"user {settings.user}",
@@ -179,7 +179,7 @@ def _global(settings: Settings) -> list[str]:
     return [*lines, f"chroot {settings.chroot}"] if settings.chroot else lines
 
 
-def _defaults(settings: Settings) -> list[str]:
+def _defaults(settings: RouterSettings) -> list[str]:
     return [
         "defaults",
         "mode http",
@@ -201,7 +201,7 @@ def _defaults(settings: Settings) -> list[str]:
     ]
 
 
-def _front(settings: Settings, folder: str) -> list[str]:
+def _front(settings: RouterSettings, folder: str) -> list[str]:
     host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
@@ -254,7 +254,7 @@ def _error(status: int, message: str) -> str:
     return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}})
 
 
-def _table(settings: Settings) -> list[str]:
+def _table(settings: RouterSettings) -> list[str]:
     kind = "binary len 32" if settings.keys else "ipv6"
     return [
         "backend requests",
@@ -262,7 +262,7 @@ def _table(settings: Settings) -> list[str]:
     ]
 
 
-def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> list[str]:
+def _backend(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> list[str]:
     interval = settings.check_interval_ms
     limit = f" maxconn {settings.max_requests_per_replica}" if settings.max_requests_per_replica else ""
     lines = [
@@ -297,11 +297,11 @@ def _at(replica: Replica) -> str:
     return authority(replica.address, replica.port)
 
 
-def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Settings:
+def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:
     """Return the settings in the options of the module router_server."""
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    names = set(Settings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
-    return Settings(
+    names = set(RouterSettings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
+    return RouterSettings(
         keys=keys,
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import listed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Target, ask
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Endpoint, request_status
 
 TIMEOUT_S = 5.0
 AT_ONCE = 32
@@ -68,8 +68,8 @@ def _answers(replicas: Sequence[Replica], key: str) -> list[int]:
 
 
 def _answer(replica: Replica, key: str) -> int:
-    target = Target(replica.address, replica.port, "", False, "", key, TIMEOUT_S)
+    endpoint = Endpoint(replica.address, replica.port, "", False, "", key, TIMEOUT_S)
     try:
-        return ask(target, "GET", "/v1/models", key, {})[0]
+        return request_status(endpoint, "GET", "/v1/models", key, {})[0]
     except (OSError, http.client.HTTPException, ValueError):
         return 0

@@ -50,8 +50,8 @@ class ServerStates:
         """
         return host_lock(os.path.join(self._run_dir, LOCK), operation, timeout=LOCK_S)
 
-    def have(self) -> None:
-        """Have the file, without which HAProxy warns."""
+    def ensure_file(self) -> None:
+        """Write an empty file if there is none: HAProxy warns without it."""
         if not read_text(self.path):
             self.write(VERSION)
 

@@ -107,7 +107,7 @@ class FrontEnd:
         """
         program = haproxy_program()
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
-        self._states.have()
+        self._states.ensure_file()
         folder = tempfile.mkdtemp(prefix=".check-", dir=self._directory)
         try:
             for name, text in render(folder).items():
@@ -134,7 +134,7 @@ class FrontEnd:
             GpufleetError: C(router-not-started), or C(router-not-reloaded); the old files are back then.
         """
         running = self.processes()
-        self._states.have()
+        self._states.ensure_file()
         with self._states.held("router_server"):
             if running:
                 self._exchange(files)

@@ -42,8 +42,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+    ServerOptions,
     Spec,
-    Wishes,
     build_spec,
     read_spec,
 )
@@ -106,7 +106,7 @@ class Deployment:
     def present(
         self,
         replicas: Sequence[Mapping[str, Any]],
-        wishes: Wishes,
+        wishes: ServerOptions,
         *,
         restart: bool = False,
         rolled_back_to: str = "",
@@ -184,7 +184,7 @@ class Deployment:
 
     # Present
 
-    def _check_files(self, specs: Sequence[Spec], wishes: Wishes) -> None:
+    def _check_files(self, specs: Sequence[Spec], wishes: ServerOptions) -> None:
         """Raise an error unless configurations and model files are there."""
         for spec in specs:
             self._files.read_config(spec)

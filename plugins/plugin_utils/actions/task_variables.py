@@ -16,6 +16,15 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names, wishes
 
+# What the planner calls the texts of gpu_info.
+GPU_TEXTS = {
+    "driver_version": "driver_version",
+    "cuda_driver_version": "cuda_driver_version",
+    "gpu_state": "state",
+    "gpu_reason": "reason",
+    "gpu_remedy": "remedy",
+}
+
 
 def read_wishes(
     templar: Any, variables: Mapping[str, Any], overrides: Mapping[str, Any], known: Iterable[str]
@@ -66,27 +75,33 @@ def planner_host(
         variables: the task's.
         prefix: vllm_container_prefix: what runs under another one is not this deployment's.
     """
-    facts = variables.get("ansible_facts") or {}
-    memory, processors = host_info.get("memory") or {}, host_info.get("cpu") or {}
-    containers = (host_info.get("engine") or {}).get("containers") or []
     return {
-        "architecture": (host_info.get("system") or {}).get("architecture") or facts.get("architecture", ""),
-        "cpus": processors.get("count") or facts.get("processor_vcpus", 0),
-        "cpu_flags": processors.get("flags") or [],
-        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
-        "memory_available_mib": memory.get("available_mib") or 0,
-        "own_containers": [
-            container["id"]
-            for container in containers
-            if container.get("ours")
-            and container.get("state", "running") in ALIVE
-            and belongs_to(prefix, str(container.get("name") or f"{prefix}-0"))
-        ],
+        **_machine(host_info, variables.get("ansible_facts") or {}),
+        "own_containers": _own_containers(host_info, prefix),
         "model": host_info.get("model") or {},
         "gpus": gpu_info.get("gpus") or [],
-        "driver_version": gpu_info.get("driver_version") or "",
-        "cuda_driver_version": gpu_info.get("cuda_driver_version") or "",
-        "gpu_state": gpu_info.get("state") or "",
-        "gpu_reason": gpu_info.get("reason") or "",
-        "gpu_remedy": gpu_info.get("remedy") or "",
+        **{name: gpu_info.get(key) or "" for name, key in GPU_TEXTS.items()},
     }
+
+
+def _machine(host_info: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return architecture, processors and memory of the host."""
+    system, cpu, memory = (host_info.get(part) or {} for part in ("system", "cpu", "memory"))
+    return {
+        "architecture": system.get("architecture") or facts.get("architecture", ""),
+        "cpus": cpu.get("count") or facts.get("processor_vcpus", 0),
+        "cpu_flags": cpu.get("flags") or [],
+        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
+        "memory_available_mib": memory.get("available_mib") or 0,
+    }
+
+
+def _own_containers(host_info: Mapping[str, Any], prefix: str) -> list[str]:
+    """Return the ids of this deployment's containers that are alive."""
+    return [
+        container["id"]
+        for container in (host_info.get("engine") or {}).get("containers") or []
+        if container.get("ours")
+        and container.get("state", "running") in ALIVE
+        and belongs_to(prefix, str(container.get("name") or f"{prefix}-0"))
+    ]

@@ -105,35 +105,28 @@ def arrange(
     *,
     require_gates: bool = False,
 ) -> Rollout:
-    """Return which hosts are changed when: first those that get no requests, for that takes nothing from anybody.
+    """Return which hosts are changed when. Those that get no requests come first, because no client loses a server.
 
     Args:
         hosts: what was found out about each host that answered.
         unreachable: names of the others.
-        states: what earlier runs of this rollout left, by host: C(state) and C(wish).
+        states: what earlier runs of this rollout left, by host: `state` and `wish`.
         sizes: of the batches, see batch_sizes.
         max_failures: see allowed.
         require_gates: whether a canary that would be held against nothing is reason to change nothing.
     """
     refused = {host: found.error for host, found in hosts.items() if found.error}
-    mine = {host: state for host, state in states.items() if host in hosts and state["wish"] == hosts[host].wish()}
-    begun = [host for host in hosts if host not in refused and _needs_its_turn(hosts[host], states.get(host, {}))]
-    changing = [host for host, found in hosts.items() if found.changes and host not in refused and host not in begun]
-    rest = [host for host in hosts if host not in refused and host not in begun and host not in changing]
-    done = [host for host in rest if mine.get(host, {}).get("state") == DONE]
+    able = {host: found for host, found in hosts.items() if not found.error}
+    begun = [host for host, found in able.items() if _needs_its_turn(found, states.get(host, {}))]
+    changing = [host for host, found in able.items() if found.changes and host not in begun]
+    rest = [host for host in able if host not in begun and host not in changing]
+    done = [host for host in rest if _is_done(hosts[host], states.get(host, {}))]
     dark = in_order(host for host in changing if not hosts[host].serves)
     lit = {host: plan_kind(hosts[host].plan) for host in changing if host not in dark}
     batches = cut(in_order(begun) + dark + mixed(lit), len(done), sizes)
     canaries = batches[0] if batches and not done else []
     ungated = list(dict.fromkeys(text for host in canaries for text in hosts[host].ungated))
-    stop = ""
-    if ungated and require_gates:
-        stop = f"vllm_rollout_require_gates is true, and the canary would be held against nothing: {'; '.join(ungated)}"
-    if len(refused) > allowed(max_failures, len(hosts)):
-        stop = (
-            f"{len(refused)} of {len(hosts)} hosts cannot be changed, more than vllm_rollout_max_failures"
-            f" ({max_failures}) allows"
-        )
+    too_many = _too_many_refused(len(refused), len(hosts), max_failures)
     return Rollout(
         batches=batches,
         canaries=canaries,
@@ -141,12 +134,31 @@ def arrange(
         same=in_order(host for host in rest if host not in done),
         refused=refused,
         unreachable=in_order(unreachable),
-        stop=stop,
+        stop=too_many or (_gates_missing(ungated) if require_gates else ""),
         left=in_order(host for host, found in hosts.items() if found.left_by),
         dark=dark,
         notes={host: found.note for host, found in hosts.items() if found.note},
         ungated=ungated,
     )
+
+
+def _is_done(found: Prepared, state: Mapping[str, Any]) -> bool:
+    """Return whether an earlier run of this rollout has changed a host to what is wished now."""
+    return state.get("state") == DONE and state["wish"] == found.wish()
+
+
+def _gates_missing(ungated: Sequence[str]) -> str:
+    """Return why nothing is changed where every gate is required; empty if the canaries have them all."""
+    if not ungated:
+        return ""
+    return f"vllm_rollout_require_gates is true, and the canary would be held against nothing: {'; '.join(ungated)}"
+
+
+def _too_many_refused(refused: int, total: int, max_failures: Any) -> str:
+    """Return why nothing is changed where too many hosts cannot be changed; empty if they are not too many."""
+    if refused <= allowed(max_failures, total):
+        return ""
+    return f"{refused} of {total} hosts cannot be changed, more than vllm_rollout_max_failures ({max_failures}) allows"
 
 
 def _needs_its_turn(found: Prepared, state: Mapping[str, Any]) -> bool:
@@ -283,15 +295,9 @@ def left_to_do(states: Mapping[str, Mapping[str, Any]], stopped: bool) -> list[s
 
 
 def still_out(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the hosts that get no requests, for they failed and could not be brought back."""
+    """Return the hosts that get no requests because they failed and could not be brought back."""
     return in_order(
         host
         for host, state in states.items()
         if state["state"] == OUT or (state["state"] == FAILED and state.get("out"))
     )
-
-
-# Going back
-
-
-# For people

@@ -1,11 +1,12 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plans of a whole fleet on one page: alike hosts in one row, each warning once with its hosts."""
+"""What the servers of a whole fleet do, on one page: what is wrong first, alike replicas in one row."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
@@ -15,6 +16,41 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import a
 # More serving replicas than these share a line with others of their kind.
 MOST_ROWS = 24
 SHOWN_DEPLOYMENTS = 3
+
+
+Pair = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class FleetStatus:
+    """What is known of the servers of many hosts.
+
+    Attributes:
+        asked: number of all hosts that were asked.
+        servers: the servers of each host that could be looked at.
+        failing: host and server of each replica that does not serve.
+        serving: the same of those that serve.
+        drift: hosts that differ from what the inventory wishes, with how.
+        not_looked_at: hosts that answered but could not be looked at, with the cause.
+        not_reached: hosts that did not answer.
+        routers: what each router told of all hosts.
+        closed: for each router the hosts that get no requests for a replica, with the reasons.
+    """
+
+    asked: int
+    servers: Mapping[str, Sequence[Mapping[str, Any]]]
+    failing: Sequence[Pair]
+    serving: Sequence[Pair]
+    drift: Mapping[str, str]
+    not_looked_at: Mapping[str, str]
+    not_reached: Sequence[str]
+    routers: Mapping[str, Mapping[str, Any]]
+    closed: Mapping[str, Mapping[str, Sequence[str]]]
+
+    @property
+    def without_requests(self) -> list[str]:
+        """The hosts to which some router sends nothing."""
+        return in_order({host for hosts in self.closed.values() for host in hosts})
 
 
 def status_lines(
@@ -28,63 +64,99 @@ def status_lines(
     """Return the lines that a person reads of the servers of many hosts.
 
     Args:
-        servers: host names to what the module vllm_server_info returned as C(servers).
+        servers: host names to what the module vllm_server_info returned as `servers`.
         drift: host names to how what they run differs from what the inventory wishes.
-        deployments: host names to what the module vllm_server_info returned as C(deployments).
-        all_hosts: every host that was asked; those that are not among C(servers) were not reached.
+        deployments: host names to what the module vllm_server_info returned as `deployments`.
+        all_hosts: every host that was asked; those that are not among `servers` were not reached.
         errors: host names to why what runs there could not be looked at; empty where it could.
-        front_ends: hosts of front ends to what the module router_backend returned of all hosts there.
+        front_ends: hosts of routers to what the module router_backend returned of all hosts there.
 
     Returns:
-        C(lines) (a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
+        `lines`: a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
         death and the remedy; then those that serve, alike ones of a large fleet in one line, the rarest first; then the
         hosts on which nothing is deployed, those that could not be looked at, with the cause, those that were not
-        reached, those to whom a front end sends nothing, and those that differ from the inventory's wish), C(details)
-        (C(docker_run) and the last deployments), C(docker_run) (the line that repeats each replica by hand),
-        C(not_serving) (C(host/replica)), C(differing), C(not_looked_at), C(not_reached) and C(without_requests) (hosts
-        to whom a front end sends nothing).
+        reached, those to which a router sends nothing, and those that differ from the inventory's wish.
+        `details`: `docker_run` and the last deployments.
+        `docker_run`: the line that repeats each replica by hand.
+        `not_serving`: `host/replica`.
+        `differing`, `not_looked_at`, `not_reached` and `without_requests`: names of hosts.
     """
-    unseen = {host: _one_line(text) for host, text in (errors or {}).items() if text}
-    lost = in_order(host for host in all_hosts if host not in servers and host not in unseen)
-    servers = {host: found for host, found in servers.items() if host not in unseen}
-    replicas = [(host, server) for host in in_order(servers) for server in servers[host]]
-    failing = [(host, server) for host, server in replicas if server["phase"] != "serving"]
-    serving = [pair for pair in replicas if pair not in failing]
-    empty = [host for host, found in servers.items() if not found]
-    differs = {host: "; ".join(_one_line(text) for text in texts) for host, texts in (drift or {}).items() if texts}
-    headline = [f"{len(serving)} of {len(replicas)} replicas serving on {count_of(len(servers), 'host')}"]
-    headline += [f"{count_of(len(differs), 'host')} not as the inventory wishes"] if differs else []
-    headline += [f"{count_of(len(unseen), 'host')} not looked at"] if unseen else []
-    headline += [f"{count_of(len(lost), 'host')} not reached"] if lost else []
-    closed = {name: _without_requests(found, servers) for name, found in (front_ends or {}).items()}
-    dark = in_order({host for hosts in closed.values() for host in hosts})
-    headline += [f"{count_of(len(dark), 'host')} without requests"] if dark else []
-    rows = [(host, server["name"], _with_diagnosis(server)) for host, server in failing]
-    rows += _serving_rows(serving)
-    lines = [", ".join(headline), *aligned([("host", "replica", "what it does"), *rows] if rows else [])]
-    if empty:
-        lines.append(f"Nothing is deployed on {fold(empty)}.")
-    if unseen:
-        lines += ["Not looked at:", *by_text(unseen.items(), len(all_hosts))]
-    if lost:
-        lines.append(f"Not reached: {fold(lost)}.")
-    for name, found in (front_ends or {}).items():
-        lines += _front_end_lines(name, found, closed[name], len(servers))
-    if differs:
-        lines += ["Not as the inventory wishes:", *by_text(differs.items(), len(servers))]
-    made = {host: list(found)[:SHOWN_DEPLOYMENTS] for host, found in (deployments or {}).items() if host in servers}
-    history = history_lines(made)
-    docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in replicas]
+    found = _collect(servers, drift or {}, all_hosts, errors or {}, front_ends or {})
+    made = {host: list(entries)[:SHOWN_DEPLOYMENTS] for host, entries in (deployments or {}).items()}
+    history = history_lines({host: entries for host, entries in made.items() if host in found.servers})
+    docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in _replicas(found.servers)]
     return {
-        "lines": lines,
+        "lines": _page(found),
         "details": [*docker_run, *history["lines"]],
         "docker_run": docker_run,
-        "not_serving": [f"{host}/{server['name']}" for host, server in failing],
-        "differing": in_order(differs),
-        "not_looked_at": in_order(unseen),
-        "not_reached": lost,
-        "without_requests": dark,
+        "not_serving": [f"{host}/{server['name']}" for host, server in found.failing],
+        "differing": in_order(found.drift),
+        "not_looked_at": in_order(found.not_looked_at),
+        "not_reached": list(found.not_reached),
+        "without_requests": found.without_requests,
     }
+
+
+def _collect(
+    servers: Mapping[str, Sequence[Mapping[str, Any]]],
+    drift: Mapping[str, Sequence[str]],
+    all_hosts: Sequence[str],
+    errors: Mapping[str, str],
+    routers: Mapping[str, Mapping[str, Any]],
+) -> FleetStatus:
+    """Sort out what was told of the hosts, see status_lines."""
+    not_looked_at = {host: _one_line(text) for host, text in errors.items() if text}
+    looked_at = {host: found for host, found in servers.items() if host not in not_looked_at}
+    replicas = _replicas(looked_at)
+    return FleetStatus(
+        asked=len(all_hosts),
+        servers=looked_at,
+        failing=[pair for pair in replicas if pair[1]["phase"] != "serving"],
+        serving=[pair for pair in replicas if pair[1]["phase"] == "serving"],
+        drift={host: "; ".join(_one_line(text) for text in texts) for host, texts in drift.items() if texts},
+        not_looked_at=not_looked_at,
+        not_reached=in_order(host for host in all_hosts if host not in servers and host not in not_looked_at),
+        routers=routers,
+        closed={name: _without_requests(found, looked_at) for name, found in routers.items()},
+    )
+
+
+def _replicas(servers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pair]:
+    """Return host and server of each replica, in the order of the hosts."""
+    return [(host, server) for host in in_order(servers) for server in servers[host]]
+
+
+def _page(found: FleetStatus) -> list[str]:
+    """Return the lines of the page."""
+    rows = [(host, server["name"], _with_diagnosis(server)) for host, server in found.failing]
+    rows += _serving_rows(found.serving)
+    lines = [_headline(found), *aligned([("host", "replica", "what it does"), *rows] if rows else [])]
+    empty = [host for host, servers in found.servers.items() if not servers]
+    if empty:
+        lines.append(f"Nothing is deployed on {fold(empty)}.")
+    if found.not_looked_at:
+        lines += ["Not looked at:", *by_text(found.not_looked_at.items(), found.asked)]
+    if found.not_reached:
+        lines.append(f"Not reached: {fold(found.not_reached)}.")
+    for name, router in found.routers.items():
+        lines += _front_end_lines(name, router, found.closed[name], len(found.servers))
+    if found.drift:
+        lines += ["Not as the inventory wishes:", *by_text(found.drift.items(), len(found.servers))]
+    return lines
+
+
+def _headline(found: FleetStatus) -> str:
+    """Return how many replicas serve, and how many hosts deserve a look."""
+    replicas = len(found.serving) + len(found.failing)
+    hosts = {
+        "not as the inventory wishes": len(found.drift),
+        "not looked at": len(found.not_looked_at),
+        "not reached": len(found.not_reached),
+        "without requests": len(found.without_requests),
+    }
+    parts = [f"{len(found.serving)} of {replicas} replicas serving on {count_of(len(found.servers), 'host')}"]
+    parts += [f"{count_of(number, 'host')} {what}" for what, number in hosts.items() if number]
+    return ", ".join(parts)
 
 
 def _without_requests(

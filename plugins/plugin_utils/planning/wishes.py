@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.option_names import OPTIONS_WITH_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
@@ -100,7 +100,7 @@ class Wishes:
     volumes: tuple[str, ...] = ()
 
     @property
-    def trade(self) -> Profile:
+    def goals(self) -> Profile:
         """What the profile asks of the planner."""
         return PROFILES[self.profile]
 
@@ -391,45 +391,79 @@ READERS: dict[str, tuple[str, Reader]] = {
 }
 
 
+def _opens_without_key(wishes: Wishes) -> bool:
+    guarded = wishes.has_api_key or wishes.allow_unauthenticated
+    return not ipaddress.ip_address(wishes.host).is_loopback and not guarded
+
+
+def _is_folder(wishes: Wishes) -> bool:
+    return (wishes.model or "").startswith("/")
+
+
+def _more_sequences_than_tokens(wishes: Wishes) -> bool:
+    sequences, tokens = wishes.max_num_seqs, wishes.max_num_batched_tokens
+    return bool(sequences and tokens and sequences > tokens)
+
+
+def _tag_of_another_version(wishes: Wishes) -> bool:
+    tagged = versions.of_tag(wishes.image_tag or "", wishes.image)
+    return bool(wishes.version and tagged and tagged != wishes.version)
+
+
+# What cannot be true at once, whatever the host is: when that is so, and what is said of it.
+CONTRADICTIONS: tuple[tuple[Callable[[Wishes], bool], str], ...] = (
+    (
+        _opens_without_key,
+        "vllm_host: {wishes.host} lets other machines in, and no vllm_api_key is set; set one, set"
+        " vllm_host: 127.0.0.1, or say vllm_allow_unauthenticated: true",
+    ),
+    (
+        lambda wishes: wishes.image_source == "archive" and not wishes.image_archive,
+        "vllm_image_source: archive needs vllm_image_archive, the path of the archive on the host",
+    ),
+    (
+        lambda wishes: wishes.model_source == "path" and not _is_folder(wishes),
+        "vllm_model_source: path needs vllm_model to be the absolute path of a folder on the host",
+    ),
+    (
+        lambda wishes: wishes.model_source == "hub" and _is_folder(wishes),
+        "vllm_model_source: hub cannot serve the folder {wishes.model}; set it to auto or path",
+    ),
+    (
+        _more_sequences_than_tokens,
+        "vllm_max_num_seqs: {wishes.max_num_seqs} is more than vllm_max_num_batched_tokens:"
+        " {wishes.max_num_batched_tokens}; each sequence needs at least one token of a batch",
+    ),
+    (
+        lambda wishes: wishes.port + (wishes.replicas or 1) - 1 > 65535,
+        "vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port",
+    ),
+    (
+        _tag_of_another_version,
+        "vllm_version: {version} contradicts vllm_image_tag: {wishes.image_tag}; leave vllm_version at auto",
+    ),
+    (
+        lambda wishes: bool(wishes.image_archive) and wishes.image_source not in (None, "archive"),
+        "vllm_image_source: {wishes.image_source} contradicts vllm_image_archive: {wishes.image_archive}; leave"
+        " one of them at its default",
+    ),
+    (
+        lambda wishes: wishes.device == "cpu" and bool(wishes.gpus),
+        "vllm_gpus: contradicts vllm_device: cpu; leave vllm_gpus empty or set vllm_device: cuda",
+    ),
+    (
+        lambda wishes: wishes.device == "cpu" and wishes.precision in ("fp8", "fp4"),
+        "vllm_precision: {wishes.precision} needs a GPU; leave it at auto with vllm_device: cpu",
+    ),
+    (
+        lambda wishes: wishes.device == "cpu" and (wishes.tensor_parallel_size or 1) > 1,
+        "vllm_tensor_parallel_size: must be auto or 1 with vllm_device: cpu",
+    ),
+)
+
+
 def _contradictions(given: Mapping[str, Any]) -> list[str]:
     """Return what cannot be true at once, whatever the host is."""
     wishes = Wishes(**given)
-    problems = []
-    if not ipaddress.ip_address(wishes.host).is_loopback and not (wishes.has_api_key or wishes.allow_unauthenticated):
-        problems.append(
-            f"vllm_host: {wishes.host} lets other machines in, and no vllm_api_key is set; set one, set"
-            " vllm_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
-        )
-    if wishes.image_source == "archive" and not wishes.image_archive:
-        problems.append("vllm_image_source: archive needs vllm_image_archive, the path of the archive on the host")
-    if wishes.model_source == "path" and not (wishes.model or "").startswith("/"):
-        problems.append("vllm_model_source: path needs vllm_model to be the absolute path of a folder on the host")
-    if wishes.model_source == "hub" and (wishes.model or "").startswith("/"):
-        problems.append(f"vllm_model_source: hub cannot serve the folder {wishes.model}; set it to auto or path")
-    if wishes.max_num_seqs and wishes.max_num_batched_tokens and wishes.max_num_seqs > wishes.max_num_batched_tokens:
-        problems.append(
-            f"vllm_max_num_seqs: {wishes.max_num_seqs} is more than vllm_max_num_batched_tokens:"
-            f" {wishes.max_num_batched_tokens}; each sequence needs at least one token of a batch"
-        )
-    if wishes.port + (wishes.replicas or 1) - 1 > 65535:
-        problems.append(
-            f"vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port"
-        )
-    tagged = versions.of_tag(wishes.image_tag or "", wishes.image)
-    if wishes.version and tagged and tagged != wishes.version:
-        problems.append(
-            f"vllm_version: {versions.as_text(wishes.version)} contradicts vllm_image_tag: {wishes.image_tag}; leave"
-            " vllm_version at auto"
-        )
-    if wishes.image_archive and wishes.image_source not in (None, "archive"):
-        problems.append(
-            f"vllm_image_source: {wishes.image_source} contradicts vllm_image_archive: {wishes.image_archive}; leave"
-            " one of them at its default"
-        )
-    if wishes.device == "cpu" and wishes.gpus:
-        problems.append("vllm_gpus: contradicts vllm_device: cpu; leave vllm_gpus empty or set vllm_device: cuda")
-    if wishes.device == "cpu" and wishes.precision in ("fp8", "fp4"):
-        problems.append(f"vllm_precision: {wishes.precision} needs a GPU; leave it at auto with vllm_device: cpu")
-    if wishes.device == "cpu" and (wishes.tensor_parallel_size or 1) > 1:
-        problems.append("vllm_tensor_parallel_size: must be auto or 1 with vllm_device: cpu")
-    return problems
+    version = versions.as_text(wishes.version) if wishes.version else ""
+    return [text.format(wishes=wishes, version=version) for is_so, text in CONTRADICTIONS if is_so(wishes)]

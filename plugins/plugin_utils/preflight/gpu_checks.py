@@ -148,9 +148,11 @@ def _cards(case: Case) -> list[gpus.Gpu]:
 
 def _own(case: Case) -> list[str]:
     return [
-        box["id"]
-        for box in case.part("engine").get("containers") or []
-        if box.get("ours") and box.get("state") in ALIVE and belongs_to(case.wishes.container_prefix, str(box["name"]))
+        container["id"]
+        for container in case.part("engine").get("containers") or []
+        if container.get("ours")
+        and container.get("state") in ALIVE
+        and belongs_to(case.wishes.container_prefix, str(container["name"]))
     ]
 
 

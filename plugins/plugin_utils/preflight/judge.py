@@ -31,7 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case impor
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.disk_checks import (
     disk_findings,
-    needs,
+    disk_needs,
     unwritable,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import (
@@ -189,7 +189,7 @@ def _memory(case: Case) -> list[Finding]:
     workers = sum(replica["tensor_parallel_size"] for replica in plan["replicas"])
     wanted = workers * WORKER_GIB
     total, available = memory["total_mib"] / 1024, memory["available_mib"] / 1024
-    running = any(box.get("ours") for box in case.part("engine").get("containers") or [])
+    running = any(container.get("ours") for container in case.part("engine").get("containers") or [])
     if total >= wanted and (available >= wanted or running):
         return []
     return [
@@ -224,7 +224,7 @@ def _shared_memory(case: Case) -> list[Finding]:
 
 def _disks(case: Case) -> list[Finding]:
     disks = case.part("disks")
-    wanted = needs(case.outlook.plan, case.host_info, case.wishes, case.folders)
+    wanted = disk_needs(case.outlook.plan, case.host_info, case.wishes, case.folders)
     written = [case.folders[name] for name in ("config_dir", "state_dir", "hf_home", "cache_dir")]
     return [*disk_findings(wanted, disks), *unwritable(dict.fromkeys(written), disks)]
 
@@ -324,7 +324,9 @@ def _engine(case: Case) -> list[Finding]:
 
 def _unfinished(case: Case) -> list[Finding]:
     """Return the old servers that an interrupted replacement has stopped and that nothing has started again."""
-    names = [str(box["name"]) for box in case.part("engine").get("containers") or [] if box.get("ours")]
+    names = [
+        str(container["name"]) for container in case.part("engine").get("containers") or [] if container.get("ours")
+    ]
     prefix = case.wishes.container_prefix
     return [
         Finding(

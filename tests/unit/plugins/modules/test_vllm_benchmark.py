@@ -228,7 +228,7 @@ def test_answers_that_break_off_fail_the_task(run: Run, program: Any) -> None:
     ],
 )
 def test_the_length_of_answers_is_known_unless_arguments_change_it(extra: tuple[str, ...], tokens: int | None) -> None:
-    assert benchmark.tokens_of_answers(benchmark.Load(2, 10, 1024, 1024, extra=extra)) == tokens
+    assert benchmark.tokens_of_answers(benchmark.BenchmarkLoad(2, 10, 1024, 1024, extra=extra)) == tokens
 
 
 def test_a_server_that_answers_500(run: Run, program: Any, verified_server: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import caches
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, groups_of
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server
@@ -129,7 +129,7 @@ class TestGroups:
     @staticmethod
     def spec(name: str, port: int, gpus: list[int]) -> Spec:
         source = {"argument": "m"}
-        wishes = Wishes("i", "sha256:1", source, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
+        wishes = ServerOptions("i", "sha256:1", source, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
         replica = {"name": name, "host": "127.0.0.1", "port": port, "gpus": gpus, "config": {"port": 8000}}
         return build_spec(replica, wishes, (), lambda _path: False)
 

@@ -22,7 +22,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon as containers_daemon
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon_config, engine
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import Step
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import DaemonStep
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import DaemonWish as Wish
 
 TOOLKIT = Path(__file__).resolve().parents[4] / "fakes" / "container_toolkit"
@@ -355,4 +355,4 @@ def test_check_mode_tells_the_step_and_takes_none(tmp_path: Path, monkeypatch: p
     assert steps.taken == []
     assert not path.exists()
     step = containers_daemon.next_step(Wish(NO_ENGINE), seen(), [], False)
-    assert step == Step("none")
+    assert step == DaemonStep("none")

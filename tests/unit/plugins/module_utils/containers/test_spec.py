@@ -21,8 +21,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.run_line 
     secrets_text,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+    ServerOptions,
     Spec,
-    Wishes,
     base_url,
     build_spec,
     create_arguments,
@@ -34,7 +34,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
     spec_changes,
 )
 
-WISHES = Wishes(
+WISHES = ServerOptions(
     image="vllm/vllm-openai:deploy",
     image_id="sha256:1700a9d57cad",
     model_source={"kind": "path", "location": "/srv/m", "mount": "/srv/m", "argument": "/models/scout"},

@@ -20,6 +20,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import linux
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import nvidia, probe, system
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import _address, address_available, ports_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Questions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import LARGEST_CONFIG
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port, write_below
@@ -474,7 +475,7 @@ def test_a_part_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytes
         raise ValueError("a file nobody expected")
 
     monkeypatch.setattr(probe, "nvidia", broken)
-    found = probe.probe(docker_host=NO_ENGINE, paths=[str(tmp_path)])
+    found = probe.probe(Questions(docker_host=NO_ENGINE, paths=[str(tmp_path)]))
     assert found["nvidia"] is None
     assert found["errors"] == {"nvidia": "ValueError: a file nobody expected"}
     assert found["system"]["euid"] == os.geteuid()
@@ -482,7 +483,7 @@ def test_a_part_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_empty_root_is_no_reason_to_fail(tmp_path: Path) -> None:
-    found = probe.probe(docker_host=NO_ENGINE, ports=[8000], root=str(tmp_path))
+    found = probe.probe(Questions(docker_host=NO_ENGINE, ports=[8000]), str(tmp_path))
     assert set(found["errors"]) <= {"memory", "shm"}
     assert found["memory"] is None
     assert found["ports"][0]["free"] is True
@@ -493,7 +494,7 @@ def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    found = probe.probe(docker_host=NO_ENGINE, host="no.such.host", ports=[8000])
+    found = probe.probe(Questions(docker_host=NO_ENGINE, host="no.such.host", ports=[8000]))
     assert (found["ports"], found["address_available"]) == (None, None)
     assert "Name or service not known" in found["errors"]["ports"]
 
@@ -504,7 +505,7 @@ def test_only_the_standard_library_is_imported() -> None:
     code = (
         "import sys; sys.path.append(sys.argv[1]);"
         "from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe;"
-        "print(sorted(probe.probe(docker_host='unix:///nowhere')['errors']))"
+        "print(sorted(probe.probe(probe.Questions('unix:///nowhere'))['errors']))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(root)], capture_output=True, text=True, timeout=60, check=False
@@ -533,5 +534,5 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setattr(linux, "SYSTEM_PATH", str(tmp_path))
-    found = probe.probe(docker_host="unix:///nowhere", programs=["gpufleet-tool", "no-such-program"])["programs"]
-    assert found == {"gpufleet-tool": str(tool), "no-such-program": None}
+    asked = Questions(docker_host="unix:///nowhere", programs=["gpufleet-tool", "no-such-program"])
+    assert probe.probe(asked)["programs"] == {"gpufleet-tool": str(tool), "no-such-program": None}

@@ -146,10 +146,10 @@ def test_offline_what_was_copied_needs_no_record(cache: Path, tmp_path: Path) ->
         tokenizer = tmp_path / "hub" / "models--o--t"
         if len(wants) > 1:
             with pytest.raises(GpufleetError, match="o/t: it is not in the cache"):
-                download.have(nobody, wants, around, check=False, progress=Progress(None))
+                download.ensure_weights(nobody, wants, around, check=False, progress=Progress(None))
             shutil.copytree(tmp_path / "hub" / "models--o--m", tokenizer)
             (tokenizer / "snapshots" / COMMIT / "model.safetensors").unlink()
-        result = download.have(nobody, wants, around, check=False, progress=Progress(None))
+        result = download.ensure_weights(nobody, wants, around, check=False, progress=Progress(None))
         assert (result["changed"], [model["missing_files"] for model in result["models"]]) == (False, [[]] * len(wants))
         shutil.rmtree(tokenizer, ignore_errors=True)
 
@@ -190,7 +190,7 @@ def test_a_record_that_is_broken_is_none(cache: Path, tmp_path: Path, text: str)
 def test_what_is_no_name_is_refused_before_anybody_is_asked(tmp_path: Path, name: str) -> None:
     around = Surroundings("image", str(tmp_path / "none"))
     with pytest.raises(GpufleetError, match="is no name of a model") as raised:
-        download.have(nobody, [Want(name)], around, check=False, progress=Progress(None))
+        download.ensure_weights(nobody, [Want(name)], around, check=False, progress=Progress(None))
     assert (raised.value.name, repr(name) in raised.value.message) == ("model-not-found", True)
 
 
@@ -210,9 +210,9 @@ def test_a_revision_that_is_none_is_not_in_the_cache(cache: Path, tmp_path: Path
 def test_a_cache_elsewhere_is_looked_at(cache: Path, tmp_path: Path, environment: dict[str, str], volume: str) -> None:
     volumes = [volume.format(mine=tmp_path)]
     around = Surroundings("image", "/var/none", environment, volumes=volumes, offline=True)
-    assert not download.have(nobody, [Want("o/m")], around, check=False, progress=Progress(None))["changed"]
+    assert not download.ensure_weights(nobody, [Want("o/m")], around, check=False, progress=Progress(None))["changed"]
     with pytest.raises(GpufleetError) as raised:
-        download.have(nobody, [Want("o/x")], around, check=False, progress=Progress(None))
+        download.ensure_weights(nobody, [Want("o/x")], around, check=False, progress=Progress(None))
     assert f"the Hugging Face cache ({tmp_path}/hub, by vllm_" in raised.value.message
     assert f"into {tmp_path}/hub " in raised.value.remedy
     looks = download._volumes(around, fetch=False)
@@ -247,14 +247,14 @@ def test_offline_names_what_is_missing_and_asks_nobody(cache: Path, tmp_path: Pa
         Surroundings("image", str(tmp_path), environment={"HF_HUB_OFFLINE": "1"}),
     ):
         with pytest.raises(GpufleetError) as raised:
-            download.have(nobody, [Want("o/m")], around, check=False, progress=Progress(None))
+            download.ensure_weights(nobody, [Want("o/m")], around, check=False, progress=Progress(None))
         assert (raised.value.name, "model.safetensors" in raised.value.message) == ("weights-missing", True)
         assert str(tmp_path) in raised.value.message
 
 
 def test_a_dry_run_before_the_image_is_there_says_that_something_is_missing(tmp_path: Path) -> None:
     around = Surroundings("image", str(tmp_path))
-    result = download.have(lambda: None, [Want("o/m")], around, check=True, progress=Progress(None))
+    result = download.ensure_weights(lambda: None, [Want("o/m")], around, check=True, progress=Progress(None))
     assert (result["changed"], result["models"][0]["missing_files"]) == (True, ["it is not in the cache"])
     assert result["diff"][0]["before"] == "revision main: incomplete\n"
 
@@ -326,7 +326,7 @@ def test_what_another_run_fetches_meanwhile_is_waited_for_and_not_fetched_again(
     progress = Told(None)
     no_engine: Any = object()
     with another_run(tmp_path, until):
-        result = download.have(lambda: no_engine, [Want("o/m")], around, check=False, progress=progress)
+        result = download.ensure_weights(lambda: no_engine, [Want("o/m")], around, check=False, progress=progress)
     assert (result["changed"], result["diff"], result["models"][0]["missing_files"]) == (False, [], [])
     waiting = r"weights of o/m: waiting for another run \(download of o/m, for \d+ s, process \d+\); 3\.0 MiB are there"
     assert re.fullmatch(waiting, progress.seen)
@@ -336,7 +336,7 @@ def test_who_may_not_wait_is_told_who_fetches(cache: Path, tmp_path: Path) -> No
     (cache / "tokenizer.json").unlink()
     no_engine: Any = object()
     with another_run(tmp_path, threading.Event()), pytest.raises(GpufleetError, match="download of o/m") as raised:
-        download.have(
+        download.ensure_weights(
             lambda: no_engine, [Want("o/m")], Surroundings("i", str(tmp_path)), check=False, progress=Progress(None)
         )
     assert raised.value.name == "busy"
@@ -348,7 +348,7 @@ def test_a_cache_that_is_no_folder_is_told_by_its_variable(tmp_path: Path) -> No
     for folder in ("file", "file/below"):
         around = Surroundings("image", str(tmp_path / folder))
         with pytest.raises(GpufleetError, match=f"{folder}/gpufleet cannot be written: Not a directory") as raised:
-            download.have(lambda: no_engine, [Want("o/m")], around, check=False, progress=Progress(None))
+            download.ensure_weights(lambda: no_engine, [Want("o/m")], around, check=False, progress=Progress(None))
         assert (raised.value.name, "vllm_hf_home" in raised.value.remedy) == ("write-failed", True)
 
 
@@ -402,7 +402,7 @@ def test_every_refusal_is_a_sentence_with_a_remedy(name: str) -> None:
         "text": "https://me:pw@hub/ hf_secret",
         "status": 403,
     }
-    error = refusals.refusal({**answer, "needed": 3 * 2**30, "free": 2**30}, around)
+    error = refusals.download_error({**answer, "needed": 3 * 2**30, "free": 2**30}, around)
     assert error.name == name
     assert "{" not in error.message + error.remedy
     assert error.remedy

@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common import addres
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import RouterSettings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 
 KEY, REPLICA_KEY = "client-key-1", "replica-key-1"
@@ -25,9 +25,9 @@ ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000)
 TWO = Replica("gpu-02", "vllm-0", "2001:db8::2", 8001)
 
 
-def settings(**changes: object) -> Settings:
+def settings(**changes: object) -> RouterSettings:
     """Return settings that are safe, with changes."""
-    whole = Settings(
+    whole = RouterSettings(
         host="0.0.0.0",
         port=8443,
         tls=True,
@@ -46,10 +46,10 @@ def settings(**changes: object) -> Settings:
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def problems(given: Settings, replicas: list[Replica], allow: bool = False) -> list[str]:
+def problems(given: RouterSettings, replicas: list[Replica], allow: bool = False) -> list[str]:
     """Return what check finds wrong."""
     try:
-        config.check(given, replicas, allow)
+        config.check_settings(given, replicas, allow)
     except GpufleetError as error:
         assert error.name == "invalid-router"
         return list(error.details["problems"])
@@ -112,7 +112,7 @@ def test_no_rate_limit_and_a_limit_for_each_replica() -> None:
         (settings(keys=("two words",)), False, "white space"),
     ],
 )
-def test_what_is_unsafe_is_refused_by_its_variable(given: Settings, allow: bool, named: str) -> None:
+def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow: bool, named: str) -> None:
     found = problems(given, [ONE], allow)
     assert len(found) == 1 and named in found[0]
     assert "two words" not in found[0]
@@ -127,7 +127,7 @@ def test_what_is_unsafe_is_refused_by_its_variable(given: Settings, allow: bool,
         (settings(keys=(), host="::1", tls=False), False),
     ],
 )
-def test_what_is_safe_passes(given: Settings, allow: bool) -> None:
+def test_what_is_safe_passes(given: RouterSettings, allow: bool) -> None:
     assert problems(given, [ONE, TWO], allow) == []
 
 
@@ -171,7 +171,7 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
         settings(tls=False, keys=()),
     ],
 )
-def test_haproxy_itself_takes_the_configuration(given: Settings, tmp_path: Path) -> None:
+def test_haproxy_itself_takes_the_configuration(given: RouterSettings, tmp_path: Path) -> None:
     given = dataclasses.replace(given, user="root", run_dir=str(tmp_path))
     (tmp_path / "server-state").write_text("1\n", encoding="utf-8")
     for name, text in config.files(given, [ONE, TWO], str(tmp_path)).items():

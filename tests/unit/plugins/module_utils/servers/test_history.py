@@ -14,7 +14,7 @@ import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -114,7 +114,7 @@ def test_a_person_sees_the_newest_first_and_which_is_current() -> None:
     assert "server" not in shown[0]
 
 
-WISHES = Wishes(
+WISHES = ServerOptions(
     image="vllm/vllm-openai:deploy",
     image_id=IMAGE_ID,
     model_source={"kind": "hub", "location": "org/m", "argument": "org/m"},
@@ -154,7 +154,7 @@ def test_an_entry_that_lacks_what_is_needed_is_refused_by_name() -> None:
 
 def test_the_fingerprint_is_of_what_would_replace_a_server() -> None:
     def spec(replica: dict[str, Any], **wishes: Any) -> dict[str, Any]:
-        return build_spec(replica, Wishes(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
+        return build_spec(replica, ServerOptions(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
 
     first = history.fingerprint([spec(REPLICA)])
     assert first == history.fingerprint([spec(REPLICA, restart_policy="no", image="another/name:1")])

@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, build_spec, labels
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+    ServerOptions,
+    Spec,
+    build_spec,
+    labels,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import (
     Found,
     Step,
@@ -22,7 +27,7 @@ SECRETS = {"VLLM_API_KEY": "a-long-secret"}
 
 
 def spec(**config: Any) -> Spec:
-    wishes = Wishes("i", "sha256:1", {"argument": "m"}, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
+    wishes = ServerOptions("i", "sha256:1", {"argument": "m"}, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
     replica = {"name": "vllm-0", "host": "127.0.0.1", "port": 8000, "gpus": [0], "config": {"port": 8000, **config}}
     return build_spec(replica, wishes, SECRETS, lambda _path: False)
 

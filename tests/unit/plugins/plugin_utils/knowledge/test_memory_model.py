@@ -11,12 +11,12 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, memory_model
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Load
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import ReplicaLoad
 
 # The text part of Scout, which is what the recorded runs served.
 TEXT = replace(catalogue.SCOUT.shape_for("fp8"), weights_gib=104.93, vision=False)
 H200_MIB, H200_RESERVED_MIB = 143771, 612
-RECORDED = Load(
+RECORDED = ReplicaLoad(
     tensor_parallel_size=1,
     max_num_seqs=1024,
     max_num_batched_tokens=8192,
