@@ -31,7 +31,15 @@ GALAXY = ROOT / ".cache" / "galaxy"
 BIN = Path(sys.executable).parent
 # Where the version stands besides galaxy.yml: in the commands that name the tarball.
 NAMES_THE_TARBALL = ("README.md", "docs/docsite/rst/first_deploy.rst")
-CHANGED_BY_A_RELEASE = ("galaxy.yml", "CHANGELOG.rst", "changelogs/changelog.yaml", *NAMES_THE_TARBALL)
+# The version for code on the hosts, where galaxy.yml is not.
+VERSION_ON_HOSTS = "plugins/module_utils/containers/names.py"
+CHANGED_BY_A_RELEASE = (
+    "galaxy.yml",
+    VERSION_ON_HOSTS,
+    "CHANGELOG.rst",
+    "changelogs/changelog.yaml",
+    *NAMES_THE_TARBALL,
+)
 FRAGMENTS = "changelogs/fragments"
 VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 IMPORTER_SETTINGS = {
@@ -111,6 +119,7 @@ def bump(copy: Path, version: str) -> None:
     galaxy = copy / "galaxy.yml"
     old = str(yaml.safe_load(galaxy.read_text(encoding="utf-8"))["version"])
     replace(galaxy, f"version: {old}", f"version: {version}")
+    replace(copy / VERSION_ON_HOSTS, f'VERSION = "{old}"', f'VERSION = "{version}"')
     for name in NAMES_THE_TARBALL:
         replace(copy / name, f"gpufleet-vllm-{old}.tar.gz", f"gpufleet-vllm-{version}.tar.gz")
     if not list((copy / FRAGMENTS).glob("*.yml")):

@@ -11,8 +11,8 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import is_loopback
 
 MEMBER = "__router_member"
 

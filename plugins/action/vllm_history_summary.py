@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.fleet_page import FleetPage
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import history_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
 
 
 class ActionModule(FleetPage):

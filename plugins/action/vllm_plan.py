@@ -11,11 +11,11 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.host_checks import check_host
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import check_host
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, variable_names
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},
@@ -36,7 +36,7 @@ class ActionModule(ControllerAction):
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Return the plan, or fail with every problem there is."""
         wished = read_wishes(self._templar, variables, arguments["wishes"], KNOWN_VARIABLES)
-        warnings = wishes.near_misses(variables, KNOWN_VARIABLES)
+        warnings = variable_names.near_misses(variables, KNOWN_VARIABLES)
         told = {"warnings": warnings} if warnings else {}
         if arguments["validate_only"]:
             return {"msg": "The vllm_* variables are valid.", **told}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.fleet_page import FleetPage
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import findings_page
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.preflight_page import findings_page
 
 
 class ActionModule(FleetPage):

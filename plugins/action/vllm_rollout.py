@@ -11,9 +11,10 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout, rollout_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import in_order
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState, now
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import in_order
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.way_back import find_way_back, to_bring_back
 
 ARGUMENTS: dict[str, Any] = {
     "step": {"type": "str", "required": True, "choices": ["arrange", "note", "judge", "tell", "way_back"]},
@@ -66,7 +67,7 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
     """
     hosts = _prepared(arguments)
     known, states = state.settings(), state.hosts()
-    if known.get("stopped") and not rollout.to_bring_back(states):
+    if known.get("stopped") and not to_bring_back(states):
         # The run that stopped it did not come to tell so.
         if not check:
             state.end({"result": [str(known["stopped"])]})
@@ -86,7 +87,7 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         arguments["max_failures"],
         require_gates=arguments.get("require_gates", False),
     )
-    lines = rollout.arranged_lines(found)
+    lines = rollout_lines.arranged_lines(found)
     if known:
         lines.insert(0, f"Goes on with the rollout that began at {known['began']}.")
     stopped = str(known.get("stopped") or "")
@@ -99,7 +100,7 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         "serial": [len(batch) for batch in batches],
         "canaries": rollout.canaries_of(found, known.get("canaries", [])),
         "stop": stopped or found.stop,
-        "bring_back": rollout.to_bring_back(states) if stopped else [],
+        "bring_back": to_bring_back(states) if stopped else [],
         "done": found.done,
         "same": found.same,
         "refused": found.refused,
@@ -211,7 +212,7 @@ def judge(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dic
         state.save_settings({**settings, "stopped": stop})
     return {
         "stop": stop,
-        "bring_back": rollout.to_bring_back(states) if stop else [],
+        "bring_back": to_bring_back(states) if stop else [],
         "serial": [settings["largest_batch"]],
     }
 
@@ -222,7 +223,7 @@ def tell(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
     if check or not settings:
         return {"lines": []}
     stop = str(settings["stopped"])
-    lines = rollout.told_lines(states, stop)
+    lines = rollout_lines.told_lines(states, stop)
     failed = in_order(host for host, found in states.items() if found["state"] == rollout.FAILED)
     left = rollout.left_to_do(states, bool(stop))
     if not left:
@@ -241,7 +242,7 @@ def way_back(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> 
     settings, last, host = state.settings(), state.last(), arguments["host"]
     known = state.hosts().get(host) or ({} if settings else (last.get("hosts") or {}).get(host) or {})
     began = str((settings or last).get("began") or "")
-    found = rollout.way_back(known, began, bool(settings), arguments["deployments"])
+    found = find_way_back(known, began, bool(settings), arguments["deployments"])
     return {"to": found.to, "stays": found.stays, "why": found.why}
 
 

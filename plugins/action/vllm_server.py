@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction, duration
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
 
 HIDDEN = "(hidden)"
 

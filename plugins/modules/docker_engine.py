@@ -108,7 +108,9 @@ error:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import CONFIG, Wish, ensure, shown
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import ensure
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import CONFIG, shown
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import DaemonWish as Wish
 
 ARGUMENTS: dict[str, Any] = {
     "docker_host": DOCKER_ARGUMENTS["docker_host"],

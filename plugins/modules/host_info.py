@@ -394,7 +394,7 @@ errors:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Questions, probe
 
 ARGUMENTS: dict[str, Any] = {
     "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
@@ -424,8 +424,7 @@ ARGUMENTS: dict[str, Any] = {
 def main() -> None:
     """Run the module."""
     module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    wishes = dict(module.params)
-    module.exit_json(changed=False, **probe(venv_path=wishes.pop("venv"), **wishes))
+    module.exit_json(changed=False, **probe(Questions(**module.params)))
 
 
 if __name__ == "__main__":

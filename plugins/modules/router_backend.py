@@ -145,9 +145,10 @@ error:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET, host_of, server_name
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import STATES, Master, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import STATES, Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import Selection, change_for
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "list", "elements": "str", "required": True, "aliases": ["host"]},
@@ -159,60 +160,15 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def chosen(servers: dict[str, Server], host: str, replicas: list[str] | None) -> list[str]:
-    """Return the names in HAProxy of those of the host's replicas that are meant and that the front end has."""
-    own = [name for name in servers if host_of(name) == host]
-    meant = own if replicas is None else [server_name(host, replica) for replica in replicas]
-    return [name for name in own if name in meant]
-
-
 def work(module: GpufleetModule) -> dict[str, Any]:
     """Set the state, wait, and return the module's result."""
-    params, state, owner = module.params, module.params["state"], module.params["owner"]
+    params = module.params
     master, marks = Master(f"{params['run_dir']}/{MASTER_SOCKET}"), DrainMarks(params["run_dir"])
-    before = master.servers()
-    names_of = {host: chosen(before, host, params["replicas"]) for host in params["hosts"]}
-    if owner and state == "ready":
-        names_of = {
-            host: [name for name in names if before[name].state == "drain" and name in marks.of(host, owner)]
-            for host, names in names_of.items()
-        }
-    names = [name for host in names_of for name in names_of[host]]
-    asked_for = [server_name(host, replica) for host in params["hosts"] for replica in params["replicas"] or []]
-    to_set = [name for name in names if before[name].state != state]
-    hosts = [host for host in names_of if set(names_of[host]) & set(to_set)]
-    servers, waited = {name: before[name] for name in names}, 0.0
-    if not module.check_mode:
-        if owner and state == "drain":
-            for host in hosts:
-                marks.keep(host, owner, set(names_of[host]) & set(to_set))
-        master.set_state(to_set, state)
-        if not owner or state == "ready":
-            for host in names_of:
-                named = params["replicas"]
-                marks.forget(host, None if named is None else [server_name(host, replica) for replica in named])
-        if state == "ready":
-            # HAProxy takes a server that comes out of maintenance for a healthy one.
-            master.distrust([name for name in to_set if before[name].state == "maint"])
-        servers, waited = master.wait(names, state, params["timeout"])
-    others = [server for name, server in before.items() if name not in names and server.usable()]
-    return {
-        "changed": bool(to_set),
-        "servers": {
-            name: {"state": server.state, "status": server.status, "sessions": server.sessions}
-            for name, server in servers.items()
-        },
-        "hosts": hosts,
-        "unknown": [name for name in asked_for if name not in before],
-        "sessions_left": sum(server.sessions for server in servers.values()) if state != "ready" else 0,
-        "not_up": [name for name, server in servers.items() if state == "ready" and not server.up],
-        "others_ready": len(others),
-        "waited_s": round(waited, 1),
-        "diff": [
-            {"before_header": name, "after_header": name, "before": f"{before[name].state}\n", "after": f"{state}\n"}
-            for name in to_set
-        ],
-    }
+    selection = Selection(params["hosts"], params["replicas"], params["state"], params["owner"])
+    change = change_for(selection, master.servers(), marks)
+    if module.check_mode:
+        return change.as_result(change.servers(), 0.0)
+    return change.as_result(*change.apply(master, marks, params["timeout"]))
 
 
 def main() -> None:

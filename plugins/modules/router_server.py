@@ -207,8 +207,8 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd, differences
 
@@ -261,22 +261,22 @@ def remove(front_end: FrontEnd, directory: str, check: bool) -> dict[str, Any]:
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
 
 
-def have(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Have the front end run as wanted and return the module's result."""
+def ensure_router(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Make the router run as wanted and return the module's result."""
     known = {
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
-    before = config.read_replicas(front_end.text(config.REPLICAS))
-    replicas, said = config.merge(known, params["unknown"], before)
+    before = members.read_replicas(front_end.text(config.REPLICAS))
+    replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
-    config.check_not_emptied(before, replicas, unsure)
+    members.check_not_emptied(before, replicas, unsure)
     settings = config.as_settings(
         params,
         params["chroot"] if os.path.isdir(params["chroot"]) else "",
-        config.one_key(params["replica_keys"], replicas),
+        members.one_key(params["replica_keys"], replicas),
     )
-    config.check(settings, replicas, params["allow_unauthenticated"])
+    config.check_settings(settings, replicas, params["allow_unauthenticated"])
     certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
     files = {**config.files(settings, replicas, params["directory"]), **certificate}
     changes, running = differences(front_end, files), front_end.processes()
@@ -309,7 +309,7 @@ def try_key(front_end: FrontEnd, key: str, replicas: list[Replica]) -> list[str]
         GpufleetError: C(router-key-refused).
     """
     there = os.path.exists(front_end.path(config.REPLICA_KEY))
-    before = config.replica_key_of(front_end.text(config.REPLICA_KEY)) if there else None
+    before = members.replica_key_of(front_end.text(config.REPLICA_KEY)) if there else None
     return check_key(replicas, key, before) if key != before else []
 
 
@@ -320,10 +320,10 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     if params["state"] == "absent":
         return remove(front_end, params["directory"], module.check_mode)
     if module.check_mode:
-        return have(front_end, params, check=True)
+        return ensure_router(front_end, params, check=True)
     os.makedirs(params["directory"], mode=0o755, exist_ok=True)
     with host_lock(os.path.join(params["directory"], ".lock"), "router_server"):
-        return have(front_end, params, check=False)
+        return ensure_router(front_end, params, check=False)
 
 
 def main() -> None:

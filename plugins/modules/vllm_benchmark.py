@@ -276,11 +276,11 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def loads_of(params: dict[str, Any], concurrencies: list[int]) -> list[benchmark.Load]:
+def loads_of(params: dict[str, Any], concurrencies: list[int]) -> list[benchmark.BenchmarkLoad]:
     """Return the loads to measure, from the module's options."""
     tokenizer = params["tokenizer"] or params["model_source"].get("argument", "")
     return [
-        benchmark.Load(
+        benchmark.BenchmarkLoad(
             concurrency=concurrency,
             prompts=benchmark.prompts_for(concurrency, params["num_prompts"]),
             input_len=params["input_len"],

@@ -175,12 +175,8 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import (
-    RECIPE_PROMPT,
-    Server,
-    check_endpoints,
-    lacks_chat_template,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import RECIPE_PROMPT, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.endpoints import check_endpoints, lacks_chat_template
 
 ARGUMENTS: dict[str, Any] = {
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},

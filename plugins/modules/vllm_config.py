@@ -171,7 +171,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access_record
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.config_file import WantedFile
 
@@ -356,7 +356,7 @@ def remove_all(module: GpufleetModule) -> dict[str, Any]:
     directory = module.params["directory"]
     files = ConfigFiles(module)
     paths = unwanted_files(directory, [])
-    paths += [os.path.join(directory, name) for name in (PLAN_NAME, access.FILE_NAME, LOCK_NAME)]
+    paths += [os.path.join(directory, name) for name in (PLAN_NAME, access_record.FILE_NAME, LOCK_NAME)]
     for path in paths:
         if os.path.lexists(path):
             files.remove(path)

@@ -142,10 +142,10 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import tool
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import resolve_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access, access_record
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import tool
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
 
 ARGUMENTS: dict[str, Any] = {
     "plan": {"type": "dict", "required": True},
@@ -156,13 +156,15 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def result_of(plan: dict[str, Any], outcomes: list[access.Outcome], *, tried: bool, changed: bool) -> dict[str, Any]:
+def result_of(
+    plan: dict[str, Any], outcomes: list[access_record.Outcome], *, tried: bool, changed: bool
+) -> dict[str, Any]:
     """Return the module's result: with outcomes, the plan has the way of the last."""
-    found = access.recorded(plan, outcomes) if outcomes else plan
+    found = access_record.recorded(plan, outcomes) if outcomes else plan
     return {
         "changed": changed,
         "gpu_access": found.get("gpu_access", ""),
-        "reason": access.reason_of(outcomes),
+        "reason": access_record.reason_of(outcomes),
         "ways": [dataclasses.asdict(outcome) for outcome in outcomes],
         "tried": tried,
         "plan": found,
@@ -179,7 +181,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     client = connect(params["docker_host"], params["docker_timeout"])
     tag = plan["image"]["tag"]
     image = resolve_image(client, tag, missing_ok=module.check_mode)
-    wishes = Wishes(
+    wishes = ServerOptions(
         image=tag,
         image_id=image.id,
         model_source={"argument": "", "mount": ""},
@@ -192,15 +194,15 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         python_path=image.python_path,
         volumes=tuple(params["volumes"]),
     )
-    path = os.path.join(params["config_dir"], access.FILE_NAME)
+    path = os.path.join(params["config_dir"], access_record.FILE_NAME)
     now = access.circumstances(client, plan, wishes, tool("nvidia-ctk")["version"] or "")
-    known = access.remembered(path, now, guess=module.check_mode)
+    known = access_record.remembered(path, now, guess=module.check_mode)
     if known or module.check_mode:
         return result_of(plan, known, tried=False, changed=False)
     outcomes = access.find(client, plan, wishes, params["container_prefix"])
     if not outcomes[-1].works:
         raise access.nothing_works(outcomes, tag, wish)
-    return result_of(plan, outcomes, tried=True, changed=access.remember(path, now, outcomes))
+    return result_of(plan, outcomes, tried=True, changed=access_record.remember(path, now, outcomes))
 
 
 def main() -> None:

@@ -242,12 +242,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import (
-    ImageWish,
-    ensure_image,
-    normalize_platform,
-    remove_names,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import ensure_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import remove_names
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import ImageWish, normalize_platform
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},

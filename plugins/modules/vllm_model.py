@@ -208,15 +208,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
     GpufleetModule,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import split_secrets
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import (
-    Surroundings,
-    have,
-    left_to_the_server,
-    wants_of,
-)
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import resolve_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import left_to_the_server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import ensure_weights
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import wants_of
 
 ARGUMENTS: dict[str, Any] = {
     "model": {"type": "str", "required": True},
@@ -275,7 +273,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         image = resolve_image(engine, params["image"], missing_ok=module.check_mode)
         return engine if image.id.startswith("sha256:") else None
 
-    result = have(
+    result = ensure_weights(
         client, wants_of(params["model"], params["config"]), around, check=module.check_mode, progress=progress
     )
     result["phases"] = progress.finish()

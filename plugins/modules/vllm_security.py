@@ -105,7 +105,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Target, checks, outside_addresses
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Endpoint, checks, outside_addresses
 
 ARGUMENTS: dict[str, Any] = {
     "address": {"type": "str", "required": True},
@@ -133,12 +133,12 @@ def main() -> None:
     """Run the module."""
     module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     params = module.params
-    target = Target(
+    endpoint = Endpoint(
         server_name=params["server_name"] or params["address"],
         **{name: params[name] for name in ("address", "port", "tls", "authorities", "api_key", "timeout")},
     )
     replicas = [{**replica, "addresses": addresses(params, replica)} for replica in params["replicas"]]
-    found = list(checks(target, params["max_request_bytes"], replicas))
+    found = list(checks(endpoint, params["max_request_bytes"], replicas))
     result = {"checks": [vars(check) for check in found]}
     wrong = [check for check in found if not check.passed]
     if wrong:

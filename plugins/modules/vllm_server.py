@@ -473,11 +473,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
     GpufleetModule,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, split_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -552,9 +555,9 @@ def texts(mapping: dict[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in mapping.items() if value is not None}
 
 
-def wishes_of(params: dict[str, Any], environment: dict[str, str], image: deployment.Image) -> Wishes:
+def wishes_of(params: dict[str, Any], environment: dict[str, str], image: local.Image) -> ServerOptions:
     """Return what all replicas share, from the module's options."""
-    return Wishes(
+    return ServerOptions(
         image=params["image"],
         image_id=image.id,
         python_path=image.python_path,
@@ -577,7 +580,7 @@ def wishes_of(params: dict[str, Any], environment: dict[str, str], image: deploy
     )
 
 
-def settings_of(params: dict[str, Any], check: bool) -> deployment.Settings:
+def settings_of(params: dict[str, Any], check: bool) -> Settings:
     """Return how to go about it, from the module's options."""
     names = (
         "config_dir",
@@ -589,7 +592,7 @@ def settings_of(params: dict[str, Any], check: bool) -> deployment.Settings:
         "drain_timeout",
         "vram_timeout",
     )
-    return deployment.Settings(
+    return Settings(
         history_keep=params["history_keep"],
         prefix=params["container_prefix"],
         limits=Limits(params["ready_timeout"], params["stall_timeout"], deadlines(params["phase_timeouts"])),
@@ -612,7 +615,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         names = [replica["name"] for replica in params["replicas"]]
         return servers.absent(names, purge_caches=params["purge_caches"])
     with contextlib.nullcontext() if module.check_mode else servers.recovered_on_failure():
-        image = deployment.resolve_image(client, params["image"], missing_ok=module.check_mode)
+        image = local.resolve_image(client, params["image"], missing_ok=module.check_mode)
     wishes = wishes_of(params, environment, image)
     return servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
 

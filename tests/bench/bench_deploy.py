@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a deployment costs that finds everything in place, in fleets of several sizes: module runs per host, and time.
 
-    .venv/bin/python tests/bench/bench_deploy.py [hosts ...]        default: 10 50 200
+    .venv/bin/python tests/bench/bench_deploy.py [--against CHECKOUT] [hosts ...]        default: 10 50 200
 
 Many hosts are simulated on this machine: each has its own folders, port and container on a real Docker engine
 (C(DOCKER_HOST)), whose program stands in for vLLM (tests/fakes/vllm_stand_in.py), as so many real ones would not fit.
@@ -14,18 +14,23 @@ is the ratios that say something, not the seconds: to the pings, and of the time
 So that the idle servers of all hosts do not take that time, Docker asks for their health once an hour here, not every
 15 s: a copy of the collection has that one number changed.
 
+With --against the converged deployment is run in turns with the collection of another checkout, such as that of an
+earlier commit, and the ratio of the medians is printed.
+
 Exits 1 when a converged host costs more than 12 module runs, the second deployment changes something, or a host of a
 larger fleet costs more than 1.3 times what one of the smallest does.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import itertools
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +46,7 @@ PACKAGE = Path("ansible_collections") / "gpufleet" / "vllm"
 STATE = Path(os.environ.get("GPUFLEET_TEST_CACHE_DIR", "/var/cache/gpufleet-tests")) / "molecule" / "state"
 MOST_MODULE_RUNS = 12
 MOST_GROWTH = 1.3
+TURNS = 3
 DEFAULT_SIZES = [10, 50, 200]
 FORKS = 2 * (os.cpu_count() or 1)
 FIRST_PORT = 21000
@@ -89,18 +95,18 @@ def inventory(folder: Path, hosts: int, common: dict[str, Any]) -> Path:
     return path
 
 
-def altered_collection(folder: Path) -> Path:
-    """Copy the collection to a folder, with the health checks of servers an hour apart, and return that folder."""
+def altered_collection(folder: Path, root: Path = ROOT) -> Path:
+    """Copy a checkout's collection to a folder, with the health checks of servers an hour apart; return the folder."""
     from ansible_collections.gpufleet.vllm.tools import checkout
 
-    checkout.copy_to(folder / PACKAGE)
-    path = folder / PACKAGE / "plugins" / "module_utils" / "containers" / "spec.py"
-    text, changed = re.subn(
-        r'^HEALTH = \{"interval_s": \d+', 'HEALTH = {"interval_s": 3600', path.read_text(), flags=re.M
-    )
-    if changed != 1:
-        raise SystemExit(f"{path} has no HEALTH with interval_s any more, which this benchmark changes.")
-    path.write_text(text)
+    checkout.copy_to(folder / PACKAGE, root)
+    interval = re.compile(r'^HEALTH = \{"interval_s": \d+', re.MULTILINE)
+    files = [path for path in (folder / PACKAGE / "plugins").rglob("*.py") if interval.search(path.read_text())]
+    if len(files) != 1:
+        raise SystemExit(
+            f"HEALTH with interval_s, which this benchmark changes, stands in {len(files)} files, not one."
+        )
+    files[0].write_text(interval.sub('HEALTH = {"interval_s": 3600', files[0].read_text()))
     return folder
 
 
@@ -190,13 +196,30 @@ def measure(fleet: Fleet, before: int, hosts: int) -> tuple[bool, float]:
     return runs <= MOST_MODULE_RUNS and changed == 0 and len(counted) == hosts, converged / hosts
 
 
+def compare(fleet: Fleet, other: Fleet) -> None:
+    """Run the converged deployment of both in turns and print the ratio of their medians."""
+    times: dict[Fleet, list[float]] = {fleet: [], other: []}
+    for _turn in range(TURNS):
+        for each in (other, fleet):
+            seconds, text = each.run("ansible-playbook", "gpufleet.vllm.deploy")
+            if re.search(r"\bchanged=[1-9]", text):
+                raise SystemExit("A converged deployment changed something; the two checkouts cannot be compared.")
+            times[each].append(seconds)
+    now, then = (statistics.median(times[each]) for each in (fleet, other))
+    print(
+        f"  converged in turns with the other checkout: {now:.1f} s against {then:.1f} s, ratio {now / then:.3f}"
+        f" ({', '.join(f'{one / two:.2f}' for one, two in zip(times[fleet], times[other]))} turn by turn)",
+        flush=True,
+    )
+
+
 def listed(counter: collections.Counter[str]) -> str:
     """Return the modules and how often each was run."""
     return ", ".join(f"{module} {runs}" for module, runs in sorted(counter.items()) if module)
 
 
-def main(numbers: Sequence[int]) -> int:
-    """Measure a fleet at each of these sizes, from the smallest on."""
+def main(numbers: Sequence[int], against: Path | None = None) -> int:
+    """Measure a fleet at each of these sizes, from the smallest on, and against another checkout if there is one."""
     from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
     from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
     from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
@@ -211,10 +234,13 @@ def main(numbers: Sequence[int]) -> int:
         collections = altered_collection(folder / "collections")
         for before, hosts in itertools.pairwise([0, *sorted(set(numbers))]):
             path = inventory(folder, hosts, variables(image, docker_host))
-            fine, cost = measure(Fleet(folder, path, collections), before, hosts)
+            fleet = Fleet(folder, path, collections)
+            fine, cost = measure(fleet, before, hosts)
             good &= fine
             costs.append(cost)
             print(f"  a host costs {cost / costs[0]:.2f} times what one of the smallest fleet does", flush=True)
+            if against:
+                compare(fleet, Fleet(folder, path, altered_collection(folder / "others", against)))
     finally:
         for box in engine.containers.list(all=True, ignore_removed=True):
             if str(box.name).startswith(folder.name):
@@ -226,4 +252,8 @@ def main(numbers: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(word) for word in sys.argv[1:]] or DEFAULT_SIZES))
+    parser = argparse.ArgumentParser(description="Measure what a converged deployment costs.")
+    parser.add_argument("hosts", type=int, nargs="*", default=DEFAULT_SIZES, help="sizes of the fleet")
+    parser.add_argument("--against", type=Path, help="another checkout to compare with")
+    options = parser.parse_args()
+    sys.exit(main(options.hosts, options.against))

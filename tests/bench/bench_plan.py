@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import status_page
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import plan_page
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import profiles
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 
@@ -59,7 +59,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def main(hosts: int) -> None:
     """Print the figures for a fleet of so many hosts."""
     planning, plans = timed(lambda: {f"gpu-{number:04d}": plan(number) for number in range(hosts)})
-    listing, found = timed(lambda: status_page.table(plans))
+    listing, found = timed(lambda: plan_page.table(plans))
     writing, text = timed(lambda: json.dumps(plans))
     print(f"{hosts} hosts: {planning:.3f} s CPU to plan ({planning / hosts * 1000:.2f} ms a host), of {BUDGET_S:.0f} s")
     print(f"table of {len(found['table'])} lines: {listing:.3f} s CPU")

@@ -35,8 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import parse_samples
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_samples
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
@@ -108,7 +108,7 @@ def haproxy(servers: Sequence[Server], key: str, folder: Path) -> Iterator[Entra
     own = {"host": "127.0.0.1", "port": PORT, "api_keys": ["bench-client-key"]}
     chroot = options["chroot"] if os.path.isdir(options["chroot"]) else ""
     settings = config.as_settings({**options, **own, "run_dir": str(folder / "run")}, chroot, key)
-    replicas = [config.Replica(server.container, "0", server.address, server.port) for server in servers]
+    replicas = [members.Replica(server.container, "0", server.address, server.port) for server in servers]
     certificate, public = folder / config.CERTIFICATE, folder / "public.pem"
     make_certificate(str(certificate), ["127.0.0.1"], 1)
     public.write_text(public_part(str(certificate)), encoding="utf-8")

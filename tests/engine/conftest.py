@@ -28,7 +28,8 @@ from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import (
     docker_host,
     engine,
 )
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port, run_module
+from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port, run_module
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -169,3 +170,22 @@ def push(engine: DockerClient, image: str, reference: str, auth: dict[str, str] 
     engine.api.remove_image(reference)
     assert digest
     return digest
+
+
+@pytest.fixture(scope="session")
+def stand_in(engine: DockerClient, run_name: str) -> str:
+    """The name of the stand-in's image."""
+    name = f"{run_name}/stand-in:1"
+    import_stand_in(engine, name, debian_program("busybox-static", "bin/busybox"))
+    return name
+
+
+@pytest.fixture
+def fleet(
+    engine: DockerClient, docker_host: str, run_module: RunModule, run_name: str, stand_in: str, tmp_path: Path
+) -> Iterator[Fleet]:
+    """A deployment of its own."""
+    ports = [free_port() for _number in range(4)]
+    fleet = Fleet(engine, docker_host, run_module, f"{run_name}-{ports[0]}", stand_in, tmp_path, ports)
+    yield fleet
+    fleet.clean()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import spec as containers_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import spec as container_spec
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_access, vllm_gpu_check
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import import_stand_in
@@ -66,7 +66,7 @@ def access(
 ) -> Access:
     """Run vllm_gpu_access for a plan of one GPU, whose device file is one that every machine has."""
     monkeypatch.setattr(
-        containers_spec,
+        container_spec,
         "_device_files",
         lambda _replica, way, _exists, _minors: ["/dev/zero"] if way == "devices" else [],
     )
@@ -144,18 +144,18 @@ def test_a_server_that_lost_its_gpu_is_named(
     tmp_path: Path,
 ) -> None:
     volumes, environment = driver(GPU)
-    wishes = containers_spec.Wishes(
+    wishes = container_spec.ServerOptions(
         stand_in, "", {"argument": "/m"}, "cuda", "gpus", "host", str(tmp_path), str(tmp_path), str(tmp_path)
     )
     replica = {"name": f"{run_name}-gpu", "gpus": [0], "gpu_uuids": [GPU], "host": "127.0.0.1", "port": 1, "config": {}}
-    spec = containers_spec.build_spec(replica, wishes, (), lambda _path: False)
+    spec = container_spec.build_spec(replica, wishes, (), lambda _path: False)
     container = engine.containers.create(
         stand_in,
         name=f"{run_name}-gpu",
         entrypoint=["python3", "-c", "import time; time.sleep(300)"],
         environment=environment,
         volumes=volumes,
-        labels=containers_spec.labels(spec),
+        labels=container_spec.labels(spec),
         network_mode="none",
         init=True,
     )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pytest
 import requests
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import inspect_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import inspect_image
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_image
 from ansible_collections.gpufleet.vllm.tests.engine.conftest import (
     REGISTRY_PASSWORD,

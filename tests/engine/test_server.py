@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -27,13 +27,15 @@ import requests
 from docker.errors import APIError
 from docker.models.containers import Container
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import spec as containers_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import spec as container_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import stop_container
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check, deployment
-from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
-from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet, import_stand_in
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check, stopping
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replacement import Replacement
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replica_files import ReplicaFiles
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step
+from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -41,25 +43,6 @@ if TYPE_CHECKING:
 LOGS = Path(__file__).parents[1] / "unit" / "data" / "logs"
 KEY, TOKEN = "sk-secret-4711", "hf_secret0815"
 LONG_PAUSE_AFTER = 5  # restarts: Docker waits 100 ms before the first, and twice as long before each further one
-
-
-@pytest.fixture(scope="session")
-def stand_in(engine: DockerClient, run_name: str) -> str:
-    """The name of the stand-in's image."""
-    name = f"{run_name}/stand-in:1"
-    import_stand_in(engine, name, debian_program("busybox-static", "bin/busybox"))
-    return name
-
-
-@pytest.fixture
-def fleet(
-    engine: DockerClient, docker_host: str, run_module: RunModule, run_name: str, stand_in: str, tmp_path: Path
-) -> Iterator[Fleet]:
-    """A deployment of its own."""
-    ports = [free_port() for _number in range(4)]
-    fleet = Fleet(engine, docker_host, run_module, f"{run_name}-{ports[0]}", stand_in, tmp_path, ports)
-    yield fleet
-    fleet.clean()
 
 
 def answer(fleet: Fleet, number: int = 0) -> int:
@@ -307,7 +290,7 @@ def test_a_server_whose_drain_was_interrupted_takes_requests_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.run(fleet.replica())
-    interrupted(fleet, "_end_drains", fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch)
+    interrupted(fleet, "finish", fleet.replica(max_num_seqs=8), monkeypatch=monkeypatch, of=stopping.Stopping)
     assert answer(fleet) == 503
     old = fleet.engine.containers.get(f"{fleet.prefix}-0").id
     result = fleet.run(fleet.replica())
@@ -323,7 +306,9 @@ def test_replicas_are_replaced_one_after_another_and_one_failing_stops_the_rest(
 
     def watch() -> None:
         while not done.is_set():
-            serving.append(sum(answer(fleet, number) == 200 for number in range(3)))
+            # Asked one after another, so that the turn may pass on between two questions: down is who is so twice.
+            looks = [[answer(fleet, number) == 200 for number in range(3)] for _look in range(2)]
+            serving.append(sum(map(any, zip(*looks))))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -598,7 +583,7 @@ def test_another_deployment_whose_prefix_begins_with_this_one_is_left_alone(flee
     fleet.run(fleet.replica())
     result = fleet.run(fleet.replica(max_num_seqs=8))
     assert (result["removed"], result["replicas"][0]["action"]) == ([], "replaced")
-    assert [containers_spec["name"] for containers_spec in fleet.info()["servers"]] == [f"{fleet.prefix}-0"]
+    assert [server["name"] for server in fleet.info()["servers"]] == [f"{fleet.prefix}-0"]
     assert fleet.run(state="absent")["removed"] == [f"{fleet.prefix}-0"]
     container.reload()
     assert container.status == "running"
@@ -698,7 +683,7 @@ def test_an_engine_that_ended_at_its_start_is_restarted_by_the_next_run(fleet: F
 def test_a_server_that_hangs_is_ended_by_its_health_check_and_started_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(containers_spec.HEALTH, "interval_s", 1)
+    monkeypatch.setitem(container_spec.HEALTH, "interval_s", 1)
     fleet.run(fleet.replica(), watchdog_timeout=2)
     container = fleet.engine.containers.get(f"{fleet.prefix}-0")
     deadline = time.monotonic() + 60
@@ -728,7 +713,7 @@ def test_requests_that_hang_end_a_server_only_where_the_engine_is_to_blame(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine of the first does nothing, that of the second spins, of the third only a client hangs."""
-    monkeypatch.setitem(containers_spec.HEALTH, "interval_s", 1)
+    monkeypatch.setitem(container_spec.HEALTH, "interval_s", 1)
     limit = 4
     fleet.run(
         fleet.replica(0, environment={"STAND_IN_SLOW": "600"}),
@@ -829,9 +814,10 @@ def test_info_tells_phase_stop_death_and_dead_engine(fleet: Fleet) -> None:
 # Runs that were interrupted
 
 
-def interrupted(fleet: Fleet, at: str, *replicas: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a replacement that is killed when it comes to the step C(at) of Deployment."""
-    from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import Deployment
+def interrupted(
+    fleet: Fleet, at: str, *replicas: dict[str, Any], monkeypatch: pytest.MonkeyPatch, of: type = Replacement
+) -> None:
+    """Run a replacement that is killed when it comes to the method `at` of a class."""
 
     class KilledError(BaseException):
         pass
@@ -840,7 +826,7 @@ def interrupted(fleet: Fleet, at: str, *replicas: dict[str, Any], monkeypatch: p
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Deployment, at, die)
+        patched.setattr(of, at, die)
         with pytest.raises(KilledError):
             fleet.run(*replicas, check_config=False)
 
@@ -968,7 +954,7 @@ def test_the_old_server_comes_back_from_what_nobody_thought_of(fleet: Fleet, mon
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patched:
-        patched.setattr(deployment.Deployment, "_start", fail)
+        patched.setattr(Replacement, "_start", fail)
         failed = fleet.run(fleet.replica(max_num_seqs=8))
     assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("unexpected-failure", True)
     assert "Read-only file system" in failed["error"]["evidence"]
@@ -980,14 +966,14 @@ def test_what_another_run_writes_meanwhile_is_neither_served_nor_recorded(
 ) -> None:
     """The play was interrupted, its module goes on, and the next play has written its configuration already."""
     replicas = [fleet.replica(0, max_num_seqs=4), fleet.replica(1, max_num_seqs=4)]
-    wait = deployment.Deployment._wait
+    wait = Replacement._wait
 
-    def meddle(self: deployment.Deployment, steps: Sequence[deployment.Step]) -> None:
+    def meddle(self: Replacement, steps: Sequence[Step]) -> None:
         for number in (0, 1):
             fleet.replica(number, max_num_seqs=99)
         wait(self, steps)
 
-    monkeypatch.setattr(deployment.Deployment, "_wait", meddle)
+    monkeypatch.setattr(Replacement, "_wait", meddle)
     result = fleet.run(*replicas)
     assert not result["failed"], result
     (entry,) = [json.loads(path.read_text()) for path in (fleet.config_dir / "history").glob("*.json")]
@@ -1006,13 +992,13 @@ def test_an_image_that_moves_meanwhile_is_told_before_anything_is_stopped(
     fleet.image = f"{name}:1"
     fleet.run(fleet.replica())
     before = fleet.engine.containers.get(f"{fleet.prefix}-0").id
-    copy = deployment.Deployment._copy_config
+    copy = ReplicaFiles.copy_config
 
-    def move(self: deployment.Deployment, spec: containers_spec.Spec) -> str:
+    def move(self: ReplicaFiles, spec: Spec) -> str:
         engine.images.get(tiny_image).tag(name, "1")
         return copy(self, spec)
 
-    monkeypatch.setattr(deployment.Deployment, "_copy_config", move)
+    monkeypatch.setattr(ReplicaFiles, "copy_config", move)
     failed = fleet.run(fleet.replica(max_num_seqs=8))
     assert failed["error"]["name"] == "image-moved"
     assert (fleet.engine.containers.get(f"{fleet.prefix}-0").id, answer(fleet)) == (before, 200)
@@ -1052,7 +1038,7 @@ def test_a_server_that_cannot_be_stopped_takes_requests_again(fleet: Fleet, monk
     fleet.run(fleet.replica())
     with monkeypatch.context() as patched:
         patched.setattr(Container, "stop", refusing(Container.stop, [name, f"{name}-previous"]))
-        patched.setattr(deployment, "stop_container", functools.partial(stop_container, notice=0.1))
+        patched.setattr(stopping, "stop_container", functools.partial(stop_container, notice=0.1))
         failed = fleet.run(fleet.replica(max_num_seqs=8))
     assert (failed["error"]["name"], failed["error"]["details"]["restored"]) == ("engine-error", True), failed["error"]
     assert not Control(str(fleet.config_dir / "control" / name)).closed()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import LABEL_COLLECTION
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import LABEL_COLLECTION
 
 if TYPE_CHECKING:
     from docker import DockerClient

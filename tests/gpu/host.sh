@@ -9,7 +9,12 @@ cat "$packed"/vllm.* | xz -dc -T0 | tar x -C "$root/site"
 xz -dc -T0 "$packed/tools.tar.xz" | tar x -C "$root/tools"
 [ ! -f "$packed/verify.tar.xz" ] || xz -dc -T0 "$packed/verify.tar.xz" | tar x -C "$root/verify"
 ln -sfn "$(realpath "$here/../..")" "$root/collections/ansible_collections/gpufleet/vllm"
+# What is mounted read-only cannot be byte-compiled later, and the imports are most of a server's start.
+python3 -m compileall -q -j 0 "$root/site" >"$root/compileall.log" 2>&1 || true
 cp -r "$here/../data/scout-shaped" "$root/models/"
+python3 "$here/text_tokenizer.py" "$root/models/scout-shaped"
+# Of Triton's MoE kernels: below /opt, which the containers see, for VLLM_TUNED_CONFIG_FOLDER.
+cp -r "$here/tuned" "$root/"
 
 python3 -m pip install -q --no-index --find-links "$root/tools/wheels" --target "$root/ansible" ansible-core
 python3 -m venv --without-pip /var/lib/gpufleet/venv

@@ -27,18 +27,26 @@ compare() { # compare NAME…: the measurements of those names side by side, as 
   for name in "$@"; do [ ! -f "$out/$name/report.json" ] || reports+=("$name=$out/$name/report.json"); done
   python3 tests/gpu/compare_reports.py "${reports[@]}" | tee "$out/compare-$stage.txt"
 }
-by_url() { # by_url NAME PORT CONCURRENCY PROMPTS: measure the server at that port, whatever runs beside it
-  verify "$1" performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$(planned "plan['image']['tag']")\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3], \"vllm_benchmark_num_prompts\": $4}"
+by_url() { # by_url NAME PORT CONCURRENCY PROMPTS [TOKENS]: measure the server at that port, whatever runs beside it
+  verify "$1" performance -e "{\"vllm_url\": \"http://127.0.0.1:$2\", \"vllm_verify_image\": \"$(planned "plan['image']['tag']")\", \"vllm_benchmark_tokenizer\": \"$tests/models/scout-shaped\", \"vllm_verify_dir\": \"/var/lib/gpufleet/verify-$2\", \"vllm_benchmark_concurrency\": [$3], \"vllm_benchmark_num_prompts\": $4, \"vllm_benchmark_output_len\": ${5:-1024}}"
 }
-with_flags() { # with_flags JSON: variables that add engine flags to the inventory's, of which a later value takes all
-  python3 -c 'import json, sys, yaml; v = yaml.safe_load(open("tests/gpu/inventory/hosts.yml"))["all"]["vars"]["vllm_extra_config"]; print(json.dumps({"vllm_extra_config": {**v, **json.loads(sys.argv[1])}}))' "$1"
+with_flags() { # with_flags FLAGS [ENVIRONMENT]: variables that add engine flags and environment variables to the inventory's
+  printf '{"more_flags": %s, "more_environment": %s}' "$1" "${2:-{\}}"
 }
-sampled() { # sampled NAME CONCURRENCY: once that many requests run, what keeps the processors busy, and in which functions
+until_running() { # until_running SHARE CONCURRENCY [PID]: wait until that share of so many requests runs, or the process ends
   for _ in $(seq 240); do
-    curl -s http://127.0.0.1:8000/metrics | awk -v all="$2" '/^vllm:num_requests_running/ {n += $NF} END {exit !(n >= 0.9 * all)}' && break
+    [ -z "${3:-}" ] || kill -0 "$3" || return 1
+    curl -s http://127.0.0.1:8000/metrics | awk -v all="$2" -v share="$1" '/^vllm:num_requests_running/ {n += $NF} END {exit !(n >= share * all)}' && break
     sleep 1
   done
-  sleep 15; python3 tests/gpu/busy.py 10 | tee "$out/busy-$1.txt"
+}
+traced() { # traced: a few steps of the server in PyTorch's profiler; max_iterations in its profiler-config ends it, stop_profile arms it anew
+  curl -s -X POST http://127.0.0.1:8000/start_profile; sleep 6; curl -s -X POST http://127.0.0.1:8000/stop_profile
+}
+sampled() { # sampled NAME CONCURRENCY: once that many requests run, what keeps GPUs and processors busy, and in which functions
+  until_running 0.9 "$2"; sleep 15
+  nvidia-smi --query-gpu=index,power.draw,clocks.sm,utilization.gpu,memory.used --format=csv | tee "$out/gpus-$1.txt"
+  python3 tests/gpu/busy.py 10 | tee "$out/busy-$1.txt"
   command -v py-spy >/dev/null || return 0
   for pid in $(grep -oE '[0-9]+ [^ ]*(VLLM|python3|vllm)' "$out/busy-$1.txt" | cut -d' ' -f1 | head -6); do
     py-spy record --pid "$pid" --duration 8 --rate 100 --format raw --threads --output "$out/stacks-$1-$pid.txt" >/dev/null 2>&1 &
@@ -75,7 +83,7 @@ load() { # load CONTAINER PORT NAME ARGUMENT…: vllm bench serve, as fast as it
 }
 stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
   local name="u$2-gpu$1" own watch port=$((8100 + $1)) server="gpu$1-0"; own=$(alone "$1")
-  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e vllm_check_config=false || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
+  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e '{"vllm_check_config": false}' || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
   for part in plain sampled; do
     nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 250 >"$out/$name-$part-free.txt" & watch=$!
     if [ $part = plain ]; then
@@ -120,19 +128,30 @@ advised) # the same 512 requests at once, at a server that takes what the plan s
   phases advised; reported
   verify advised-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
   compare recipe-plan recipe-512 advised-512 ;;
-throughput) # NAME PROFILE WAVES [FLAGS]: what the whole host gives, each replica at the concurrency that the plan holds
+throughput) # NAME PROFILE WAVES [FLAGS [ENVIRONMENT [TOKENS]]]: what the whole host gives, each replica at the concurrency that the plan holds
   name=$1 waves=$3
-  play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}")" || exit 1
+  # Not checked beforehand, in a container of its own: a flag that vLLM does not have shows at once all the same.
+  play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}" "${5:-}")" -e '{"vllm_check_config": false}' || exit 1
   phases "$name"; reported
   for server in $(planned "' '.join(r['name'] for r in plan['replicas'])"); do
     sees "$server" "$(planned "plan['replicas'][0]['tensor_parallel_size']")"
   done
+  docker logs vllm-0 2>&1 | grep -oE 'Using (default MoE config|configuration from [^ ]*)|[A-Z_]+ is not supported with [A-Za-z]+|Graph capturing finished.*' | sort -u
   replicas=$(planned "len(plan['replicas'])") held=$(planned "plan['capacity']['max_concurrent_requests']")
-  sampled "$name" "$held" &
-  for ((i = 0; i < replicas; i++)); do by_url "$name-$i" $((8000 + i)) "$held" $((waves * held)) & done; wait
+  sampled "$name" "$held" & sampler=$! measured=()
+  for ((i = 0; i < replicas; i++)); do by_url "$name-$i" $((8000 + i)) "$held" $((waves * held)) "${6:-1024}" & measured+=($!); done
+  wait "${measured[@]}"; kill $sampler 2>/dev/null; wait
   docker logs vllm-0 >"$out/$name-vllm.log" 2>&1
-  grep -oE 'generation throughput: .*Waiting: [0-9]+' "$out/$name-vllm.log" | tail -25
+  grep -oE 'prompt throughput: .*Waiting: [0-9]+' "$out/$name-vllm.log" | tail -25
   compare $(cd "$out" && ls -d -- *-[0-9] 2>/dev/null) ;;
+trace) # NAME: the kernels of the server that `throughput NAME` left with "profiler-config": while it takes requests in, and with all of them running
+  name=$1 held=$(planned "plan['capacity']['max_concurrent_requests']")
+  by_url "$name-trace" 8000 "$held" "$held" 384 & measured=$!
+  until_running 0.3 "$held" $measured && traced
+  until_running 0.95 "$held" $measured && sleep 2 && traced
+  wait $measured
+  rm -rf "${out:?}/$name-traces"; docker cp vllm-0:/tmp/traces "$out/$name-traces"
+  python3 tests/gpu/kernels.py "$out/$name-traces" | tee "$out/kernels-$name.txt" ;;
 utilisation) # each of the values named, on each GPU in turn
   play teardown teardown
   values=("${@:-0.98}")

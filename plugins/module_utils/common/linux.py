@@ -8,12 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from typing import Any
 
-NVIDIA_PCI_VENDOR = "0x10de"
-PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PCI_BRIDGE_CLASS = ("0x0680",)
 
 
 def read_text(*parts: str) -> str:
@@ -48,43 +44,22 @@ def container_id(pid: int, root: str = "/") -> str:
     return found[-1] if found else ""
 
 
-def kernel_module(root: str = "/") -> dict[str, Any] | None:
-    """Return C(version) and C(open) of the loaded NVIDIA kernel module, or None when none is loaded."""
-    text = read_text(root, "proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
-    return {"version": found.group(1), "open": "Open Kernel Module" in text} if found else None
-
-
-def nvidia_minors(root: str = "/") -> dict[str, int]:
-    """Return the number N of the device file /dev/nvidiaN of each GPU, by its UUID; nothing where no driver tells it.
-
-    It need not be the index by which NVML names the GPU.
-    """
-    folder = os.path.join(root, "proc/driver/nvidia/gpus")
-    minors = {}
-    for name in list_folder(folder):
-        text = read_text(folder, name, "information")
-        uuid = re.search(r"^GPU UUID:\s*(GPU-\S+)", text, re.MULTILINE)
-        minor = re.search(r"^Device Minor:\s*(\d+)", text, re.MULTILINE)
-        if uuid and minor:
-            minors[uuid.group(1)] = int(minor.group(1))
-    return minors
-
-
-def nvidia_pci_devices(root: str = "/", classes: tuple[str, ...] = PCI_DISPLAY_CLASSES) -> list[str]:
-    """Return the PCI bus ids of NVIDIA's devices of these classes, in order, as C(0000:1b:00.0).
-
-    With or without a driver; by default the GPUs, with C(PCI_BRIDGE_CLASS) the NVSwitches.
-    """
-    folder = os.path.join(root, "sys/bus/pci/devices")
-    return [
-        name
-        for name in list_folder(folder)
-        if read_text(folder, name, "vendor").strip() == NVIDIA_PCI_VENDOR
-        and read_text(folder, name, "class").startswith(classes)
-    ]
-
-
 def program_path(name: str) -> str | None:
     """Return where a program is, looking also where only root's search path leads; None when it is not installed."""
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), SYSTEM_PATH)))
+
+
+def file_systems(root: str = "/") -> dict[str, tuple[str, str]]:
+    """Return what is mounted: mount point to file system and device; of several at one point the last."""
+    found = {}
+    for line in read_text(root, "proc/self/mountinfo").splitlines():
+        fields, _dash, rest = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), fields.split()[4])
+        filesystem, device = rest.split()[:2]
+        found[point] = (filesystem, device)
+    return found
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Return whether a path is a folder or something in it, by their names alone."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

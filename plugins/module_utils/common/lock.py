@@ -16,6 +16,7 @@ from typing import Any, Callable, TextIO
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
 
 PAUSE_S = 0.5
 
@@ -97,7 +98,7 @@ def _operation(holder: dict[str, Any]) -> str:
 def _span(holder: dict[str, Any]) -> str:
     # The clocks of two hosts differ.
     seconds = max(time.time() - holder.get("since", time.time()), 0)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return rough_duration(seconds)
 
 
 def _process(holder: dict[str, Any]) -> str:

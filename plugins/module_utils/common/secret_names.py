@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 # Words of names, which _, - or . divide; a word such as TOKEN also at the end of a longer one (GITHUBTOKEN).
 SECRET_NAME = re.compile(
@@ -41,3 +44,21 @@ def is_secret(name: str, value: str) -> bool:
 def hideable(value: str) -> bool:
     """Return whether a value can be hidden in a result and leave the rest of it readable."""
     return len(value) >= SHORTEST_SECRET and value.lower() not in SWITCHES
+
+
+def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out.
+
+    Raises:
+        GpufleetError: C(secret-invalid) for one of several lines, which no environment file can hold.
+    """
+    for name, value in secrets.items():
+        if "\n" in value:
+            raise GpufleetError(
+                f"The secret {name} has more than one line.",
+                name="secret-invalid",
+                remedy="Remove the line breaks; a file read with lookup('file', ...) may end with one more.",
+            )
+    public = {name: value for name, value in environment.items() if not is_secret(name, value)}
+    hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
+    return public, {name: value for name, value in {**hidden, **secrets}.items() if value}

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -100,13 +100,13 @@ def stop_container(container: Container, seconds: int, notice: float = STOP_NOTI
 
 
 def _ends(container: Container, patience: float) -> bool:
-    """Return whether a container has ended, or does so within C(patience) seconds."""
-    deadline = time.monotonic() + patience
-    container.reload()
-    while container.status in RUNNING and time.monotonic() < deadline:
-        time.sleep(min(1.0, patience / 10))
+    """Return whether a container has ended, or does so within `patience` seconds."""
+
+    def ended() -> bool:
         container.reload()
-    return container.status not in RUNNING
+        return container.status not in RUNNING
+
+    return until(ended, patience, min(1.0, patience / 10))
 
 
 def image_missing(image: str, error: ImageNotFound, remedy: str) -> GpufleetError:
@@ -131,3 +131,17 @@ def container_failed(doing: str, error: ContainerError, name: str) -> GpufleetEr
     return GpufleetError(
         f"{doing} (exit status {error.exit_status}).", name=name, evidence=said[-LONGEST_EVIDENCE:].strip()
     )
+
+
+def event_error(event: dict[str, Any]) -> str:
+    """Return what an event of the engine says went wrong, or C("")."""
+    return str((event.get("errorDetail") or {}).get("message") or event.get("error") or "")
+
+
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+
+
+def variables_of(entries: Iterable[str] | None) -> dict[str, str]:
+    """Return environment variables from a list of `NAME=value`."""
+    pairs = (entry.partition("=") for entry in entries or [])
+    return {name: value for name, _equals, value in pairs}

@@ -10,15 +10,13 @@ container on the host and comes only where it must, and not while any runs unles
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
@@ -29,18 +27,26 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
     program_path,
     read_text,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
     run_command,
     run_program,
     start_program,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import engine
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import (
+    CONFIG_MODE,
+    RUNTIME,
+    DaemonWish,
+    wanted_config,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import (
+    daemon_pid,
+    engine,
+    predates_toolkit,
+)
 
-CONFIG = "/etc/docker/daemon.json"
-CONFIG_MODE = 0o644  # of a new one, as Docker's is
 LOG = "/var/log/docker.log"
-PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
+
 # Written by Debian's init script, before dockerd writes its own.
 SCRIPT_PID_FILE = "/var/run/docker-ssd.pid"
 # Seconds. A daemon with many containers on a busy host takes its time.
@@ -69,39 +75,16 @@ RELOADABLE = frozenset(
         "shutdown-timeout",
     }
 )
-NVIDIA_HOOK = "nvidia-container-runtime-hook"
-RUNTIME = "nvidia"
+
+
 STOPPING = ("running", "paused", "restarting")
 
 
 @dataclass
-class Wish:
-    """What the daemon of a host shall be.
+class DaemonStep:
+    """What has to be done with the daemon: `action` is `none`, `start`, `reload` or `restart`; `reason` says why.
 
-    Attributes:
-        docker_host: where it answers.
-        config: keys of daemon.json and their values; inside mappings key by key.
-        nvidia_runtime: whether containers can have GPUs, by NVIDIA's container toolkit.
-        cdi: whether they can have them by CDI.
-        allow_restart: whether it may be restarted while containers run.
-        path: its daemon.json.
-        variable: the variable that allows the restart, for messages.
-    """
-
-    docker_host: str
-    config: dict[str, Any] = field(default_factory=dict)
-    nvidia_runtime: bool = False
-    cdi: bool = False
-    allow_restart: bool = False
-    path: str = CONFIG
-    variable: str = "docker_allow_restart"
-
-
-@dataclass
-class Step:
-    """What has to be done: C(action) is C(none), C(start), C(reload) or C(restart), C(reason) says why.
-
-    C(pending) says what only a restart would bring, where one is not due at the price of running containers.
+    `pending` says what only a restart would bring, where one is not due at the price of running containers.
     """
 
     action: str
@@ -112,166 +95,7 @@ class Step:
 # daemon.json
 
 
-def read_config(path: str) -> tuple[str, dict[str, Any]]:
-    """Return the text and the content of a daemon.json; empty when there is no such file.
-
-    Raises:
-        GpufleetError: C(daemon-config-invalid) when it is not what Docker reads.
-    """
-    try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
-    except FileNotFoundError:
-        return "", {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(path, str(error)) from error
-    if not text.strip():
-        return text, {}
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise _invalid(path, f"{error}: {_line_of(text, error)}") from error
-    if not isinstance(content, dict):
-        raise _invalid(path, f"it holds a {type(content).__name__}, not an object")
-    return text, content
-
-
-def _invalid(path: str, evidence: str) -> GpufleetError:
-    return GpufleetError(
-        f"{path} is not valid JSON, so nothing can be added to it. It was left as it is.",
-        name="daemon-config-invalid",
-        remedy=f"Correct it by hand (dockerd --validate --config-file={path}, or python3 -m json.tool {path}, shows"
-        " where), or remove it.",
-        evidence=evidence,
-        details={"path": path},
-    )
-
-
-def _line_of(text: str, error: ValueError) -> str:
-    lines = text.splitlines()
-    number = getattr(error, "lineno", 1)
-    return lines[number - 1].strip()[:120] if 0 < number <= len(lines) else ""
-
-
-def merge(content: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the wanted keys in it: mappings are merged, anything else is replaced."""
-    merged = dict(content)
-    for key, value in wanted.items():
-        inner = merged.get(key)
-        merged[key] = merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def render(content: Mapping[str, Any]) -> str:
-    """Return the text of a daemon.json, as C(nvidia-ctk) indents it."""
-    return json.dumps(content, indent=4) + "\n"
-
-
-def shown(text: str) -> str:
-    """Return a daemon.json as it may be shown: without passwords, which proxies and logging options can hold."""
-    return render(_masked(json.loads(text))) if text.strip() else text
-
-
-def _masked(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {name: _masked(inner, name) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_masked(inner, key) for inner in value]
-    return "(hidden)" if isinstance(value, str) and is_secret(key, value) else value
-
-
-def with_nvidia_runtime(path: str, text: str, cdi: bool) -> str:
-    """Return what C(nvidia-ctk runtime configure) makes of a daemon.json, which itself stays as it is.
-
-    Raises:
-        GpufleetError: C(toolkit-missing) or C(toolkit-failed).
-    """
-    program = program_path("nvidia-ctk")
-    if not program:
-        raise GpufleetError(
-            "NVIDIA's container toolkit is not installed: there is no nvidia-ctk.",
-            name="toolkit-missing",
-            remedy="Let the role gpufleet.vllm.nvidia_container_toolkit install it, or set vllm_gpu_access: devices.",
-        )
-    with tempfile.TemporaryDirectory(prefix="gpufleet-") as folder:
-        copy = os.path.join(folder, os.path.basename(path))
-        if text.strip():
-            with open(copy, "w", encoding="utf-8") as stream:
-                stream.write(text)
-        run_command(
-            [program, "runtime", "configure", "--runtime=docker", f"--config={copy}", *(["--cdi.enabled"] * cdi)],
-            name="toolkit-failed",
-            doing="Making Docker know NVIDIA's runtime",
-            remedy="Run the command by hand on the host to see more.",
-        )
-        configured, content = read_config(copy)
-    lost = sorted(key for key, value in json.loads(text or "{}").items() if key not in content)
-    if lost or RUNTIME not in content.get("runtimes", {}):
-        what = f"dropped {', '.join(lost)}" if lost else f"added no runtime {RUNTIME}"
-        raise GpufleetError(
-            f"nvidia-ctk {what} in its version of {path}, which was left as it is.",
-            name="toolkit-failed",
-            remedy="Update the toolkit (nvidia_container_toolkit_version), or add the runtime to daemon.json by hand.",
-        )
-    return configured
-
-
-def wanted_config(wish: Wish) -> tuple[str, str, list[str]]:
-    """Return the text of daemon.json now, as it has to be, and the keys at its top that differ.
-
-    The text stays what it is when its content is what is wanted.
-
-    Raises:
-        GpufleetError: as C(read_config) and C(with_nvidia_runtime) do.
-    """
-    before, content = read_config(wish.path)
-    wanted = merge(content, wish.config)
-    after = before if wanted == content else render(wanted)
-    if wish.nvidia_runtime and not has_nvidia(wanted, wish.cdi):
-        after = with_nvidia_runtime(wish.path, after, wish.cdi)
-        wanted = json.loads(after)
-    keys = sorted(key for key in {*content, *wanted} if content.get(key) != wanted.get(key))
-    return before, after, keys
-
-
-def has_nvidia(content: Mapping[str, Any], cdi: bool) -> bool:
-    """Tell whether a daemon.json names NVIDIA's runtime, and CDI if that is wanted."""
-    runtimes, features = content.get("runtimes"), content.get("features")
-    known = isinstance(runtimes, dict) and RUNTIME in runtimes
-    return known and (not cdi or (isinstance(features, dict) and features.get("cdi") is True))
-
-
 # The daemon
-
-
-def daemon_pid(root: str = "/") -> int | None:
-    """Return the process id of the host's own daemon, None when it does not run."""
-    for path in PID_FILES:
-        text = read_text(root, path.lstrip("/")).strip()
-        # The command line of a process that has ended and still stands in the table is empty.
-        if text.isdigit() and program_name(read_text(root, "proc", text, "cmdline")) == "dockerd":
-            return int(text)
-    return None
-
-
-def started_at(pid: int, root: str = "/") -> float | None:
-    """Return when a process started, in seconds since the epoch; None when that cannot be told."""
-    # The program's name, in parentheses, may hold spaces; the start is field 22, the 20th after it.
-    fields = read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split()
-    boot = [line.split()[1] for line in read_text(root, "proc/stat").splitlines() if line.startswith("btime ")]
-    if len(fields) < 20 or not boot:
-        return None
-    return int(boot[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def predates_toolkit(root: str = "/") -> bool:
-    """Tell whether the daemon started before the toolkit's hook was installed.
-
-    A daemon looks for the hook once, at its start: without it C(--gpus) stays unknown to it.
-    """
-    pid, hook = daemon_pid(root), program_path(NVIDIA_HOOK)
-    start = started_at(pid, root) if pid else None
-    return bool(start and hook and os.stat(hook).st_ctime > start)
 
 
 def running_containers(seen: Mapping[str, Any]) -> list[str]:
@@ -279,12 +103,12 @@ def running_containers(seen: Mapping[str, Any]) -> list[str]:
     return [found["name"] for found in seen["containers"] if found["state"] in STOPPING]
 
 
-def next_step(wish: Wish, seen: Mapping[str, Any], keys: Sequence[str], old_daemon: bool) -> Step:
+def next_step(wish: DaemonWish, seen: Mapping[str, Any], keys: Sequence[str], old_daemon: bool) -> DaemonStep:
     """Return what has to be done with the daemon.
 
     Args:
-        wish: what it shall be.
-        seen: what engine_probe told of it.
+        wish: what it should be.
+        seen: what the probe of the engine told of it.
         keys: the keys of daemon.json that change.
         old_daemon: whether it started before NVIDIA's hook was installed.
 
@@ -292,26 +116,28 @@ def next_step(wish: Wish, seen: Mapping[str, Any], keys: Sequence[str], old_daem
         GpufleetError: C(engine-serves) when it has to be restarted and containers run.
     """
     if not seen["running"]:
-        return Step("start", seen["reason"])
+        return DaemonStep("start", seen["reason"])
     running = running_containers(seen)
     fixed = sorted(set(keys) - RELOADABLE)
     if fixed:
         reason = f"{', '.join(fixed)} in {wish.path} changed, which the engine reads at its start only"
         if running and not wish.allow_restart:
             raise _serves(wish, running, reason)
-        return Step("restart", reason)
+        return DaemonStep("restart", reason)
     old = "the engine started before NVIDIA's container toolkit was installed, so it does not know --gpus"
     if wish.nvidia_runtime and old_daemon and (not running or wish.allow_restart):
-        return Step("restart", old)
+        return DaemonStep("restart", old)
     pending = f"{old}; containers run ({', '.join(running)})" if wish.nvidia_runtime and old_daemon else ""
     if keys:
-        return Step("reload", f"{', '.join(keys)} in {wish.path} changed", pending)
+        return DaemonStep("reload", f"{', '.join(keys)} in {wish.path} changed", pending)
     if wish.nvidia_runtime and RUNTIME not in (seen["runtimes"] or []):
-        return Step("reload", f"{wish.path} names the runtime {RUNTIME}, which the engine does not know yet", pending)
-    return Step("none", "", pending)
+        return DaemonStep(
+            "reload", f"{wish.path} names the runtime {RUNTIME}, which the engine does not know yet", pending
+        )
+    return DaemonStep("none", "", pending)
 
 
-def _serves(wish: Wish, running: list[str], reason: str) -> GpufleetError:
+def _serves(wish: DaemonWish, running: list[str], reason: str) -> GpufleetError:
     return GpufleetError(
         f"The Docker engine has to be restarted ({reason}), and that would end what runs on it: {', '.join(running)}."
         " Nothing was changed.",
@@ -425,10 +251,7 @@ class Daemon:
         pairs = (entry.partition("=") for entry in _whole(f"/proc/{pid}/environ").split("\0") if "=" in entry)
         environment = {name: value for name, _equals, value in pairs}
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while daemon_pid() == pid and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if daemon_pid() == pid:
+        if not until(lambda: daemon_pid() != pid, STOP_TIMEOUT, 0.1):
             raise _start_failed(f"dockerd (process {pid}) did not end within {STOP_TIMEOUT:.0f} seconds of SIGTERM.")
         self._have_process(lambda: self._spawn(words, environment))
 
@@ -503,7 +326,7 @@ def _output(*words: str) -> str:
 # The work
 
 
-def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
+def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
     """Have the daemon as it is wished.
 
     What a restart with a new daemon.json breaks is put back: the old file, and the daemon with it.
@@ -551,7 +374,7 @@ def ensure(wish: Wish, check_mode: bool) -> dict[str, Any]:
     return result
 
 
-def _take(wish: Wish, step: Step, result: dict[str, Any]) -> None:
+def _take(wish: DaemonWish, step: DaemonStep, result: dict[str, Any]) -> None:
     """Take the step; a reload that does not bring the runtime becomes a restart if that is allowed."""
     daemon = Daemon(wish.docker_host)
     if step.action == "start":
@@ -569,7 +392,7 @@ def _take(wish: Wish, step: Step, result: dict[str, Any]) -> None:
         daemon.restart()
 
 
-def _put_back(wish: Wish, before: str, was_running: bool) -> None:
+def _put_back(wish: DaemonWish, before: str, was_running: bool) -> None:
     """Have daemon.json as it was, and the daemon with it; one that runs is not restarted for that."""
     with contextlib.suppress(GpufleetError, OSError):
         if before:

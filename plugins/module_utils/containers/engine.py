@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_name, program_path, read_text
 
 COLLECTION_LABEL = "io.gpufleet.collection"
 REPLICA_LABEL = "io.gpufleet.replica"
@@ -266,3 +266,37 @@ def daemon_config(root: str = "/") -> dict[str, Any]:
         return {**result, "valid": False, "error": "It is not a JSON object."}
     shown = {key: content[key] for key in SHOWN_KEYS if key in content}
     return {**result, "key_names": sorted(content), "content": shown}
+
+
+PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
+NVIDIA_HOOK = "nvidia-container-runtime-hook"
+
+
+def daemon_pid(root: str = "/") -> int | None:
+    """Return the process id of the host's own daemon, None when it does not run."""
+    for path in PID_FILES:
+        text = read_text(root, path.lstrip("/")).strip()
+        # The command line of a process that has ended and still stands in the table is empty.
+        if text.isdigit() and program_name(read_text(root, "proc", text, "cmdline")) == "dockerd":
+            return int(text)
+    return None
+
+
+def started_at(pid: int, root: str = "/") -> float | None:
+    """Return when a process started, in seconds since the epoch; None when that cannot be told."""
+    # The program's name, in parentheses, may hold spaces; the start is field 22, the 20th after it.
+    fields = read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split()
+    boot = [line.split()[1] for line in read_text(root, "proc/stat").splitlines() if line.startswith("btime ")]
+    if len(fields) < 20 or not boot:
+        return None
+    return int(boot[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def predates_toolkit(root: str = "/") -> bool:
+    """Tell whether the daemon started before the toolkit's hook was installed.
+
+    A daemon looks for the hook once, at its start: without it C(--gpus) stays unknown to it.
+    """
+    pid, hook = daemon_pid(root), program_path(NVIDIA_HOOK)
+    start = started_at(pid, root) if pid else None
+    return bool(start and hook and os.stat(hook).st_ctime > start)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import CACHES, CONFIG_PATH, HF_HOME
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES, CONFIG_PATH, HF_HOME
 
 if TYPE_CHECKING:
     from docker import DockerClient

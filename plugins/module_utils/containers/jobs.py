@@ -16,14 +16,16 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Callable
-from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, image_missing
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.run_line import DEFAULT_DOCKER_HOST
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import (
+    DEFAULT_DOCKER_HOST,
+    engine_errors,
+    image_missing,
+)
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -38,42 +40,6 @@ POLL_S = 1.0
 NO_IMAGE = (
     "Deploy first (playbook gpufleet.vllm.deploy), or name an image with vLLM that is on the host in vllm_verify_image."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The server that is measured or judged, and the image that does so.
-
-    Attributes:
-        name: of the replica, for container names and messages.
-        url: base address, as seen from the host.
-        model: name under which it serves the model.
-        api_key: key that it wants, or C("").
-        verify: whether to check its certificate, or the host's CA bundle to check it with.
-        image: reference of an image with vLLM.
-        environment: further variables of the container that asks.
-        secrets: those of them that reach no message, such as C(HF_TOKEN).
-        volumes: mounts of that container, as C(docker run --volume) takes them.
-    """
-
-    name: str
-    url: str
-    model: str
-    api_key: str = ""
-    verify: bool | str = True
-    image: str = ""
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    volumes: Sequence[str] = ()
-
-    def job_environment(self) -> dict[str, str]:
-        """Return the variables of the container that asks the server; no proxy stands between the two."""
-        host = urlsplit(self.url).hostname
-        return {"NO_PROXY": f"localhost,127.0.0.1,{host}", **self.environment, **self.all_secrets()}
-
-    def all_secrets(self) -> dict[str, str]:
-        """Return the secrets and the server's key under the name that both vllm bench and lm_eval read."""
-        return {**self.secrets, **({"OPENAI_API_KEY": self.api_key} if self.api_key else {})}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import DEFAULT_DOCKER_HOST
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
-    CONFIG_PATH,
-    HEALTH,
     LABEL_COLLECTION,
     LABEL_REPLICA,
-    Spec,
-    health_command,
 )
-
-DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import HEALTH, Spec, health_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 
 def docker_run_line(

@@ -12,30 +12,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
+    COLLECTION,
+    LABEL_COLLECTION,
+    LABEL_REPLICA,
+    LABEL_SPEC,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import (
+    CA_BUNDLE_PATH,
+    CA_BUNDLE_VARIABLES,
+    CACHES,
+    CONFIG_PATH,
+    CONTROL_PATH,
+    DOOR_MODULE,
+    HEALTH_PROGRAM,
+    HF_HOME,
+)
 
-LABEL_COLLECTION = "io.gpufleet.collection"
-LABEL_REPLICA = "io.gpufleet.replica"
-LABEL_SPEC = "io.gpufleet.spec"
-COLLECTION = "gpufleet.vllm"
-PREVIOUS = "-previous"
-NEXT = "-next"
-
-CONFIG_PATH = "/etc/vllm/config.yaml"
-HF_HOME = "/root/.cache/huggingface"
-# Where a server finds what the host tells it (server_door, server_health), and under which names.
-CONTROL_PATH = "/etc/vllm/control"
-DOOR_MODULE = "gpufleet_door"
-HEALTH_PROGRAM = "gpufleet_health.py"
-CA_BUNDLE_PATH = "/etc/gpufleet/ca-bundle.crt"
-CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
-# Folder under vllm_cache_dir -> where the container keeps that cache.
-CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", "triton": "/root/.triton"}
 DEFAULT_PORT = 8000
 GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 
@@ -49,30 +47,30 @@ Spec = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
+class ServerOptions:
     """What all replicas of a host have in common.
 
     Attributes:
         image: the reference to run.
-        image_id: the id behind it, C(sha256:...); empty when the image is not there yet.
-        model_source: of the plan: C(argument) for C(vllm serve) and the host folder C(mount), if any.
-        device: C(cuda) or C(cpu).
-        gpu_access: how GPUs reach the container, one of GPU_ACCESS or C(auto).
-        network_mode: C(bridge) or C(host).
+        image_id: the id behind it, `sha256:...`; empty when the image is not there yet.
+        model_source: of the plan: `argument` for `vllm serve` and the host folder `mount`, if any.
+        device: `cuda` or `cpu`.
+        gpu_access: how GPUs reach the container, one of GPU_ACCESS or `auto`.
+        network_mode: `bridge` or `host`.
         hf_home: host folder of the Hugging Face cache.
         cache_dir: host folder of the compile caches.
-        config_dir: host folder of the configurations; below C(control) it has a folder for each replica, through which
+        config_dir: host folder of the configurations; below `control` it has a folder for each replica, through which
             the host tells the server things.
-        volumes: further mounts, as C(source:target[:options]).
+        volumes: further mounts, as `source:target[:options]`.
         environment: further variables; they win over the plan's.
         restart_policy: Docker's name of it.
-        log_max_size: size at which Docker rotates the log, such as C(100m).
+        log_max_size: size at which Docker rotates the log, such as `100m`.
         log_max_files: number of log files kept.
         ca_bundle: host file with certificate authorities; empty for none.
-        ipc_mode: C(host) or C(private).
-        shm_size: size of the shared memory when ipc_mode is private, such as C(16g).
+        ipc_mode: `host` or `private`.
+        shm_size: size of the shared memory when ipc_mode is private, such as `16g`.
         labels: further labels.
-        python_path: the image's own C(PYTHONPATH), which ours must not hide.
+        python_path: the image's own `PYTHONPATH`, which ours must not hide.
     """
 
     image: str
@@ -113,44 +111,9 @@ class Change:
         return {"field": self.field, "before": self.before, "after": self.after}
 
 
-def belongs_to(prefix: str, container: str) -> bool:
-    """Return whether a container is one of a deployment's, C(-next) and C(-previous) included.
-
-    Another deployment on the host may have a prefix that begins with this one's: vllm and vllm-small.
-
-    Args:
-        prefix: vllm_container_prefix of the deployment.
-        container: the container's name.
-    """
-    return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
-
-
-def filters_of(prefix: str) -> dict[str, Any]:
-    """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
-    return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
-
-
-def split_secrets(environment: Mapping[str, str], secrets: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the environment without what looks like a secret, and the secrets with it; empty ones are left out.
-
-    Raises:
-        GpufleetError: C(secret-invalid) for one of several lines, which no environment file can hold.
-    """
-    for name, value in secrets.items():
-        if "\n" in value:
-            raise GpufleetError(
-                f"The secret {name} has more than one line.",
-                name="secret-invalid",
-                remedy="Remove the line breaks; a file read with lookup('file', ...) may end with one more.",
-            )
-    public = {name: value for name, value in environment.items() if not is_secret(name, value)}
-    hidden = {name: value for name, value in environment.items() if is_secret(name, value)}
-    return public, {name: value for name, value in {**hidden, **secrets}.items() if value}
-
-
 def build_spec(
     replica: Mapping[str, Any],
-    wishes: Wishes,
+    options: ServerOptions,
     secrets: Iterable[str],
     device_exists: Callable[[str], bool],
     minors: Mapping[str, int] | None = None,
@@ -158,76 +121,100 @@ def build_spec(
     """Return the spec of one replica's container.
 
     Args:
-        replica: an entry of the plan's C(replicas).
-        wishes: what all replicas share; its environment holds no secrets (split_secrets).
+        replica: an entry of the plan's `replicas`.
+        options: what all replicas share; its environment holds no secrets (split_secrets).
         secrets: names of the variables that reach the container besides; their values are no part of a spec.
         device_exists: tells whether a device file is there.
-        minors: number of the device file of each GPU by its UUID, as linux.nvidia_minors tells; by default its index.
+        minors: number of the device file of each GPU by its UUID, see nvidia_minors; by default its index.
     """
-    config = dict(replica["config"])
-    source = wishes.model_source
-    argument = source["argument"]
-    container_port = int(config.get("port", DEFAULT_PORT))
-    access = "none" if wishes.device == "cpu" else {"auto": "gpus"}.get(wishes.gpu_access, wishes.gpu_access)
-    ids = [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
-    volumes = [f"{wishes.hf_home}:{HF_HOME}"]
-    volumes += [f"{wishes.cache_dir}/{folder}:{target}" for folder, target in CACHES.items()]
-    volumes.append(f"{wishes.config_dir}/control/{replica['name']}:{CONTROL_PATH}:ro")
-    environment = {"HF_HOME": HF_HOME}
-    if source.get("mount"):
-        volumes.append(f"{source['mount']}:{argument}:ro")
-    if wishes.ca_bundle:
-        volumes.append(f"{wishes.ca_bundle}:{CA_BUNDLE_PATH}:ro")
-        environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
-    if access == "runtime":
-        environment.update({"NVIDIA_VISIBLE_DEVICES": ",".join(ids), "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"})
-    elif access in ("cdi", "devices"):
-        # CUDA's images ask for all GPUs; where nvidia is Docker's default runtime, they would get them.
-        environment["NVIDIA_VISIBLE_DEVICES"] = "void"
-    environment.update({str(name): str(value) for name, value in (replica.get("environment") or {}).items()})
-    environment.update({str(name): str(value) for name, value in wishes.environment.items()})
-    python_path = environment.get("PYTHONPATH", wishes.python_path)
-    environment["PYTHONPATH"] = ":".join(part for part in (CONTROL_PATH, python_path) if part)
-    bridged = wishes.network_mode != "host"
+    access = _gpu_access(options)
+    argument = options.model_source["argument"]
     return {
         "schema": 1,
         "name": replica["name"],
-        "image": wishes.image,
-        "image_id": wishes.image_id,
+        "image": options.image,
+        "image_id": options.image_id,
         "command": ["serve", argument, "--config", CONFIG_PATH, "--middleware", f"{DOOR_MODULE}.Door"],
-        "config": config,
-        "environment": environment,
+        "config": dict(replica["config"]),
+        "environment": _environment(replica, options),
         "secrets": sorted(secrets),
-        "volumes": joined_volumes(volumes, wishes.volumes),
+        "volumes": _volumes(replica["name"], options),
         "gpu_access": access,
-        "gpus": ids if access != "none" else [],
+        "gpus": _gpu_ids(replica) if access != "none" else [],
         "devices": _device_files(replica, access, device_exists, minors or {}),
-        "network_mode": wishes.network_mode,
-        "publish": f"{_bracketed(replica['host'])}:{replica['port']}:{container_port}" if bridged else "",
-        "health_port": container_port,
-        "health_host": "127.0.0.1" if bridged else _reachable(str(config.get("host", "127.0.0.1"))),
-        "ipc_mode": wishes.ipc_mode,
-        "shm_size": wishes.shm_size if wishes.ipc_mode != "host" else "",
-        "restart_policy": wishes.restart_policy,
-        "log_max_size": wishes.log_max_size,
-        "log_max_files": wishes.log_max_files,
-        "labels": dict(wishes.labels),
+        **_network(replica, options),
+        "ipc_mode": options.ipc_mode,
+        "shm_size": options.shm_size if options.ipc_mode != "host" else "",
+        "restart_policy": options.restart_policy,
+        "log_max_size": options.log_max_size,
+        "log_max_files": options.log_max_files,
+        "labels": dict(options.labels),
     }
 
 
-def joined_volumes(own: Iterable[str], theirs: Sequence[str]) -> list[str]:
-    """Return mounts of ours and of the user's, whose mount replaces ours at the same target."""
-    taken = {_target(volume) for volume in theirs}
-    return [volume for volume in own if _target(volume) not in taken] + list(theirs)
+def _gpu_access(options: ServerOptions) -> str:
+    """Return how the container gets its GPUs, one of GPU_ACCESS."""
+    if options.device == "cpu":
+        return "none"
+    return "gpus" if options.gpu_access == "auto" else options.gpu_access
+
+
+def _gpu_ids(replica: Mapping[str, Any]) -> list[str]:
+    """Return the UUIDs of the replica's GPUs, or their indexes if the plan has no UUIDs."""
+    return [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
+
+
+def _environment(replica: Mapping[str, Any], options: ServerOptions) -> dict[str, str]:
+    """Return the container's variables: ours, then the plan's, then the user's, of which the last one wins."""
+    access = _gpu_access(options)
+    environment = {"HF_HOME": HF_HOME}
+    if options.ca_bundle:
+        environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
+    if access == "runtime":
+        gpus = ",".join(_gpu_ids(replica))
+        environment.update({"NVIDIA_VISIBLE_DEVICES": gpus, "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"})
+    elif access in ("cdi", "devices"):
+        # CUDA's images ask for all GPUs; where nvidia is Docker's default runtime, they would get them.
+        environment["NVIDIA_VISIBLE_DEVICES"] = "void"
+    for given in (replica.get("environment") or {}, options.environment):
+        environment.update({str(name): str(value) for name, value in given.items()})
+    python_path = environment.get("PYTHONPATH", options.python_path)
+    environment["PYTHONPATH"] = ":".join(part for part in (CONTROL_PATH, python_path) if part)
+    return environment
+
+
+def _volumes(name: str, options: ServerOptions) -> list[str]:
+    """Return the mounts of a replica's container, the user's among them."""
+    source = options.model_source
+    volumes = [f"{options.hf_home}:{HF_HOME}"]
+    volumes += [f"{options.cache_dir}/{folder}:{target}" for folder, target in CACHES.items()]
+    volumes.append(f"{options.config_dir}/control/{name}:{CONTROL_PATH}:ro")
+    if source.get("mount"):
+        volumes.append(f"{source['mount']}:{source['argument']}:ro")
+    if options.ca_bundle:
+        volumes.append(f"{options.ca_bundle}:{CA_BUNDLE_PATH}:ro")
+    return joined_volumes(volumes, options.volumes)
+
+
+def _network(replica: Mapping[str, Any], options: ServerOptions) -> dict[str, Any]:
+    """Return how the server is reached: from outside, and by the health check inside the container."""
+    config = replica["config"]
+    port = int(config.get("port", DEFAULT_PORT))
+    network = {"network_mode": options.network_mode, "health_port": port}
+    if options.network_mode == "host":
+        return {**network, "publish": "", "health_host": reachable(str(config.get("host", "127.0.0.1")))}
+    publish = f"{bracketed(replica['host'])}:{replica['port']}:{port}"
+    return {**network, "publish": publish, "health_host": "127.0.0.1"}
 
 
 def _device_files(
     replica: Mapping[str, Any], access: str, exists: Callable[[str], bool], minors: Mapping[str, int]
 ) -> list[str]:
-    """Return the device files that Docker itself is to give to a container.
+    """Return the device files that Docker itself gives to a container.
 
-    With C(devices) nobody else does. With C(gpus) and C(runtime) the toolkit's hook does so behind Docker's back, and
-    the container loses them when systemd reloads its units (nvidia-container-toolkit #48), unless Docker knows them.
+    With `devices` only Docker gives them. With `gpus` and `runtime` the toolkit's hook does so behind Docker's back,
+    and the container loses them when systemd reloads its units (nvidia-container-toolkit #48), unless Docker knows
+    them.
     """
     if access not in ("devices", "gpus", "runtime"):
         return []
@@ -243,20 +230,10 @@ def _device_files(
     return [path for path in files + optional if exists(path)] if cards else []
 
 
-def _reachable(host: str) -> str:
-    """Return the address at which a server that listens on C(host) is reached from its own machine."""
-    return _bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host))  # noqa: S104
-
-
-def _bracketed(host: str) -> str:
-    """Return an address as it stands before a port."""
-    return f"[{host.strip('[]')}]" if ":" in host else host
-
-
 def base_url(spec: Spec) -> str:
     """Return the address of the server as seen from its host, such as C(http://127.0.0.1:8000)."""
     host, port = endpoint(spec)
-    return f"http://{_reachable(host)}:{port}"
+    return f"http://{reachable(host)}:{port}"
 
 
 def endpoint(spec: Spec) -> tuple[str, int]:
@@ -400,15 +377,10 @@ def _flat(spec: Spec) -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update({f"{field}.{key}": entry for key, entry in value.items()})
         elif field == "volumes":
-            flat.update({f"volume {_target(entry)}": entry for entry in value})
+            flat.update({f"volume {target_of(entry)}": entry for entry in value})
         else:
             flat[field] = value
     return flat
-
-
-def _target(volume: str) -> str:
-    parts = volume.split(":")
-    return parts[1] if len(parts) > 1 else parts[0]
 
 
 def _value(value: Any) -> str:

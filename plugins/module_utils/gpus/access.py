@@ -17,24 +17,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import kernel_module, nvidia_minors, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.image_python import ANSWER_MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+    ServerOptions,
     Spec,
-    Wishes,
     build_spec,
     gpu_arguments,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.access_record import Outcome
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import kernel_module, nvidia_minors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import look_at_gpus
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -43,90 +45,10 @@ if TYPE_CHECKING:
 # In the order in which "auto" tries them: Docker's own option first, last the one that needs the driver in the image.
 WAYS = ("gpus", "cdi", "runtime", "devices")
 LABEL_PROBE = "io.gpufleet.gpu-probe"
-FILE_NAME = "gpu-access.json"
-SCHEMA = 1
+
+
 TIMEOUT_S = 120.0
 LONGEST_TEXT = 300
-
-# Runs in the image. The libraries are found as PyTorch and vLLM find them: by the loader, by name.
-SCRIPT = f"""
-import ctypes, json, os, uuid
-
-
-def loaded(name):
-    with open("/proc/self/maps") as maps:
-        paths = [line.split()[-1] for line in maps if name in line]
-    return os.path.realpath(paths[0]) if paths else ""
-
-
-def cuda():
-    library = ctypes.CDLL("libcuda.so.1")
-    found = {{"library": loaded("libcuda.so"), "code": library.cuInit(0), "text": "", "gpus": []}}
-    if found["code"]:
-        text = ctypes.c_char_p()
-        library.cuGetErrorString(found["code"], ctypes.byref(text))
-        found["text"] = (text.value or b"").decode()
-        return found
-    count = ctypes.c_int()
-    library.cuDeviceGetCount(ctypes.byref(count))
-    for index in range(count.value):
-        device, identity = ctypes.c_int(), (ctypes.c_ubyte * 16)()
-        library.cuDeviceGet(ctypes.byref(device), index)
-        library.cuDeviceGetUuid(identity, device)
-        found["gpus"].append("GPU-" + str(uuid.UUID(bytes=bytes(identity))))
-    return found
-
-
-def nvml():
-    library = ctypes.CDLL("libnvidia-ml.so.1")
-    library.nvmlErrorString.restype = ctypes.c_char_p
-    found = {{"library": loaded("libnvidia-ml.so"), "code": library.nvmlInit_v2(), "text": "", "gpus": []}}
-    if found["code"]:
-        found["text"] = library.nvmlErrorString(found["code"]).decode()
-        return found
-    count = ctypes.c_uint()
-    library.nvmlDeviceGetCount_v2(ctypes.byref(count))
-    for index in range(count.value):
-        device, identity = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-        # A GPU whose device file the container has not cannot be handed out.
-        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)):
-            continue
-        if not library.nvmlDeviceGetUUID(device, identity, 96):
-            found["gpus"].append(identity.value.decode())
-    library.nvmlShutdown()
-    return found
-
-
-def look(part):
-    try:
-        return part()
-    except Exception as error:
-        return {{"error": str(error)}}
-
-
-print("\\n" + {ANSWER_MARK!r} + json.dumps({{"cuda": look(cuda), "nvml": look(nvml)}}), flush=True)
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of one way.
-
-    Attributes:
-        way: one of WAYS.
-        works: whether CUDA and NVML in the container see exactly the GPUs it was given.
-        said: that, or what is wrong, as a sentence.
-        name: of the cause, if it does not work.
-        remedy: what mends the way.
-        evidence: the text that proves the cause.
-    """
-
-    way: str
-    works: bool
-    said: str
-    name: str = ""
-    remedy: str = ""
-    evidence: str = ""
 
 
 class UnknownError(Exception):
@@ -134,6 +56,11 @@ class UnknownError(Exception):
 
 
 # What a container sees
+
+
+def program() -> str:
+    """Return the text of the program that looks at the GPUs in a container."""
+    return inspect.getsource(look_at_gpus)
 
 
 def seen_in(client: DockerClient, spec: Spec, prefix: str) -> dict[str, Any]:
@@ -147,7 +74,7 @@ def seen_in(client: DockerClient, spec: Spec, prefix: str) -> dict[str, Any]:
         answer = image_python.ask(
             client,
             spec["image_id"] or spec["image"],
-            SCRIPT,
+            program(),
             [],
             name=f"{prefix}-gpu-probe-{os.getpid()}",
             label=(LABEL_PROBE, prefix),
@@ -172,7 +99,7 @@ def seen_by(container: Container) -> dict[str, Any]:
         UnknownError: it gave no answer.
     """
     with engine_errors(f"asking {container.name} for its GPUs"):
-        status, said = container.exec_run(["/bin/sh", "-c", image_python.LAUNCH, "vllm", SCRIPT])
+        status, said = container.exec_run(["/bin/sh", "-c", image_python.LAUNCH, "vllm", program()])
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else ""  # a stream is not asked for
     try:
         return _parsed(image_python.answer_in(text, status))
@@ -245,7 +172,7 @@ def _told(what: str, evidence: str, otherwise: str) -> GpufleetError:
 # Trying the ways
 
 
-def probe_spec(plan: Mapping[str, Any], wishes: Wishes, way: str) -> Spec:
+def probe_spec(plan: Mapping[str, Any], wishes: ServerOptions, way: str) -> Spec:
     """Return the spec of a server with all GPUs of the plan that would get them in this way."""
     replicas = plan["replicas"]
     whole = {
@@ -270,7 +197,7 @@ def attempt(client: DockerClient, spec: Spec, prefix: str) -> Outcome:
     return Outcome(way, False, error.message, error.name, error.remedy, error.evidence)
 
 
-def find(client: DockerClient, plan: Mapping[str, Any], wishes: Wishes, prefix: str) -> list[Outcome]:
+def find(client: DockerClient, plan: Mapping[str, Any], wishes: ServerOptions, prefix: str) -> list[Outcome]:
     """Try the wished way, or with C(auto) one after another until one works; return what came of those tried."""
     outcomes: list[Outcome] = []
     for way in WAYS if wishes.gpu_access == "auto" else (wishes.gpu_access,):
@@ -278,11 +205,6 @@ def find(client: DockerClient, plan: Mapping[str, Any], wishes: Wishes, prefix: 
         if outcomes[-1].works:
             break
     return outcomes
-
-
-def reason_of(outcomes: Iterable[Outcome]) -> str:
-    """Return why the last of the outcomes was chosen, for the plan's decisions."""
-    return "; ".join(f"{outcome.way}: {outcome.said.rstrip('.')}" for outcome in outcomes)
 
 
 def nothing_works(outcomes: Sequence[Outcome], image: str, wish: str) -> GpufleetError:
@@ -315,7 +237,7 @@ def nothing_works(outcomes: Sequence[Outcome], image: str, wish: str) -> Gpuflee
 
 
 def circumstances(
-    client: DockerClient, plan: Mapping[str, Any], wishes: Wishes, toolkit: str, root: str = "/"
+    client: DockerClient, plan: Mapping[str, Any], wishes: ServerOptions, toolkit: str, root: str = "/"
 ) -> dict[str, Any]:
     """Return everything that the answer depends on, as data: if one of these changes, the ways are tried anew."""
     with engine_errors("telling what it is"):
@@ -348,34 +270,3 @@ def _cdi_specs(folders: Sequence[str], root: str) -> str:
                 digest.update(f"{name}\0{text}\0".encode())
                 empty = False
     return "" if empty else digest.hexdigest()[:16]
-
-
-def remembered(path: str, now: Mapping[str, Any], *, guess: bool = False) -> list[Outcome]:
-    """Return the outcomes that led to the way found before under the same circumstances; none if they changed.
-
-    With C(guess), for a run that may try nothing, those found under other circumstances do, if the wish is the same.
-    """
-    try:
-        kept = json.loads(read_text(path))
-        same = kept["circumstances"] == now or (guess and kept["circumstances"]["wish"] == now["wish"])
-        if kept["schema"] == SCHEMA and same:
-            return [Outcome(**outcome) for outcome in kept["ways"]]
-    except (ValueError, KeyError, TypeError):
-        pass  # none yet, or not of this version: the ways are tried anew
-    return []
-
-
-def remember(path: str, now: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bool:
-    """Keep what was found; return whether the file changed."""
-    ways = [dataclasses.asdict(outcome) for outcome in outcomes]
-    document = {"schema": SCHEMA, "circumstances": dict(now), "ways": ways}
-    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    return write_file(path, text, 0o640, folder_mode=0o750, variable="vllm_config_dir")
-
-
-def recorded(plan: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the plan with the way that works and the decision for it."""
-    chosen = outcomes[-1]
-    decision = {"field": "gpu_access", "value": chosen.way, "reason": reason_of(outcomes)}
-    others = [entry for entry in plan.get("decisions") or [] if entry["field"] != "gpu_access"]
-    return {**plan, "gpu_access": chosen.way, "decisions": [*others, decision]}

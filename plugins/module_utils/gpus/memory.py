@@ -30,7 +30,7 @@ Probe = Callable[[], "list[dict[str, Any]]"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What one server takes of one GPU.
 
     Attributes:
@@ -49,16 +49,16 @@ class Need:
         return max(0, int(whole * self.share) - SLACK_MIB)
 
 
-def needs(specs: Iterable[Spec]) -> list[Need]:
+def needs(specs: Iterable[Spec]) -> list[MemoryNeed]:
     """Return what servers take of which GPUs; nothing for servers without any."""
     return [
-        Need(spec["name"], str(gpu), float(spec["config"].get("gpu-memory-utilization") or DEFAULT_SHARE))
+        MemoryNeed(spec["name"], str(gpu), float(spec["config"].get("gpu-memory-utilization") or DEFAULT_SHARE))
         for spec in specs
         for gpu in spec["gpus"]
     ]
 
 
-def check_others(wanted: Sequence[Need], own_containers: Collection[str], probe: Probe = nvml.memory) -> None:
+def check_others(wanted: Sequence[MemoryNeed], own_containers: Collection[str], probe: Probe = nvml.memory) -> None:
     """Check that GPUs will have the memory once our own servers are gone.
 
     Args:
@@ -79,7 +79,7 @@ def check_others(wanted: Sequence[Need], own_containers: Collection[str], probe:
 
 
 def wait_until_free(
-    wanted: Sequence[Need],
+    wanted: Sequence[MemoryNeed],
     timeout: float,
     progress: Progress,
     *,
@@ -114,7 +114,7 @@ def wait_until_free(
         sleep(PAUSE_S)
 
 
-def _pairs(wanted: Sequence[Need], gpus: Sequence[dict[str, Any]]) -> list[tuple[Need, dict[str, Any]]]:
+def _pairs(wanted: Sequence[MemoryNeed], gpus: Sequence[dict[str, Any]]) -> list[tuple[MemoryNeed, dict[str, Any]]]:
     """Return each need with its GPU; those of which the driver tells no memory are left out."""
     return [
         (need, gpu)
@@ -134,7 +134,7 @@ def holders(gpu: dict[str, Any]) -> str:
     return ", ".join(named) or "a process that the driver does not name"
 
 
-def held_error(need: Need, gpu: dict[str, Any], waited: str) -> GpufleetError:
+def held_error(need: MemoryNeed, gpu: dict[str, Any], waited: str) -> GpufleetError:
     """Return the error for a GPU whose memory somebody holds."""
     return GpufleetError(
         f"GPU {gpu['index']} ({gpu['name']}) has {gpu['memory_free_mib']} of {gpu['memory_total_mib']} MiB free"

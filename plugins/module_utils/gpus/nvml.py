@@ -13,19 +13,14 @@ import contextlib
 import ctypes
 from typing import TYPE_CHECKING, Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
-    container_id,
-    kernel_module,
-    nvidia_pci_devices,
-    program_name,
-    read_text,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import container_id, program_name, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import kernel_module, nvidia_pci_devices
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import is_supervised, replica_of
 
 if TYPE_CHECKING:
     from pynvml import NVMLError
 
-MIB = 1024 * 1024
 
 # Values of NVML's own enumerations (nvml.h). pynvml versions differ in which of these they name.
 ARCHITECTURES = {

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import container_id, read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import CONFIG_PATH, belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 # The file that deployment.py mounts at CONFIG_PATH, as the kernel tells it of a mount.
 ACTIVE_CONFIG = re.compile(r"/active/(?P<replica>[A-Za-z0-9][A-Za-z0-9_.-]*)-[0-9a-f]{6,}\.yaml(?://deleted)?$")

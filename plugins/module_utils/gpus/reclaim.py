@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, stop_container
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import COLLECTION, LABEL_COLLECTION
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import COLLECTION, LABEL_COLLECTION
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import exists, may_end
 
 if TYPE_CHECKING:
@@ -121,11 +121,9 @@ def _end(handles: Mapping[int, int], drain_timeout: float) -> None:
         for handle in handles.values():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handle, number)
-        until = time.monotonic() + patience
-        while (left := [pid for pid in handles if exists(pid)]) and time.monotonic() < until:
-            time.sleep(POLL_S)
-        if not left:
+        if until(lambda: not any(map(exists, handles)), patience, POLL_S):
             return
+    left = [pid for pid in handles if exists(pid)]
     raise GpufleetError(
         f"Process {', '.join(map(str, left))} does not end, even when killed.",
         name="orphan-stays",

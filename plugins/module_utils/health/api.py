@@ -9,65 +9,25 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.answers import (
+    BODY_SHOWN,
+    Answer,
+    check_choice,
+    check_usage,
+    malformed,
+    message_text,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_metrics
 
 if TYPE_CHECKING:
     import requests
 
 RECIPE_PROMPT = "San Francisco is a"
 KEY_VARIABLE = "VLLM_API_KEY"
-BODY_SHOWN = 300
 CONNECT_TIMEOUT = 5.0
-
-# The gauges we show, by the names that they have had; the first that a server has counts.
-METRICS: dict[str, tuple[str, ...]] = {
-    "requests_running": ("vllm:num_requests_running",),
-    "requests_waiting": ("vllm:num_requests_waiting",),
-    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
-    "preemptions": ("vllm:num_preemptions_total", "vllm:num_preemptions"),
-    "prompt_tokens": ("vllm:prompt_tokens_total", "vllm:prompt_tokens"),
-    "generation_tokens": ("vllm:generation_tokens_total", "vllm:generation_tokens"),
-}
-# Summed over the engines of a server, except for shares, of which the largest counts.
-SHARES = {"kv_cache_usage"}
-
-SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One checked completion.
-
-    Attributes:
-        text: what the model wrote.
-        finish_reason: C(length), C(stop), …
-        usage: C(prompt_tokens), C(completion_tokens) and C(total_tokens).
-        model: the name under which the server answered.
-        latency: seconds from the request to the whole answer.
-        curl: the command that repeats the request; it reads the key from C($VLLM_API_KEY).
-    """
-
-    text: str
-    finish_reason: str
-    usage: dict[str, int]
-    model: str
-    latency: float
-    curl: str
-
-    def as_result(self) -> dict[str, Any]:
-        """Return the answer as values of a task's result."""
-        return {
-            "text": self.text,
-            "finish_reason": self.finish_reason,
-            "usage": self.usage,
-            "model": self.model,
-            "latency_s": round(self.latency, 3),
-            "curl": self.curl,
-        }
 
 
 class Server:
@@ -153,7 +113,7 @@ class Server:
             "max_tokens": max_tokens,
             "temperature": temperature,
         }
-        return self._ask("/v1/chat/completions", body, lambda choice: _said(choice.get("message") or {}))
+        return self._ask("/v1/chat/completions", body, lambda choice: message_text(choice.get("message") or {}))
 
     def health(self) -> bool:
         """Say whether the server is ready: False while it starts (nothing listens) or when its engine died (503)."""
@@ -295,65 +255,6 @@ class Server:
         )
 
 
-def _said(message: dict[str, Any]) -> Any:
-    """Return what a chat message says: its content or, where a reasoning parser has put all of it aside, that."""
-    texts = [message.get(key) for key in ("content", "reasoning", "reasoning_content")]
-    return next((text for text in texts if isinstance(text, str) and text.strip()), texts[0])
-
-
-def lacks_chat_template(error: GpufleetError) -> bool:
-    """Return whether a server refused a chat message because its model has no chat template."""
-    refused = error.name == "server-error" and error.details.get("status") == 400
-    return refused and re.search(r"chat.?template", error.evidence, re.IGNORECASE) is not None
-
-
-def check_endpoints(server: Server, api_key: str, *, required: bool) -> dict[str, Any]:
-    """Check what a vLLM server offers besides completions.
-
-    Args:
-        server: the server.
-        api_key: the key that it was given, or C("").
-        required: whether all of it must be there, as with vLLM; otherwise what another server lacks is left out.
-
-    Returns:
-        C(healthy), C(version), C(load) (as parse_metrics returns it) and C(refuses_without_key) (None without a key).
-
-    Raises:
-        GpufleetError: what is wrong with an endpoint, C(metrics-missing), or C(key-not-enforced).
-    """
-    found: dict[str, Any] = {"healthy": None, "version": "", "load": {}, "refuses_without_key": None}
-    try:
-        server.request("GET", "/health")
-        found["healthy"] = True
-        found["version"] = str(server.json("GET", "/version")["version"])
-        found["load"] = server.metrics()
-    except (GpufleetError, KeyError, TypeError) as error:
-        if required and isinstance(error, GpufleetError):
-            raise
-        if required:
-            raise malformed("/version", "it names no version", str(error)) from error
-    if required and "requests_running" not in found["load"]:
-        raise malformed("/metrics", "it does not tell how many requests are running", found["load"])
-    if api_key:
-        found["refuses_without_key"] = _refuses_without_key(server)
-    return found
-
-
-def _refuses_without_key(server: Server) -> bool:
-    try:
-        Server(server.url, timeout=server.timeout, verify=server.verify).request("GET", "/v1/models")
-    except GpufleetError as error:
-        if error.name == "unauthorized":
-            return True
-        raise
-    raise GpufleetError(
-        f"{server.url}/v1 answers without an API key, though vllm_api_key is set.",
-        name="key-not-enforced",
-        remedy="Deploy again, so that the server is started with the key (VLLM_API_KEY); whoever reaches the port can"
-        " use it until then.",
-    )
-
-
 def ready_request(url: str, model: str = "", api_key: str = "", *, timeout: float = 60) -> Answer:
     """Ask a server for one token and return its answer: a server that gives it does serve the model.
 
@@ -377,99 +278,6 @@ def base_url(url: str) -> str:
             remedy="Write http://<host>:<port>, such as http://127.0.0.1:8000.",
         )
     return re.sub(r"/+(?:v1/*)?$", "", url)
-
-
-def check_choice(path: str, document: Any, text_of: Callable[[dict[str, Any]], Any]) -> tuple[str, str]:
-    """Return text and finish reason of the first choice.
-
-    Raises:
-        GpufleetError: C(malformed-answer) when there is none, C(empty-answer) when its text is blank.
-    """
-    choices = document.get("choices") if isinstance(document, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise malformed(path, "it has no choices", document)
-    text, finish_reason = text_of(choices[0]), choices[0].get("finish_reason")
-    if text is not None and not isinstance(text, str):
-        raise malformed(path, "the text of its first choice is no text", document)
-    if not isinstance(finish_reason, str) or not finish_reason:
-        raise malformed(path, "its first choice has no finish_reason", document)
-    if not (text or "").strip():
-        raise GpufleetError(
-            f"{path} answered with an empty text (finish_reason {finish_reason}).",
-            name="empty-answer",
-            remedy="A model that stops at once often lacks its chat template or got the wrong weights; try another"
-            " prompt, and look at the server's log.",
-            evidence=shown(document),
-        )
-    return str(text), finish_reason
-
-
-def check_usage(path: str, document: dict[str, Any], max_tokens: int) -> dict[str, int]:
-    """Return the token counts of an answer.
-
-    Raises:
-        GpufleetError: C(malformed-answer) when they are missing or contradict each other or C(max_tokens).
-    """
-    usage = document.get("usage")
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
-    prompt, completion, total = (
-        count if isinstance(count, int) and not isinstance(count, bool) else -1 for count in counts or [None] * 3
-    )
-    if min(prompt, completion, total) < 0:
-        raise malformed(path, "its usage has no token counts", document)
-    if prompt + completion != total:
-        raise malformed(path, f"its usage does not add up: {prompt} + {completion} is not {total}", document)
-    if not 0 < completion <= max_tokens:
-        raise malformed(path, f"it counts {completion} completion tokens where 1 to {max_tokens} are right", document)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
-
-
-def parse_metrics(text: str) -> dict[str, float]:
-    """Return a server's load from the text of its C(/metrics) page.
-
-    Returns:
-        those of C(requests_running), C(requests_waiting), C(kv_cache_usage) (0 to 1), C(preemptions),
-        C(prompt_tokens) and C(generation_tokens) that the server tells.
-    """
-    values: dict[str, list[float]] = {}
-    for name, _labels, value in parse_samples(text.splitlines()):
-        values.setdefault(name, []).append(value)
-    load = {}
-    for key, names in METRICS.items():
-        found = next((values[name] for name in names if name in values), None)
-        if found:
-            load[key] = max(found) if key in SHARES else sum(found)
-    return load
-
-
-def parse_samples(lines: Iterable[str]) -> list[tuple[str, str, float]]:
-    """Return name, labels (as written) and value of each sample in lines of Prometheus' text format."""
-    samples = []
-    for line in lines:
-        match = None if line.startswith("#") else SAMPLE.fullmatch(line.strip())
-        if match:
-            try:
-                samples.append((match[1], match[2] or "", float(match[3])))
-            except ValueError:
-                continue
-    return samples
-
-
-def shown(document: Any) -> str:
-    """Return the beginning of an answer, for evidence."""
-    text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
-    return text[:BODY_SHOWN]
-
-
-def malformed(path: str, problem: str, document: Any) -> GpufleetError:
-    """Return the error for an answer that is not what the API promises."""
-    return GpufleetError(
-        f"The answer of {path} is malformed: {problem}.",
-        name="malformed-answer",
-        remedy="Check that vLLM itself answers at this address, and not a proxy or another service.",
-        evidence=shown(document),
-    )
 
 
 def not_served(url: str, model: str, served: list[str]) -> GpufleetError:
@@ -502,3 +310,15 @@ def unreachable(url: str, error: Exception) -> GpufleetError:
         remedy="Check vllm_host and vllm_port, and that a firewall lets this host through.",
         evidence=str(error),
     )
+
+
+HEALTH_TIMEOUT_S = 5.0
+
+
+def health_status(url: str) -> int:
+    """Return the HTTP status of the server's /health; 0 when nothing answers."""
+    try:
+        Server(url, timeout=HEALTH_TIMEOUT_S).request("GET", "/health")
+    except GpufleetError as error:
+        return int(error.details.get("status", 0))
+    return 200

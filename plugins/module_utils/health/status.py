@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import environment_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     NEXT,
     PREVIOUS,
-    Spec,
-    base_url,
     belongs_to,
     filters_of,
-    read_spec,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, base_url, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, health_status
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import memory_kill
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases import (
     SERVING,
@@ -37,7 +37,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases 
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import parse_time, started_at
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.deployment import environment_of, health_status
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -73,18 +72,20 @@ def server_states(
     """Return the state of each server whose name begins with C(prefix), see the module's RETURN."""
     with engine_errors("listing containers"):
         found = client.containers.list(all=True, filters=filters_of(prefix), ignore_removed=True)
-    boxes = {str(box.name): box for box in found if belongs_to(prefix, str(box.name))}
-    names = {name[: -len(PREVIOUS)] if name.endswith(PREVIOUS) else name for name in boxes if not name.endswith(NEXT)}
+    containers = {str(container.name): container for container in found if belongs_to(prefix, str(container.name))}
+    names = {
+        name[: -len(PREVIOUS)] if name.endswith(PREVIOUS) else name for name in containers if not name.endswith(NEXT)
+    }
     states = []
     for name in sorted(names, key=_in_order):
         # Between two steps of a replacement only the old container may be there.
-        box = boxes.get(name) or boxes[name + PREVIOUS]
-        state = _state(name, box, config_dir, log_lines)
-        old = boxes.get(name + PREVIOUS)
+        container = containers.get(name) or containers[name + PREVIOUS]
+        state = _state(name, container, config_dir, log_lines)
+        old = containers.get(name + PREVIOUS)
         state["previous"] = old.status if old else ""
         state["summary"] = summary(state)
         if starts:
-            state["start"] = start_phases(box) if state["phase"] == SERVING else []
+            state["start"] = start_phases(container) if state["phase"] == SERVING else []
         states.append(state)
     return states
 
@@ -95,23 +96,23 @@ def _in_order(name: str) -> tuple[str, int]:
     return (head, int(number)) if number.isdigit() else (name, 0)
 
 
-def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[str, Any]:
-    spec = read_spec(box.labels)
-    docker_state: dict[str, Any] = box.attrs["State"]
+def _state(name: str, container: Container, config_dir: str, log_lines: int) -> dict[str, Any]:
+    spec = read_spec(container.labels)
+    docker_state: dict[str, Any] = container.attrs["State"]
     running = _runs(docker_state)
     state: dict[str, Any] = {
         "name": name,
-        "state": box.status,
+        "state": container.status,
         "phase": "",
         "detail": "",
         "health": (docker_state.get("Health") or {}).get("Status", "none"),
         "http_status": health_status(base_url(spec)) if spec and running else 0,
-        "uptime_s": max(0, round(time.time() - started_at(box))) if running else 0,
-        "restarts": box.attrs.get("RestartCount", 0),
+        "uptime_s": max(0, round(time.time() - started_at(container))) if running else 0,
+        "restarts": container.attrs.get("RestartCount", 0),
         "exit_code": None if running else docker_state.get("ExitCode"),
         "url": base_url(spec) if spec else "",
         "model": served_name(spec),
-        "image": box.attrs["Config"]["Image"],
+        "image": container.attrs["Config"]["Image"],
         "vllm_version": "",
         "gpus": spec["gpus"] if spec else [],
         "load": {},
@@ -120,14 +121,14 @@ def _state(name: str, box: Container, config_dir: str, log_lines: int) -> dict[s
         "last_death": {},
     }
     if running and state["restarts"]:
-        state["last_death"] = last_death(box, name)
+        state["last_death"] = last_death(container, name)
     if running and Control(os.path.join(config_dir, "control", name)).closed():
         state["phase"] = DRAINING
     elif state["http_status"] == 200:
         state["phase"] = SERVING
-        _ask(state, environment_of(box).get("VLLM_API_KEY", ""))
+        _ask(state, environment_of(container).get("VLLM_API_KEY", ""))
     else:
-        _tell_why_not(state, box, docker_state, log_lines)
+        _tell_why_not(state, container, docker_state, log_lines)
     return state
 
 
@@ -136,20 +137,20 @@ def _runs(docker_state: dict[str, Any]) -> bool:
     return bool(docker_state.get("Running")) and not docker_state.get("Restarting")
 
 
-def last_death(box: Container, name: str) -> dict[str, Any]:
+def last_death(container: Container, name: str) -> dict[str, Any]:
     """Return why Docker last had to start a container again: C(at) (UTC) and a diagnosis; empty if its log lost it.
 
     The log of a container goes on over its restarts: what stands before the last start is the end of the life before.
     """
-    began = started_at(box)
-    died = parse_time(box.attrs["State"].get("FinishedAt") or "")
+    began = started_at(container)
+    died = parse_time(container.attrs["State"].get("FinishedAt") or "")
     died = died if 0 < died < began else 0.0
-    earlier = _lines_before(box, began, (died or began) - LAST_WORDS_S)
+    earlier = _lines_before(container, began, (died or began) - LAST_WORDS_S)
     # Of several lives only the last counts: it begins with one of the first lines that a server prints.
     births = [number for number, (_at, text) in enumerate(earlier) if BIRTH.search(text)]
     life = earlier[births[-1] :] if births else earlier
     died = died or (life[-1][0] if life else 0.0)
-    killed = memory_kill(str(box.id), died - DEATH_S) if died else ""
+    killed = memory_kill(str(container.id), died - DEATH_S) if died else ""
     if not life and not killed:
         return {}
     error = diagnose([text for _at, text in life], memory_kill=killed, what=f"The server {name} died")
@@ -157,15 +158,15 @@ def last_death(box: Container, name: str) -> dict[str, Any]:
     return {"at": at, **error.as_result()}
 
 
-def _lines_before(box: Container, end: float, since: float) -> list[tuple[float, str]]:
+def _lines_before(container: Container, end: float, since: float) -> list[tuple[float, str]]:
     """Return the last lines of a container's log between two times, each with its own.
 
     All of that time is read: asked for the tail as well, Docker takes the tail of the whole log and looks only there,
     and a server with requests has printed more than that since.
     """
     kept: deque[tuple[float, str]] = deque(maxlen=EARLIER_LINES)
-    with engine_errors(f"reading the log of {box.name}"):
-        stream = box.logs(timestamps=True, since=max(since, 1.0), until=max(end, 1.0), stream=True, follow=False)
+    with engine_errors(f"reading the log of {container.name}"):
+        stream = container.logs(timestamps=True, since=max(since, 1.0), until=max(end, 1.0), stream=True, follow=False)
         for raw in stream:
             stamp, _space, text = raw.decode("utf-8", "replace").partition(" ")
             at = parse_time(stamp)
@@ -174,12 +175,12 @@ def _lines_before(box: Container, end: float, since: float) -> list[tuple[float,
     return list(kept)
 
 
-def start_phases(box: Container) -> list[dict[str, Any]]:
+def start_phases(container: Container) -> list[dict[str, Any]]:
     """Return the phases of a container's last start, each C(name) and C(seconds); none if its log has lost them."""
-    began = started_at(box)
+    began = started_at(container)
     watch = StartWatch(began)
-    with engine_errors(f"reading the log of {box.name}"):
-        stream = box.logs(timestamps=True, since=max(began - START_S, 1.0), stream=True, follow=False)
+    with engine_errors(f"reading the log of {container.name}"):
+        stream = container.logs(timestamps=True, since=max(began - START_S, 1.0), stream=True, follow=False)
         for raw in itertools.islice(stream, START_LINES):
             stamp, _space, line = raw.decode("utf-8", "replace").partition(" ")
             watch.feed(parse_time(stamp), line.rstrip())
@@ -222,18 +223,18 @@ def _ask(state: dict[str, Any], api_key: str) -> None:
         state["detail"] = error.message
 
 
-def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str, Any], log_lines: int) -> None:
+def _tell_why_not(state: dict[str, Any], container: Container, docker_state: dict[str, Any], log_lines: int) -> None:
     """Tell the phase of a server that does not serve, and the cause if it died."""
-    running, began = _runs(docker_state), started_at(box)
+    running, began = _runs(docker_state), started_at(container)
     # Of this life alone, or of the last one: what an earlier one died of may have been mended since.
-    lines = _log(box, log_lines, since=began)
+    lines = _log(container, log_lines, since=began)
     error = diagnose(
         lines,
         exit_code=state["exit_code"],
         # Docker may leave that set when it starts a container again.
         out_of_memory=bool(docker_state.get("OOMKilled")) and not (running and state["restarts"]),
         memory_kill=memory_kill(
-            str(box.id), began if running else parse_time(docker_state.get("FinishedAt") or "") - DEATH_S
+            str(container.id), began if running else parse_time(docker_state.get("FinishedAt") or "") - DEATH_S
         ),
         what=f"The server {state['name']} died"
         if state["http_status"] != 503
@@ -265,10 +266,10 @@ def _tell_why_not(state: dict[str, Any], box: Container, docker_state: dict[str,
     state["diagnosis"] = error.as_result()
 
 
-def _log(box: Container, tail: int, since: float) -> list[str]:
+def _log(container: Container, tail: int, since: float) -> list[str]:
     """Return the last lines of a container's log, of those since a time."""
-    with engine_errors(f"reading the log of {box.name}"):
-        data = box.logs(tail=tail, since=max(since - START_S, 1.0))
+    with engine_errors(f"reading the log of {container.name}"):
+        data = container.logs(tail=tail, since=max(since - START_S, 1.0))
     return data.decode("utf-8", "replace").splitlines()
 
 
@@ -278,7 +279,7 @@ def summary(state: dict[str, Any]) -> str:
     if state["model"]:
         parts.append(f"model {state['model']}")
     if state["uptime_s"]:
-        parts.append(f"up {_span(state['uptime_s'])}")
+        parts.append(f"up {duration(state['uptime_s'])}")
     load = state["load"]
     if "requests_running" in load:
         parts.append(f"{load['requests_running']:.0f} requests running")
@@ -294,12 +295,3 @@ def summary(state: dict[str, Any]) -> str:
     if state["diagnosis"]:
         parts.append(state["diagnosis"]["message"])
     return ", ".join(parts)
-
-
-def _span(seconds: int) -> str:
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    hours = seconds // 3600
-    return f"{hours} h {seconds % 3600 // 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import memory_kill
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases import (
     PHASES,

@@ -24,11 +24,12 @@ from typing import Any, Union
 from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DOCKER_HUB, registry_of
 
 TIMEOUT_S = 8.0
 # A resolver that does not answer holds a request longer than its own timeout.
 DEADLINE_S = 20.0
-DOCKER_HUB = "docker.io"
+
 DOCKER_HUB_ADDRESS = "registry-1.docker.io"
 PROXY_REFUSES = 407
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -188,12 +189,6 @@ def without_user(text: str) -> str:
 
 
 # Registries
-
-
-def registry_of(reference: str) -> str:
-    """Return the registry in an image's name, such as C(docker.io) or C(registry.example.com:5000)."""
-    first, slash, _rest = reference.partition("/")
-    return first if slash and ("." in first or ":" in first or first == "localhost") else DOCKER_HUB
 
 
 def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/etc/docker/certs.d") -> dict[str, Any]:

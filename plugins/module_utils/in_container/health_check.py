@@ -114,7 +114,7 @@ SILENT = "/health does not answer"
 STUCK = "requests are waiting and its engine does nothing"
 
 
-def judge(look: Look, memory: Memory, now: float, limit: float) -> str:
+def reason_to_end(look: Look, memory: Memory, now: float, limit: float) -> str:
     """Return why the server must be ended, or C(""); the memory takes note of the look.
 
     Args:
@@ -280,7 +280,7 @@ def main() -> int:
     # Before the look, which may take seconds: then the processor time is taken.
     now = time.monotonic()
     look = look_at(arguments.address, arguments.timeout)
-    reason = judge(look, memory, now, float(limit or 0))
+    reason = reason_to_end(look, memory, now, float(limit or 0))
     remember(STATE, memory)
     say(memory.problem or "healthy")
     if reason:

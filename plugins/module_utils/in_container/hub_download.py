@@ -56,7 +56,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 ONLY_SAFETENSORS = ("*.safetensors",)
 LONGEST_TEXT = 600
 LONGEST_PAUSE_S = 300.0
-# A name that does not resolve or a closed port seldom mends itself: one more try while nothing has come yet.
+# A name that does not resolve or a closed port rarely recovers on its own: one more try while nothing has come yet.
 BRIEF_RETRIES = 1
 HUB_TIMEOUT_S = 30.0
 # Seconds without a write after which nobody is taken to write a file: one that is there whole by now, one that lacks.
@@ -78,8 +78,8 @@ class Remote:
 
 
 @dataclass
-class Model:
-    """What is wanted of one repository.
+class WantedFiles:
+    """The files that are wanted of one repository.
 
     Attributes:
         repository: its name.
@@ -246,7 +246,7 @@ def written(path: str) -> int:
     return total
 
 
-def look(model: Model, cache: str) -> None:
+def look(model: WantedFiles, cache: str) -> None:
     """Note what of a model's files the cache lacks, and what there is of them."""
     folder = blobs_folder(cache, model.repository)
     snapshot = os.path.join(os.path.dirname(folder), "snapshots", model.commit)
@@ -288,51 +288,115 @@ def remove_stale(cache: str, repository: str) -> None:
 # Errors
 
 
+@dataclass(frozen=True)
+class Symptoms:
+    """What an exception shows, together with the exceptions that led to it.
+
+    Attributes:
+        classes: names of their classes, base classes included.
+        text: class and message of each of them.
+        numbers: their error numbers.
+        status: HTTP status of the hub's answer; 0 if there was none.
+        of_the_system: whether the exception itself is an OSError or a RuntimeError.
+    """
+
+    classes: frozenset[str]
+    text: str
+    numbers: frozenset[Any]
+    status: int
+    of_the_system: bool
+
+    def says(self, *phrases: str) -> bool:
+        """Return whether one of the phrases occurs in the text."""
+        return any(phrase in self.text for phrase in phrases)
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """A cause, by the names of diagnosis, and how it is recognised.
+
+    Attributes:
+        name: the cause.
+        shows: whether the symptoms are those of this cause.
+        transient: see HubError.
+        brief: see HubError.
+        hub_names_pause: whether the hub's answer may say how long to wait.
+    """
+
+    name: str
+    shows: Callable[[Symptoms], bool]
+    transient: bool = False
+    brief: bool = False
+    hub_names_pause: bool = False
+
+
+# The first kind that the symptoms show counts.
+ERROR_KINDS = (
+    ErrorKind(
+        "disk-full",
+        lambda seen: errno.ENOSPC in seen.numbers or seen.says("No space left on device", "Not enough free disk space"),
+    ),
+    ErrorKind("permission-denied", lambda seen: bool(seen.numbers & {errno.EACCES, errno.EPERM, errno.EROFS})),
+    ErrorKind("model-gated", lambda seen: "GatedRepoError" in seen.classes),
+    ErrorKind("revision-not-found", lambda seen: "RevisionNotFoundError" in seen.classes),
+    ErrorKind("weights-missing", lambda seen: "OfflineModeIsEnabled" in seen.classes),
+    ErrorKind("model-not-found", lambda seen: bool(seen.classes & {"RepositoryNotFoundError", "HFValidationError"})),
+    ErrorKind("hub-refused", lambda seen: seen.status in (401, 403, 451)),
+    ErrorKind("model-not-found", lambda seen: seen.status == 404),
+    ErrorKind("hub-rate-limit", lambda seen: seen.status == 429, transient=True, hub_names_pause=True),
+    ErrorKind(
+        "hub-unreachable",
+        lambda seen: seen.status >= 500 or seen.status == 408,
+        transient=True,
+        hub_names_pause=True,
+    ),
+    ErrorKind("certificate-not-trusted", lambda seen: seen.says("CERTIFICATE_VERIFY_FAILED")),
+    ErrorKind(
+        "name-not-resolved",
+        lambda seen: seen.says(
+            "name resolution", "Name or service not known", "Failed to resolve", "nodename nor servname"
+        ),
+        transient=True,
+        brief=True,
+    ),
+    ErrorKind(
+        "hub-unreachable",
+        lambda seen: seen.says("Connection refused", "No route to host") or "unreachable" in seen.text.lower(),
+        transient=True,
+        brief=True,
+    ),
+    ErrorKind(
+        "hub-unreachable",
+        lambda seen: seen.of_the_system or any(PASSING.search(name) for name in seen.classes),
+        transient=True,
+    ),
+    ErrorKind("download-failed", lambda _seen: True),
+)
+
+
 def hub_error(error: BaseException) -> HubError:
     """Return an exception of huggingface_hub, of the network below it or of the disk by its cause."""
     if isinstance(error, HubError):
         return error
     chain = list(_chain(error))
-    names = {kind.__name__ for entry in chain for kind in type(entry).__mro__}
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_TEXT]
-    every = " ".join(f"{type(entry).__name__}: {entry}" for entry in chain)
     responses = (getattr(entry, "response", None) for entry in chain)
     response = next((entry for entry in responses if entry is not None), None)
-    status = int(getattr(response, "status_code", 0) or 0)
-    numbers = {getattr(entry, "errno", None) for entry in chain}
-
-    def told(name: str, **options: Any) -> HubError:
-        return HubError(name, text, status=status, **options)
-
-    if errno.ENOSPC in numbers or "No space left on device" in every or "Not enough free disk space" in every:
-        return told("disk-full")
-    if numbers & {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return told("permission-denied")
-    if "GatedRepoError" in names:
-        return told("model-gated")
-    if "RevisionNotFoundError" in names:
-        return told("revision-not-found")
-    if "OfflineModeIsEnabled" in names:
-        return told("weights-missing")
-    if "RepositoryNotFoundError" in names or "HFValidationError" in names:
-        return told("model-not-found")
-    if status in (401, 403, 451):
-        return told("hub-refused")
-    if status == 404:
-        return told("model-not-found")
-    if status == 429:
-        return told("hub-rate-limit", transient=True, pause=_retry_after(response))
-    if status >= 500 or status == 408:
-        return told("hub-unreachable", transient=True, pause=_retry_after(response))
-    if "CERTIFICATE_VERIFY_FAILED" in every:
-        return told("certificate-not-trusted")
-    if re.search(r"name resolution|Name or service not known|Failed to resolve|nodename nor servname", every):
-        return told("name-not-resolved", transient=True, brief=True)
-    if "Connection refused" in every or "No route to host" in every or "unreachable" in every.lower():
-        return told("hub-unreachable", transient=True, brief=True)
-    if isinstance(error, (OSError, RuntimeError)) or any(PASSING.search(name) for name in names):
-        return told("hub-unreachable", transient=True)
-    return told("download-failed")
+    seen = Symptoms(
+        classes=frozenset(kind.__name__ for entry in chain for kind in type(entry).__mro__),
+        text=" ".join(f"{type(entry).__name__}: {entry}" for entry in chain),
+        numbers=frozenset(getattr(entry, "errno", None) for entry in chain),
+        status=int(getattr(response, "status_code", 0) or 0),
+        of_the_system=isinstance(error, (OSError, RuntimeError)),
+    )
+    kind = next(kind for kind in ERROR_KINDS if kind.shows(seen))
+    return HubError(
+        kind.name,
+        " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_TEXT],
+        transient=kind.transient,
+        brief=kind.brief,
+        pause=_retry_after(response) if kind.hub_names_pause else 0.0,
+        status=seen.status,
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -377,7 +441,7 @@ class Download:
     def run(self) -> dict[str, Any]:
         """Return the answer."""
         started = time.monotonic()
-        models: list[Model] = []
+        models: list[WantedFiles] = []
         try:
             for want in self._job["wants"]:
                 self._at = want
@@ -403,7 +467,7 @@ class Download:
             }
         return {"models": before, "seconds": round(time.monotonic() - started, 1)}
 
-    def _ask(self, want: Mapping[str, Any]) -> Model:
+    def _ask(self, want: Mapping[str, Any]) -> WantedFiles:
         """Ask the hub what there is, and return what is wanted of it."""
         info = self._hub.HfApi().model_info(
             want["repository"], revision=want["revision"], files_metadata=True, timeout=HUB_TIMEOUT_S
@@ -423,7 +487,7 @@ class Download:
                 patterns = ", ".join(PATTERNS.get(want["load_format"], ONLY_SAFETENSORS))
                 raise HubError("weights-missing", f"none of its {len(remote)} files matches {patterns}")
             chosen += [path for path in weights if path not in small]
-        model = Model(want["repository"], want["revision"], info.sha, [remote[path] for path in chosen])
+        model = WantedFiles(want["repository"], want["revision"], info.sha, [remote[path] for path in chosen])
         look(model, self._cache)
         return model
 
@@ -436,7 +500,7 @@ class Download:
             except (ValueError, KeyError, AttributeError, TypeError):
                 return []
 
-    def _check_room(self, models: Sequence[Model]) -> None:
+    def _check_room(self, models: Sequence[WantedFiles]) -> None:
         """Refuse to begin what does not fit the disk."""
         for model in models:
             remove_stale(self._cache, model.repository)
@@ -448,7 +512,7 @@ class Download:
         if needed > free:
             raise HubError("disk-full", f"{needed} bytes are missing, {free} are free", needed=needed, free=free)
 
-    def _fetch(self, model: Model, want: Mapping[str, Any]) -> Model:
+    def _fetch(self, model: WantedFiles, want: Mapping[str, Any]) -> WantedFiles:
         """Have every file of a model in the cache, and the revision lead there; return what it is by then."""
         for _round in range(MOST_ROUNDS):
             small = [entry for entry in model.files if _is_small(entry)]
@@ -463,7 +527,7 @@ class Download:
             model = self._patiently(functools.partial(self._ask, want))
         raise HubError("hub-unreachable", f"the revision {model.revision} changes again and again")
 
-    def _get(self, model: Model, part: Sequence[Remote]) -> None:
+    def _get(self, model: WantedFiles, part: Sequence[Remote]) -> None:
         """Fetch some files; what huggingface_hub has already it leaves alone."""
         patterns = [_literal(entry.path) for entry in part]
         self._hub.snapshot_download(model.repository, revision=model.commit, allow_patterns=patterns)
@@ -472,7 +536,7 @@ class Download:
         if left:
             raise HubError("hub-unreachable", f"{len(left)} files did not come, such as {left[0]}", transient=True)
 
-    def _point(self, model: Model) -> bool:
+    def _point(self, model: WantedFiles) -> bool:
         """Have huggingface_hub note which commit the revision is; return whether it is still the same."""
         pattern = _literal(model.files[0].path)
         folder = str(self._hub.snapshot_download(model.repository, revision=model.revision, allow_patterns=[pattern]))
@@ -505,7 +569,7 @@ class Download:
     # Progress
 
     @contextlib.contextmanager
-    def _reporting(self, model: Model) -> Iterator[None]:
+    def _reporting(self, model: WantedFiles) -> Iterator[None]:
         """Print how far the download is once a second inside the block."""
         folder, over = blobs_folder(self._cache, model.repository), threading.Event()
         start, had = used(folder), model.present_bytes

@@ -19,6 +19,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, listed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 
@@ -28,8 +29,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Formats whose files are not those of the model's own repository, or that read none.
 OTHER_FORMATS = ("dummy", "tensorizer", "runai_streamer", "runai_streamer_sharded", "sharded_state", "bitsandbytes")
-LONGEST_HEADER = 100 * 1024 * 1024
-MOST_NAMED = 3
+LONGEST_HEADER = 100 * MIB
 
 
 def check(spec: Spec, source: Mapping[str, str], hf_home: str) -> None:
@@ -94,7 +94,7 @@ def _check_folder(folder: str, variable: str) -> None:
         # vLLM takes Mistral's own files, and those of the index are not fetched.
         index, missing = [], []
     if missing:
-        raise _incomplete(folder, variable, f"{_named(missing)} of the {len(index)} files in {INDEX} are not there")
+        raise _incomplete(folder, variable, f"{listed(missing)} of the {len(index)} files in {INDEX} are not there")
     weights = [name for name in names if name.endswith(WEIGHTS) and os.path.exists(os.path.join(folder, name))]
     if names and not weights and "params.json" not in names:
         raise _incomplete(folder, variable, f"no file ending in {', '.join(WEIGHTS)}")
@@ -140,11 +140,6 @@ def cut_short(path: str) -> str:
         return "has no readable safetensors header"
     wanted = 8 + length + max(ends, default=0)
     return "" if size >= wanted else f"has {size} bytes where its header says {wanted}"
-
-
-def _named(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _incomplete(folder: str, variable: str, problem: str) -> GpufleetError:

@@ -10,15 +10,21 @@ it becomes its own user. Everything used here is in HAProxy 2.4 and later.
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, bracketed, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
+    ADDRESS,
+    ENDPOINT,
+    SERVER_NAME,
+    Replica,
+    key_sum,
+)
 
 BACKEND = "replicas"
 CONFIG = "haproxy.cfg"
@@ -30,9 +36,7 @@ MASTER_SOCKET = "master.sock"
 ADMIN_SOCKET = "admin.sock"
 SERVER_STATE = "server-state"
 
-SERVER_NAME = re.compile(r"[A-Za-z0-9_.:-]+")
-ENDPOINT = re.compile(r"/[A-Za-z0-9_./-]*")
-ADDRESS = re.compile(r"[A-Za-z0-9_.:-]+")
+
 RATE_WINDOW_S = 10
 # What HAProxy answers of itself. Quotes would end the text in the configuration.
 ERRORS = {
@@ -45,21 +49,7 @@ ERRORS = {
 
 
 @dataclass(frozen=True)
-class Replica:
-    """One server behind the front end: host and name as the inventory and the plan call it, and where it is."""
-
-    host: str
-    name: str
-    address: str
-    port: int
-
-    def server(self) -> str:
-        """Return its name in HAProxy's configuration."""
-        return server_name(self.host, self.name)
-
-
-@dataclass(frozen=True)
-class Settings:
+class RouterSettings:
     """What the front end does, besides where the replicas are.
 
     Attributes:
@@ -99,17 +89,7 @@ class Settings:
     chroot: str = ""
 
 
-def server_name(host: str, replica: str) -> str:
-    """Return a replica's name in HAProxy's configuration."""
-    return f"{host}:{replica}"
-
-
-def host_of(server: str) -> str:
-    """Return the host of a server of HAProxy's configuration; an address of IPv6 as a host's name has colons, too."""
-    return server.rpartition(":")[0]
-
-
-def check(settings: Settings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
+def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
     """Refuse what would be unsafe, or would not be a configuration.
 
     Raises:
@@ -142,7 +122,7 @@ def check(settings: Settings, replicas: Sequence[Replica], allow_unauthenticated
         )
 
 
-def _unsafe(settings: Settings, allow_unauthenticated: bool) -> Iterable[str]:
+def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[str]:
     if is_loopback(settings.host):
         return
     if not settings.keys and not allow_unauthenticated:
@@ -157,20 +137,7 @@ def _unsafe(settings: Settings, allow_unauthenticated: bool) -> Iterable[str]:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether an address is reached from its own machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def key_sum(key: str) -> str:
-    """Return a client's key as the front end keeps it."""
-    return hashlib.sha256(f"Bearer {key}".encode()).hexdigest()
-
-
-def files(settings: Settings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
+def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
     """Return the files of the front end, name to text, for the folder that they will be in."""
     return {
         CONFIG: config(settings, replicas, folder),
@@ -180,20 +147,7 @@ def files(settings: Settings, replicas: Sequence[Replica], folder: str) -> dict[
     }
 
 
-def replica_key_of(text: str) -> str:
-    """Return the key in the text of C(replica.key); empty if it has none."""
-    return text.strip().partition(" ")[2]
-
-
-def read_replicas(text: str) -> list[Replica]:
-    """Return the replicas in the text of C(replicas.json); none if it is not one."""
-    try:
-        return [Replica(**entry) for entry in json.loads(text)]
-    except (ValueError, TypeError):
-        return []
-
-
-def config(settings: Settings, replicas: Sequence[Replica], folder: str) -> str:
+def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> str:
     """Return HAProxy's configuration; it names files in C(folder)."""
     sections = (
         _global(settings),
@@ -207,7 +161,7 @@ def config(settings: Settings, replicas: Sequence[Replica], folder: str) -> str:
     )
 
 
-def _global(settings: Settings) -> list[str]:
+def _global(settings: RouterSettings) -> list[str]:
     lines = [
         "global",
         f"user {settings.user}",
@@ -225,7 +179,7 @@ def _global(settings: Settings) -> list[str]:
     return [*lines, f"chroot {settings.chroot}"] if settings.chroot else lines
 
 
-def _defaults(settings: Settings) -> list[str]:
+def _defaults(settings: RouterSettings) -> list[str]:
     return [
         "defaults",
         "mode http",
@@ -247,8 +201,8 @@ def _defaults(settings: Settings) -> list[str]:
     ]
 
 
-def _front(settings: Settings, folder: str) -> list[str]:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+def _front(settings: RouterSettings, folder: str) -> list[str]:
+    host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
         "frontend api",
@@ -300,7 +254,7 @@ def _error(status: int, message: str) -> str:
     return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}})
 
 
-def _table(settings: Settings) -> list[str]:
+def _table(settings: RouterSettings) -> list[str]:
     kind = "binary len 32" if settings.keys else "ipv6"
     return [
         "backend requests",
@@ -308,7 +262,7 @@ def _table(settings: Settings) -> list[str]:
     ]
 
 
-def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> list[str]:
+def _backend(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> list[str]:
     interval = settings.check_interval_ms
     limit = f" maxconn {settings.max_requests_per_replica}" if settings.max_requests_per_replica else ""
     lines = [
@@ -340,78 +294,14 @@ def _backend(settings: Settings, replicas: Sequence[Replica], folder: str) -> li
 
 
 def _at(replica: Replica) -> str:
-    return f"[{replica.address}]:{replica.port}" if ":" in replica.address else f"{replica.address}:{replica.port}"
+    return authority(replica.address, replica.port)
 
 
-def merge(
-    known: Mapping[str, Sequence[Replica]], unknown: Iterable[str], before: Sequence[Replica]
-) -> tuple[list[Replica], dict[str, str]]:
-    """Return the replicas that the front end is to have, in order, and what is said of hosts that could not be asked.
-
-    Args:
-        known: what each host that answered serves.
-        unknown: hosts of the inventory that did not answer, or were not asked.
-        before: what the front end has now.
-
-    Returns:
-        The replicas; for each unknown host C(kept) or C(left out), and C(gone) for those that neither names any more.
-    """
-    kept = {host: [replica for replica in before if replica.host == host] for host in unknown}
-    wanted = {**{host: list(replicas) for host, replicas in known.items()}, **kept}
-    said = {replica.host: "gone" for replica in before if replica.host not in wanted}
-    said.update({host: "kept" if replicas else "left out" for host, replicas in kept.items()})
-    return [replica for host in sorted(wanted) for replica in wanted[host]], said
-
-
-def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:
-    """Return the key with which all replicas are asked; empty without replicas.
-
-    Args:
-        keys: of each host; empty where none is wanted.
-        replicas: those behind the front end; keys of other hosts do not count.
-
-    Raises:
-        GpufleetError: C(keys-differ).
-    """
-    first: dict[str, str] = {}
-    for replica in replicas:
-        first.setdefault(keys.get(replica.host, ""), replica.host)
-    if len(first) > 1:
-        raise GpufleetError(
-            f"vllm_api_key differs between hosts behind the front end, such as {' and '.join([*first.values()][:2])}.",
-            name="keys-differ",
-            remedy="Give all hosts the same vllm_api_key; clients may have keys of their own in router_api_keys.",
-        )
-    return next(iter(first), "")
-
-
-def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], unsure: Mapping[str, str]) -> None:
-    """Refuse to take the last replica out of a front end while hosts of the inventory may well serve.
-
-    Args:
-        before: what the front end has now.
-        replicas: what it is to have.
-        unsure: hosts of which nobody knows that nothing is deployed there, and why they have no replica here.
-
-    Raises:
-        GpufleetError: C(router-emptied).
-    """
-    if not before or replicas or not unsure:
-        return
-    raise GpufleetError(
-        f"The front end would lose every replica that it has ({len(before)}), and each request would get 503:\n"
-        + "\n".join(f"  - {host}: {why}" for host, why in sorted(unsure.items())),
-        name="router-emptied",
-        remedy="The front end goes on with what it has. Mend what is said of each host, or run the playbook again with"
-        " all hosts in --limit. It is emptied once each host was asked and has nothing deployed.",
-    )
-
-
-def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Settings:
+def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:
     """Return the settings in the options of the module router_server."""
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    names = set(Settings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
-    return Settings(
+    names = set(RouterSettings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
+    return RouterSettings(
         keys=keys,
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),

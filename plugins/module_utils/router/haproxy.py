@@ -64,7 +64,7 @@ class Processes:
 
 
 @dataclass(frozen=True)
-class Server:
+class BackendServer:
     """One server as the current worker sees it.
 
     Attributes:
@@ -110,7 +110,7 @@ class Master:
                 with self._connected() as connection:
                     return _say(connection, line)
             except OSError as error:
-                self._bear(error, started)
+                self._retry_or_raise(error, started)
 
     def reload(self) -> None:
         """Have the configuration loaded, once; the master executes itself anew and may hang up without an answer.
@@ -124,7 +124,7 @@ class Master:
                 connection = self._connected()
                 break
             except OSError as error:
-                self._bear(error, started)
+                self._retry_or_raise(error, started)
         with connection, contextlib.suppress(OSError):
             _say(connection, "reload")
 
@@ -138,8 +138,8 @@ class Master:
             raise
         return connection
 
-    def _bear(self, error: OSError, started: float) -> None:
-        """Pause before the next attempt, or say what it is when there shall be none."""
+    def _retry_or_raise(self, error: OSError, started: float) -> None:
+        """Pause before the next attempt, or raise the error when there is none."""
         waited = time.monotonic() - started
         if error.errno in NOT_RUNNING:
             if error.errno == errno.ENOENT or waited > RENEWAL_S:
@@ -168,7 +168,7 @@ class Master:
         """Return what runs."""
         return parse_processes(self.ask("show proc"))
 
-    def servers(self) -> dict[str, Server]:
+    def servers(self) -> dict[str, BackendServer]:
         """Return every server of the replicas, by its name, with the requests of all workers.
 
         Raises:
@@ -235,7 +235,7 @@ class Master:
             for worker in self.processes().current:
                 self.ask(f"set server {BACKEND}/{name} health down", worker)
 
-    def wait(self, names: Sequence[str], state: str, timeout: float) -> tuple[dict[str, Server], float]:
+    def wait(self, names: Sequence[str], state: str, timeout: float) -> tuple[dict[str, BackendServer], float]:
         """Wait until the servers are idle (drain, maint) or up (ready), at most C(timeout) seconds.
 
         The state is set again where it got lost, as when a new worker took over at that moment.
@@ -293,7 +293,7 @@ def parse_processes(text: str) -> Processes:
     return Processes(next(iter(found["master"]), 0), tuple(found["worker"]), tuple(found["old"]))
 
 
-def parse_servers(states: str, statistics: str) -> dict[str, Server]:
+def parse_servers(states: str, statistics: str) -> dict[str, BackendServer]:
     """Return the servers of the replicas in the answers to C(show servers state) and C(show stat)."""
     loads = parse_loads(statistics)
     found = {}
@@ -302,7 +302,7 @@ def parse_servers(states: str, statistics: str) -> dict[str, Server]:
         if name in loads:
             admin = int(row["srv_admin_state"])
             state = "maint" if admin & ADMIN_MAINT else "drain" if admin & ADMIN_DRAIN else "ready"
-            found[name] = Server(name, state, int(row["srv_op_state"]) in OPERATING, *loads[name])
+            found[name] = BackendServer(name, state, int(row["srv_op_state"]) in OPERATING, *loads[name])
     return found
 
 

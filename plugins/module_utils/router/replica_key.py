@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Target, ask
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import listed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.security import Endpoint, request_status
 
 TIMEOUT_S = 5.0
 AT_ONCE = 32
@@ -44,7 +45,7 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
     if take >= max(took, 1):
         return refusing
     raise GpufleetError(
-        f"The servers of {_listed(refusing)} refuse vllm_api_key; every request to them would get 401.",
+        f"The servers of {listed(refusing, SHOWN)} refuse vllm_api_key; every request to them would get 401.",
         name="router-key-refused",
         remedy="The front end goes on with the key that it has. Give the servers the new key first: the playbook"
         " gpufleet.vllm.deploy does that, and has the front end follow. Or set vllm_api_key to what they serve with.",
@@ -55,14 +56,9 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
 def refused_by(hosts: Sequence[str]) -> str:
     """Return the warning for hosts that refuse a key with which the others can be asked."""
     return (
-        f"The servers of {_listed(hosts)} refuse vllm_api_key, with which the others are asked: requests that get there"
-        " are answered with 401 until gpufleet.vllm.deploy has given them the key."
+        f"The servers of {listed(hosts, SHOWN)} refuse vllm_api_key, with which the others are asked: requests that get"
+        " there are answered with 401 until gpufleet.vllm.deploy has given them the key."
     )
-
-
-def _listed(hosts: Sequence[str]) -> str:
-    more = len(hosts) - SHOWN
-    return ", ".join(hosts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _answers(replicas: Sequence[Replica], key: str) -> list[int]:
@@ -72,8 +68,8 @@ def _answers(replicas: Sequence[Replica], key: str) -> list[int]:
 
 
 def _answer(replica: Replica, key: str) -> int:
-    target = Target(replica.address, replica.port, "", False, "", key, TIMEOUT_S)
+    endpoint = Endpoint(replica.address, replica.port, "", False, "", key, TIMEOUT_S)
     try:
-        return ask(target, "GET", "/v1/models", key, {})[0]
+        return request_status(endpoint, "GET", "/v1/models", key, {})[0]
     except (OSError, http.client.HTTPException, ValueError):
         return 0

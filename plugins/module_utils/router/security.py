@@ -52,7 +52,7 @@ SHOWN = 200
 
 
 @dataclass(frozen=True)
-class Target:
+class Endpoint:
     """The front end: where it is, by which name its certificate is checked and with what, and a valid key."""
 
     address: str
@@ -73,40 +73,40 @@ class Check:
     passed: bool
 
 
-def checks(target: Target, max_request_bytes: int, replicas: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
+def checks(endpoint: Endpoint, max_request_bytes: int, replicas: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
     """Yield every check of a front end with keys and TLS, and of the replicas' ports as seen from this machine.
 
     Args:
-        target: the front end.
+        endpoint: the front end.
         max_request_bytes: body from which on it must refuse.
         replicas: each with C(host), C(name), C(port) and C(addresses), by which other machines might reach it.
     """
-    yield _expect(target, "GET", "/v1/models", target.api_key, (200,), "/v1/models with the key is answered")
-    yield _expect(target, "GET", "/health", "", (200,), "/health is answered")
+    yield _expect(endpoint, "GET", "/v1/models", endpoint.api_key, (200,), "/v1/models with the key is answered")
+    yield _expect(endpoint, "GET", "/health", "", (200,), "/health is answered")
     for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")):
-        yield _expect(target, method, path, "", (401,), f"{path} without a key is refused")
-    yield _expect(target, "GET", "/v1/models", WRONG_KEY, (401,), "/v1/models with a wrong key is refused")
+        yield _expect(endpoint, method, path, "", (401,), f"{path} without a key is refused")
+    yield _expect(endpoint, "GET", "/v1/models", WRONG_KEY, (401,), "/v1/models with a wrong key is refused")
     for path in FORBIDDEN:
         for method in ("GET", "POST"):
-            yield _expect(target, method, path, target.api_key, REFUSED, f"{method} {path} with the key is refused")
+            yield _expect(endpoint, method, path, endpoint.api_key, REFUSED, f"{method} {path} with the key is refused")
     yield _expect(
-        target,
+        endpoint,
         "POST",
         "/v1/completions",
-        target.api_key,
+        endpoint.api_key,
         (413,),
         f"a request of more than {max_request_bytes} bytes is refused",
         {"Content-Length": str(max_request_bytes + 1)},
     )
-    if target.tls:
-        yield plain_http(target)
+    if endpoint.tls:
+        yield plain_http(endpoint)
     for replica in replicas:
         for address in replica["addresses"]:
-            yield closed_port(replica, address, target.timeout)
+            yield closed_port(replica, address, endpoint.timeout)
 
 
 def _expect(
-    target: Target,
+    endpoint: Endpoint,
     method: str,
     path: str,
     key: str,
@@ -115,25 +115,25 @@ def _expect(
     headers: Mapping[str, str] | None = None,
 ) -> Check:
     try:
-        status, text = ask(target, method, path, key, headers or {})
+        status, text = request_status(endpoint, method, path, key, headers or {})
     except (OSError, http.client.HTTPException) as error:
         return Check(what, f"no answer: {error}", False)
     return Check(what, f"HTTP {status}: {text}" if text else f"HTTP {status}", status in statuses)
 
 
-def ask(target: Target, method: str, path: str, key: str, headers: Mapping[str, str]) -> tuple[int, str]:
+def request_status(endpoint: Endpoint, method: str, path: str, key: str, headers: Mapping[str, str]) -> tuple[int, str]:
     """Return status and the beginning of the answer to a request; of one with a body only the head is sent."""
     given = dict(headers)
     if key:
         given["Authorization"] = f"Bearer {key}"
     if method == "POST":
         given.setdefault("Content-Length", "2")
-    connection = http.client.HTTPConnection(target.address, target.port, timeout=target.timeout)
+    connection = http.client.HTTPConnection(endpoint.address, endpoint.port, timeout=endpoint.timeout)
     with contextlib.closing(connection):
         connection.connect()
-        if target.tls:
-            context = ssl.create_default_context(cadata=target.authorities or None)
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=target.server_name)
+        if endpoint.tls:
+            context = ssl.create_default_context(cadata=endpoint.authorities or None)
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=endpoint.server_name)
         connection.putrequest(method, path)
         for name, value in given.items():
             connection.putheader(name, value)
@@ -149,12 +149,12 @@ def _message(text: str) -> str:
     return " ".join(text.split())[:SHOWN]
 
 
-def plain_http(target: Target) -> Check:
+def plain_http(endpoint: Endpoint) -> Check:
     """Check that a request without TLS (and without the key, which would be seen) gets no answer of HTTP."""
     what = "plain HTTP is refused"
     try:
-        with socket.create_connection((target.address, target.port), timeout=target.timeout) as connection:
-            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {target.server_name}\r\n\r\n".encode())
+        with socket.create_connection((endpoint.address, endpoint.port), timeout=endpoint.timeout) as connection:
+            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {endpoint.server_name}\r\n\r\n".encode())
             answer = connection.recv(SHOWN)
     except OSError as error:
         return Check(what, f"connection ended: {error}", True)

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import BACKEND, SERVER_STATE, Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import BACKEND, SERVER_STATE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 
 # Of srv_admin_state: what was set by command, maintenance and drain.
 SET_BY_COMMAND = 0x01 | 0x08
@@ -49,8 +50,8 @@ class ServerStates:
         """
         return host_lock(os.path.join(self._run_dir, LOCK), operation, timeout=LOCK_S)
 
-    def have(self) -> None:
-        """Have the file, without which HAProxy warns."""
+    def ensure_file(self) -> None:
+        """Write an empty file if there is none: HAProxy warns without it."""
         if not read_text(self.path):
             self.write(VERSION)
 

@@ -18,21 +18,21 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
     run_command,
     run_program,
     start_program,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
 
 UNIT = "gpufleet-router.service"
@@ -107,7 +107,7 @@ class FrontEnd:
         """
         program = haproxy_program()
         os.makedirs(self._directory, mode=0o755, exist_ok=True)
-        self._states.have()
+        self._states.ensure_file()
         folder = tempfile.mkdtemp(prefix=".check-", dir=self._directory)
         try:
             for name, text in render(folder).items():
@@ -134,7 +134,7 @@ class FrontEnd:
             GpufleetError: C(router-not-started), or C(router-not-reloaded); the old files are back then.
         """
         running = self.processes()
-        self._states.have()
+        self._states.ensure_file()
         with self._states.held("router_server"):
             if running:
                 self._exchange(files)
@@ -184,11 +184,8 @@ class FrontEnd:
             process = None
         else:
             process = self._spawn()
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and (process is None or process.poll() is None):
-            if self._seen():
-                return
-            time.sleep(POLL_S)
+        if isinstance(until(lambda: self._seen() or _has_ended(process), START_S, POLL_S), Processes):
+            return
         if process and process.poll() is None:
             process.terminate()
         raise GpufleetError(
@@ -209,6 +206,11 @@ class FrontEnd:
         except GpufleetError:
             return None
 
+    def _has_new_worker(self, before: Sequence[int]) -> bool:
+        """Return whether a worker answers that is none of those of before."""
+        found = self._seen()
+        return found is not None and bool(set(found.current) - set(before))
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         with os.fdopen(descriptor, "ab") as log:
@@ -228,12 +230,8 @@ class FrontEnd:
         self._states.write(at_their_places(self.master.states_now(), replicas))
         try:
             self.master.reload()
-            deadline = time.monotonic() + START_S
-            while time.monotonic() < deadline:
-                found = self._seen()
-                if found and set(found.current) - set(before):
-                    return
-                time.sleep(POLL_S)
+            if until(lambda: self._has_new_worker(before), START_S, POLL_S):
+                return
         finally:
             with contextlib.suppress(GpufleetError):  # drained is in it anyway
                 self.master.keep_states()
@@ -249,9 +247,7 @@ class FrontEnd:
         if running is None:
             return
         os.kill(running.master, signal.SIGTERM)
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and _lives(running.master):
-            time.sleep(POLL_S)
+        until(lambda: not _lives(running.master), START_S, POLL_S)
 
     def _said(self, mark: int) -> str:
         """Return the end of what HAProxy said since its log had C(mark) bytes."""
@@ -266,8 +262,13 @@ class FrontEnd:
             return ""
 
 
+def _has_ended(process: subprocess.Popen[bytes] | None) -> bool:
+    """Return whether a process that we started has ended."""
+    return process is not None and process.poll() is not None
+
+
 def _replicas(files: Mapping[str, str]) -> list[Replica]:
-    return config.read_replicas(files.get(config.REPLICAS, ""))
+    return members.read_replicas(files.get(config.REPLICAS, ""))
 
 
 def arguments(directory: str, run_dir: str) -> list[str]:

@@ -11,6 +11,7 @@ that cannot be run (an image whose vLLM cannot be imported, or one that takes to
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -18,10 +19,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.option_names import OPTIONS_WITH_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.image_python import ANSWER_MARK
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import CONFIG_PATH, Change, Spec
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import OPTIONS_WITH_VARIABLE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Change, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import parse_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -29,73 +31,6 @@ if TYPE_CHECKING:
 TIMEOUT_S = 180.0
 LABEL_CHECK = "io.gpufleet.config-check"
 LONGEST_TEXT = 600
-
-# Runs in the image, on vLLM's own Python; it mirrors what vllm.entrypoints.cli.main does up to the start of the server.
-SCRIPT = f"""
-import contextlib, importlib, io, json, os, sys, tempfile
-
-sys.path[:] = [entry for entry in sys.path if entry]
-checks = json.loads(sys.argv[1])
-
-
-def choose_platform():
-    # Without a GPU vLLM's CUDA build finds no platform, and cannot make the defaults of its parser.
-    from vllm import platforms
-
-    if not platforms.current_platform.is_unspecified():
-        return
-    for module, name in (("cuda", "NonNvmlCudaPlatform"), ("cpu", "CpuPlatform")):
-        try:
-            platforms.current_platform = getattr(importlib.import_module("vllm.platforms." + module), name)()
-            return
-        except Exception:
-            continue
-
-
-def parse(parser_class, arguments):
-    from vllm.entrypoints.cli import serve
-
-    sys.argv = ["vllm", *arguments]
-    parser = parser_class(description="vLLM CLI")
-    subparsers = parser.add_subparsers(required=False, dest="subparser")
-    commands = {{command.name: command for command in serve.cmd_init()}}
-    for command in commands.values():
-        command.subparser_init(subparsers)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            commands["serve"].validate(parser.parse_args())
-    except SystemExit as stop:
-        text = said.getvalue() if stop.code else "error: with this configuration vLLM ends without serving"
-        return {{"refused": text[-4000:]}}
-    except Exception as error:
-        ours = isinstance(error, (ValueError, TypeError, KeyError)) or type(error).__module__.startswith("yaml")
-        return {{"refused" if ours else "broken": f"{{type(error).__name__}}: {{error}}"[:4000]}}
-    return {{"ok": True}}
-
-
-def main():
-    try:
-        choose_platform()
-        try:
-            from vllm.utils.argparse_utils import FlexibleArgumentParser
-        except ImportError:
-            from vllm.utils import FlexibleArgumentParser
-        results = {{}}
-        for name, check in checks.items():
-            path = os.path.join(tempfile.mkdtemp(), "config.yaml")
-            with open(path, "w", encoding="utf-8") as stream:
-                stream.write(check["text"])
-            arguments = [path if entry == {CONFIG_PATH!r} else entry for entry in check["command"]]
-            results[name] = parse(FlexibleArgumentParser, arguments)
-        return {{"results": results}}
-    except BaseException as error:
-        return {{"broken": f"{{type(error).__name__}}: {{error}}"[:4000]}}
-
-
-print("\\n" + {ANSWER_MARK!r} + json.dumps(main()), flush=True)
-os._exit(0)
-"""
 
 # Nothing is reported home or looked up, and the NVIDIA runtime, where it is Docker's default, stays out of it.
 ENVIRONMENT = {
@@ -183,13 +118,17 @@ def _run(client: DockerClient, group: Sequence[Candidate], prefix: str, *, dry: 
     """Return what vLLM says of each configuration of candidates with the same image, mounts and environment."""
     spec = group[0].spec
     checks = {
-        candidate.spec["name"]: {"text": candidate.text, "command": candidate.spec["command"]} for candidate in group
+        candidate.spec["name"]: {
+            "text": candidate.text,
+            "command": [None if word == CONFIG_PATH else word for word in candidate.spec["command"]],
+        }
+        for candidate in group
     }
     try:
         said = image_python.ask(
             client,
             spec["image_id"] or spec["image"],
-            SCRIPT,
+            inspect.getsource(parse_config),
             [json.dumps(checks)],
             name=f"{prefix}-config-check-{os.getpid()}",
             label=(LABEL_CHECK, prefix),

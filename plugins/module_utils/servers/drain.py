@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import parse_metrics
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_metrics
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.door import REFUSED_HEADER, RUNNING_HEADER
 
@@ -32,7 +32,7 @@ SILENT_LOOKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class ServerLoad:
     """What a server has in hand.
 
     Attributes:
@@ -44,7 +44,7 @@ class Load:
     refused: int | None
 
 
-def load_of(url: str) -> Load | None:
+def load_of(url: str) -> ServerLoad | None:
     """Return what the server at an address has in hand; None when it does not tell."""
     import requests
 
@@ -60,8 +60,8 @@ def load_of(url: str) -> Load | None:
     refused = health.headers.get(REFUSED_HEADER, "")
     if refused.isdigit():
         # Of several API processes only one has answered; the engine knows the requests of all.
-        return Load(max(int(health.headers.get(RUNNING_HEADER, 0)), in_engine or 0), int(refused))
-    return None if in_engine is None or health.status_code != 200 else Load(in_engine, None)
+        return ServerLoad(max(int(health.headers.get(RUNNING_HEADER, 0)), in_engine or 0), int(refused))
+    return None if in_engine is None or health.status_code != 200 else ServerLoad(in_engine, None)
 
 
 class Drain:
@@ -87,7 +87,7 @@ class Drain:
         timeout: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        ask: Callable[[str], Load | None] = load_of,
+        ask: Callable[[str], ServerLoad | None] = load_of,
     ) -> None:
         self.label = label
         self.done = False
@@ -139,7 +139,7 @@ class Drain:
 
     def as_result(self) -> dict[str, Any]:
         """Return what became of the requests, see the RETURN of vllm_server."""
-        first, last = self._first or Load(0, None), self._last or Load(0, None)
+        first, last = self._first or ServerLoad(0, None), self._last or ServerLoad(0, None)
         return {
             "waited_s": round(self._ended - self._began, 1),
             "running_at_start": first.running,

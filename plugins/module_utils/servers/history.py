@@ -44,9 +44,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.release import VERSION
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, what_matters
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import VERSION
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, what_matters
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import (
     inspect_image,
     names_restored_on_failure,
     tag_image,
@@ -225,7 +225,7 @@ class History:
         self,
         specs: Sequence[Spec],
         replicas: Sequence[Mapping[str, Any]],
-        wishes: Wishes,
+        wishes: ServerOptions,
         texts: Mapping[str, str],
         rolled_back_to: str = "",
     ) -> str:
@@ -256,7 +256,7 @@ class History:
         return recorded
 
     def note_failed(
-        self, specs: Sequence[Spec], replicas: Sequence[Mapping[str, Any]], wishes: Wishes, error: GpufleetError
+        self, specs: Sequence[Spec], replicas: Sequence[Mapping[str, Any]], wishes: ServerOptions, error: GpufleetError
     ) -> str:
         """Record that these servers did not become ready; the same failure again takes the place of the last."""
         entries = read_entries(self._config_dir)
@@ -285,7 +285,11 @@ class History:
     # Entries
 
     def _entry(
-        self, entries: Sequence[Entry], specs: Sequence[Spec], replicas: Sequence[Mapping[str, Any]], wishes: Wishes
+        self,
+        entries: Sequence[Entry],
+        specs: Sequence[Spec],
+        replicas: Sequence[Mapping[str, Any]],
+        wishes: ServerOptions,
     ) -> Entry:
         now = time.time()
         plan = self._plan(replicas)
@@ -318,7 +322,7 @@ class History:
         wanted = {replica["name"]: replica.get("config") for replica in replicas}
         return dict(plan) if found == wanted else {}
 
-    def _image(self, wishes: Wishes, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def _image(self, wishes: ServerOptions, plan: Mapping[str, Any]) -> dict[str, Any]:
         image = inspect_image(self._client, wishes.image_id) or {}
         return {
             "reference": (plan.get("image") or {}).get("reference") or wishes.image,
@@ -399,7 +403,7 @@ def kept_name(prefix: str, image_id: str) -> str:
     return f"{KEPT}:{prefix}-{image_id.rpartition(':')[2][:12]}"
 
 
-def server_options(replicas: Sequence[Mapping[str, Any]], wishes: Wishes) -> dict[str, Any]:
+def server_options(replicas: Sequence[Mapping[str, Any]], wishes: ServerOptions) -> dict[str, Any]:
     """Return the options of vllm_server by which the same servers are made again, without secrets."""
     options = dataclasses.asdict(wishes)
     del options["image_id"], options["python_path"]
@@ -409,14 +413,14 @@ def server_options(replicas: Sequence[Mapping[str, Any]], wishes: Wishes) -> dic
     }
 
 
-def recorded_wishes(entry: Entry) -> Wishes:
+def recorded_wishes(entry: Entry) -> ServerOptions:
     """Return what all replicas of a deployment share.
 
     Raises:
         GpufleetError: C(deployment-unreadable) for one that lacks what this version of the collection needs to know.
     """
-    known = {field.name for field in dataclasses.fields(Wishes)}
-    needed = {field.name for field in dataclasses.fields(Wishes) if _is_needed(field)} - {"image_id"}
+    known = {field.name for field in dataclasses.fields(ServerOptions)}
+    needed = {field.name for field in dataclasses.fields(ServerOptions) if _is_needed(field)} - {"image_id"}
     missing = sorted(needed - entry["server"].keys())
     if missing:
         raise GpufleetError(
@@ -428,7 +432,7 @@ def recorded_wishes(entry: Entry) -> Wishes:
     options = {name: value for name, value in entry["server"].items() if name in known}
     image = entry["image"]
     options.update(image_id=image["id"], python_path=image.get("python_path", ""), volumes=tuple(options["volumes"]))
-    return Wishes(**options)
+    return ServerOptions(**options)
 
 
 def _is_needed(field: dataclasses.Field[Any]) -> bool:

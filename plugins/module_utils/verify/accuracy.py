@@ -29,6 +29,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import RECIPE_PROMPT, Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import results
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.load_watch import LoadWatch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -116,7 +117,7 @@ def is_installed(folder: str) -> bool:
 
 def install(
     client: DockerClient,
-    target: jobs.Target,
+    target: Target,
     folder: str,
     requirements: Sequence[str],
     *,
@@ -228,7 +229,7 @@ def host_pip_options() -> dict[str, str]:
 # Evaluation
 
 
-def command(target: jobs.Target, evaluation: Evaluation) -> list[str]:
+def command(target: Target, evaluation: Evaluation) -> list[str]:
     """Return the command of lm_eval in the container."""
     model_args = {"base_url": f"{target.url}/v1/completions", "model": target.model, **evaluation.model_args}
     words = ["python3", "-m", "lm_eval", "--model", "local-completions", "--tasks", ",".join(evaluation.tasks)]
@@ -240,7 +241,7 @@ def command(target: jobs.Target, evaluation: Evaluation) -> list[str]:
     return [*words, "--output_path", RESULT_FOLDER, *evaluation.extra]
 
 
-def job_of(target: jobs.Target, evaluation: Evaluation, installed: str, folder: str) -> jobs.Job:
+def job_of(target: Target, evaluation: Evaluation, installed: str, folder: str) -> jobs.Job:
     """Return the container in which lm_eval runs.
 
     Args:
@@ -270,7 +271,7 @@ def job_of(target: jobs.Target, evaluation: Evaluation, installed: str, folder: 
 
 def evaluate(
     client: DockerClient,
-    target: jobs.Target,
+    target: Target,
     evaluation: Evaluation,
     job: jobs.Job,
     *,
@@ -337,7 +338,7 @@ def _results(folder: str, ended: jobs.Ended) -> Any:
         ) from error
 
 
-def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
+def failure(target: Target, ended: jobs.Ended) -> GpufleetError:
     """Return what made lm_eval fail, told from its log and, where that hides it, from the server's own answer."""
     details = {"log": ended.lines[-25:]}
     unreachable = _dataset_error(target, ended.lines[-FINAL_LINES:])
@@ -369,7 +370,7 @@ def failure(target: jobs.Target, ended: jobs.Ended) -> GpufleetError:
     )
 
 
-def _dataset_error(target: jobs.Target, lines: Sequence[str]) -> str:
+def _dataset_error(target: Target, lines: Sequence[str]) -> str:
     """Return the last line that tells of a data set that could not be had; an empty text where there is none."""
     for line in reversed(lines):
         asked = ASKED.search(line)
@@ -390,7 +391,7 @@ def _unreachable(evidence: str, details: dict[str, Any]) -> GpufleetError:
     )
 
 
-def _request_error(target: jobs.Target, evidence: str, details: dict[str, Any]) -> GpufleetError:
+def _request_error(target: Target, evidence: str, details: dict[str, Any]) -> GpufleetError:
     try:
         server = Server(target.url, api_key=target.api_key, timeout=30, verify=target.verify)
         server.complete(target.model, RECIPE_PROMPT, 4, 0)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Target
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import RECIPE_PROMPT, Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import gates, results
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.load_watch import LoadWatch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -36,7 +36,7 @@ OTHER_LENGTHS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class BenchmarkLoad:
     """What `vllm bench serve` sends.
 
     Attributes:
@@ -58,7 +58,7 @@ class Load:
     extra: tuple[str, ...] = ()
 
 
-def bench_command(target: Target, load: Load, seed: int, result_name: str) -> list[str]:
+def bench_command(target: Target, load: BenchmarkLoad, seed: int, result_name: str) -> list[str]:
     """Return the command: the recipe's arguments, and those that make releases from 0.12 to 0.33 measure the same."""
     command = ["vllm", "bench", "serve", "--base-url", target.url, "--model", target.model]
     if load.tokenizer:
@@ -106,7 +106,7 @@ class Benchmark:
         self._gpus = gpus
         self._progress = progress
 
-    def point(self, load: Load, runs: int) -> dict[str, Any]:
+    def point(self, load: BenchmarkLoad, runs: int) -> dict[str, Any]:
         """Measure one load C(runs) times and return the point: the load, each run's figures, and their summary."""
         found = [self.run(load, number, runs) for number in range(1, runs + 1)]
         return {
@@ -116,7 +116,7 @@ class Benchmark:
             "summary": results.summarise(found),
         }
 
-    def job(self, load: Load, seed: int, result_name: str) -> jobs.Job:
+    def job(self, load: BenchmarkLoad, seed: int, result_name: str) -> jobs.Job:
         """Return the container in which a run of vllm bench serve runs."""
         return jobs.Job(
             name=f"{self._target.name}-benchmark",
@@ -127,7 +127,7 @@ class Benchmark:
             work_dir=os.path.dirname(self._folder),
         )
 
-    def run(self, load: Load, number: int = 1, of: int = 1) -> dict[str, float]:
+    def run(self, load: BenchmarkLoad, number: int = 1, of: int = 1) -> dict[str, float]:
         """Measure once and return the figures.
 
         Raises:
@@ -147,7 +147,7 @@ class Benchmark:
             raise self._no_answers(load, ended)
         return {**figures, **watch.figures()}
 
-    def _figures(self, path: str, ended: jobs.Ended, load: Load) -> dict[str, float]:
+    def _figures(self, path: str, ended: jobs.Ended, load: BenchmarkLoad) -> dict[str, float]:
         try:
             with open(path, encoding="utf-8") as stream:
                 document = json.load(stream)
@@ -163,7 +163,7 @@ class Benchmark:
             ) from error
         return results.benchmark_figures(document, prompts=load.prompts, gpus=self._gpus)
 
-    def _no_answers(self, load: Load, ended: jobs.Ended) -> GpufleetError:
+    def _no_answers(self, load: BenchmarkLoad, ended: jobs.Ended) -> GpufleetError:
         cause = self._refusal()
         return GpufleetError(
             f"None of {load.prompts} requests was answered" + (f": {cause.message}" if cause else "."),
@@ -228,7 +228,7 @@ def followed_note(concurrencies: Sequence[int]) -> str:
     return f"Measured at concurrency {listed}, as the baseline was, for vllm_benchmark_concurrency is empty."
 
 
-def tokens_of_answers(load: Load) -> int | None:
+def tokens_of_answers(load: BenchmarkLoad) -> int | None:
     """Return how many tokens each answer of a load has; None where further arguments may make it another number."""
     given = {word.partition("=")[0].replace("_", "-") for word in load.extra if word.startswith("--")}
     # As the program's own parser, this takes the beginning of a name for the name.

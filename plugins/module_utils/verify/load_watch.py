@@ -9,8 +9,9 @@ import time
 from typing import Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Target
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, parse_metrics, parse_samples
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_metrics, parse_samples
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 
 # The server counts as gone when it has refused to answer for so long. Under load its metrics may take seconds.
 GONE_S = 15.0

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, image_missing
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import NO_IMAGE, Target
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import NO_IMAGE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, base_url
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import (
     CA_BUNDLE_PATH,
     CA_BUNDLE_VARIABLES,
     HF_HOME,
-    joined_volumes,
-    split_secrets,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, base_url
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -90,3 +93,39 @@ def image_id_of(client: DockerClient, image: str) -> str:
             return str(client.images.get(image).id)
         except ImageNotFound as error:
             raise image_missing(image, error, NO_IMAGE) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The server that is measured or judged, and the image that does so.
+
+    Attributes:
+        name: of the replica, for container names and messages.
+        url: base address, as seen from the host.
+        model: name under which it serves the model.
+        api_key: key that it wants, or C("").
+        verify: whether to check its certificate, or the host's CA bundle to check it with.
+        image: reference of an image with vLLM.
+        environment: further variables of the container that asks.
+        secrets: those of them that reach no message, such as C(HF_TOKEN).
+        volumes: mounts of that container, as C(docker run --volume) takes them.
+    """
+
+    name: str
+    url: str
+    model: str
+    api_key: str = ""
+    verify: bool | str = True
+    image: str = ""
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    volumes: Sequence[str] = ()
+
+    def job_environment(self) -> dict[str, str]:
+        """Return the variables of the container that asks the server; no proxy stands between the two."""
+        host = urlsplit(self.url).hostname
+        return {"NO_PROXY": f"localhost,127.0.0.1,{host}", **self.environment, **self.all_secrets()}
+
+    def all_secrets(self) -> dict[str, str]:
+        """Return the secrets and the server's key under the name that both vllm bench and lm_eval read."""
+        return {**self.secrets, **({"OPENAI_API_KEY": self.api_key} if self.api_key else {})}

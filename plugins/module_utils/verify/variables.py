@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
     Reader,
     flag,
     integer,

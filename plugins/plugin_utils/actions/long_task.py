@@ -33,6 +33,8 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
+
 DEFAULT_INTERVAL_S = 15.0
 FIRST_POLL_S = 0.3
 LONGEST_POLL_S = 2.0
@@ -116,16 +118,6 @@ class PhaseReporter:
     def _line(self, text: str, now: float) -> None:
         self.show(f"[{self.host}] {text}")
         self._last_shown = now
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: C(37 s), C(2 min 5 s), C(1 h 3 min)."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class LongTaskAction(ActionBase):  # type: ignore[misc]

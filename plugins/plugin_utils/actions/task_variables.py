@@ -11,10 +11,19 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names, wishes
+
+# What the planner calls the texts of gpu_info.
+GPU_TEXTS = {
+    "driver_version": "driver_version",
+    "cuda_driver_version": "cuda_driver_version",
+    "gpu_state": "state",
+    "gpu_reason": "reason",
+    "gpu_remedy": "remedy",
+}
 
 
 def read_wishes(
@@ -31,7 +40,7 @@ def read_wishes(
     Raises:
         GpufleetError: C(invalid-wishes), naming every problem at once.
     """
-    names = {name for name in variables if name.startswith(wishes.PREFIXES)}
+    names = {name for name in variables if name.startswith(variable_names.PREFIXES)}
     readable = {reader[0] for reader in wishes.READERS.values()} | verify_variables.READERS.keys()
     values: dict[str, Any] = {}
     problems = []
@@ -42,14 +51,14 @@ def read_wishes(
             problems.append(f"{name}: cannot be templated: {error}")
     values.update(overrides)
     problems += verify_variables.problems(values)
-    problems += wishes.relative_paths({**_controller_paths(templar, variables), **values})
+    problems += variable_names.relative_paths({**_controller_paths(templar, variables), **values})
     return wishes.read({**dict.fromkeys(names), **values}, known, problems)
 
 
 def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the paths on the controller; those that only another host can template are left to it."""
     found = {}
-    for name in sorted(wishes.CONTROLLER_PATHS & variables.keys()):
+    for name in sorted(variable_names.CONTROLLER_PATHS & variables.keys()):
         with contextlib.suppress(AnsibleError):
             found[name] = templar.template(variables[name])
     return found
@@ -66,27 +75,33 @@ def planner_host(
         variables: the task's.
         prefix: vllm_container_prefix: what runs under another one is not this deployment's.
     """
-    facts = variables.get("ansible_facts") or {}
-    memory, processors = host_info.get("memory") or {}, host_info.get("cpu") or {}
-    containers = (host_info.get("engine") or {}).get("containers") or []
     return {
-        "architecture": (host_info.get("system") or {}).get("architecture") or facts.get("architecture", ""),
-        "cpus": processors.get("count") or facts.get("processor_vcpus", 0),
-        "cpu_flags": processors.get("flags") or [],
-        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
-        "memory_available_mib": memory.get("available_mib") or 0,
-        "own_containers": [
-            container["id"]
-            for container in containers
-            if container.get("ours")
-            and container.get("state", "running") in ALIVE
-            and belongs_to(prefix, str(container.get("name") or f"{prefix}-0"))
-        ],
+        **_machine(host_info, variables.get("ansible_facts") or {}),
+        "own_containers": _own_containers(host_info, prefix),
         "model": host_info.get("model") or {},
         "gpus": gpu_info.get("gpus") or [],
-        "driver_version": gpu_info.get("driver_version") or "",
-        "cuda_driver_version": gpu_info.get("cuda_driver_version") or "",
-        "gpu_state": gpu_info.get("state") or "",
-        "gpu_reason": gpu_info.get("reason") or "",
-        "gpu_remedy": gpu_info.get("remedy") or "",
+        **{name: gpu_info.get(key) or "" for name, key in GPU_TEXTS.items()},
     }
+
+
+def _machine(host_info: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return architecture, processors and memory of the host."""
+    system, cpu, memory = (host_info.get(part) or {} for part in ("system", "cpu", "memory"))
+    return {
+        "architecture": system.get("architecture") or facts.get("architecture", ""),
+        "cpus": cpu.get("count") or facts.get("processor_vcpus", 0),
+        "cpu_flags": cpu.get("flags") or [],
+        "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),
+        "memory_available_mib": memory.get("available_mib") or 0,
+    }
+
+
+def _own_containers(host_info: Mapping[str, Any], prefix: str) -> list[str]:
+    """Return the ids of this deployment's containers that are alive."""
+    return [
+        container["id"]
+        for container in (host_info.get("engine") or {}).get("containers") or []
+        if container.get("ours")
+        and container.get("state", "running") in ALIVE
+        and belongs_to(prefix, str(container.get("name") or f"{prefix}-0"))
+    ]

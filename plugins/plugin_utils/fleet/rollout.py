@@ -19,7 +19,6 @@ out         it failed in an earlier rollout, could not be brought back and gets 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import itertools
 import re
@@ -27,7 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import fold, in_order, plan_kind
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import fold, in_order
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.plan_page import plan_kind
 
 PENDING, BEGUN, DONE, FAILED, ROLLED_BACK, OUT = "pending", "begun", "done", "failed", "rolled-back", "out"
 PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -105,35 +105,28 @@ def arrange(
     *,
     require_gates: bool = False,
 ) -> Rollout:
-    """Return which hosts are changed when: first those that get no requests, for that takes nothing from anybody.
+    """Return which hosts are changed when. Those that get no requests come first, because no client loses a server.
 
     Args:
         hosts: what was found out about each host that answered.
         unreachable: names of the others.
-        states: what earlier runs of this rollout left, by host: C(state) and C(wish).
+        states: what earlier runs of this rollout left, by host: `state` and `wish`.
         sizes: of the batches, see batch_sizes.
         max_failures: see allowed.
         require_gates: whether a canary that would be held against nothing is reason to change nothing.
     """
     refused = {host: found.error for host, found in hosts.items() if found.error}
-    mine = {host: state for host, state in states.items() if host in hosts and state["wish"] == hosts[host].wish()}
-    begun = [host for host in hosts if host not in refused and _needs_its_turn(hosts[host], states.get(host, {}))]
-    changing = [host for host, found in hosts.items() if found.changes and host not in refused and host not in begun]
-    rest = [host for host in hosts if host not in refused and host not in begun and host not in changing]
-    done = [host for host in rest if mine.get(host, {}).get("state") == DONE]
+    able = {host: found for host, found in hosts.items() if not found.error}
+    begun = [host for host, found in able.items() if _needs_its_turn(found, states.get(host, {}))]
+    changing = [host for host, found in able.items() if found.changes and host not in begun]
+    rest = [host for host in able if host not in begun and host not in changing]
+    done = [host for host in rest if _is_done(hosts[host], states.get(host, {}))]
     dark = in_order(host for host in changing if not hosts[host].serves)
     lit = {host: plan_kind(hosts[host].plan) for host in changing if host not in dark}
     batches = cut(in_order(begun) + dark + mixed(lit), len(done), sizes)
     canaries = batches[0] if batches and not done else []
     ungated = list(dict.fromkeys(text for host in canaries for text in hosts[host].ungated))
-    stop = ""
-    if ungated and require_gates:
-        stop = f"vllm_rollout_require_gates is true, and the canary would be held against nothing: {'; '.join(ungated)}"
-    if len(refused) > allowed(max_failures, len(hosts)):
-        stop = (
-            f"{len(refused)} of {len(hosts)} hosts cannot be changed, more than vllm_rollout_max_failures"
-            f" ({max_failures}) allows"
-        )
+    too_many = _too_many_refused(len(refused), len(hosts), max_failures)
     return Rollout(
         batches=batches,
         canaries=canaries,
@@ -141,12 +134,31 @@ def arrange(
         same=in_order(host for host in rest if host not in done),
         refused=refused,
         unreachable=in_order(unreachable),
-        stop=stop,
+        stop=too_many or (_gates_missing(ungated) if require_gates else ""),
         left=in_order(host for host, found in hosts.items() if found.left_by),
         dark=dark,
         notes={host: found.note for host, found in hosts.items() if found.note},
         ungated=ungated,
     )
+
+
+def _is_done(found: Prepared, state: Mapping[str, Any]) -> bool:
+    """Return whether an earlier run of this rollout has changed a host to what is wished now."""
+    return state.get("state") == DONE and state["wish"] == found.wish()
+
+
+def _gates_missing(ungated: Sequence[str]) -> str:
+    """Return why nothing is changed where every gate is required; empty if the canaries have them all."""
+    if not ungated:
+        return ""
+    return f"vllm_rollout_require_gates is true, and the canary would be held against nothing: {'; '.join(ungated)}"
+
+
+def _too_many_refused(refused: int, total: int, max_failures: Any) -> str:
+    """Return why nothing is changed where too many hosts cannot be changed; empty if they are not too many."""
+    if refused <= allowed(max_failures, total):
+        return ""
+    return f"{refused} of {total} hosts cannot be changed, more than vllm_rollout_max_failures ({max_failures}) allows"
 
 
 def _needs_its_turn(found: Prepared, state: Mapping[str, Any]) -> bool:
@@ -276,11 +288,6 @@ def why_stop(states: Mapping[str, Mapping[str, Any]], max_failures: Any, total: 
     return ""
 
 
-def to_bring_back(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the hosts that a stopped rollout has changed, in the order in which they are brought back."""
-    return in_order(host for host, state in states.items() if state["state"] in (DONE, BEGUN))
-
-
 def left_to_do(states: Mapping[str, Mapping[str, Any]], stopped: bool) -> list[str]:
     """Return the hosts that a rollout still has something to do for: those of a stopped one are to be brought back."""
     unfinished = (DONE, BEGUN) if stopped else (PENDING, BEGUN)
@@ -288,141 +295,9 @@ def left_to_do(states: Mapping[str, Mapping[str, Any]], stopped: bool) -> list[s
 
 
 def still_out(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the hosts that get no requests, for they failed and could not be brought back."""
+    """Return the hosts that get no requests because they failed and could not be brought back."""
     return in_order(
         host
         for host, state in states.items()
         if state["state"] == OUT or (state["state"] == FAILED and state.get("out"))
     )
-
-
-# Going back
-
-
-@dataclasses.dataclass(frozen=True)
-class WayBack:
-    """How far a host goes back.
-
-    Attributes:
-        to: id of the deployment; empty for the last one that served something else than what runs.
-        stays: whether there is nothing to go back from: C(to) is what it serves.
-        why: for people.
-    """
-
-    to: str = ""
-    stays: bool = False
-    why: str = ""
-
-
-def way_back(
-    state: Mapping[str, Any], began: str, under_way: bool, deployments: Sequence[Mapping[str, Any]]
-) -> WayBack:
-    """Return how far a host goes back when nobody says so: before the last rollout, and no further.
-
-    Whatever was deployed by other means since then is gone back from one by one.
-
-    Args:
-        state: of the host in the last rollout: C(state), C(before) and C(after); empty if it had no part in it.
-        began: when that one began; empty if there was none.
-        under_way: whether it has not ended.
-        deployments: of the host, the newest first, as the module vllm_server_info returns them.
-    """
-    current = next((entry for entry in deployments if entry.get("current")), None)
-    if not began or current is None:
-        return WayBack()
-    name = str(state.get("state") or "")
-    before = str((state.get("before") or {}).get("deployment") or "") if name in (DONE, BEGUN, FAILED, OUT) else ""
-    rollout = f"the rollout that began at {began}"
-    if before:
-        if before in (current["id"], current.get("rolled_back_to")):
-            return WayBack(current["id"], True, f"serves what it served before {rollout}, and stays so")
-        after = str((state.get("after") or {}).get("deployment") or "")
-        if current["id"] == after or (name != DONE and (under_way or name == OUT)):
-            return WayBack(before, False, f"goes back to what it served before {rollout}")
-    elif _before(str(current.get("time") or ""), began):
-        return WayBack(
-            current["id"], True, f"stays as it is: {rollout} has not changed it (vllm_rollback_to goes further back)"
-        )
-    return WayBack()
-
-
-def _before(first: str, second: str) -> bool:
-    """Return whether a time is before another one; false where one cannot be read."""
-    try:
-        one, other = (datetime.datetime.fromisoformat(text.replace("Z", "+00:00")) for text in (first, second))
-        return one < other
-    except (ValueError, TypeError):
-        return False
-
-
-# For people
-
-
-def arranged_lines(rollout: Rollout) -> list[str]:
-    """Return the lines that say what a rollout is going to do."""
-    order = rollout.order
-    total = sum(map(len, (order, rollout.done, rollout.same, rollout.refused, rollout.unreachable)))
-    sizes = ", ".join(str(len(batch)) for batch in rollout.batches)
-    lines = [
-        f"{_hosts(total)}: {len(order)} to change"
-        + (f" in {len(rollout.batches)} batch{'es' * (len(rollout.batches) != 1)} ({sizes})" if order else "")
-    ]
-    if rollout.canaries:
-        lines.append(f"  canary: {fold(rollout.canaries)}")
-        lines += [f"  the canary is held against nothing: {text}" for text in rollout.ungated]
-    if rollout.left:
-        lines.append(f"  left without requests by a run that did not end: {fold(rollout.left)}")
-    if rollout.dark:
-        lines.append(f"  first, for they do not serve: {fold(rollout.dark)}")
-    lines += [f"  {fold(hosts)} {text}" for text, hosts in _by_text(rollout.notes)]
-    for text, names in (("done before", rollout.done), ("nothing to do", rollout.same)):
-        if names:
-            lines.append(f"  {text}: {fold(names)}")
-    if rollout.unreachable:
-        lines.append(f"  not reachable, left out: {fold(rollout.unreachable)}")
-    lines += _reasons("cannot be changed", rollout.refused)
-    if rollout.stop:
-        lines.append(f"Nothing is changed: {rollout.stop.rstrip('.')}.")
-    return lines
-
-
-def told_lines(states: Mapping[str, Mapping[str, Any]], stop: str) -> list[str]:
-    """Return the lines that say what became of a rollout."""
-    by_state: dict[str, list[str]] = {}
-    for host, state in states.items():
-        by_state.setdefault(str(state["state"]), []).append(host)
-    words = {
-        DONE: "changed, and not brought back yet" if stop else "changed and verified",
-        ROLLED_BACK: "changed, then brought back",
-        PENDING: "not reached, left as they were",
-        BEGUN: "begun and not ended",
-    }
-    lines = [f"The rollout was stopped: {stop.rstrip('.')}."] if stop else []
-    for name, text in words.items():
-        if by_state.get(name):
-            lines.append(f"  {text}: {fold(by_state[name])} ({_hosts(len(by_state[name]))})")
-    kept = {host: str(states[host]["why"]) for host in by_state.get(DONE, []) if stop and states[host].get("why")}
-    failed = {host: str(states[host]["why"]) for host in by_state.get(FAILED, [])}
-    lines += _reasons("not brought back", kept) + _reasons("failed", failed)
-    ungated = {host: "; ".join(states[host].get("ungated") or []) for host in by_state.get(DONE, [])}
-    lines += _reasons("held against nothing", {host: text for host, text in ungated.items() if text})
-    if still_out(states):
-        lines.append(f"  get no requests until a next rollout has verified them: {fold(still_out(states))}")
-    return lines
-
-
-def _reasons(what: str, reasons: Mapping[str, str]) -> list[str]:
-    """Return each reason once, with its hosts."""
-    return [f"  {what}: {fold(hosts)}: {reason}" for reason, hosts in _by_text(reasons)]
-
-
-def _by_text(texts: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Return each text once with its hosts, the one of most hosts first."""
-    hosts_of: dict[str, list[str]] = {}
-    for host, text in texts.items():
-        hosts_of.setdefault(" ".join(text.split()), []).append(host)
-    return sorted(hosts_of.items(), key=lambda item: (-len(item[1]), in_order(item[1])[0]))
-
-
-def _hosts(count: int) -> str:
-    return f"{count} host{'s' * (count != 1)}"

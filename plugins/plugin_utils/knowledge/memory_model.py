@@ -13,11 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB, MIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
-
-GIB = 1024**3
-MIB = 1024**2
 
 # Bytes of one element of the KV cache. "auto" is that of the model's weights before quantisation.
 KV_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
@@ -46,7 +44,7 @@ HIGHEST_UTILISATION = 0.95
 
 
 @dataclass(frozen=True)
-class Load:
+class ReplicaLoad:
     """What is asked of one replica: its parallelism and its batch."""
 
     tensor_parallel_size: int
@@ -104,7 +102,7 @@ def kv_bytes_per_token(shape: Shape, kv_dtype: str, tensor_parallel_size: int = 
     return 2 * layers * heads * shape.head_dim * width
 
 
-def activation_gib(shape: Shape, load: Load) -> float:
+def activation_gib(shape: Shape, load: ReplicaLoad) -> float:
     """Return the peak of the activations: a fixed part, the forward pass of a full batch, every sequence's logits."""
     embedding = shape.vocabulary * shape.hidden * ACTIVATION_BYTES / load.tensor_parallel_size
     batch = load.max_num_batched_tokens * LIVE_TENSORS * shape.hidden * ACTIVATION_BYTES
@@ -118,7 +116,7 @@ def graph_gib(shape: Shape) -> float:
     return shape.layers * CUDA_GRAPH_GIB_PER_LAYER
 
 
-def budget(shape: Shape, card: float, load: Load) -> Budget:
+def budget(shape: Shape, card: float, load: ReplicaLoad) -> Budget:
     """Return where the memory of each card of a replica goes.
 
     Args:
@@ -138,7 +136,7 @@ def budget(shape: Shape, card: float, load: Load) -> Budget:
     return Budget(card, share, weights, activations, graphs, other, kv, tokens)
 
 
-def longest_request(shape: Shape, found: Budget, load: Load) -> int:
+def longest_request(shape: Shape, found: Budget, load: ReplicaLoad) -> int:
     """Return the tokens of the longest single request that the KV cache can hold.
 
     A vLLM that keeps only the window of local layers needs less than the request's whole length there: the window and
@@ -153,7 +151,7 @@ def longest_request(shape: Shape, found: Budget, load: Load) -> int:
     return int((found.kv * GIB - window * local) / full)
 
 
-def highest_utilisation(shape: Shape, card: float, load: Load) -> float:
+def highest_utilisation(shape: Shape, card: float, load: ReplicaLoad) -> float:
     """Return the largest share of a card that leaves room for what vLLM does not count, rounded down to 0.01."""
     outside = 0.0 if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else graph_gib(shape)
     share = (card - outside - CONTEXT_GIB - FRAGMENTS_GIB) / card

@@ -5,40 +5,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
 
-GIB = 1024**3
 # Weights on the card against the sum of their tensors: 104.93 GiB reported for 102.29 GiB of Scout in FP8.
 LOADED = 1.026
 # Bits of one quantised weight, with its scales.
 BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.5, "8-bit": 8.0}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-def snapshot(folder: str) -> str:
-    """Return the folder of a model's files: C(folder) itself, or the current snapshot when it is a repository's folder
-    in the Hugging Face cache, such as C(hub/models--nvidia--Llama-4-Scout-17B-16E-Instruct-FP8).
-
-    With C(/refs/<revision>) behind it, it is the snapshot of that branch, tag or commit.
-    """
-    repository, wants_revision, revision = folder.partition("/refs/")
-    if wants_revision:
-        return os.path.join(repository, "snapshots", _read_text(folder).strip() or revision)
-    snapshots = os.path.join(folder, "snapshots")
-    main = _read_text(os.path.join(folder, "refs", "main")).strip()
-    if main and os.path.isfile(os.path.join(snapshots, main, "config.json")):
-        return os.path.join(snapshots, main)
-    try:
-        found = [entry for entry in os.scandir(snapshots) if os.path.isfile(os.path.join(entry.path, "config.json"))]
-    except OSError:
-        return folder
-    return max(found, key=lambda entry: entry.stat().st_mtime).path if found else folder
 
 
 def check(found: Mapping[str, Any]) -> None:
@@ -241,11 +220,3 @@ def _computed_gib(config: Mapping[str, Any], precision: str, dtype: str) -> floa
     width = DTYPE_BYTES.get(dtype.replace("torch.", ""), 2)
     bits = BITS.get(precision, width * 8)
     return (layers * (attention + feed_forward) * bits / 8 + embeddings * width) / GIB * LOADED
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read(1024)
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import memory_model, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen
@@ -85,7 +86,7 @@ def _needed_gib(chosen: Chosen, config: Mapping[str, Any]) -> float:
         return CPU_RUNTIME_GIB * 2
     width = 2 if config["dtype"] == "bfloat16" else 4
     per_token = memory_model.kv_bytes_per_token(chosen.shape, str(config["dtype"]))
-    cache = per_token * int(config["max-num-seqs"]) * int(config["max-model-len"]) / memory_model.GIB
+    cache = per_token * int(config["max-num-seqs"]) * int(config["max-model-len"]) / GIB
     return CPU_RUNTIME_GIB + chosen.shape.weights_gib * width / chosen.shape.dtype_bytes + cache
 
 
@@ -139,7 +140,7 @@ def cpu_capacity(host: Mapping[str, Any], wishes: Wishes, chosen: Chosen, config
     width = 2 if config["dtype"] == "bfloat16" else 4
     weights = chosen.shape.weights_gib * width / chosen.shape.dtype_bytes
     cache = max(0.0, total * config["gpu-memory-utilization"] - CPU_RUNTIME_GIB - weights)
-    tokens = int(cache * memory_model.GIB / memory_model.kv_bytes_per_token(chosen.shape, str(config["dtype"])))
+    tokens = int(cache * GIB / memory_model.kv_bytes_per_token(chosen.shape, str(config["dtype"])))
     length = min(wishes.expected_input_len + wishes.expected_output_len, config["max-model-len"])
     return {
         "weights_gib_per_gpu": round(weights, 2),

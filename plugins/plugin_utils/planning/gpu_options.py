@@ -90,7 +90,7 @@ def _async_scheduling(draft: Draft, wishes: Wishes, config: dict[str, Any], vers
 
 
 def _prefix_caching(draft: Draft, wishes: Wishes, config: dict[str, Any]) -> None:
-    if not wishes.trade.as_published:
+    if not wishes.goals.as_published:
         draft.decide("prefix_caching", True, "on, as is vLLM's default: repeated prompts are not computed again")
         return
     config["no-enable-prefix-caching"] = True
@@ -115,7 +115,7 @@ def _moe_backend(
         return
     name = f"VLLM_USE_FLASHINFER_MOE_{chosen.precision.upper()}"
     by_variable = versions.ENVIRONMENT[name].holds(version)
-    if chosen.precision == "fp8" and (not wishes.trade.as_published or (capability != (10, 0) and by_variable)):
+    if chosen.precision == "fp8" and (not wishes.goals.as_published or (capability != (10, 0) and by_variable)):
         draft.decide("moe_backend", None, "left to vLLM: FlashInfer's FP8 kernels have cost accuracy (vllm #31609)")
         return
     if chosen.precision == "fp8" and not (chosen.shape and chosen.shape.static_fp8):

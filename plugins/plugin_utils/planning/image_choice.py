@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS, platform_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
@@ -98,26 +99,26 @@ def _tag(wishes: Wishes, default: tuple[str, str], cards: Sequence[Gpu]) -> tupl
 
 def _platform(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> str:
     architecture = str(host.get("architecture") or "")
-    known = {"x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64"}
-    if architecture and architecture not in known:
+    own = platform_of(architecture)
+    if architecture and own not in PLATFORMS:
         raise GpufleetError(
             f"This host's architecture {architecture} has no vLLM image.",
             name="unsupported-platform",
             remedy="Use an x86_64 or aarch64 host.",
         )
-    if wishes.platform and architecture and not wishes.gpus and wishes.platform != known[architecture]:
+    if wishes.platform and architecture and not wishes.gpus and wishes.platform != own:
         raise GpufleetError(
             f"vllm_platform: {wishes.platform} does not run on this host, which is {architecture}.",
             name="unsupported-platform",
-            remedy=f"Leave vllm_platform empty, or set it to {known[architecture]}.",
+            remedy=f"Leave vllm_platform empty, or set it to {own}.",
         )
     if wishes.platform:
         platform, reason = wishes.platform, "vllm_platform"
     elif architecture and not wishes.gpus:
-        platform, reason = known[architecture], f"the host is {architecture}"
+        platform, reason = own, f"the host is {architecture}"
     else:
         card = catalogue.card(cards[0].name) if cards else None
-        platform = known[card.architecture if card else "x86_64"]
+        platform = platform_of(card.architecture if card else "x86_64")
         reason = f"hosts with {cards[0].name} are {platform}" if cards else "not probed"
     draft.decide("platform", platform, reason)
     return platform

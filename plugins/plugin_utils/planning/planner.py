@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import gpus, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
@@ -249,8 +250,7 @@ def summary(plan_document: Mapping[str, Any]) -> list[str]:
     ]
     for replica in replicas:
         cards = " " + ",".join(str(index) for index in replica["gpus"]) if replica["gpus"] else ""
-        address = f"[{replica['host']}]" if ":" in replica["host"] else replica["host"]
-        lines.append(f"{replica['name']}: {where}{cards}, http://{address}:{replica['port']}")
+        lines.append(f"{replica['name']}: {where}{cards}, http://{authority(replica['host'], replica['port'])}")
     if capacity["kv_cache_tokens"] is not None:
         lines.append(
             f"per replica: {capacity['kv_cache_tokens']} tokens of KV cache, {capacity['max_concurrent_requests']}"

@@ -13,7 +13,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, gpus, memory_model, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Budget, Load
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Budget, ReplicaLoad
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
@@ -29,7 +29,7 @@ MOST_CARDS = 64
 class Sizing:
     """What one replica gets: its cards and its batch. None leaves a value to vLLM."""
 
-    load: Load
+    load: ReplicaLoad
     max_model_len: int | None
     max_num_seqs: int | None
     utilisation: float | None
@@ -52,7 +52,7 @@ def size_replica(
         GpufleetError: C(does-not-fit), C(too-few-gpus), C(invalid-tensor-parallel-size) or C(invalid-max-model-len).
     """
     card = min(memory_model.card_gib(gpu.memory_mib, gpu.reserved_mib) for gpu in cards)
-    load = Load(
+    load = ReplicaLoad(
         tensor_parallel_size=1,
         max_num_seqs=_starting_seqs(wishes, card),
         max_num_batched_tokens=wishes.max_num_batched_tokens or RECIPE_BATCHED_TOKENS,
@@ -70,11 +70,11 @@ def size_replica(
     length = _model_len(draft, wishes, chosen.shape, found, load)
     draft.decide("weights", f"{chosen.shape.weights_gib:.2f} GiB", chosen.shape.weights_source)
     draft.decide("kv_cache", f"{found.tokens} tokens", _kv_cache_reason(chosen.shape, found, load))
-    sent = load.utilisation if wishes.gpu_memory_utilization or wishes.trade.fill else None
+    sent = load.utilisation if wishes.gpu_memory_utilization or wishes.goals.fill else None
     return Sizing(load, length, seqs, sent, found)
 
 
-def _kv_cache_reason(shape: Shape, found: Budget, load: Load) -> str:
+def _kv_cache_reason(shape: Shape, found: Budget, load: ReplicaLoad) -> str:
     per_token = memory_model.kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size)
     reason = f"{found.as_sentence()} of {per_token} bytes per GPU"
     if shape.local_layers:
@@ -92,7 +92,7 @@ def _check_length(wishes: Wishes, shape: Shape) -> None:
         )
 
 
-def _size_unknown(draft: Draft, wishes: Wishes, load: Load, cards: Sequence[Gpu]) -> Sizing:
+def _size_unknown(draft: Draft, wishes: Wishes, load: ReplicaLoad, cards: Sequence[Gpu]) -> Sizing:
     size = wishes.tensor_parallel_size or 1
     if size > len(cards):
         raise too_few_gpus(f"vllm_tensor_parallel_size: {size}", size, cards)
@@ -109,14 +109,14 @@ def _starting_seqs(wishes: Wishes, card: float) -> int:
     if wishes.max_num_seqs:
         return wishes.max_num_seqs
     default = DEFAULT_SEQS_LARGE if card >= LARGE_CARD_GIB else DEFAULT_SEQS_SMALL
-    return min(wishes.trade.sequences or default, wishes.max_num_batched_tokens or RECIPE_BATCHED_TOKENS)
+    return min(wishes.goals.sequences or default, wishes.max_num_batched_tokens or RECIPE_BATCHED_TOKENS)
 
 
 def _kv_dtype(wishes: Wishes, chosen: Chosen) -> str:
     return wishes.kv_cache_dtype or ("fp8" if chosen.fp8_kv else "auto")
 
 
-def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Load) -> Load:
+def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: ReplicaLoad) -> ReplicaLoad:
     default = _default_utilisation(load)
     if wishes.gpu_memory_utilization:
         draft.decide("gpu_memory_utilization", wishes.gpu_memory_utilization, "vllm_gpu_memory_utilization")
@@ -127,7 +127,7 @@ def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: 
                 " memory model finds safe for these GPUs: the server may run out of memory while it works."
             )
         return load
-    if not wishes.trade.fill:
+    if not wishes.goals.fill:
         draft.decide("gpu_memory_utilization", None, f"left to vLLM {versions.as_text(load.version)}: {default}")
         return load
     highest = max(default, memory_model.highest_utilisation(shape, card, load))
@@ -141,16 +141,18 @@ def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: 
     return replace(load, utilisation=highest)
 
 
-def _profile_size(wishes: Wishes, precision: str, shape: Shape, card: float, load: Load, cards: int) -> tuple[int, str]:
+def _profile_size(
+    wishes: Wishes, precision: str, shape: Shape, card: float, load: ReplicaLoad, cards: int
+) -> tuple[int, str]:
     """Return the tensor parallel size that the profile asks for, and why."""
-    sizes = wishes.trade.sizes_for(precision)
+    sizes = wishes.goals.sizes_for(precision)
     size = max((size for size in sizes if size <= cards), default=sizes[0])
     if sizes == (1,):
         return 1, f"profile {wishes.profile}: TP 1 gives the most throughput per GPU"
     if len(sizes) > 1:
         several = " or ".join(str(size) for size in sizes)
         return size, f"profile {wishes.profile}: TP {several}, as many as the host has"
-    if wishes.trade.fill:
+    if wishes.goals.fill:
         alone, shared = (memory_model.budget(shape, card, replace(load, tensor_parallel_size=n)) for n in (1, size))
         return size, (
             f"profile {wishes.profile}: TP {size} for {precision}; the KV cache holds {shared.tokens // size} tokens a"
@@ -160,8 +162,8 @@ def _profile_size(wishes: Wishes, precision: str, shape: Shape, card: float, loa
 
 
 def _tensor_parallelism(
-    draft: Draft, wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], card: float, load: Load
-) -> Load:
+    draft: Draft, wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], card: float, load: ReplicaLoad
+) -> ReplicaLoad:
     most = len(cards) // wishes.replicas if wishes.replicas else len(cards)
     if most < 1:
         raise too_few_gpus(f"vllm_replicas: {wishes.replicas}", wishes.replicas or 1, cards)
@@ -226,13 +228,13 @@ def _needed_tokens(wishes: Wishes) -> int:
     return wishes.max_model_len or wishes.expected_input_len + wishes.expected_output_len
 
 
-def _fits(shape: Shape, card: float, load: Load, wishes: Wishes) -> bool:
+def _fits(shape: Shape, card: float, load: ReplicaLoad, wishes: Wishes) -> bool:
     found = memory_model.budget(shape, card, load)
     return found.kv > 0 and memory_model.longest_request(shape, found, load) >= _needed_tokens(wishes)
 
 
 def _does_not_fit(
-    wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], card: float, load: Load
+    wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], card: float, load: ReplicaLoad
 ) -> GpufleetError:
     found = memory_model.budget(shape, card, load)
     size = load.tensor_parallel_size
@@ -265,7 +267,7 @@ def _does_not_fit(
     )
 
 
-def _default_utilisation(load: Load) -> float:
+def _default_utilisation(load: ReplicaLoad) -> float:
     return versions.default_gpu_memory_utilization(load.version)
 
 
@@ -278,7 +280,9 @@ def _how_to_get(enough: int, wishes: Wishes, cards: Sequence[Gpu]) -> str:
     return ": set vllm_tensor_parallel_size to auto."
 
 
-def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Load) -> tuple[Load, int | None]:
+def _sequences(
+    draft: Draft, wishes: Wishes, shape: Shape, card: float, load: ReplicaLoad
+) -> tuple[ReplicaLoad, int | None]:
     """Choose max-num-seqs; None leaves it to vLLM."""
     length = wishes.expected_input_len + wishes.expected_output_len
     held = _held(shape, card, load, length)
@@ -291,8 +295,8 @@ def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Lo
                 " cache holds: beyond that, requests wait or are preempted and computed again."
             )
         return load, wishes.max_num_seqs
-    if wishes.trade.sequences is None and not wishes.trade.fill:
-        as_told = ", as in the recipe" if wishes.trade.as_published else ""
+    if wishes.goals.sequences is None and not wishes.goals.fill:
+        as_told = ", as in the recipe" if wishes.goals.as_published else ""
         draft.decide(
             "max_num_seqs",
             None,
@@ -305,13 +309,13 @@ def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Lo
                 " benchmark, waits in the queue or is preempted."
             )
         return load, None
-    if wishes.trade.sequences is None:
+    if wishes.goals.sequences is None:
         for _round in range(3):
             load = replace(load, max_num_seqs=max(1, min(held, load.max_num_batched_tokens)))
             held = _held(shape, card, load, length)
         draft.decide("max_num_seqs", load.max_num_seqs, f"what the KV cache holds of requests of {lengths}")
         return load, load.max_num_seqs
-    wanted = wishes.trade.sequences
+    wanted = wishes.goals.sequences
     seqs = max(1, min(wanted, held))
     reason = f"profile {wishes.profile}: {wanted}"
     if seqs < wanted:
@@ -320,11 +324,11 @@ def _sequences(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: Lo
     return replace(load, max_num_seqs=seqs), seqs
 
 
-def _held(shape: Shape, card: float, load: Load, length: int) -> int:
+def _held(shape: Shape, card: float, load: ReplicaLoad, length: int) -> int:
     return memory_model.budget(shape, card, load).tokens // length
 
 
-def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: Load) -> int:
+def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: ReplicaLoad) -> int:
     longest = memory_model.longest_request(shape, found, load)
     if wishes.max_model_len:
         length, reason = wishes.max_model_len, f"vllm_max_model_len; up to {longest} tokens fit"

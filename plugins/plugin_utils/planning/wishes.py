@@ -5,16 +5,26 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
-import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.option_names import OPTIONS_WITH_VARIABLE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
+    ABSENT,
+    Reader,
+    auto,
+    flag,
+    given,
+    integer,
+    invalid,
+    one_of,
+    text_of,
+    value_of,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import (
     SHORTEST_SECRET,
     hideable,
@@ -23,39 +33,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import PROFILES, Profile
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.variable_names import misspelt
 
-PREFIXES = ("vllm_", "nvidia_container_toolkit_")
-# Prefixes that other collections use too: only what nearly is one of our names is told, as a warning.
-SHARED_PREFIXES = ("cpu_image_", "docker_", "router_")
-NEARLY = 0.9
-# Variables of others that nearly are ours: geerlingguy.docker has it.
-OF_OTHERS = frozenset({"docker_package"})
-# Files and folders on the controller, which Ansible would look for beside the playbook and the role.
-CONTROLLER_PATHS = frozenset(
-    {"nvidia_container_toolkit_packages_dir", "router_ca", "router_certificate", "vllm_accuracy_tasks_dir"}
-)
-# Variables that the collection sets itself.
-OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
-
-# Options of `vllm serve` that have a variable of their own, and options that must not be set by hand.
-OPTIONS_WITH_VARIABLE = {
-    "api-key": "vllm_api_key",
-    "config": "vllm_extra_config",
-    "data-parallel-size": "vllm_replicas",
-    "dtype": "vllm_precision",
-    "gpu-memory-utilization": "vllm_gpu_memory_utilization",
-    "hf-token": "vllm_hf_token",
-    "host": "vllm_host",
-    "kv-cache-dtype": "vllm_kv_cache_dtype",
-    "max-model-len": "vllm_max_model_len",
-    "max-num-batched-tokens": "vllm_max_num_batched_tokens",
-    "max-num-seqs": "vllm_max_num_seqs",
-    "model": "vllm_model",
-    "port": "vllm_port",
-    "served-model-name": "vllm_served_model_name",
-    "shutdown-timeout": "vllm_drain_timeout",
-    "tensor-parallel-size": "vllm_tensor_parallel_size",
-}
 VARIABLES_WITH_SECRETS = {
     "VLLM_API_KEY": "vllm_api_key",
     "HF_TOKEN": "vllm_hf_token",
@@ -121,7 +100,7 @@ class Wishes:
     volumes: tuple[str, ...] = ()
 
     @property
-    def trade(self) -> Profile:
+    def goals(self) -> Profile:
         """What the profile asks of the planner."""
         return PROFILES[self.profile]
 
@@ -149,148 +128,6 @@ def read(variables: Mapping[str, Any], known: Iterable[str] = (), found: Iterabl
     return Wishes(**given)
 
 
-def misspelt(variables: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return a problem for each variable that looks like a wish but is none that the collection knows."""
-    names = set(known)
-    problems = []
-    for name in sorted(variables):
-        if not name.startswith(PREFIXES) or name in names or name in OUTPUTS:
-            continue
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}?" if near else "the collection has no such variable."
-        problems.append(f"{name}: unknown; {hint}")
-    return problems
-
-
-def near_misses(variables: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return a warning for each variable whose name is nearly one of ours, where others may have one of that name."""
-    names = {name for name in known if name.startswith(SHARED_PREFIXES)}
-    warnings = []
-    for name in sorted(variables):
-        if not name.startswith(SHARED_PREFIXES) or name in names or name in OF_OTHERS:
-            continue
-        near = difflib.get_close_matches(name, names, n=1, cutoff=NEARLY)
-        if near:
-            warnings.append(f"{name} is no variable of this collection; did you mean {near[0]}?")
-    return warnings
-
-
-def relative_paths(values: Mapping[str, Any]) -> list[str]:
-    """Return a problem for each path on the controller that is not absolute."""
-    problems = []
-    for name in sorted(CONTROLLER_PATHS & values.keys()):
-        path = _plain(values[name])
-        if isinstance(path, str) and path.strip() and not path.strip().startswith(("/", "~")):
-            problems.append(
-                f"{name}: {path!r} is not valid: it must be an absolute path on the controller, such as"
-                f' "{{{{ inventory_dir }}}}/../files/{posixpath.basename(path.rstrip("/")) or "…"}"'
-            )
-    return problems
-
-
-def invalid(problems: list[str]) -> GpufleetError:
-    """Return the error that names every problem of the variables."""
-    count = len(problems)
-    listed = "\n".join(f"  - {problem}" for problem in problems)
-    return GpufleetError(
-        f"{count} problem{'s' if count > 1 else ''} in the vllm_* variables:\n{listed}",
-        name="invalid-wishes",
-        remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.vllm gpufleet.vllm.verify lists them"
-        " all.",
-        details={"problems": problems},
-    )
-
-
-ABSENT: Any = object()
-Reader = Callable[[Any], Any]
-
-
-def _shown(value: Any) -> str:
-    """Return a value as messages show it: of a dictionary the keys alone, for the values may be secrets."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: …" for key in value) + "}"
-    return repr(_plain(value))
-
-
-def value_of(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader], problems: list[str]) -> Any:
-    """Return a variable's value as its reader reads it, or ABSENT, with a problem more when the reader refuses it.
-
-    Args:
-        variables: names to values; None counts as left out.
-        name: what the value is to become; one that begins with C(has_) stands for a secret, which is never shown.
-        reader: the variable, and how its value is read.
-        problems: where a problem is added.
-    """
-    variable, read_value = reader
-    if variable not in variables or variables[variable] is None:
-        return ABSENT
-    try:
-        return read_value(variables[variable])
-    except ValueError as error:
-        shown = "(hidden)" if name.startswith("has_") else _shown(variables[variable])
-        problems.append(f"{variable}: {shown} is not valid: {error}")
-        return ABSENT
-
-
-def _plain(value: Any) -> Any:
-    """Return a value without the tags that Ansible puts on it, for showing."""
-    if isinstance(value, str):
-        return str(value)
-    return value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (dict, list, bool)):
-        raise ValueError("it must be a text")
-    return str(value).strip()
-
-
-def flag(value: Any) -> bool:
-    """Read true or false."""
-    if isinstance(value, bool):
-        return value
-    if str(value).strip().lower() in ("true", "yes", "on", "1"):
-        return True
-    if str(value).strip().lower() in ("false", "no", "off", "0", ""):
-        return False
-    raise ValueError("it must be true or false")
-
-
-def _given(value: Any) -> bool:
-    return bool(_text(value))
-
-
-def _auto(read_value: Reader) -> Reader:
-    return lambda value: None if str(value).strip().lower() in ("auto", "") else read_value(value)
-
-
-def _one_of(*choices: str) -> Reader:
-    def read_value(value: Any) -> str:
-        text = _text(value)
-        if text not in choices:
-            near = difflib.get_close_matches(text, choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"it must be one of {', '.join(choices)}{hint}")
-        return text
-
-    return read_value
-
-
-def integer(least: int, most: int | None = None) -> Reader:
-    """Return a reader of whole numbers."""
-    wanted = f"it must be a whole number, at least {least}" + (f" and at most {most}" if most is not None else "")
-
-    def read_value(value: Any) -> int:
-        if isinstance(value, (bool, dict, list)) or not re.fullmatch(r"[+-]?\d+", str(value).strip()):
-            raise ValueError(wanted)
-        number = int(str(value))
-        if number < least or (most is not None and number > most):
-            raise ValueError(wanted)
-        return number
-
-    return read_value
-
-
 def _length(value: Any) -> int:
     """Read a number of tokens, also with vLLM's own suffixes: k is 1000, K is 1024."""
     found = re.fullmatch(r"(\d+)([kK]?)", str(value).strip())
@@ -301,7 +138,7 @@ def _length(value: Any) -> int:
 
 def _share(value: Any) -> float:
     try:
-        share = float(_text(value))
+        share = float(text_of(value))
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
@@ -311,7 +148,7 @@ def _share(value: Any) -> float:
 
 def _size(value: Any) -> float:
     try:
-        size = float(_text(value))
+        size = float(text_of(value))
     except ValueError:
         size = -1.0
     if not 0 < size < float("inf"):
@@ -320,21 +157,21 @@ def _size(value: Any) -> float:
 
 
 def _version(value: Any) -> versions.Version:
-    found = versions.parse(_text(value))
+    found = versions.parse(text_of(value))
     if found is None:
         raise ValueError("it must be a version such as 0.12.0")
     return found
 
 
 def _image(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if "@" in text or ":" in text.rsplit("/", 1)[-1]:
         raise ValueError("it must be without tag and digest; those are vllm_image_tag and vllm_image_digest")
     return text
 
 
 def _model(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if text.startswith("/"):
         return text.rstrip("/") or "/"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
@@ -343,21 +180,21 @@ def _model(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if text and not text.startswith("/"):
         raise ValueError("it must be an absolute path")
     return text.rstrip("/")
 
 
 def _digest(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if text and not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
         raise ValueError("it must be sha256: and 64 hexadecimal digits")
     return text
 
 
 def _address(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if text == "localhost":
         return "127.0.0.1"
     try:
@@ -367,14 +204,14 @@ def _address(value: Any) -> str:
 
 
 def _platform(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if text and text not in PLATFORMS:
         raise ValueError("it must be linux/amd64 or linux/arm64")
     return PLATFORMS.get(text, "")
 
 
 def _prefix(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
         raise ValueError("it must be a name that Docker accepts for containers, such as vllm")
     return text
@@ -437,7 +274,7 @@ def _extra_config(value: Any) -> dict[str, Any]:
         elif isinstance(content, (int, float)):
             content = float(content) if isinstance(content, float) else int(content)
         else:
-            content = _text(content)
+            content = text_of(content)
             if content.lower() in ("true", "false"):
                 option, content = _switch(option, content.lower() == "true")
         result[option] = content
@@ -478,7 +315,7 @@ def _selection(value: Any) -> str | tuple[int | str, ...]:
         if len({str(item) for item in value}) != len(value):
             raise ValueError("a GPU is named twice")
         return tuple(item if isinstance(item, int) else str(item) for item in value)
-    text = _text(value)
+    text = text_of(value)
     if text not in ("free", "all"):
         raise ValueError("it must be free, all, or a list of indexes or UUIDs such as [0, 1]")
     return text
@@ -498,49 +335,49 @@ def _volumes(value: Any) -> tuple[str, ...]:
     entries = value.split(",") if isinstance(value, str) else value
     if not isinstance(entries, (list, tuple)):
         raise ValueError("it must be a list such as [/data:/data:ro]")
-    return tuple(filter(None, map(_text, entries)))
+    return tuple(filter(None, map(text_of, entries)))
 
 
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
-    "device": ("vllm_device", _one_of("cuda", "cpu")),
+    "device": ("vllm_device", one_of("cuda", "cpu")),
     "accept_license": ("vllm_accept_license", flag),
-    "profile": ("vllm_profile", _one_of(*PROFILES)),
-    "precision": ("vllm_precision", _auto(_one_of("auto", "fp8", "fp4", "bf16"))),
-    "model": ("vllm_model", _auto(_model)),
-    "model_source": ("vllm_model_source", _auto(_one_of("auto", "hub", "path", "pypi"))),
-    "served_model_name": ("vllm_served_model_name", _text),
-    "image": ("vllm_image", _auto(_image)),
-    "image_tag": ("vllm_image_tag", _auto(_text)),
-    "image_source": ("vllm_image_source", _auto(_one_of("auto", "pull", "archive", "present", "build"))),
+    "profile": ("vllm_profile", one_of(*PROFILES)),
+    "precision": ("vllm_precision", auto(one_of("auto", "fp8", "fp4", "bf16"))),
+    "model": ("vllm_model", auto(_model)),
+    "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
+    "served_model_name": ("vllm_served_model_name", text_of),
+    "image": ("vllm_image", auto(_image)),
+    "image_tag": ("vllm_image_tag", auto(text_of)),
+    "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),
     "image_archive": ("vllm_image_archive", _path),
     "image_digest": ("vllm_image_digest", _digest),
-    "version": ("vllm_version", _auto(_version)),
-    "tensor_parallel_size": ("vllm_tensor_parallel_size", _auto(integer(1, 64))),
-    "replicas": ("vllm_replicas", _auto(integer(1, 64))),
-    "max_num_seqs": ("vllm_max_num_seqs", _auto(integer(1))),
-    "max_model_len": ("vllm_max_model_len", _auto(_length)),
-    "max_num_batched_tokens": ("vllm_max_num_batched_tokens", _auto(integer(1))),
-    "gpu_memory_utilization": ("vllm_gpu_memory_utilization", _auto(_share)),
+    "version": ("vllm_version", auto(_version)),
+    "tensor_parallel_size": ("vllm_tensor_parallel_size", auto(integer(1, 64))),
+    "replicas": ("vllm_replicas", auto(integer(1, 64))),
+    "max_num_seqs": ("vllm_max_num_seqs", auto(integer(1))),
+    "max_model_len": ("vllm_max_model_len", auto(_length)),
+    "max_num_batched_tokens": ("vllm_max_num_batched_tokens", auto(integer(1))),
+    "gpu_memory_utilization": ("vllm_gpu_memory_utilization", auto(_share)),
     "kv_cache_dtype": (
         "vllm_kv_cache_dtype",
-        _auto(_one_of("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16")),
+        auto(one_of("auto", "fp8", "fp8_e4m3", "fp8_e5m2", "bfloat16")),
     ),
     "expected_input_len": ("vllm_expected_input_len", integer(1)),
     "expected_output_len": ("vllm_expected_output_len", integer(1)),
     "host": ("vllm_host", _address),
     "port": ("vllm_port", integer(1, 65535)),
-    "network_mode": ("vllm_network_mode", _one_of("bridge", "host")),
-    "has_api_key": ("vllm_api_key", _given),
+    "network_mode": ("vllm_network_mode", one_of("bridge", "host")),
+    "has_api_key": ("vllm_api_key", given),
     "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
-    "has_hf_token": ("vllm_hf_token", _given),
+    "has_hf_token": ("vllm_hf_token", given),
     "has_secret_environment": ("vllm_secret_environment", _secret_environment),
     "environment": ("vllm_environment", _environment),
     "extra_config": ("vllm_extra_config", _extra_config),
     "gpus": ("vllm_gpus", _gpus),
-    "driver_version": ("vllm_driver_version", _text),
+    "driver_version": ("vllm_driver_version", text_of),
     "platform": ("vllm_platform", _platform),
-    "gpu_access": ("vllm_gpu_access", _one_of("auto", "gpus", "cdi", "runtime", "devices", "none")),
+    "gpu_access": ("vllm_gpu_access", one_of("auto", "gpus", "cdi", "runtime", "devices", "none")),
     "gpu_selection": ("vllm_gpu_selection", _selection),
     "container_prefix": ("vllm_container_prefix", _prefix),
     "state_dir": ("vllm_state_dir", _path),
@@ -548,51 +385,85 @@ READERS: dict[str, tuple[str, Reader]] = {
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),
     "reclaim_orphans": ("vllm_reclaim_orphans", flag),
-    "image_size_gib": ("vllm_image_size_gib", _auto(_size)),
+    "image_size_gib": ("vllm_image_size_gib", auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
     "volumes": ("vllm_volumes", _volumes),
 }
 
 
+def _opens_without_key(wishes: Wishes) -> bool:
+    guarded = wishes.has_api_key or wishes.allow_unauthenticated
+    return not ipaddress.ip_address(wishes.host).is_loopback and not guarded
+
+
+def _is_folder(wishes: Wishes) -> bool:
+    return (wishes.model or "").startswith("/")
+
+
+def _more_sequences_than_tokens(wishes: Wishes) -> bool:
+    sequences, tokens = wishes.max_num_seqs, wishes.max_num_batched_tokens
+    return bool(sequences and tokens and sequences > tokens)
+
+
+def _tag_of_another_version(wishes: Wishes) -> bool:
+    tagged = versions.of_tag(wishes.image_tag or "", wishes.image)
+    return bool(wishes.version and tagged and tagged != wishes.version)
+
+
+# What cannot be true at once, whatever the host is: when that is so, and what is said of it.
+CONTRADICTIONS: tuple[tuple[Callable[[Wishes], bool], str], ...] = (
+    (
+        _opens_without_key,
+        "vllm_host: {wishes.host} lets other machines in, and no vllm_api_key is set; set one, set"
+        " vllm_host: 127.0.0.1, or say vllm_allow_unauthenticated: true",
+    ),
+    (
+        lambda wishes: wishes.image_source == "archive" and not wishes.image_archive,
+        "vllm_image_source: archive needs vllm_image_archive, the path of the archive on the host",
+    ),
+    (
+        lambda wishes: wishes.model_source == "path" and not _is_folder(wishes),
+        "vllm_model_source: path needs vllm_model to be the absolute path of a folder on the host",
+    ),
+    (
+        lambda wishes: wishes.model_source == "hub" and _is_folder(wishes),
+        "vllm_model_source: hub cannot serve the folder {wishes.model}; set it to auto or path",
+    ),
+    (
+        _more_sequences_than_tokens,
+        "vllm_max_num_seqs: {wishes.max_num_seqs} is more than vllm_max_num_batched_tokens:"
+        " {wishes.max_num_batched_tokens}; each sequence needs at least one token of a batch",
+    ),
+    (
+        lambda wishes: wishes.port + (wishes.replicas or 1) - 1 > 65535,
+        "vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port",
+    ),
+    (
+        _tag_of_another_version,
+        "vllm_version: {version} contradicts vllm_image_tag: {wishes.image_tag}; leave vllm_version at auto",
+    ),
+    (
+        lambda wishes: bool(wishes.image_archive) and wishes.image_source not in (None, "archive"),
+        "vllm_image_source: {wishes.image_source} contradicts vllm_image_archive: {wishes.image_archive}; leave"
+        " one of them at its default",
+    ),
+    (
+        lambda wishes: wishes.device == "cpu" and bool(wishes.gpus),
+        "vllm_gpus: contradicts vllm_device: cpu; leave vllm_gpus empty or set vllm_device: cuda",
+    ),
+    (
+        lambda wishes: wishes.device == "cpu" and wishes.precision in ("fp8", "fp4"),
+        "vllm_precision: {wishes.precision} needs a GPU; leave it at auto with vllm_device: cpu",
+    ),
+    (
+        lambda wishes: wishes.device == "cpu" and (wishes.tensor_parallel_size or 1) > 1,
+        "vllm_tensor_parallel_size: must be auto or 1 with vllm_device: cpu",
+    ),
+)
+
+
 def _contradictions(given: Mapping[str, Any]) -> list[str]:
     """Return what cannot be true at once, whatever the host is."""
     wishes = Wishes(**given)
-    problems = []
-    if not ipaddress.ip_address(wishes.host).is_loopback and not (wishes.has_api_key or wishes.allow_unauthenticated):
-        problems.append(
-            f"vllm_host: {wishes.host} lets other machines in, and no vllm_api_key is set; set one, set"
-            " vllm_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
-        )
-    if wishes.image_source == "archive" and not wishes.image_archive:
-        problems.append("vllm_image_source: archive needs vllm_image_archive, the path of the archive on the host")
-    if wishes.model_source == "path" and not (wishes.model or "").startswith("/"):
-        problems.append("vllm_model_source: path needs vllm_model to be the absolute path of a folder on the host")
-    if wishes.model_source == "hub" and (wishes.model or "").startswith("/"):
-        problems.append(f"vllm_model_source: hub cannot serve the folder {wishes.model}; set it to auto or path")
-    if wishes.max_num_seqs and wishes.max_num_batched_tokens and wishes.max_num_seqs > wishes.max_num_batched_tokens:
-        problems.append(
-            f"vllm_max_num_seqs: {wishes.max_num_seqs} is more than vllm_max_num_batched_tokens:"
-            f" {wishes.max_num_batched_tokens}; each sequence needs at least one token of a batch"
-        )
-    if wishes.port + (wishes.replicas or 1) - 1 > 65535:
-        problems.append(
-            f"vllm_port: {wishes.port} and vllm_replicas: {wishes.replicas} together pass port 65535; lower the port"
-        )
-    tagged = versions.of_tag(wishes.image_tag or "", wishes.image)
-    if wishes.version and tagged and tagged != wishes.version:
-        problems.append(
-            f"vllm_version: {versions.as_text(wishes.version)} contradicts vllm_image_tag: {wishes.image_tag}; leave"
-            " vllm_version at auto"
-        )
-    if wishes.image_archive and wishes.image_source not in (None, "archive"):
-        problems.append(
-            f"vllm_image_source: {wishes.image_source} contradicts vllm_image_archive: {wishes.image_archive}; leave"
-            " one of them at its default"
-        )
-    if wishes.device == "cpu" and wishes.gpus:
-        problems.append("vllm_gpus: contradicts vllm_device: cpu; leave vllm_gpus empty or set vllm_device: cuda")
-    if wishes.device == "cpu" and wishes.precision in ("fp8", "fp4"):
-        problems.append(f"vllm_precision: {wishes.precision} needs a GPU; leave it at auto with vllm_device: cpu")
-    if wishes.device == "cpu" and (wishes.tensor_parallel_size or 1) > 1:
-        problems.append("vllm_tensor_parallel_size: must be auto or 1 with vllm_device: cpu")
-    return problems
+    version = versions.as_text(wishes.version) if wishes.version else ""
+    return [text.format(wishes=wishes, version=version) for is_so, text in CONTRADICTIONS if is_so(wishes)]

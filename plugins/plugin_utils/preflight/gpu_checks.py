@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import cuda_requirement, gpus, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case import (
@@ -148,9 +148,11 @@ def _cards(case: Case) -> list[gpus.Gpu]:
 
 def _own(case: Case) -> list[str]:
     return [
-        box["id"]
-        for box in case.part("engine").get("containers") or []
-        if box.get("ours") and box.get("state") in ALIVE and belongs_to(case.wishes.container_prefix, str(box["name"]))
+        container["id"]
+        for container in case.part("engine").get("containers") or []
+        if container.get("ours")
+        and container.get("state") in ALIVE
+        and belongs_to(case.wishes.container_prefix, str(container["name"]))
     ]
 
 

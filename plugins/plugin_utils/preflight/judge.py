@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import PREVIOUS, belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import PREVIOUS, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import orphans
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.host_checks import port_holder, port_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import port_holder, port_in_use
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook, look_ahead
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import gpu_checks, source_checks
@@ -29,7 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case impor
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.disk_checks import (
     disk_findings,
-    needs,
+    disk_needs,
     unwritable,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import (
@@ -50,7 +52,6 @@ DISTRIBUTIONS = {
     "almalinux": ("9",),
     "centos": ("9",),
 }
-PLATFORMS = ("linux/amd64", "linux/arm64")
 # A certificate or token that was made a moment ago is not valid yet on a host that is this far behind.
 CLOCK_WARNING_S, CLOCK_ERROR_S = 30.0, 300.0
 # Main memory that vLLM takes beside the GPU's, for each GPU, and shared memory of a replica's workers. Estimates.
@@ -188,7 +189,7 @@ def _memory(case: Case) -> list[Finding]:
     workers = sum(replica["tensor_parallel_size"] for replica in plan["replicas"])
     wanted = workers * WORKER_GIB
     total, available = memory["total_mib"] / 1024, memory["available_mib"] / 1024
-    running = any(box.get("ours") for box in case.part("engine").get("containers") or [])
+    running = any(container.get("ours") for container in case.part("engine").get("containers") or [])
     if total >= wanted and (available >= wanted or running):
         return []
     return [
@@ -223,7 +224,7 @@ def _shared_memory(case: Case) -> list[Finding]:
 
 def _disks(case: Case) -> list[Finding]:
     disks = case.part("disks")
-    wanted = needs(case.outlook.plan, case.host_info, case.wishes, case.folders)
+    wanted = disk_needs(case.outlook.plan, case.host_info, case.wishes, case.folders)
     written = [case.folders[name] for name in ("config_dir", "state_dir", "hf_home", "cache_dir")]
     return [*disk_findings(wanted, disks), *unwritable(dict.fromkeys(written), disks)]
 
@@ -270,7 +271,7 @@ def _clock(case: Case) -> list[Finding]:
             Finding(
                 "clock-wrong",
                 ERROR if abs(ahead) >= CLOCK_ERROR_S else WARNING,
-                f"The clock is {_duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the controller's.",
+                f"The clock is {rough_duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the controller's.",
                 f"less than {CLOCK_WARNING_S:.0f} s between them: certificates and tokens are valid by the clock",
                 f"{mend}, then `chronyc makestep`; or mend the controller's clock.",
             )
@@ -286,14 +287,6 @@ def _clock(case: Case) -> list[Finding]:
             )
         ]
     return []
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 7200 else _hours(seconds)
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
 
 def _engine(case: Case) -> list[Finding]:
@@ -331,7 +324,9 @@ def _engine(case: Case) -> list[Finding]:
 
 def _unfinished(case: Case) -> list[Finding]:
     """Return the old servers that an interrupted replacement has stopped and that nothing has started again."""
-    names = [str(box["name"]) for box in case.part("engine").get("containers") or [] if box.get("ours")]
+    names = [
+        str(container["name"]) for container in case.part("engine").get("containers") or [] if container.get("ours")
+    ]
     prefix = case.wishes.container_prefix
     return [
         Finding(

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import registry_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.image_choice import references

@@ -13,9 +13,9 @@ from typing import Any
 import jinja2
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.gates import outliers
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import duration
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import fold
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import fold
 
 SCHEMA_VERSION = 1
 STAGES = ("gpu", "basic", "accuracy", "performance")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.action.vllm_history_summary import ActionModule
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.status_page import history_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
 
 
 def deployment(name: str, **parts: Any) -> dict[str, Any]:

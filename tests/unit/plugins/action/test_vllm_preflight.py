@@ -13,6 +13,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_preflight
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Questions
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action import conftest
 
 RunAction = Callable[..., dict[str, Any]]
@@ -35,7 +36,7 @@ def run_action() -> RunAction:
 def judge(run_action: RunAction, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Judge this machine, as host_info sees it, with what gpu_info told on the stub; return names to severities."""
     folders = {name: str(tmp_path / name) for name in vllm_preflight.FOLDERS}
-    seen = probe.probe(docker_host=f"unix://{tmp_path}/none.sock", paths=list(folders.values()), ports=[8000])
+    seen = probe.probe(Questions(f"unix://{tmp_path}/none.sock", paths=list(folders.values()), ports=[8000]))
 
     def run(gpu_info: dict[str, Any], nvidia: dict[str, Any] | None = None, **wished: Any) -> dict[str, str]:
         host_info = {**seen, "nvidia": {**seen["nvidia"], **(nvidia or {})}}

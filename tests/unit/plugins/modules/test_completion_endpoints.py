@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, check_endpoints, unreachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, unreachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.endpoints import check_endpoints
 
 METRICS = "vllm:num_requests_running 2\n"
 

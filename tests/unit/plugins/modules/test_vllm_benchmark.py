@@ -19,9 +19,9 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Target
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline, benchmark, load_watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_benchmark, vllm_completion
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.conftest import Engine, Left
@@ -228,7 +228,7 @@ def test_answers_that_break_off_fail_the_task(run: Run, program: Any) -> None:
     ],
 )
 def test_the_length_of_answers_is_known_unless_arguments_change_it(extra: tuple[str, ...], tokens: int | None) -> None:
-    assert benchmark.tokens_of_answers(benchmark.Load(2, 10, 1024, 1024, extra=extra)) == tokens
+    assert benchmark.tokens_of_answers(benchmark.BenchmarkLoad(2, 10, 1024, 1024, extra=extra)) == tokens
 
 
 def test_a_server_that_answers_500(run: Run, program: Any, verified_server: Any) -> None:

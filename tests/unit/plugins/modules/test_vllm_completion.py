@@ -23,10 +23,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import (
     Server,
     base_url,
-    parse_metrics,
-    parse_samples,
     ready_request,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_metrics, parse_samples
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_completion
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
 

@@ -18,7 +18,7 @@ import pytest
 from docker.errors import APIError, ImageNotFound
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access, access_record
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_access
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
@@ -262,7 +262,7 @@ def test_a_container_sees_exactly_its_gpus_or_the_difference_is_named(
 
 def test_a_container_without_an_answer_is_no_way_that_works(engine: Engine, run: Any, monkeypatch: Any) -> None:
     engine.ways = {"gpus": {}}
-    monkeypatch.setattr(access, "SCRIPT", "print('Segmentation fault')")
+    monkeypatch.setattr(access, "program", lambda: "print('Segmentation fault')")
     result = run(plan_of("gpus"))
     assert result["error"]["details"]["ways"][0]["name"] == "no-answer"
     assert "Segmentation fault" in result["error"]["evidence"]
@@ -272,7 +272,7 @@ def test_a_spoilt_memory_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / "gpu-access.json"
     for text in ("", "{", "[]", '{"schema": 1}', json.dumps({"schema": 0, "circumstances": {}, "ways": []})):
         path.write_text(text)
-        assert access.remembered(str(path), {"wish": "auto"}) == []
+        assert access_record.remembered(str(path), {"wish": "auto"}) == []
     with pytest.raises(GpufleetError) as caught:
-        access.remember(str(path / "below" / "a-file"), {}, [])
+        access_record.remember(str(path / "below" / "a-file"), {}, [])
     assert (caught.value.name, "vllm_config_dir" in caught.value.remedy) == ("write-failed", True)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from docker.errors import NotFound
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec, labels
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, labels
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_check
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
@@ -31,7 +31,7 @@ class Server:
         replica = {"name": "vllm-0", "gpus": [0], "gpu_uuids": given, "host": "::1", "port": 8000, "config": {}}
         if not given:
             replica["gpus"] = []
-        wishes = Wishes(
+        wishes = ServerOptions(
             "i:1", "sha256:1", {"argument": "/m"}, "cuda", "gpus", "host", "/hub", "/cache", "/etc/gpufleet"
         )
         self.labels = labels(build_spec(replica, wishes, (), lambda _path: False))

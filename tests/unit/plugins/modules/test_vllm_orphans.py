@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import CONFIG_PATH
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import orphans
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_orphans
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import write_below
 

@@ -13,10 +13,11 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, Wishes, build_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import caches
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, groups_of
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, write_below
 
 
 @pytest.fixture
@@ -73,19 +74,19 @@ def test_a_folder_high_in_the_file_system_is_not_purged(path: str) -> None:
     import os
 
     with pytest.raises(GpufleetError) as caught:
-        deployment.check_removable(os.path.expanduser(path))
+        caches.check_removable(os.path.expanduser(path))
     assert caught.value.name == "cache-not-removable"
 
 
 def test_a_cache_folder_is_purged() -> None:
-    assert deployment.check_removable("/var/lib/gpufleet/cache") == "/var/lib/gpufleet/cache"
+    assert caches.check_removable("/var/lib/gpufleet/cache") == "/var/lib/gpufleet/cache"
 
 
-MOUNTS = """/dev/sda1 / ext4 rw 0 0
-/dev/sdb1 /srv ext4 rw 0 0
-/dev/sdc1 /srv/models xfs rw 0 0
-10.0.0.1:/export /mnt/shared\\040files nfs4 rw 0 0
-mds@.fs=/ /mnt/ceph ceph rw 0 0
+MOUNTS = """20 1 8:1 / / rw - ext4 /dev/sda1 rw
+21 20 8:17 / /srv rw - ext4 /dev/sdb1 rw
+22 21 8:33 / /srv/models rw - xfs /dev/sdc1 rw
+23 20 0:50 / /mnt/shared\\040files rw - nfs4 10.0.0.1:/export rw
+24 20 0:51 / /mnt/ceph rw - ceph mds@.fs=/ rw
 """
 
 
@@ -105,23 +106,21 @@ mds@.fs=/ /mnt/ceph ceph rw 0 0
     ],
 )
 def test_what_others_use_is_not_purged(path: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "mounts").write_text(MOUNTS)
+    write_below(tmp_path, "proc/self/mountinfo", MOUNTS)
     others = {"vllm-small-0": ["/opt/one/cache"]}
     if not why:
-        assert deployment.check_removable(path, others, str(tmp_path)) == path
+        assert caches.check_removable(path, others, str(tmp_path)) == path
         return
     with pytest.raises(GpufleetError, match=re.escape(why)) as caught:
-        deployment.check_removable(path, others, str(tmp_path))
+        caches.check_removable(path, others, str(tmp_path))
     assert (caught.value.name, path in caught.value.message) == ("cache-not-removable", True)
     assert "vllm_hf_home and vllm_cache_dir" in caught.value.remedy
 
 
 def test_a_folder_with_a_file_system_mounted_inside_is_not_purged(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "mounts").write_text("/dev/sdc1 /opt/cache/hub ext4 rw 0 0\n")
+    write_below(tmp_path, "proc/self/mountinfo", "20 1 8:33 / /opt/cache/hub rw - ext4 /dev/sdc1 rw\n")
     with pytest.raises(GpufleetError, match="/opt/cache/hub is a file system of its own"):
-        deployment.check_removable("/opt/cache", root=str(tmp_path))
+        caches.check_removable("/opt/cache", root=str(tmp_path))
 
 
 class TestGroups:
@@ -130,7 +129,7 @@ class TestGroups:
     @staticmethod
     def spec(name: str, port: int, gpus: list[int]) -> Spec:
         source = {"argument": "m"}
-        wishes = Wishes("i", "sha256:1", source, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
+        wishes = ServerOptions("i", "sha256:1", source, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
         replica = {"name": name, "host": "127.0.0.1", "port": port, "gpus": gpus, "config": {"port": 8000}}
         return build_spec(replica, wishes, (), lambda _path: False)
 
@@ -142,14 +141,14 @@ class TestGroups:
 
             self.labels = labels(spec)
 
-    def step(self, name: str, new: tuple[int, list[int]] | None, old: tuple[int, list[int]] | None) -> deployment.Step:
+    def step(self, name: str, new: tuple[int, list[int]] | None, old: tuple[int, list[int]] | None) -> Step:
         spec = self.spec(name, *new) if new else None
         box: Any = self.Box(self.spec(name, *old)) if old else None
         action = "removed" if new is None else "replaced" if old else "created"
-        return deployment.Step(name, spec, box, action=action)
+        return Step(name, spec, box, action=action)
 
-    def groups(self, *steps: deployment.Step) -> list[list[str]]:
-        return [[step.name for step in group] for group in deployment._groups(steps)]
+    def groups(self, *steps: Step) -> list[list[str]]:
+        return [[step.name for step in group] for group in groups_of(steps)]
 
     def test_new_servers_start_together_and_replacements_one_after_another(self) -> None:
         steps = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec, labels
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, labels
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import status as health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import OWN_LIMIT
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import parse_time
@@ -31,7 +31,7 @@ class Box:
         self.status = status
         self._log = [line if line[:4].isdigit() else f"2026-11-22T07:24:30.1Z {line}" for line in log.splitlines()]
         source = {"argument": "org/model"}
-        wishes = Wishes("vllm:1", "sha256:1", source, "cpu", "auto", "bridge", "/h", "/c", "/etc")
+        wishes = ServerOptions("vllm:1", "sha256:1", source, "cpu", "auto", "bridge", "/h", "/c", "/etc")
         base = name.replace("-previous", "")
         replica = {"name": base, "host": "127.0.0.1", "port": 1, "config": {"port": 8000}}
         self.labels = labels(build_spec(replica, wishes, (), lambda _path: False))
@@ -216,10 +216,3 @@ def test_the_run_line_is_that_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "vllm-0.sh").write_text("#!/bin/sh\n# Comment\nexec docker run \\\n  x\n")
     (state,) = states(Box("vllm-0", "created"), config_dir=str(tmp_path))
     assert state["docker_run"] == "docker run \\\n  x"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (65, "1 min 5 s"), (7500, "2 h 5 min"), (400000, "4 days 15 h")]
-)
-def test_uptime_is_told_as_people_say_it(seconds: int, text: str) -> None:
-    assert health_status._span(seconds) == text

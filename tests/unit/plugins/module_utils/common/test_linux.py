@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import linux
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import driver
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import write_below
 
 CONTAINER = "3f" * 32
@@ -33,7 +34,7 @@ CONTAINER = "3f" * 32
 def test_kernel_module(tmp_path: Path, text: str | None, expected: dict[str, object] | None) -> None:
     if text is not None:
         write_below(tmp_path, "proc/driver/nvidia/version", text)
-    assert linux.kernel_module(str(tmp_path)) == expected
+    assert driver.kernel_module(str(tmp_path)) == expected
 
 
 def test_the_numbers_of_device_files_by_uuid(tmp_path: Path) -> None:
@@ -41,8 +42,8 @@ def test_the_numbers_of_device_files_by_uuid(tmp_path: Path) -> None:
     for bus, uuid, minor in (("0000:1b:00.0", "GPU-a", 1), ("0000:9b:00.0", "GPU-b", 0)):
         write_below(tmp_path, f"proc/driver/nvidia/gpus/{bus}/information", text % (uuid, minor))
     write_below(tmp_path, "proc/driver/nvidia/gpus/0000:ff:00.0/information", "Model: ?\n")
-    assert linux.nvidia_minors(str(tmp_path)) == {"GPU-a": 1, "GPU-b": 0}
-    assert linux.nvidia_minors(str(tmp_path / "elsewhere")) == {}
+    assert driver.nvidia_minors(str(tmp_path)) == {"GPU-a": 1, "GPU-b": 0}
+    assert driver.nvidia_minors(str(tmp_path / "elsewhere")) == {}
 
 
 def test_nvidia_pci_devices_are_gpus_of_nvidia_in_order(tmp_path: Path) -> None:
@@ -56,12 +57,12 @@ def test_nvidia_pci_devices_are_gpus_of_nvidia_in_order(tmp_path: Path) -> None:
     for name, (vendor, kind) in devices.items():
         write_below(tmp_path, f"sys/bus/pci/devices/{name}/vendor", vendor + "\n")
         write_below(tmp_path, f"sys/bus/pci/devices/{name}/class", kind + "\n")
-    assert linux.nvidia_pci_devices(str(tmp_path)) == ["0000:1b:00.0", "0000:9b:00.0"]
-    assert linux.nvidia_pci_devices(str(tmp_path), linux.PCI_BRIDGE_CLASS) == ["0000:05:00.0"]
+    assert driver.nvidia_pci_devices(str(tmp_path)) == ["0000:1b:00.0", "0000:9b:00.0"]
+    assert driver.nvidia_pci_devices(str(tmp_path), driver.PCI_BRIDGE_CLASS) == ["0000:05:00.0"]
 
 
 def test_a_host_without_pci_has_no_devices(tmp_path: Path) -> None:
-    assert linux.nvidia_pci_devices(str(tmp_path)) == []
+    assert driver.nvidia_pci_devices(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon as containers_daemon
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import Step, Wish
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon_config, engine
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import DaemonStep
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import DaemonWish as Wish
 
 TOOLKIT = Path(__file__).resolve().parents[4] / "fakes" / "container_toolkit"
 RUNTIME = {"nvidia": {"args": [], "path": "nvidia-container-runtime"}}
@@ -63,7 +65,7 @@ def nvidia_ctk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_wanted_keys_are_merged_and_others_stay(
     content: dict[str, Any], wanted: dict[str, Any], merged: dict[str, Any] | None
 ) -> None:
-    found = containers_daemon.merge(content, wanted)
+    found = daemon_config.merge(content, wanted)
     if merged is None:
         ((key, inner),) = content.items()
         merged = {key: {**inner, **wanted[key]}}
@@ -93,7 +95,7 @@ def test_a_broken_file_is_told_with_its_line_and_stays(tmp_path: Path, text: str
 def test_a_file_that_has_it_all_keeps_its_form(tmp_path: Path) -> None:
     path = tmp_path / "daemon.json"
     path.write_text('{ "mtu":9000,\n"debug":true }')
-    before, after, keys = containers_daemon.wanted_config(Wish(NO_ENGINE, {"mtu": 9000}, path=str(path)))
+    before, after, keys = daemon_config.wanted_config(Wish(NO_ENGINE, {"mtu": 9000}, path=str(path)))
     assert (after, keys) == (before, [])
 
 
@@ -102,7 +104,7 @@ def test_nvidia_ctk_adds_its_runtime_and_leaves_the_file_to_us(tmp_path: Path, n
     text = '{"mtu": 9000, "runtimes": {"kata": {"path": "kata"}}, "features": {"buildkit": true}}'
     path.write_text(text)
     wish = Wish(NO_ENGINE, {"log-driver": "local"}, nvidia_runtime=True, path=str(path))
-    _before, after, keys = containers_daemon.wanted_config(wish)
+    _before, after, keys = daemon_config.wanted_config(wish)
     assert path.read_text() == text
     assert keys == ["log-driver", "runtimes"]
     assert json.loads(after) == {
@@ -112,7 +114,7 @@ def test_nvidia_ctk_adds_its_runtime_and_leaves_the_file_to_us(tmp_path: Path, n
         "features": {"buildkit": True},
     }
     wish.cdi = True
-    _before, after, keys = containers_daemon.wanted_config(wish)
+    _before, after, keys = daemon_config.wanted_config(wish)
     assert json.loads(after)["features"] == {"buildkit": True, "cdi": True}
     assert keys == ["features", "log-driver", "runtimes"]
 
@@ -122,10 +124,10 @@ def test_a_file_that_names_the_runtime_needs_no_nvidia_ctk(tmp_path: Path, monke
     path = tmp_path / "daemon.json"
     path.write_text(json.dumps({"runtimes": {"nvidia": {"path": "/opt/nvidia-container-runtime"}}}))
     wish = Wish(NO_ENGINE, nvidia_runtime=True, path=str(path))
-    assert containers_daemon.wanted_config(wish)[2] == []
+    assert daemon_config.wanted_config(wish)[2] == []
     path.write_text("{}")
     with pytest.raises(GpufleetError) as raised:
-        containers_daemon.wanted_config(wish)
+        daemon_config.wanted_config(wish)
     assert raised.value.name == "toolkit-missing"
 
 
@@ -144,7 +146,7 @@ def test_an_nvidia_ctk_that_misbehaves_changes_nothing(
     path = tmp_path / "daemon.json"
     path.write_text('{"mtu": 9000}')
     with pytest.raises(GpufleetError, match=says) as raised:
-        containers_daemon.wanted_config(Wish(NO_ENGINE, nvidia_runtime=True, path=str(path)))
+        daemon_config.wanted_config(Wish(NO_ENGINE, nvidia_runtime=True, path=str(path)))
     assert raised.value.name == "toolkit-failed"
     assert path.read_text() == '{"mtu": 9000}'
 
@@ -158,11 +160,11 @@ def test_a_difference_shows_no_password() -> None:
             "registry-mirrors": ["https://me:hunter2@mirror.example.com", "https://mirror.example.com"],
         }
     )
-    found = containers_daemon.shown(text)
+    found = daemon_config.shown(text)
     assert "hunter2" not in found and "0a1b2c" not in found
     assert json.loads(found)["log-opts"] == {"splunk-token": "(hidden)", "max-size": "1m"}
     assert json.loads(found)["registry-mirrors"] == ["(hidden)", "https://mirror.example.com"]
-    assert containers_daemon.shown("") == ""
+    assert daemon_config.shown("") == ""
 
 
 # What has to be done
@@ -219,11 +221,11 @@ def test_an_engine_older_than_the_toolkit_goes_on_serving_and_says_what_is_left(
 def test_a_process_tells_when_it_started() -> None:
     with subprocess.Popen(["sleep", "30"]) as process:
         try:
-            start = containers_daemon.started_at(process.pid)
+            start = engine.started_at(process.pid)
         finally:
             process.kill()
     assert start == pytest.approx(time.time(), abs=5)
-    assert containers_daemon.started_at(2**22 + 1) is None
+    assert engine.started_at(2**22 + 1) is None
 
 
 def test_only_a_dockerd_counts_as_the_daemon(tmp_path: Path) -> None:
@@ -232,9 +234,9 @@ def test_only_a_dockerd_counts_as_the_daemon(tmp_path: Path) -> None:
     (tmp_path / "var/run/docker.pid").write_text("42\n")
     for other in ("", "/bin/bash\0/usr/bin/dockerd\0"):
         (tmp_path / "proc/42/cmdline").write_text(other)
-        assert containers_daemon.daemon_pid(str(tmp_path)) is None
+        assert engine.daemon_pid(str(tmp_path)) is None
     (tmp_path / "proc/42/cmdline").write_text("/usr/bin/dockerd\0-H\0fd://\0")
-    assert containers_daemon.daemon_pid(str(tmp_path)) == 42
+    assert engine.daemon_pid(str(tmp_path)) == 42
 
 
 @pytest.mark.parametrize(("age", "old"), [(3600, True), (-3600, False)])
@@ -243,10 +245,10 @@ def test_a_daemon_from_before_the_toolkit_is_known_by_its_start(
 ) -> None:
     hook = tmp_path / "hook"
     hook.touch()
-    monkeypatch.setattr(containers_daemon, "program_path", lambda _name: str(hook))
-    monkeypatch.setattr(containers_daemon, "daemon_pid", lambda _root: 42)
-    monkeypatch.setattr(containers_daemon, "started_at", lambda _pid, _root: time.time() - age)
-    assert containers_daemon.predates_toolkit() is old
+    monkeypatch.setattr(engine, "program_path", lambda _name: str(hook))
+    monkeypatch.setattr(engine, "daemon_pid", lambda _root: 42)
+    monkeypatch.setattr(engine, "started_at", lambda _pid, _root: time.time() - age)
+    assert engine.predates_toolkit() is old
 
 
 def test_of_a_log_only_what_tells_the_failure_is_shown() -> None:
@@ -275,7 +277,7 @@ def dockerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         program.write_text(f"#!/bin/sh\ncd {tmp_path}; echo start >>starts\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setattr(containers_daemon, "LOG", str(tmp_path / "log"))
-        monkeypatch.setattr(containers_daemon, "PID_FILES", ())
+        monkeypatch.setattr(engine, "PID_FILES", ())
         monkeypatch.setattr(containers_daemon, "SCRIPT_PID_FILE", str(tmp_path / "none.pid"))
         monkeypatch.setattr(containers_daemon, "program_path", lambda _name: str(program))
         monkeypatch.setattr(containers_daemon, "_succeeds", lambda *_words: False)
@@ -353,4 +355,4 @@ def test_check_mode_tells_the_step_and_takes_none(tmp_path: Path, monkeypatch: p
     assert steps.taken == []
     assert not path.exists()
     step = containers_daemon.next_step(Wish(NO_ENGINE), seen(), [], False)
-    assert step == Step("none")
+    assert step == DaemonStep("none")

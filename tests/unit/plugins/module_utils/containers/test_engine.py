@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socketserver
@@ -240,11 +241,11 @@ def test_an_image_that_is_not_there_is_none(engine: tuple[str, Engine]) -> None:
 def test_an_image_that_may_be_wanted_instead_keeps_the_registry_from_being_asked(engine: tuple[str, Engine]) -> None:
     engine[1].answers["/images/vllm%3A1/json"] = (404, {"message": "No such image"})
     engine[1].answers["/images/vllm%3A2/json"] = (200, {"Id": "sha256:2", "Os": "linux", "Architecture": "amd64"})
-    asked = {"docker_host": engine[0], "image_reference": "vllm:1", "registry": "127.0.0.1:9/vllm:1"}
-    found = probe.probe(image_alternatives=["vllm:2", "vllm:1"], **asked)  # type: ignore[arg-type]
+    asked = probe.Questions(docker_host=engine[0], image_reference="vllm:1", registry="127.0.0.1:9/vllm:1")
+    found = probe.probe(dataclasses.replace(asked, image_alternatives=["vllm:2", "vllm:1"]))
     assert (found["image"], list(found["image_alternatives"]), found["reach"]) == (None, ["vllm:2"], {})
     assert found["image_alternatives"]["vllm:2"]["id"] == "sha256:2"
-    assert list(probe.probe(**asked)["reach"]) == ["registry"]  # type: ignore[arg-type]
+    assert list(probe.probe(asked)["reach"]) == ["registry"]
 
 
 def test_images_of_a_containerd_store_are_elsewhere(engine: tuple[str, Engine]) -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import LABEL_SPEC, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.run_line import (
     docker_run_line,
     script,
     secrets_text,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
-    LABEL_SPEC,
+    ServerOptions,
     Spec,
-    Wishes,
     base_url,
-    belongs_to,
     build_spec,
     create_arguments,
     endpoint,
@@ -32,10 +32,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
     read_spec,
     secret_changes,
     spec_changes,
-    split_secrets,
 )
 
-WISHES = Wishes(
+WISHES = ServerOptions(
     image="vllm/vllm-openai:deploy",
     image_id="sha256:1700a9d57cad",
     model_source={"kind": "path", "location": "/srv/m", "mount": "/srv/m", "argument": "/models/scout"},

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import (
-    CAUSES,
-    EXIT_CAUSES,
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import CAUSES, EXIT_CAUSES, WRAPPER
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import (
     MOST_CONTEXT_LINES,
-    WRAPPER,
     diagnose,
     split_line,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import memory_kill
 
 BOX, OTHER = "914a68c2f8cc" + "0" * 52, "c7476ce5bf30" + "0" * 52

@@ -18,7 +18,11 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import linux
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import nvidia, probe, system
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import _address, address_available, ports_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Questions
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models import folder
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import LARGEST_CONFIG
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port, write_below
 
 NO_ENGINE = "unix:///nowhere/docker.sock"
@@ -64,14 +68,14 @@ OS_RELEASE = {
 )
 def test_distribution(tmp_path: Path, name: str, expected: dict[str, Any]) -> None:
     write_below(tmp_path, "etc/os-release", OS_RELEASE[name])
-    assert probe.system(str(tmp_path))["distribution"] == expected
+    assert system.system(str(tmp_path))["distribution"] == expected
 
 
 def test_init_system(tmp_path: Path) -> None:
     write_below(tmp_path, "proc/1/comm", "tini\n")
-    assert probe.system(str(tmp_path))["init"] == "tini"
+    assert system.system(str(tmp_path))["init"] == "tini"
     (tmp_path / "run/systemd/system").mkdir(parents=True)
-    assert probe.system(str(tmp_path))["init"] == "systemd"
+    assert system.system(str(tmp_path))["init"] == "systemd"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def test_platform_is_named_as_docker_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, expected: str
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
-    assert probe.system(str(tmp_path))["platform"] == expected
+    assert system.system(str(tmp_path))["platform"] == expected
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ def test_platform_is_named_as_docker_names_it(
 )
 def test_cpu(tmp_path: Path, text: str, model: str, flags: list[str]) -> None:
     write_below(tmp_path, "proc/cpuinfo", text)
-    found = probe.cpu(str(tmp_path))
+    found = system.cpu(str(tmp_path))
     assert (found["model"], found["flags"]) == (model, flags)
     assert found["count"] >= 1
 
@@ -108,28 +112,28 @@ def test_memory(tmp_path: Path) -> None:
     write_below(
         tmp_path, "proc/meminfo", "MemTotal:       2113471488 kB\nMemFree: 1 kB\nMemAvailable:   2059493376 kB\n"
     )
-    assert probe.memory(str(tmp_path)) == {"total_mib": 2063937, "available_mib": 2011224}
+    assert system.memory(str(tmp_path)) == {"total_mib": 2063937, "available_mib": 2011224}
 
 
 def test_clock_trusts_timesyncd(tmp_path: Path) -> None:
     write_below(tmp_path, "run/systemd/timesync/synchronized", "")
-    assert probe.clock(str(tmp_path))["synchronised"] is True
+    assert system.clock(str(tmp_path))["synchronised"] is True
 
 
 def test_the_clock_is_compared_with_the_askers() -> None:
-    assert -0.5 < probe.clock(asked_at=time.time())["ahead_seconds"] < 5
-    assert 599 < probe.clock(asked_at=time.time() - 600)["ahead_seconds"] < 605
-    assert probe.clock()["ahead_seconds"] is None
+    assert -0.5 < system.clock(asked_at=time.time())["ahead_seconds"] < 5
+    assert 599 < system.clock(asked_at=time.time() - 600)["ahead_seconds"] < 605
+    assert system.clock()["ahead_seconds"] is None
 
 
 def test_proxies_are_named_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.lower() in probe.PROXY_VARIABLES:
+        if name.lower() in system.PROXY_VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HTTPS_PROXY", "http://user:word@proxy")
     monkeypatch.setenv("no_proxy", "localhost")
     monkeypatch.setenv("http_proxy", "")
-    assert probe.proxies() == ["HTTPS_PROXY", "no_proxy"]
+    assert system.proxies() == ["HTTPS_PROXY", "no_proxy"]
 
 
 # ---- NVIDIA's tools ----
@@ -160,7 +164,7 @@ def test_nvidia_tools_and_devices(tmp_path: Path, tools: Path) -> None:
     write_below(tmp_path, "dev/null", "")
     write_below(tmp_path, "etc/cdi/nvidia.yaml", "")
     write_below(tmp_path, "etc/cdi/notes.txt", "")
-    found = probe.nvidia(str(tmp_path))
+    found = nvidia.nvidia(str(tmp_path))
     assert found["container_toolkit"] == {"path": str(tools / "nvidia-ctk"), "version": "1.18.0-rc.2"}
     assert found["fabric_manager"] == {
         "path": str(tools / "nv-fabricmanager"),
@@ -179,7 +183,7 @@ def test_the_kernel_names_the_cards(tmp_path: Path) -> None:
             f"proc/driver/nvidia/gpus/{bus}/information",
             f"Model: \t\t {model}\nIRQ:   \t\t 4\nGPU UUID: \t GPU-{bus[5:7]}\nBus Location: \t {bus}\n",
         )
-    assert probe.nvidia_cards(str(tmp_path)) == [
+    assert nvidia.nvidia_cards(str(tmp_path)) == [
         {"pci_bus_id": "0000:1b:00.0", "name": "NVIDIA H200", "uuid": "GPU-1b"},
         {"pci_bus_id": "0000:43:00.0", "name": "NVIDIA H200", "uuid": "GPU-43"},
     ]
@@ -187,7 +191,7 @@ def test_the_kernel_names_the_cards(tmp_path: Path) -> None:
 
 def test_a_host_without_nvidia(tmp_path: Path, tools: Path) -> None:
     assert tools.is_dir()
-    assert probe.nvidia(str(tmp_path)) == {
+    assert nvidia.nvidia(str(tmp_path)) == {
         "pci_devices": [],
         "nvswitches": 0,
         "kernel_module": None,
@@ -205,7 +209,7 @@ def test_a_host_without_nvidia(tmp_path: Path, tools: Path) -> None:
 def test_a_tool_that_cannot_run_has_no_version(tmp_path: Path, tools: Path) -> None:
     (tools / "nvidia-ctk").write_bytes(b"\x7fELF broken")
     (tools / "nvidia-ctk").chmod(0o755)
-    assert probe.nvidia(str(tmp_path))["container_toolkit"]["version"] is None
+    assert nvidia.nvidia(str(tmp_path))["container_toolkit"]["version"] is None
 
 
 # ---- disks ----
@@ -230,11 +234,11 @@ MOUNTINFO = """\
 )
 def test_the_mount_of_a_path(tmp_path: Path, path: str, expected: tuple[str, str, str]) -> None:
     write_below(tmp_path, "proc/self/mountinfo", MOUNTINFO)
-    assert probe._mount(path, str(tmp_path)) == expected
+    assert system._mount(path, str(tmp_path)) == expected
 
 
 def test_disk_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
-    found = probe.disk(str(tmp_path / "not" / "yet"))
+    found = system.disk(str(tmp_path / "not" / "yet"))
     assert found["existing"] == str(tmp_path)
     assert found["writable"] is True
     assert 0 < found["free_bytes"] <= found["total_bytes"]
@@ -250,7 +254,7 @@ def container(name: str, ours: bool, ports: list[dict[str, Any]], identifier: st
 
 
 def test_a_port_in_use_is_told_with_its_holder(taken_port: int) -> None:
-    (found,) = probe.ports_in_use([taken_port], "127.0.0.1", [])
+    (found,) = ports_in_use([taken_port], "127.0.0.1", [])
     assert (found["port"], found["free"], found["ours"], found["container"]) == (taken_port, False, False, "")
     assert found["pid"] == os.getpid()
     assert found["process"] == Path("/proc/self/comm").read_text().strip().split()[0]
@@ -258,14 +262,14 @@ def test_a_port_in_use_is_told_with_its_holder(taken_port: int) -> None:
 
 def test_a_free_port_is_free() -> None:
     port = free_port()
-    assert probe.ports_in_use([port], "127.0.0.1", []) == [
+    assert ports_in_use([port], "127.0.0.1", []) == [
         {"port": port, "free": True, "ours": False, "container": "", "pid": None, "process": ""}
     ]
 
 
 def test_ports_are_told_in_the_order_asked(taken_port: int) -> None:
     port = free_port()
-    found = probe.ports_in_use([port, taken_port], "127.0.0.1", [])
+    found = ports_in_use([port, taken_port], "127.0.0.1", [])
     assert [(entry["port"], entry["free"]) for entry in found] == [(port, True), (taken_port, False)]
 
 
@@ -285,7 +289,7 @@ def test_ports_are_told_in_the_order_asked(taken_port: int) -> None:
 def test_a_published_port_is_held_by_its_container(published: str, wanted: str, free: bool) -> None:
     port = free_port()
     containers = [container("vllm-0", True, [{"host": published, "port": port}])]
-    (found,) = probe.ports_in_use([port], wanted, containers)
+    (found,) = ports_in_use([port], wanted, containers)
     assert found["free"] is free
     assert (found["ours"], found["container"]) == ((False, "") if free else (True, "vllm-0"))
 
@@ -293,7 +297,7 @@ def test_a_published_port_is_held_by_its_container(published: str, wanted: str, 
 def test_a_port_of_somebody_elses_container_is_not_ours() -> None:
     port = free_port()
     containers = [container("database", False, [{"host": "0.0.0.0", "port": port}])]
-    (found,) = probe.ports_in_use([port], "127.0.0.1", containers)
+    (found,) = ports_in_use([port], "127.0.0.1", containers)
     assert (found["free"], found["ours"], found["container"]) == (False, False, "database")
 
 
@@ -310,7 +314,7 @@ def test_a_container_on_the_hosts_network_is_known_by_its_process(tmp_path: Path
     write_below(tmp_path, "proc/31/cgroup", f"0::/docker/{'c' * 64}\n")
     (tmp_path / "proc/31/fd").mkdir()
     (tmp_path / "proc/31/fd/3").symlink_to("socket:[4711]")
-    found = probe.ports_in_use([8000, 8001], "127.0.0.1", [container("vllm-0", True, [])], str(tmp_path))
+    found = ports_in_use([8000, 8001], "127.0.0.1", [container("vllm-0", True, [])], str(tmp_path))
     assert found[0] == {
         "port": 8000,
         "free": False,
@@ -334,12 +338,12 @@ def test_a_container_on_the_hosts_network_is_known_by_its_process(tmp_path: Path
 )
 @pytest.mark.skipif(sys.byteorder != "little", reason="the kernel prints these in its own byte order")
 def test_addresses_of_proc_net(text: str, address: str) -> None:
-    assert probe._address(text) == address
+    assert _address(text) == address
 
 
 @pytest.mark.parametrize(("address", "available"), [("127.0.0.1", True), ("0.0.0.0", True), ("192.0.2.1", False)])
 def test_address_available(address: str, available: bool) -> None:
-    assert probe.address_available(address) is available
+    assert address_available(address) is available
 
 
 # ---- models ----
@@ -379,7 +383,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
         },
     )
     size = len(weights(10))
-    assert probe.model(str(tmp_path)) == {
+    assert folder.look_at_model(str(tmp_path)) == {
         "path": str(tmp_path),
         "exists": True,
         "config": CONFIG,
@@ -396,7 +400,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
 
 
 def test_a_model_of_one_file_needs_no_index(tmp_path: Path) -> None:
-    found = probe.model(str(model_folder(tmp_path, {"config.json": CONFIG, "model.safetensors": weights(10)})))
+    found = folder.look_at_model(str(model_folder(tmp_path, {"config.json": CONFIG, "model.safetensors": weights(10)})))
     assert (found["complete"], found["index_total_bytes"]) == (True, None)
 
 
@@ -417,7 +421,7 @@ def test_a_model_of_one_file_needs_no_index(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_is_not_whole(tmp_path: Path, files: dict[str, Any], missing: list[str], cut: list[str]) -> None:
-    found = probe.model(str(model_folder(tmp_path, files)))
+    found = folder.look_at_model(str(model_folder(tmp_path, files)))
     assert found["complete"] is False
     assert (found["missing_files"], found["cut_files"]) == (missing, cut)
 
@@ -428,7 +432,7 @@ def test_a_link_into_a_cache_that_leads_nowhere_is_missing(tmp_path: Path) -> No
         {"config.json": CONFIG, "model.safetensors.index.json": INDEX, "one.safetensors": weights(90)},
     )
     (tmp_path / "two.safetensors").symlink_to(tmp_path / "blobs/gone")
-    assert probe.model(str(tmp_path))["missing_files"] == ["two.safetensors"]
+    assert folder.look_at_model(str(tmp_path))["missing_files"] == ["two.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -436,14 +440,14 @@ def test_a_link_into_a_cache_that_leads_nowhere_is_missing(tmp_path: Path) -> No
     [
         ("{", "config.json is not JSON"),
         ("[1]", "config.json is not a JSON object."),
-        (" " * (probe.LARGEST_CONFIG + 1), "config.json is larger than"),
+        (" " * (LARGEST_CONFIG + 1), "config.json is larger than"),
         (None, "There is no config.json."),
     ],
 )
 def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path, text: str | None, error: str) -> None:
     if text is not None:
         write_below(tmp_path, "config.json", text)
-    found = probe.model(str(tmp_path))
+    found = folder.look_at_model(str(tmp_path))
     assert found["config"] is None
     assert found["config_error"].startswith(error)
 
@@ -454,12 +458,12 @@ def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path, text: str 
 )
 def test_an_index_of_another_form_tells_nothing(tmp_path: Path, index: dict[str, Any]) -> None:
     files = {"config.json": CONFIG, "model.safetensors": weights(10), "model.safetensors.index.json": index}
-    found = probe.model(str(model_folder(tmp_path, files)))
+    found = folder.look_at_model(str(model_folder(tmp_path, files)))
     assert (found["complete"], found["missing_files"], found["index_total_bytes"]) == (True, [], None)
 
 
 def test_no_model_folder(tmp_path: Path) -> None:
-    found = probe.model(str(tmp_path / "nothing"))
+    found = folder.look_at_model(str(tmp_path / "nothing"))
     assert (found["exists"], found["complete"], found["safetensors"]) == (False, False, [])
 
 
@@ -471,7 +475,7 @@ def test_a_part_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytes
         raise ValueError("a file nobody expected")
 
     monkeypatch.setattr(probe, "nvidia", broken)
-    found = probe.probe(docker_host=NO_ENGINE, paths=[str(tmp_path)])
+    found = probe.probe(Questions(docker_host=NO_ENGINE, paths=[str(tmp_path)]))
     assert found["nvidia"] is None
     assert found["errors"] == {"nvidia": "ValueError: a file nobody expected"}
     assert found["system"]["euid"] == os.geteuid()
@@ -479,7 +483,7 @@ def test_a_part_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_empty_root_is_no_reason_to_fail(tmp_path: Path) -> None:
-    found = probe.probe(docker_host=NO_ENGINE, ports=[8000], root=str(tmp_path))
+    found = probe.probe(Questions(docker_host=NO_ENGINE, ports=[8000]), str(tmp_path))
     assert set(found["errors"]) <= {"memory", "shm"}
     assert found["memory"] is None
     assert found["ports"][0]["free"] is True
@@ -490,7 +494,7 @@ def test_a_name_that_does_not_resolve_is_told(monkeypatch: pytest.MonkeyPatch) -
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    found = probe.probe(docker_host=NO_ENGINE, host="no.such.host", ports=[8000])
+    found = probe.probe(Questions(docker_host=NO_ENGINE, host="no.such.host", ports=[8000]))
     assert (found["ports"], found["address_available"]) == (None, None)
     assert "Name or service not known" in found["errors"]["ports"]
 
@@ -501,7 +505,7 @@ def test_only_the_standard_library_is_imported() -> None:
     code = (
         "import sys; sys.path.append(sys.argv[1]);"
         "from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe;"
-        "print(sorted(probe.probe(docker_host='unix:///nowhere')['errors']))"
+        "print(sorted(probe.probe(probe.Questions('unix:///nowhere'))['errors']))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(root)], capture_output=True, text=True, timeout=60, check=False
@@ -521,7 +525,7 @@ def test_only_the_standard_library_is_imported() -> None:
 def test_makes_environments(found: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian's Python without python3-venv has no ensurepip; Ansible's pip module needs packaging or setuptools."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in found else None)
-    assert probe.makes_environments() is expected
+    assert system.makes_environments() is expected
 
 
 def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,5 +534,5 @@ def test_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setattr(linux, "SYSTEM_PATH", str(tmp_path))
-    found = probe.probe(docker_host="unix:///nowhere", programs=["gpufleet-tool", "no-such-program"])["programs"]
-    assert found == {"gpufleet-tool": str(tool), "no-such-program": None}
+    asked = Questions(docker_host="unix:///nowhere", programs=["gpufleet-tool", "no-such-program"])
+    assert probe.probe(asked)["programs"] == {"gpufleet-tool": str(tool), "no-such-program": None}

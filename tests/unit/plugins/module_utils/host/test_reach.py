@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import os
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe, reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 Start = Callable[..., str]
@@ -232,7 +234,7 @@ def test_the_environments_proxies_are_not_taken(
     ],
 )
 def test_the_registry_in_a_name(reference: str, registry: str) -> None:
-    assert reach.registry_of(reference) == registry
+    assert registry_of(reference) == registry
 
 
 def test_a_registry_without_tls_on_a_loopback_address(start: Start) -> None:
@@ -305,36 +307,38 @@ def test_only_what_is_not_on_the_host_is_asked_for(start: Start, tmp_path: Path)
     length = b'{"w": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}'
     (tmp_path / "whole/model.safetensors").write_bytes(len(length).to_bytes(8, "little") + length + b"\0")
     (tmp_path / "whole/config.json").write_text('{"model_type": "llama"}')
-    options = {
-        "docker_host": f"unix://{tmp_path}/none.sock",
-        "registry": f"{registry}/vllm:1",
-        "hub": f"http://{hub}/org/model/resolve/main/config.json",
-    }
-    found = probe.probe(weights_paths=[str(tmp_path / "none")], **options)  # type: ignore[arg-type]
+    asked = probe.Questions(
+        docker_host=f"unix://{tmp_path}/none.sock",
+        registry=f"{registry}/vllm:1",
+        hub=f"http://{hub}/org/model/resolve/main/config.json",
+    )
+    found = probe.probe(dataclasses.replace(asked, weights_paths=[str(tmp_path / "none")]))
     assert {name: answer["reachable"] for name, answer in found["reach"].items()} == {"registry": True, "hub": True}
-    found = probe.probe(weights_paths=[str(tmp_path / "whole")], **options)  # type: ignore[arg-type]
+    found = probe.probe(dataclasses.replace(asked, weights_paths=[str(tmp_path / "whole")]))
     assert list(found["reach"]) == ["registry"]
-    assert probe.probe(docker_host=options["docker_host"])["reach"] == {}
+    assert probe.probe(probe.Questions(asked.docker_host))["reach"] == {}
 
 
 def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
     """The first deployment behind a mirror would never begin otherwise."""
     mirror = f"http://{start(200)}"
-    found = probe.probe(
+    asked = probe.Questions(
         docker_host=f"unix://{tmp_path}/none.sock",
         registry="vllm/vllm-openai:v0.12.0",
         registry_mirrors=[mirror],
     )
+    found = probe.probe(asked)
     assert (found["reach"]["registry"]["reachable"], found["reach"]["registry"]["url"]) == (True, f"{mirror}/v2/")
 
 
 def test_a_proxy_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
     proxy = f"http://user:password@{start(403)}"
-    found = probe.probe(
+    asked = probe.Questions(
         docker_host=f"unix://{tmp_path}/none.sock",
         registry="vllm/vllm-openai:v0.12.0",
         registry_proxy=proxy,
     )
+    found = probe.probe(asked)
     assert (found["reach"]["registry"]["cause"], found["reach"]["registry"]["proxied"]) == ("proxy", True)
     assert "password" not in str(found)
 
@@ -343,11 +347,12 @@ def test_the_hub_is_reached_by_the_servers_proxy_alone(
     start: Start, servers: list[http.server.ThreadingHTTPServer], tmp_path: Path
 ) -> None:
     proxy = start(200)
-    found = probe.probe(
+    asked = probe.Questions(
         docker_host=f"unix://{tmp_path}/none.sock",
         hub="http://hub.invalid/file",
         hub_proxy=f"http://user:password@{proxy}",
     )
+    found = probe.probe(asked)
     assert (found["reach"]["hub"]["reachable"], found["reach"]["hub"]["proxied"]) == (True, True)
     assert "password" not in str(found)
     assert os.environ.get("http_proxy", "") != proxy

@@ -19,15 +19,16 @@ import pytest
 from docker.errors import APIError, ImageNotFound
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images import ensure as images
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import format_bytes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.archive import read_archive
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import ensure_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.pull import UNREACHABLE_BACKOFF, LayerProgress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.pull_failures import classify_pull_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import (
     ImageWish,
-    LayerProgress,
-    classify_pull_error,
-    ensure_image,
     normalize_platform,
     parse_reference,
-    read_archive,
 )
 
 DIGEST = "sha256:" + "ab" * 32
@@ -209,7 +210,7 @@ def test_progress_of_a_layer_that_is_resumed_goes_on() -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0.0 MiB"), (50 * 2**20, "50.0 MiB"), (2**30, "1.0 GiB")])
 def test_bytes_are_readable(count: int, text: str) -> None:
-    assert images.format_bytes(count) == text
+    assert format_bytes(count) == text
 
 
 # Archives
@@ -291,7 +292,7 @@ def test_missing_archive(tmp_path: Path) -> None:
     ],
 )
 def test_version_of_vllm_is_guessed(config: dict[str, Any], reference: str, version: str) -> None:
-    assert images.guess_vllm_version({"Config": config}, reference) == version
+    assert local.guess_vllm_version({"Config": config}, reference) == version
 
 
 # Deciding and trying again, on an engine that only exists here
@@ -360,7 +361,7 @@ def test_closed_port_is_tried_once_more_and_soon() -> None:
         ensure_image(engine, ImageWish("x:1", retries=8), sleep=pauses.append)  # type: ignore[arg-type]
 
     assert caught.value.name == "registry-unreachable"
-    assert pauses == [images.UNREACHABLE_BACKOFF]
+    assert pauses == [UNREACHABLE_BACKOFF]
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.health_
     STUCK,
     Look,
     Memory,
-    judge,
     look_at,
     processor_seconds,
+    reason_to_end,
     recall,
     remember,
 )
@@ -37,7 +37,7 @@ def looks(*seen: Look, every: float = 15.0, limit: float = LIMIT) -> tuple[str, 
     """Return why and when (seconds after the first look) a server is ended that is seen like this, at last for ever."""
     memory = Memory("1")
     for number in range(1000):
-        reason = judge(seen[min(number, len(seen) - 1)], memory, 1000.0 + number * every, limit)
+        reason = reason_to_end(seen[min(number, len(seen) - 1)], memory, 1000.0 + number * every, limit)
         if reason:
             return reason.partition(",")[0], number * every
     return "", 0.0
@@ -101,7 +101,7 @@ def test_a_busy_server_whose_engine_is_dead_is_ended_as_soon_as_any() -> None:
 
 def test_the_reason_tells_of_work() -> None:
     memory, asked = Memory("1"), Look(200, 2, "steps 5")
-    said = [judge(look, memory, number * 15.0, LIMIT) for number, look in enumerate(working(asked, 1.8, 62))]
+    said = [reason_to_end(look, memory, number * 15.0, LIMIT) for number, look in enumerate(working(asked, 1.8, 62))]
     assert said[-1] == f"{STUCK}, for 900 s, though its processes are busy"
 
 

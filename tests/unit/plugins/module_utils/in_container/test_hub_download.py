@@ -15,7 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import hub_download
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import Model, Remote, hub_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import (
+    Remote,
+    WantedFiles,
+    hub_error,
+)
 
 NEW = {"reads_index": True, "prefers_consolidated": True}
 OLD = {"reads_index": False, "prefers_consolidated": False}
@@ -134,7 +138,7 @@ def test_what_the_cache_holds(tmp_path: Path) -> None:
     (base / "snapshots" / "c1" / "short.bin").write_bytes(b"123")
     (base / "blobs" / "e3.incomplete").write_bytes(b"1234")
     files = [Remote("config.json", 2, "e1"), Remote("short.bin", 9, "e2"), Remote("begun.bin", 10, "e3")]
-    model = Model("o/m", "main", "c1", files)
+    model = WantedFiles("o/m", "main", "c1", files)
     hub_download.look(model, str(tmp_path))
     assert [entry.path for entry in model.missing] == ["short.bin", "begun.bin"]
     assert (model.total, model.as_result()["missing_bytes"]) == (21, 21 - 2 - 4)

@@ -21,15 +21,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import PROGRESS_MARK
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models import download
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import (
-    CONFIG,
-    GGUF,
-    TOKENIZER,
-    Surroundings,
-    Want,
-    Watch,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models import cached, download, refusals
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import Watch
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import CONFIG, GGUF, TOKENIZER, Want, wants_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -66,11 +61,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
     ],
 )
 def test_what_a_server_wants(config: dict[str, Any], expected: list[Want]) -> None:
-    assert download.wants_of("o/m", config) == expected
+    assert wants_of("o/m", config) == expected
 
 
 def test_a_quantization_behind_the_name_is_no_part_of_it() -> None:
-    assert download.wants_of("o/m-GGUF:Q4_K_M", {}) == [Want("o/m-GGUF", weights=False, needs=(GGUF,))]
+    assert wants_of("o/m-GGUF:Q4_K_M", {}) == [Want("o/m-GGUF", weights=False, needs=(GGUF,))]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +74,8 @@ def test_a_quantization_behind_the_name_is_no_part_of_it() -> None:
 )
 def test_what_is_left_to_the_server(config: dict[str, Any], environment: dict[str, str], variable: str) -> None:
     cache = Surroundings("image", "/hf").cache
-    assert variable in download.left_to_the_server(config, environment, cache)
-    assert not download.left_to_the_server({}, {}, cache)
+    assert variable in cached.left_to_the_server(config, environment, cache)
+    assert not cached.left_to_the_server({}, {}, cache)
 
 
 @pytest.fixture
@@ -100,13 +95,13 @@ def cache(tmp_path: Path) -> Path:
 
 def test_a_whole_model_lacks_nothing_whoever_fetched_it(cache: Path, tmp_path: Path) -> None:
     for around in (Surroundings("image", str(tmp_path)), Surroundings("image", str(tmp_path), offline=True)):
-        assert download.lacks(Want("o/m"), around) == ""
-        assert download.lacks(Want("o/m", COMMIT), around) == ""
-        assert download.lacks(Want("o/m", "v2"), around) == "it is not in the cache"
+        assert cached.lacks(Want("o/m"), around) == ""
+        assert cached.lacks(Want("o/m", COMMIT), around) == ""
+        assert cached.lacks(Want("o/m", "v2"), around) == "it is not in the cache"
     (cache / "tokenizer.json").unlink()
     for around in (Surroundings("image", str(tmp_path)), Surroundings("image", str(tmp_path), offline=True)):
-        assert "tokenizer" in download.lacks(Want("o/m"), around)
-        assert download.lacks(Want("o/m", needs=(CONFIG,)), around) == ""  # as of a draft
+        assert "tokenizer" in cached.lacks(Want("o/m"), around)
+        assert cached.lacks(Want("o/m", needs=(CONFIG,)), around) == ""  # as of a draft
 
 
 def renamed(snapshot: Path, name: str) -> None:
@@ -120,23 +115,23 @@ def test_offline_mistrals_own_files_are_enough(cache: Path, tmp_path: Path, load
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (cache / "model.safetensors.index.json").write_text(json.dumps(index))
     renamed(cache, "consolidated.safetensors")
-    assert download.lacks(Want("o/m", load_format=load_format), around) == ""
-    lack = download.lacks(Want("o/m", load_format="hf"), around)
+    assert cached.lacks(Want("o/m", load_format=load_format), around) == ""
+    lack = cached.lacks(Want("o/m", load_format="hf"), around)
     assert lack.startswith("model-00001-of-00002.safetensors, model-00002-of-00002.safetensors are not there")
     (cache / "consolidated.safetensors").write_bytes(b"cut")
-    assert download.lacks(Want("o/m", load_format=load_format), around).startswith("consolidated.safetensors is not")
+    assert cached.lacks(Want("o/m", load_format=load_format), around).startswith("consolidated.safetensors is not")
 
 
 @pytest.mark.parametrize(("load_format", "name"), [("pt", "model.pt"), ("npcache", "a.bin"), ("auto", "a.bin")])
 def test_offline_files_of_the_format_are_enough(cache: Path, tmp_path: Path, load_format: str, name: str) -> None:
     around, want = Surroundings("image", str(tmp_path), offline=True), Want("o/m", load_format=load_format)
     renamed(cache, "model.other")
-    assert download.lacks(want, around).startswith(f"it has no weights for load-format {load_format} (")
+    assert cached.lacks(want, around).startswith(f"it has no weights for load-format {load_format} (")
     (cache / "model.other").rename(cache / name)
-    assert download.lacks(want, around) == ""
+    assert cached.lacks(want, around) == ""
     if name == "a.bin":
         (cache / "pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "a.bin", "y": "b.bin"}}')
-        assert download.lacks(want, around) == "b.bin is not there or cut short"
+        assert cached.lacks(want, around) == "b.bin is not there or cut short"
 
 
 def test_offline_what_was_copied_needs_no_record(cache: Path, tmp_path: Path) -> None:
@@ -147,14 +142,14 @@ def test_offline_what_was_copied_needs_no_record(cache: Path, tmp_path: Path) ->
         {"tokenizer": "o/t"},
         {"speculative-config": {"model": "o/t"}, "load-format": "dummy"},
     ):
-        wants = download.wants_of("o/m", config)
+        wants = wants_of("o/m", config)
         tokenizer = tmp_path / "hub" / "models--o--t"
         if len(wants) > 1:
             with pytest.raises(GpufleetError, match="o/t: it is not in the cache"):
-                download.have(nobody, wants, around, check=False, progress=Progress(None))
+                download.ensure_weights(nobody, wants, around, check=False, progress=Progress(None))
             shutil.copytree(tmp_path / "hub" / "models--o--m", tokenizer)
             (tokenizer / "snapshots" / COMMIT / "model.safetensors").unlink()
-        result = download.have(nobody, wants, around, check=False, progress=Progress(None))
+        result = download.ensure_weights(nobody, wants, around, check=False, progress=Progress(None))
         assert (result["changed"], [model["missing_files"] for model in result["models"]]) == (False, [[]] * len(wants))
         shutil.rmtree(tokenizer, ignore_errors=True)
 
@@ -166,7 +161,7 @@ def nobody() -> Any:
 def test_offline_a_copy_without_its_blobs_is_told(cache: Path, tmp_path: Path) -> None:
     (cache / "config.json").unlink()
     (cache / "config.json").symlink_to("../../blobs/0123")
-    lack = download.lacks(Want("o/m"), Surroundings("image", str(tmp_path), offline=True))
+    lack = cached.lacks(Want("o/m"), Surroundings("image", str(tmp_path), offline=True))
     assert lack == (
         "its configuration (config.json or params.json) is not there"
         " (config.json is in the snapshot as a link to what is not in blobs)"
@@ -175,33 +170,33 @@ def test_offline_a_copy_without_its_blobs_is_told(cache: Path, tmp_path: Path) -
 
 def test_a_gguf_model_needs_its_file_only(cache: Path, tmp_path: Path) -> None:
     around = Surroundings("image", str(tmp_path), offline=True)
-    (want,) = download.wants_of("o/m:Q4_K_M", {})
-    assert download.lacks(want, around) == "its GGUF file (*.gguf) is not there"
+    (want,) = wants_of("o/m:Q4_K_M", {})
+    assert cached.lacks(want, around) == "its GGUF file (*.gguf) is not there"
     renamed(cache, "m-Q4_K_M.gguf")
-    assert download.lacks(want, around) == ""
+    assert cached.lacks(want, around) == ""
 
 
-NO_FILES = json.dumps({download._key(Want("o/m")): {"commit": COMMIT}})
+NO_FILES = json.dumps({cached._key(Want("o/m")): {"commit": COMMIT}})
 
 
 @pytest.mark.parametrize("text", ["[]", "{", NO_FILES, NO_FILES.replace("}}", ', "files": [1]}}')])
 def test_a_record_that_is_broken_is_none(cache: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "gpufleet").mkdir()
     (tmp_path / "gpufleet" / "models--o--m.json").write_text(text)
-    assert download.lacks(Want("o/m"), Surroundings("image", str(tmp_path))) == ""
+    assert cached.lacks(Want("o/m"), Surroundings("image", str(tmp_path))) == ""
 
 
 @pytest.mark.parametrize("name", ["", "my model", "https://huggingface.co/o/m", "o/m/x", "o/..", " o/m"])
 def test_what_is_no_name_is_refused_before_anybody_is_asked(tmp_path: Path, name: str) -> None:
     around = Surroundings("image", str(tmp_path / "none"))
     with pytest.raises(GpufleetError, match="is no name of a model") as raised:
-        download.have(nobody, [Want(name)], around, check=False, progress=Progress(None))
+        download.ensure_weights(nobody, [Want(name)], around, check=False, progress=Progress(None))
     assert (raised.value.name, repr(name) in raised.value.message) == ("model-not-found", True)
 
 
 @pytest.mark.parametrize("revision", ["no such", "../..", "x" * 300])
 def test_a_revision_that_is_none_is_not_in_the_cache(cache: Path, tmp_path: Path, revision: str) -> None:
-    assert download.lacks(Want("o/m", revision), Surroundings("image", str(tmp_path))) == "it is not in the cache"
+    assert cached.lacks(Want("o/m", revision), Surroundings("image", str(tmp_path))) == "it is not in the cache"
 
 
 @pytest.mark.parametrize(
@@ -215,9 +210,9 @@ def test_a_revision_that_is_none_is_not_in_the_cache(cache: Path, tmp_path: Path
 def test_a_cache_elsewhere_is_looked_at(cache: Path, tmp_path: Path, environment: dict[str, str], volume: str) -> None:
     volumes = [volume.format(mine=tmp_path)]
     around = Surroundings("image", "/var/none", environment, volumes=volumes, offline=True)
-    assert not download.have(nobody, [Want("o/m")], around, check=False, progress=Progress(None))["changed"]
+    assert not download.ensure_weights(nobody, [Want("o/m")], around, check=False, progress=Progress(None))["changed"]
     with pytest.raises(GpufleetError) as raised:
-        download.have(nobody, [Want("o/x")], around, check=False, progress=Progress(None))
+        download.ensure_weights(nobody, [Want("o/x")], around, check=False, progress=Progress(None))
     assert f"the Hugging Face cache ({tmp_path}/hub, by vllm_" in raised.value.message
     assert f"into {tmp_path}/hub " in raised.value.remedy
     looks = download._volumes(around, fetch=False)
@@ -227,22 +222,22 @@ def test_a_cache_elsewhere_is_looked_at(cache: Path, tmp_path: Path, environment
 def test_a_part_of_a_model_is_not_taken_for_all_of_it(cache: Path, tmp_path: Path) -> None:
     """A model in parts whose index has not come either."""
     (cache / "model.safetensors").rename(cache / "model-00001-of-00003.safetensors")
-    lack = download.lacks(Want("o/m"), Surroundings("image", str(tmp_path)))
+    lack = cached.lacks(Want("o/m"), Surroundings("image", str(tmp_path)))
     assert lack == "model-00002-of-00003.safetensors, model-00003-of-00003.safetensors are not there or cut short"
 
 
 def test_what_was_recorded_must_still_be_there(cache: Path, tmp_path: Path) -> None:
     want = Want("o/m", weights=False, load_format="dummy")
     around = Surroundings("image", str(tmp_path))
-    assert download.lacks(want, around) == ""  # the model with its weights is there
+    assert cached.lacks(want, around) == ""  # the model with its weights is there
     renamed(cache, "model.other")
-    assert download.lacks(want, around) == "it was not fetched for this load-format"
-    download._record(str(tmp_path), want, {"commit": COMMIT, "files": {"config.json": 23, "tokenizer.json": None}})
-    assert download.lacks(want, around) == ""
+    assert cached.lacks(want, around) == "it was not fetched for this load-format"
+    cached.note_fetched(str(tmp_path), want, {"commit": COMMIT, "files": {"config.json": 23, "tokenizer.json": None}})
+    assert cached.lacks(want, around) == ""
     (cache / "config.json").write_text('{"a": 1}')
-    assert download.lacks(want, around) == "config.json is not there"
+    assert cached.lacks(want, around) == "config.json is not there"
     (cache / "model.other").rename(cache / "model.safetensors")
-    assert download.lacks(Want("o/m"), around) == ""
+    assert cached.lacks(Want("o/m"), around) == ""
 
 
 def test_offline_names_what_is_missing_and_asks_nobody(cache: Path, tmp_path: Path) -> None:
@@ -252,14 +247,14 @@ def test_offline_names_what_is_missing_and_asks_nobody(cache: Path, tmp_path: Pa
         Surroundings("image", str(tmp_path), environment={"HF_HUB_OFFLINE": "1"}),
     ):
         with pytest.raises(GpufleetError) as raised:
-            download.have(nobody, [Want("o/m")], around, check=False, progress=Progress(None))
+            download.ensure_weights(nobody, [Want("o/m")], around, check=False, progress=Progress(None))
         assert (raised.value.name, "model.safetensors" in raised.value.message) == ("weights-missing", True)
         assert str(tmp_path) in raised.value.message
 
 
 def test_a_dry_run_before_the_image_is_there_says_that_something_is_missing(tmp_path: Path) -> None:
     around = Surroundings("image", str(tmp_path))
-    result = download.have(lambda: None, [Want("o/m")], around, check=True, progress=Progress(None))
+    result = download.ensure_weights(lambda: None, [Want("o/m")], around, check=True, progress=Progress(None))
     assert (result["changed"], result["models"][0]["missing_files"]) == (True, ["it is not in the cache"])
     assert result["diff"][0]["before"] == "revision main: incomplete\n"
 
@@ -331,7 +326,7 @@ def test_what_another_run_fetches_meanwhile_is_waited_for_and_not_fetched_again(
     progress = Told(None)
     no_engine: Any = object()
     with another_run(tmp_path, until):
-        result = download.have(lambda: no_engine, [Want("o/m")], around, check=False, progress=progress)
+        result = download.ensure_weights(lambda: no_engine, [Want("o/m")], around, check=False, progress=progress)
     assert (result["changed"], result["diff"], result["models"][0]["missing_files"]) == (False, [], [])
     waiting = r"weights of o/m: waiting for another run \(download of o/m, for \d+ s, process \d+\); 3\.0 MiB are there"
     assert re.fullmatch(waiting, progress.seen)
@@ -341,7 +336,7 @@ def test_who_may_not_wait_is_told_who_fetches(cache: Path, tmp_path: Path) -> No
     (cache / "tokenizer.json").unlink()
     no_engine: Any = object()
     with another_run(tmp_path, threading.Event()), pytest.raises(GpufleetError, match="download of o/m") as raised:
-        download.have(
+        download.ensure_weights(
             lambda: no_engine, [Want("o/m")], Surroundings("i", str(tmp_path)), check=False, progress=Progress(None)
         )
     assert raised.value.name == "busy"
@@ -353,7 +348,7 @@ def test_a_cache_that_is_no_folder_is_told_by_its_variable(tmp_path: Path) -> No
     for folder in ("file", "file/below"):
         around = Surroundings("image", str(tmp_path / folder))
         with pytest.raises(GpufleetError, match=f"{folder}/gpufleet cannot be written: Not a directory") as raised:
-            download.have(lambda: no_engine, [Want("o/m")], around, check=False, progress=Progress(None))
+            download.ensure_weights(lambda: no_engine, [Want("o/m")], around, check=False, progress=Progress(None))
         assert (raised.value.name, "vllm_hf_home" in raised.value.remedy) == ("write-failed", True)
 
 
@@ -397,7 +392,7 @@ def test_a_download_without_a_further_byte_is_given_up() -> None:
     assert raised.value.name == "download-stalled"
 
 
-@pytest.mark.parametrize("name", sorted(download.REFUSALS))
+@pytest.mark.parametrize("name", sorted(refusals.REFUSALS))
 def test_every_refusal_is_a_sentence_with_a_remedy(name: str) -> None:
     around = Surroundings("image", "/hf", secrets={"HF_TOKEN": "hf_secret"})
     answer = {
@@ -407,7 +402,7 @@ def test_every_refusal_is_a_sentence_with_a_remedy(name: str) -> None:
         "text": "https://me:pw@hub/ hf_secret",
         "status": 403,
     }
-    error = download.refusal({**answer, "needed": 3 * 2**30, "free": 2**30}, around)
+    error = refusals.download_error({**answer, "needed": 3 * 2**30, "free": 2**30}, around)
     assert error.name == name
     assert "{" not in error.message + error.remedy
     assert error.remedy

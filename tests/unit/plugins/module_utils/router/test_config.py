@@ -13,19 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common import addresses
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica, Settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import RouterSettings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 
 KEY, REPLICA_KEY = "client-key-1", "replica-key-1"
 ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000)
 TWO = Replica("gpu-02", "vllm-0", "2001:db8::2", 8001)
 
 
-def settings(**changes: object) -> Settings:
+def settings(**changes: object) -> RouterSettings:
     """Return settings that are safe, with changes."""
-    whole = Settings(
+    whole = RouterSettings(
         host="0.0.0.0",
         port=8443,
         tls=True,
@@ -44,10 +46,10 @@ def settings(**changes: object) -> Settings:
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def problems(given: Settings, replicas: list[Replica], allow: bool = False) -> list[str]:
+def problems(given: RouterSettings, replicas: list[Replica], allow: bool = False) -> list[str]:
     """Return what check finds wrong."""
     try:
-        config.check(given, replicas, allow)
+        config.check_settings(given, replicas, allow)
     except GpufleetError as error:
         assert error.name == "invalid-router"
         return list(error.details["problems"])
@@ -110,7 +112,7 @@ def test_no_rate_limit_and_a_limit_for_each_replica() -> None:
         (settings(keys=("two words",)), False, "white space"),
     ],
 )
-def test_what_is_unsafe_is_refused_by_its_variable(given: Settings, allow: bool, named: str) -> None:
+def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow: bool, named: str) -> None:
     found = problems(given, [ONE], allow)
     assert len(found) == 1 and named in found[0]
     assert "two words" not in found[0]
@@ -125,7 +127,7 @@ def test_what_is_unsafe_is_refused_by_its_variable(given: Settings, allow: bool,
         (settings(keys=(), host="::1", tls=False), False),
     ],
 )
-def test_what_is_safe_passes(given: Settings, allow: bool) -> None:
+def test_what_is_safe_passes(given: RouterSettings, allow: bool) -> None:
     assert problems(given, [ONE, TWO], allow) == []
 
 
@@ -137,26 +139,26 @@ def test_names_that_haproxy_cannot_have_are_refused_together() -> None:
 def test_hosts_that_could_not_be_asked_keep_what_is_known_of_them() -> None:
     gone = Replica("gpu-09", "vllm-0", "10.0.0.19", 8000)
     known = {"gpu-03": [Replica("gpu-03", "vllm-0", "10.0.0.13", 8000)], "gpu-04": []}
-    replicas, said = config.merge(known, ["gpu-01", "gpu-05"], [ONE, gone])
+    replicas, said = members.merge(known, ["gpu-01", "gpu-05"], [ONE, gone])
     assert [replica.host for replica in replicas] == ["gpu-01", "gpu-03"]
     assert said == {"gpu-01": "kept", "gpu-05": "left out", "gpu-09": "gone"}
 
 
 def test_replicas_are_read_back_as_they_were_written() -> None:
     text = config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
-    assert config.read_replicas(text) == [ONE, TWO]
-    assert config.read_replicas("") == config.read_replicas('[{"x": 1}]') == []
+    assert members.read_replicas(text) == [ONE, TWO]
+    assert members.read_replicas("") == members.read_replicas('[{"x": 1}]') == []
 
 
 def test_a_replicas_key_is_read_back_as_it_was_written() -> None:
     for key in (REPLICA_KEY, ""):
         text = config.files(settings(replica_key=key), [ONE], "/etc/x")["replica.key"]
-        assert config.replica_key_of(text) == key
+        assert members.replica_key_of(text) == key
 
 
 @pytest.mark.parametrize("host", ["gpu-01", "10.0.0.1", "fd00::1", "fd00::1:1"])
 def test_a_servers_host_is_told_from_its_name(host: str) -> None:
-    assert config.host_of(config.server_name(host, "vllm-0")) == host
+    assert addresses.host_of(members.server_name(host, "vllm-0")) == host
 
 
 @pytest.mark.skipif(program_path("haproxy") is None, reason="no HAProxy here; Molecule installs it")
@@ -169,7 +171,7 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
         settings(tls=False, keys=()),
     ],
 )
-def test_haproxy_itself_takes_the_configuration(given: Settings, tmp_path: Path) -> None:
+def test_haproxy_itself_takes_the_configuration(given: RouterSettings, tmp_path: Path) -> None:
     given = dataclasses.replace(given, user="root", run_dir=str(tmp_path))
     (tmp_path / "server-state").write_text("1\n", encoding="utf-8")
     for name, text in config.files(given, [ONE, TWO], str(tmp_path)).items():
@@ -182,19 +184,19 @@ def test_haproxy_itself_takes_the_configuration(given: Settings, tmp_path: Path)
 
 def test_hosts_with_other_keys_are_named_and_the_keys_are_not() -> None:
     keys = {"gpu-01": "secret-1", "gpu-02": "secret-2", "gpu-03": "secret-3"}
-    assert config.one_key(keys, [ONE]) == "secret-1"
-    assert config.one_key(keys, []) == ""
+    assert members.one_key(keys, [ONE]) == "secret-1"
+    assert members.one_key(keys, []) == ""
     with pytest.raises(GpufleetError) as caught:
-        config.one_key(keys, [ONE, TWO])
+        members.one_key(keys, [ONE, TWO])
     assert caught.value.name == "keys-differ"
     assert "gpu-01 and gpu-02" in str(caught.value) and "secret" not in caught.value.as_text()
 
 
 def test_the_last_replica_is_not_taken_out_while_a_host_may_well_serve() -> None:
     with pytest.raises(GpufleetError) as caught:
-        config.check_not_emptied([ONE, TWO], [], {"gpu-07": "it could not be asked"})
+        members.check_not_emptied([ONE, TWO], [], {"gpu-07": "it could not be asked"})
     assert caught.value.name == "router-emptied"
     assert "every replica that it has (2)" in str(caught.value) and "gpu-07: it could not be asked" in str(caught.value)
-    config.check_not_emptied([ONE], [TWO], {"gpu-07": "it could not be asked"})
-    config.check_not_emptied([ONE], [], {})
-    config.check_not_emptied([], [], {"gpu-07": "it could not be asked"})
+    members.check_not_emptied([ONE], [TWO], {"gpu-07": "it could not be asked"})
+    members.check_not_emptied([ONE], [], {})
+    members.check_not_emptied([], [], {"gpu-07": "it could not be asked"})

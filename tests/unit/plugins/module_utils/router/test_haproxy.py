@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Processes, Server
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import BackendServer, Processes
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import busy
 
 ANSWERS = Path(__file__).resolve().parents[3] / "data" / "haproxy"
@@ -48,17 +48,17 @@ def test_old_workers_are_told_from_the_current_one() -> None:
 def test_what_an_administrator_set_is_told_whatever_the_health_is() -> None:
     found = haproxy.parse_servers(recorded("show-servers-state"), recorded("show-stat"))
     assert found == {
-        "cpu-1:cpu-1-0": Server("cpu-1:cpu-1-0", "ready", False, "DOWN", 0),
-        "cpu-2:cpu-2-0": Server("cpu-2:cpu-2-0", "drain", False, "DOWN", 0),
-        "cpu-3:cpu-3-0": Server("cpu-3:cpu-3-0", "maint", False, "MAINT", 0),
+        "cpu-1:cpu-1-0": BackendServer("cpu-1:cpu-1-0", "ready", False, "DOWN", 0),
+        "cpu-2:cpu-2-0": BackendServer("cpu-2:cpu-2-0", "drain", False, "DOWN", 0),
+        "cpu-3:cpu-3-0": BackendServer("cpu-3:cpu-3-0", "maint", False, "MAINT", 0),
     }
     assert haproxy.parse_servers("", "") == {}
 
 
 def test_a_server_gets_requests_when_it_is_up_and_ready() -> None:
-    assert Server("a", "ready", True, "UP", 3).usable()
-    assert not Server("a", "drain", True, "DRAIN", 3).usable()
-    assert not Server("a", "ready", False, "DOWN", 0).usable()
+    assert BackendServer("a", "ready", True, "UP", 3).usable()
+    assert not BackendServer("a", "drain", True, "DRAIN", 3).usable()
+    assert not BackendServer("a", "ready", False, "DOWN", 0).usable()
 
 
 def test_no_socket_is_a_front_end_that_does_not_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.tests.fakes.keyed_replica import serving
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port

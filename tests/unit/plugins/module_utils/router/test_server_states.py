@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import (
     ServerStates,
     at_their_places,
@@ -75,8 +75,8 @@ def test_between_changes_only_what_was_taken_out_is_kept() -> None:
 
 def test_the_file_is_made_once_and_then_left(tmp_path: Path) -> None:
     states = ServerStates(str(tmp_path / "run"))
-    states.have()
+    states.ensure_file()
     assert states.read() == "1\n"
     states.write(set_by_command(STATES))
-    states.have()
+    states.ensure_file()
     assert states.read() == set_by_command(STATES)

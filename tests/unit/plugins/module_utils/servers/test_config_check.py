@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Change
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import hub_download, look_at_gpus, parse_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check
 
 
@@ -116,6 +116,6 @@ def test_which_changes_are_worth_a_check(field: str, expected: bool) -> None:
     assert config_check.matters([Change(field, 1, 2)]) is expected
 
 
-def test_the_script_is_python() -> None:
-    names = {node.name for node in ast.walk(ast.parse(config_check.SCRIPT)) if isinstance(node, ast.FunctionDef)}
-    assert names == {"choose_platform", "parse", "main"}
+def test_programs_of_an_image_mark_their_answers_alike() -> None:
+    programs = (parse_config, look_at_gpus, hub_download)
+    assert {program.ANSWER_MARK for program in programs} == {image_python.ANSWER_MARK}

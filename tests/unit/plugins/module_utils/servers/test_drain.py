@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.drain import Drain, Load, drain_all, load_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.drain import Drain, ServerLoad, drain_all, load_of
 
 
 class Server:
@@ -28,10 +28,10 @@ class Server:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def ask(self, _url: str) -> Load | None:
+    def ask(self, _url: str) -> ServerLoad | None:
         self._asked += 1
         done = 0 if self._endless else int(self.now / 2)
-        return Load(max(0, self._running - done), 3 + self._asked if self.door else None)
+        return ServerLoad(max(0, self._running - done), 3 + self._asked if self.door else None)
 
     def drain(self, folder: Path, timeout: float) -> tuple[Drain, Control]:
         control = Control(str(folder))
@@ -79,7 +79,7 @@ def test_a_loaded_server_that_answers_late_is_drained_all_the_same(tmp_path: Pat
     server = Server(3, door=True)
     silences = 2
 
-    def ask(url: str) -> Load | None:
+    def ask(url: str) -> ServerLoad | None:
         nonlocal silences
         silences -= 1
         return None if silences >= 0 else server.ask(url)

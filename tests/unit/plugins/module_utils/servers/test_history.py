@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import release
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Wishes, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -114,7 +114,7 @@ def test_a_person_sees_the_newest_first_and_which_is_current() -> None:
     assert "server" not in shown[0]
 
 
-WISHES = Wishes(
+WISHES = ServerOptions(
     image="vllm/vllm-openai:deploy",
     image_id=IMAGE_ID,
     model_source={"kind": "hub", "location": "org/m", "argument": "org/m"},
@@ -154,7 +154,7 @@ def test_an_entry_that_lacks_what_is_needed_is_refused_by_name() -> None:
 
 def test_the_fingerprint_is_of_what_would_replace_a_server() -> None:
     def spec(replica: dict[str, Any], **wishes: Any) -> dict[str, Any]:
-        return build_spec(replica, Wishes(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
+        return build_spec(replica, ServerOptions(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
 
     first = history.fingerprint([spec(REPLICA)])
     assert first == history.fingerprint([spec(REPLICA, restart_policy="no", image="another/name:1")])
@@ -179,11 +179,11 @@ def test_weights_are_looked_for_where_they_were(tmp_path: Path) -> None:
 
 
 def test_the_name_that_keeps_an_image_is_one_that_docker_takes() -> None:
-    from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import parse_reference
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import parse_reference
 
     parsed = parse_reference(history.kept_name("vllm", IMAGE_ID))
     assert (parsed.repository, parsed.tag) == ("gpufleet/kept", "vllm-1700a9d57cad")
 
 
 def test_the_version_on_the_hosts_is_the_collections() -> None:
-    assert yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"] == release.VERSION
+    assert yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))["version"] == names.VERSION

@@ -19,12 +19,12 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import long_task
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import (
     JobState,
     LongTaskAction,
     PhaseReporter,
-    duration,
     poll_command,
     shell_path,
 )

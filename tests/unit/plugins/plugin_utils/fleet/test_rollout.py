@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout, rollout_lines, way_back
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import Prepared
 
 DEFAULT = [1, "10%", "30%", "100%"]
@@ -64,7 +64,7 @@ def test_hosts_that_cannot_take_part_are_named_and_left_out() -> None:
     found = arrange(hosts, unreachable=dead, max_failures="1%")
     assert (found.same, found.unreachable, list(found.refused)) == (["h200-007"], dead, ["h200-008"])
     assert len(found.order) == 198
-    lines = rollout.arranged_lines(found)
+    lines = rollout_lines.arranged_lines(found)
     assert lines[0] == "203 hosts: 198 to change in 4 batches (1, 19, 59, 119)"
     assert "  not reachable, left out: h200-[301:303]" in lines
     assert "  nothing to do: h200-007" in lines
@@ -75,7 +75,7 @@ def test_nothing_is_changed_when_too_many_hosts_could_not_take_the_change() -> N
     hosts = {**fleet(10), "h200-004": Prepared(error="The disk is full.")}
     found = arrange(hosts)
     assert "1 of 10 hosts cannot be changed" in found.stop
-    assert rollout.arranged_lines(found)[-1].startswith("Nothing is changed: 1 of 10 hosts")
+    assert rollout_lines.arranged_lines(found)[-1].startswith("Nothing is changed: 1 of 10 hosts")
     assert arrange(hosts, max_failures=1).stop == ""
     assert arrange(hosts, max_failures="10%").stop == ""
 
@@ -129,7 +129,7 @@ def test_those_that_get_no_requests_come_first() -> None:
     found = arrange(hosts)
     assert found.order == ["h200-002", "h200-003", "h200-001", "h200-004"]
     assert (found.left, found.dark) == (["h200-002"], ["h200-003"])
-    lines = rollout.arranged_lines(found)
+    lines = rollout_lines.arranged_lines(found)
     assert "  left without requests by a run that did not end: h200-002" in lines
     assert "  first, for they do not serve: h200-003" in lines
     # One that does not serve and needs nothing is for nobody to change.
@@ -140,7 +140,7 @@ def test_a_canary_that_is_held_against_nothing_is_said_or_refused() -> None:
     hosts = fleet(2, ungated=["accuracy has no floor"])
     found = arrange(hosts)
     assert (found.stop, found.ungated) == ("", ["accuracy has no floor"])
-    assert "  the canary is held against nothing: accuracy has no floor" in rollout.arranged_lines(found)
+    assert "  the canary is held against nothing: accuracy has no floor" in rollout_lines.arranged_lines(found)
     assert "accuracy has no floor" in arrange(hosts, require_gates=True).stop
     done = {host: state(hosts, host, rollout.DONE) for host in ("h200-001",)}
     hosts["h200-001"] = Prepared(plan=HOPPER)
@@ -193,13 +193,13 @@ def test_a_host_goes_back_to_before_the_last_rollout_and_no_further(
     known: dict[str, Any] = {"state": left, "before": {"deployment": "first"}} if left else {}
     if left == rollout.DONE:
         known["after"] = {"deployment": "second"}
-    found = rollout.way_back(known, BEGAN, under_way, deployments)
+    found = way_back.find_way_back(known, BEGAN, under_way, deployments)
     assert (found.to, found.stays) == expected
     assert bool(found.to) is bool(found.why)
 
 
 def test_without_a_rollout_a_host_goes_back_by_its_own_history() -> None:
-    assert rollout.way_back({}, "", False, [SECOND, FIRST]) == rollout.WayBack()
+    assert way_back.find_way_back({}, "", False, [SECOND, FIRST]) == way_back.WayBack()
 
 
 def test_canaries_of_an_earlier_run_count_where_they_take_part_and_the_change_is_proved() -> None:
@@ -270,7 +270,7 @@ def test_a_canary_or_too_many_failures_stop_it() -> None:
     )
     states["h200-012"]["canary"] = True
     assert rollout.why_stop(states, "5%", 40) == "the canary h200-012 failed: The server vllm-0 did not start."
-    assert rollout.to_bring_back(states) == sorted(set(hosts) - {"h200-012"})
+    assert way_back.to_bring_back(states) == sorted(set(hosts) - {"h200-012"})
 
 
 def test_a_person_reads_how_it_ended() -> None:
@@ -278,7 +278,7 @@ def test_a_person_reads_how_it_ended() -> None:
     names = (rollout.FAILED, rollout.ROLLED_BACK, rollout.ROLLED_BACK, rollout.PENDING, rollout.PENDING)
     states = {host: state(hosts, host, name) for host, name in zip(sorted(hosts), names, strict=True)}
     states["h200-001"]["why"] = "scores\nlow"
-    assert rollout.told_lines(states, "the canary h200-001 failed: scores low") == [
+    assert rollout_lines.told_lines(states, "the canary h200-001 failed: scores low") == [
         "The rollout was stopped: the canary h200-001 failed: scores low.",
         "  changed, then brought back: h200-[002:003] (2 hosts)",
         "  not reached, left as they were: h200-[004:005] (2 hosts)",

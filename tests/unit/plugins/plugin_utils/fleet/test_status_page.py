@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import status_page
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import host_names, plan_page
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 
 
@@ -41,14 +41,14 @@ H200, B200 = plan("NVIDIA H200"), plan("NVIDIA B200")
     ],
 )
 def test_hosts_are_folded(hosts: list[str], text: str) -> None:
-    assert status_page.fold(hosts) == text
+    assert host_names.fold(hosts) == text
 
 
 def test_alike_hosts_share_a_row_and_outliers_have_their_own() -> None:
     plans = {f"gpu-{number:03d}": H200 for number in range(1, 481)}
     plans.update({f"b-{number:02d}": B200 for number in range(1, 20)})
     plans["odd"] = plan("NVIDIA H200", 7)
-    lines = status_page.table(plans)["table"]
+    lines = plan_page.table(plans)["table"]
     assert lines[0] == "500 hosts: 3 kinds of plan"
     assert [line.split()[:2] for line in lines[2:5]] == [["480", "gpu-[001:480]"], ["19", "b-[01:19]"], ["1", "odd"]]
     assert "4 x TP 2" in lines[2]
@@ -58,30 +58,30 @@ def test_alike_hosts_share_a_row_and_outliers_have_their_own() -> None:
 def test_the_cards_own_identifiers_and_drivers_make_no_difference() -> None:
     other = {**H200, "replicas": [{**replica, "gpu_uuids": ["GPU-x"]} for replica in H200["replicas"]]}
     other["decisions"] = [*other["decisions"], {"field": "driver", "value": "580.1", "reason": "new enough"}]
-    assert status_page.table({"a": H200, "b": other})["table"][0] == "2 hosts: 1 kind of plan"
+    assert plan_page.table({"a": H200, "b": other})["table"][0] == "2 hosts: 1 kind of plan"
 
 
 def test_the_smallest_capacity_of_a_group_is_shown() -> None:
     smaller = {**H200, "capacity": {**H200["capacity"], "kv_cache_tokens": 1234567}}
-    assert "1,234,567" in status_page.table({"a": H200, "b": smaller})["table"][2]
+    assert "1,234,567" in plan_page.table({"a": H200, "b": smaller})["table"][2]
 
 
 def test_each_warning_comes_once_with_its_hosts() -> None:
     warned = {**H200, "warnings": ["Fans are loud."]}
     also = {**B200, "warnings": ["Fans are loud.", "Door is open."]}
-    lines = status_page.table({"a1": warned, "a2": warned, "b1": also, "c": plan("NVIDIA H200", 4)})["table"]
+    lines = plan_page.table({"a1": warned, "a2": warned, "b1": also, "c": plan("NVIDIA H200", 4)})["table"]
     at = lines.index("Warnings:")
     assert lines[at + 1 :] == ["  a[1:2], b1 (3 hosts): Fans are loud.", "  b1: Door is open."]
 
 
 def test_a_warning_for_everybody_does_not_list_them() -> None:
     warned = {**H200, "warnings": ["Fans are loud."]}
-    assert "  all 2: Fans are loud." in status_page.table({"a": warned, "b": warned})["table"]
+    assert "  all 2: Fans are loud." in plan_page.table({"a": warned, "b": warned})["table"]
 
 
 def test_refused_hosts_are_named_with_the_reason() -> None:
     error = GpufleetError("Too small.", name="does-not-fit", remedy="Buy more.").as_result()
-    lines = status_page.table({"a": H200, "x1": error, "x2": error, "y": None, "z": "on fire"})["table"]
+    lines = plan_page.table({"a": H200, "x1": error, "x2": error, "y": None, "z": "on fire"})["table"]
     assert lines[0] == "5 hosts: 1 kind of plan, 4 refused"
     at = lines.index("Refused:")
     assert lines[at + 1 : at + 4] == [
@@ -92,7 +92,7 @@ def test_refused_hosts_are_named_with_the_reason() -> None:
 
 
 def test_a_fleet_that_is_refused_as_a_whole() -> None:
-    assert status_page.table({"a": "no", "b": "no"})["table"] == [
+    assert plan_page.table({"a": "no", "b": "no"})["table"] == [
         "2 hosts: 0 kinds of plan, 2 refused",
         "",
         "Refused:",
@@ -102,11 +102,11 @@ def test_a_fleet_that_is_refused_as_a_whole() -> None:
 
 def test_a_plan_without_known_sizes() -> None:
     unknown = plan("NVIDIA H200", model="a/b")
-    assert " ? " in status_page.table({"a": unknown})["table"][2]
+    assert " ? " in plan_page.table({"a": unknown})["table"][2]
 
 
 def test_reasons_are_told_for_each_kind() -> None:
-    reasons = status_page.table({"a": H200, "b": H200, "c": B200})["reasons"]
+    reasons = plan_page.table({"a": H200, "b": H200, "c": B200})["reasons"]
     assert reasons[0] == "a, b:"
     assert sum(line.startswith("  precision = ") for line in reasons) == 2
     assert any(line.startswith("  gpu_memory_utilization = not sent: ") for line in reasons)
@@ -114,6 +114,6 @@ def test_reasons_are_told_for_each_kind() -> None:
 
 def test_a_page_for_500_different_hosts_stays_a_page() -> None:
     plans = {f"rack-{number % 40:02d}-node-{number}": H200 for number in range(500)}
-    lines = status_page.table(plans)["table"]
+    lines = plan_page.table(plans)["table"]
     assert len(lines) == 3
     assert max(len(line) for line in lines) < 200

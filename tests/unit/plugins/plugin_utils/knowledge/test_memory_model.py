@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, memory_model
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Load
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import ReplicaLoad
 
 # The text part of Scout, which is what the recorded runs served.
 TEXT = replace(catalogue.SCOUT.shape_for("fp8"), weights_gib=104.93, vision=False)
 H200_MIB, H200_RESERVED_MIB = 143771, 612
-RECORDED = Load(
+RECORDED = ReplicaLoad(
     tensor_parallel_size=1,
     max_num_seqs=1024,
     max_num_batched_tokens=8192,
@@ -97,7 +98,7 @@ def test_a_window_of_local_layers_makes_room_for_long_requests() -> None:
     window = 8192 + 2 * 8192
     needed = (36 * window + 12 * longest) * per_layer
     assert longest > found.tokens
-    assert needed == pytest.approx(found.kv * memory_model.GIB, rel=1e-5)
+    assert needed == pytest.approx(found.kv * GIB, rel=1e-5)
 
 
 def test_0_12_keeps_every_layer_whole() -> None:

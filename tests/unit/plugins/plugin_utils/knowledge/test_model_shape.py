@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import look_at_model, snapshot
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import model_shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB
 
@@ -129,7 +130,7 @@ def test_the_text_part_of_a_model_with_vision_counts() -> None:
 )
 def test_counted_parameters_are_the_published_ones(config: dict[str, Any], billions: float) -> None:
     gib = read(config).weights_gib / model_shape.LOADED
-    assert gib * model_shape.GIB / 2 / 1e9 == pytest.approx(billions, rel=0.01)
+    assert gib * GIB / 2 / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 def test_the_index_beats_counting() -> None:
@@ -221,7 +222,7 @@ def test_what_is_no_decoder_is_refused() -> None:
 
 
 def test_a_plain_folder_is_its_own_snapshot(tmp_path: Path) -> None:
-    assert model_shape.snapshot(str(tmp_path)) == str(tmp_path)
+    assert snapshot(str(tmp_path)) == str(tmp_path)
 
 
 def test_the_snapshot_that_main_points_to(tmp_path: Path) -> None:
@@ -231,23 +232,23 @@ def test_the_snapshot_that_main_points_to(tmp_path: Path) -> None:
         (folder / "config.json").write_text("{}")
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "main").write_text("aaa\n")
-    assert model_shape.snapshot(str(tmp_path)) == str(tmp_path / "snapshots" / "aaa")
+    assert snapshot(str(tmp_path)) == str(tmp_path / "snapshots" / "aaa")
 
 
 def test_host_info_looks_into_the_snapshot(tmp_path: Path) -> None:
     folder = tmp_path / "snapshots" / "aaa"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"hidden_size": 8}')
-    found = probe.model(str(tmp_path))
+    found = look_at_model(str(tmp_path))
     assert (found["path"], found["config"]) == (str(folder), {"hidden_size": 8})
 
 
 def test_a_snapshot_without_a_reference(tmp_path: Path) -> None:
     folder = tmp_path / "snapshots" / "ccc"
     folder.mkdir(parents=True)
-    assert model_shape.snapshot(str(tmp_path)) == str(tmp_path)
+    assert snapshot(str(tmp_path)) == str(tmp_path)
     (folder / "config.json").write_text("{}")
-    assert model_shape.snapshot(str(tmp_path)) == str(folder)
+    assert snapshot(str(tmp_path)) == str(folder)
 
 
 def test_a_revision_is_the_snapshot_that_it_leads_to(tmp_path: Path) -> None:
@@ -258,5 +259,5 @@ def test_a_revision_is_the_snapshot_that_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "main").write_text("c1")
     (tmp_path / "refs" / "v2").write_text("c2\n")
-    found = [model_shape.snapshot(str(tmp_path) + end) for end in ("", "/refs/v2", "/refs/c2", "/refs/v3")]
+    found = [snapshot(str(tmp_path) + end) for end in ("", "/refs/v2", "/refs/c2", "/refs/v3")]
     assert found == [str(tmp_path / "snapshots" / name) for name in ("c1", "c2", "c2", "v3")]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names, wishes
 
 KNOWN = {"vllm_profile", "vllm_port", "vllm_max_num_seqs", "vllm_api_key", "nvidia_container_toolkit_version"}
 
@@ -168,14 +168,14 @@ def test_every_problem_is_told_at_once() -> None:
     ],
 )
 def test_misspelt_names(name: str, hint: str) -> None:
-    (problem,) = wishes.misspelt([name], KNOWN)
+    (problem,) = variable_names.misspelt([name], KNOWN)
     assert problem.startswith(f"{name}: unknown; ")
     assert hint in problem
 
 
 @pytest.mark.parametrize("name", ["vllm_plan", "__vllm_anything", "ansible_user", "my_vllm_port", "vllm_port"])
 def test_names_that_are_nobodys_business(name: str) -> None:
-    assert wishes.misspelt([name], KNOWN) == []
+    assert variable_names.misspelt([name], KNOWN) == []
 
 
 SHARED = {
@@ -205,18 +205,18 @@ SHARED = {
     ],
 )
 def test_a_near_miss_under_a_prefix_that_others_use_is_a_warning(name: str, meant: str) -> None:
-    found = wishes.near_misses([name], SHARED)
+    found = variable_names.near_misses([name], SHARED)
     assert found == ([f"{name} is no variable of this collection; did you mean {meant}?"] if meant else [])
-    assert wishes.misspelt([name], SHARED) == []
+    assert variable_names.misspelt([name], SHARED) == []
 
 
-@pytest.mark.parametrize("name", sorted(wishes.CONTROLLER_PATHS))
+@pytest.mark.parametrize("name", sorted(variable_names.CONTROLLER_PATHS))
 def test_a_relative_path_on_the_controller_is_refused(name: str) -> None:
-    (problem,) = wishes.relative_paths({name: "certificates/llm.pem"})
+    (problem,) = variable_names.relative_paths({name: "certificates/llm.pem"})
     assert problem.startswith(f"{name}: 'certificates/llm.pem' is not valid")
     assert '"{{ inventory_dir }}/../files/llm.pem"' in problem
     for good in ("", "/etc/llm.pem", "~/llm.pem", None):
-        assert wishes.relative_paths({name: good}) == []
+        assert variable_names.relative_paths({name: good}) == []
 
 
 def test_a_secret_is_never_shown() -> None:

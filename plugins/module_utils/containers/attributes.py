@@ -1,0 +1,64 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What Docker tells of a container of ours: its state, restart policy, ports, mounts and variables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, endpoint, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
+
+if TYPE_CHECKING:
+    from docker.models.containers import Container
+
+
+def is_running(container: Container) -> bool:
+    """Return whether Docker keeps a container up, even if it is between two starts or paused."""
+    return container.status in ("running", "restarting", "paused")
+
+
+def restart_policy(container: Container) -> dict[str, Any]:
+    """Return the restart policy that a container has, as the Docker SDK takes it."""
+    policy = container.attrs["HostConfig"].get("RestartPolicy") or {}
+    return {"Name": policy.get("Name") or "no", "MaximumRetryCount": policy.get("MaximumRetryCount") or 0}
+
+
+def wanted_policy(spec: Spec) -> Any:
+    """Return the restart policy of a spec, as the Docker SDK takes it."""
+    name, _colon, count = str(spec["restart_policy"]).partition(":")
+    return {"Name": name or "no", "MaximumRetryCount": int(count or 0)}
+
+
+def kept_policy(container: Container) -> Any:
+    """Return the restart policy that a container is to have; one of ours without any is in the middle of something."""
+    policy, spec = restart_policy(container), read_spec(container.labels)
+    return wanted_policy(spec) if spec and policy["Name"] == "no" else policy
+
+
+def host_port(container: Container) -> int:
+    """Return the port that one of our containers on the host's network takes; 0 for any other."""
+    spec = read_spec(container.labels)
+    return endpoint(spec)[1] if spec and not spec["publish"] else 0
+
+
+def published_ports(container: Container) -> set[int]:
+    """Return the host's ports that a container publishes."""
+    bindings = container.attrs["HostConfig"].get("PortBindings") or {}
+    return {int(entry["HostPort"]) for entries in bindings.values() for entry in entries or [] if entry.get("HostPort")}
+
+
+def mounted_config(container: Container) -> str:
+    """Return the host file that a container mounts as its configuration; empty if there is none."""
+    for bind in container.attrs["HostConfig"].get("Binds") or []:
+        source, _colon, rest = bind.partition(":")
+        if rest.split(":")[0] == CONFIG_PATH:
+            return str(source)
+    return ""
+
+
+def environment_of(container: Container) -> dict[str, str]:
+    """Return the container's environment variables."""
+    return variables_of(container.attrs["Config"].get("Env"))

@@ -1,0 +1,230 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Archives of docker save: what one holds, and loading its image into the Docker engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import event_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import inspect_image, tag_image
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.pull_failures import PullFailure, classify_pull_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import ImageWish, Reference
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+
+# What an archive may take from the engine's first byte to its last: tens of GiB from a slow disk.
+LOAD_TIMEOUT = 7200
+# gzip, bzip2, xz, zstd
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+@dataclass(frozen=True)
+class ArchivedImage:
+    """One image of an archive: its names, and when it was made of which layers (as C(docker inspect) tells both)."""
+
+    names: list[str]
+    created: str
+    layers: list[str]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What an archive of C(docker save) holds, by image id (C(sha256:…) of the image's configuration)."""
+
+    images: dict[str, ArchivedImage]
+
+    def holds(self, image: dict[str, Any]) -> bool:
+        """Say whether the engine's image is one of the archive's.
+
+        Engines with the containerd image store number images otherwise, so the time and the layers count too.
+        """
+        layers = (image.get("RootFS") or {}).get("Layers")
+        return image["Id"] in self.images or any(
+            archived.created == image.get("Created") and archived.layers == layers for archived in self.images.values()
+        )
+
+
+def read_archive(path: str) -> Archive | None:
+    """Return what the archive at C(path) holds, or None for a compressed one, which only the engine reads.
+
+    The layers are passed over, not read, so this takes well under a second for tens of GiB.
+
+    Raises:
+        GpufleetError: C(archive-missing) when there is no such file, C(archive-invalid) when it is no complete
+            archive of C(docker save).
+    """
+    if not os.path.isfile(path):
+        raise GpufleetError(
+            f"vllm_image_archive: there is no file {path} on the host.",
+            name="archive-missing",
+            remedy="Copy the archive that docker save wrote to that path on the host, or correct vllm_image_archive.",
+            details={"archive": path},
+        )
+    images = {}
+    try:
+        with open(path, "rb") as stream:
+            if stream.read(6).startswith(COMPRESSED):
+                return None
+        with tarfile.open(path, "r:") as tar:
+            names = set(tar.getnames())
+            for entry in _json_member(tar, "manifest.json"):
+                missing = {entry["Config"], *entry["Layers"]} - names
+                if missing:
+                    raise invalid_archive(path, f"{len(missing)} members named by its manifest are missing")
+                config = _json_member(tar, entry["Config"])
+                image = ArchivedImage(
+                    list(entry.get("RepoTags") or []), config.get("created", ""), config["rootfs"]["diff_ids"]
+                )
+                images[_config_digest(entry["Config"])] = image
+    except (tarfile.TarError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+        raise invalid_archive(path, str(error)) from error
+    if not images:
+        raise invalid_archive(path, "its manifest names no image")
+    return Archive(images)
+
+
+def _json_member(tar: tarfile.TarFile, name: str) -> Any:
+    """Return the JSON document C(name) of an archive."""
+    member = tar.extractfile(name)
+    if member is None:
+        raise ValueError(f"{name} is no file")
+    return json.load(member)
+
+
+def _config_digest(name: str) -> str:
+    """Return the image id from the name of its configuration in the archive.
+
+    Docker before 25 writes C(<hex>.json), later ones C(blobs/sha256/<hex>).
+    """
+    return "sha256:" + os.path.basename(name).replace(".json", "")
+
+
+def invalid_archive(path: str, evidence: str) -> GpufleetError:
+    """Return the error for an archive that cannot be loaded."""
+    return GpufleetError(
+        f"vllm_image_archive: {path} is no complete image archive.",
+        name="archive-invalid",
+        remedy="Make it with docker save -o <file> <image> (docker export is something else), copy it in binary mode,"
+        " and compare sha256sum at both ends.",
+        evidence=evidence,
+        details={"archive": path},
+    )
+
+
+def load_image(
+    engine: DockerClient,
+    wish: ImageWish,
+    reference: Reference,
+    archive: Archive | None,
+    progress: Progress,
+    transfer: dict[str, Any],
+) -> dict[str, Any]:
+    """Load the archive and return its image, which has its reference as name."""
+    started = time.monotonic()
+    if archive:
+        _one_of_archive(archive, wish, reference)
+    size = os.path.getsize(wish.archive)
+    loaded: list[str] = []
+    try:
+        with open(wish.archive, "rb") as stream:
+            for event in _load_events(engine, _watched(stream, size, progress)):
+                problem = event_error(event)
+                if problem:
+                    raise _load_failure(wish, problem)
+                match = re.match(r"Loaded image(?: ID)?: (\S+)", str(event.get("stream", "")))
+                if match:
+                    loaded.append(match[1])
+    except OSError as error:
+        raise invalid_archive(wish.archive, str(error)) from error
+    transfer.update(bytes=size, seconds=round(time.monotonic() - started, 1), attempts=1)
+    return _name_loaded(engine, wish, reference, archive, loaded)
+
+
+def _one_of_archive(archive: Archive, wish: ImageWish, reference: Reference) -> str:
+    """Return the id of the archive's image that the wish means.
+
+    Raises:
+        GpufleetError: C(archive-invalid) when none or several of its images could be meant,
+            C(digest-mismatch) when it is not the pinned one.
+    """
+    named = [image_id for image_id, image in archive.images.items() if reference.local_name in image.names]
+    candidates = named or list(archive.images)
+    if len(candidates) != 1:
+        raise invalid_archive(
+            wish.archive,
+            f"it holds {len(archive.images)} images and none is named {reference.local_name}: "
+            + ", ".join(name for image in archive.images.values() for name in image.names),
+        )
+    return candidates[0]
+
+
+def _watched(stream: Any, size: int, progress: Progress) -> Iterator[bytes]:
+    """Yield the archive in pieces, telling how far it is."""
+    done = 0
+    shown = 0.0
+    while True:
+        piece = stream.read(4 * MIB)
+        if not piece:
+            progress.phase("loading image", f"{format_bytes(size)} handed over, the engine unpacks")
+            return
+        yield piece
+        done += len(piece)
+        if time.monotonic() - shown >= 1:
+            shown = time.monotonic()
+            progress.phase("loading image", f"{format_bytes(done)} of {format_bytes(size)}")
+
+
+def _load_events(engine: DockerClient, data: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the engine's events while it loads an image."""
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    api: Any = engine.api
+    usual = api.timeout
+    # The engine answers only after the whole archive has arrived.
+    api.timeout = LOAD_TIMEOUT
+    try:
+        yield from api.load_image(data)
+    except (DockerException, RequestException) as error:
+        yield {"error": str(getattr(error, "explanation", None) or error)}
+    finally:
+        api.timeout = usual
+
+
+def _load_failure(wish: ImageWish, text: str) -> GpufleetError:
+    cause = classify_pull_error(text)
+    if cause and cause.name == "disk-full":
+        return PullFailure(cause, text, wish)
+    return invalid_archive(wish.archive, text)
+
+
+def _name_loaded(
+    engine: DockerClient, wish: ImageWish, reference: Reference, archive: Archive | None, loaded: list[str]
+) -> dict[str, Any]:
+    """Return the image just loaded, after giving it its reference as name if the archive did not."""
+    image = inspect_image(engine, reference.local_name) if reference.local_name in loaded else None
+    if image is None:
+        known = _one_of_archive(archive, wish, reference) if archive else ""
+        names = [known] if known else loaded
+        if len(names) != 1:
+            held = ", ".join(loaded) or "no image"
+            raise invalid_archive(wish.archive, f"it holds {held}, not {reference.local_name}")
+        image = inspect_image(engine, names[0])
+        if image is None:
+            raise invalid_archive(wish.archive, f"the engine has no {names[0]} after loading")
+        tag_image(engine, image["Id"], reference.local_name)
+    return image

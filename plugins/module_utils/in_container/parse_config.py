@@ -1,0 +1,85 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs in a serving image: asks the parser of `vllm serve` what it refuses of some configurations.
+
+A program of one file, which is given to the Python of the image's vLLM as text. It mirrors what
+vllm.entrypoints.cli.main does up to the start of the server. Its argument is JSON: by name, the C(text) of a
+configuration and the C(command) line, in which null stands for the path of the configuration. The last line that it
+prints begins with ANSWER_MARK: C(results), by name C(ok), C(refused) or C(broken) with a text, or C(broken) for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+import tempfile
+from typing import Any
+
+ANSWER_MARK = "gpufleet-answer:"
+LONGEST_TEXT = 4000
+
+
+def choose_platform() -> None:
+    """Give vLLM a platform: without a GPU its CUDA build finds none, and cannot make the defaults of its parser."""
+    from vllm import platforms
+
+    if not platforms.current_platform.is_unspecified():
+        return
+    for module, name in (("cuda", "NonNvmlCudaPlatform"), ("cpu", "CpuPlatform")):
+        with contextlib.suppress(Exception):
+            platforms.current_platform = getattr(importlib.import_module("vllm.platforms." + module), name)()
+            return
+
+
+def parse(parser_class: Any, arguments: list[str]) -> dict[str, Any]:
+    """Return what vLLM's command line says of the arguments."""
+    from vllm.entrypoints.cli import serve
+
+    sys.argv = ["vllm", *arguments]
+    parser = parser_class(description="vLLM CLI")
+    subparsers = parser.add_subparsers(required=False, dest="subparser")
+    commands = {command.name: command for command in serve.cmd_init()}
+    for command in commands.values():
+        command.subparser_init(subparsers)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            commands["serve"].validate(parser.parse_args())
+    except SystemExit as stop:
+        text = said.getvalue() if stop.code else "error: with this configuration vLLM ends without serving"
+        return {"refused": text[-LONGEST_TEXT:]}
+    except Exception as error:
+        ours = isinstance(error, (ValueError, TypeError, KeyError)) or type(error).__module__.startswith("yaml")
+        return {"refused" if ours else "broken": f"{type(error).__name__}: {error}"[:LONGEST_TEXT]}
+    return {"ok": True}
+
+
+def main(checks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the answer for every check."""
+    try:
+        choose_platform()
+        try:
+            from vllm.utils.argparse_utils import FlexibleArgumentParser
+        except ImportError:
+            from vllm.utils import FlexibleArgumentParser
+        results = {}
+        for name, check in checks.items():
+            path = os.path.join(tempfile.mkdtemp(), "config.yaml")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(check["text"])
+            arguments = [path if word is None else word for word in check["command"]]
+            results[name] = parse(FlexibleArgumentParser, arguments)
+        return {"results": results}
+    except BaseException as error:
+        return {"broken": f"{type(error).__name__}: {error}"[:LONGEST_TEXT]}
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if entry]
+    print("\n" + ANSWER_MARK + json.dumps(main(json.loads(sys.argv[1]))), flush=True)
+    os._exit(0)

@@ -1,0 +1,65 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The names of the collection's variables: which are ours, and which are misspelt."""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import plain
+
+PREFIXES = ("vllm_", "nvidia_container_toolkit_")
+# Prefixes that other collections use too: only what nearly is one of our names is told, as a warning.
+SHARED_PREFIXES = ("cpu_image_", "docker_", "router_")
+NEARLY = 0.9
+# Variables of others that nearly are ours: geerlingguy.docker has it.
+OF_OTHERS = frozenset({"docker_package"})
+# Files and folders on the controller, which Ansible would look for beside the playbook and the role.
+CONTROLLER_PATHS = frozenset(
+    {"nvidia_container_toolkit_packages_dir", "router_ca", "router_certificate", "vllm_accuracy_tasks_dir"}
+)
+# Variables that the collection sets itself.
+OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
+
+
+def misspelt(variables: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return a problem for each variable that looks like a wish but is none that the collection knows."""
+    names = set(known)
+    problems = []
+    for name in sorted(variables):
+        if not name.startswith(PREFIXES) or name in names or name in OUTPUTS:
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else "the collection has no such variable."
+        problems.append(f"{name}: unknown; {hint}")
+    return problems
+
+
+def near_misses(variables: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return a warning for each variable whose name is nearly one of ours, where others may have one of that name."""
+    names = {name for name in known if name.startswith(SHARED_PREFIXES)}
+    warnings = []
+    for name in sorted(variables):
+        if not name.startswith(SHARED_PREFIXES) or name in names or name in OF_OTHERS:
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=NEARLY)
+        if near:
+            warnings.append(f"{name} is no variable of this collection; did you mean {near[0]}?")
+    return warnings
+
+
+def relative_paths(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each path on the controller that is not absolute."""
+    problems = []
+    for name in sorted(CONTROLLER_PATHS & values.keys()):
+        path = plain(values[name])
+        if isinstance(path, str) and path.strip() and not path.strip().startswith(("/", "~")):
+            problems.append(
+                f"{name}: {path!r} is not valid: it must be an absolute path on the controller, such as"
+                f' "{{{{ inventory_dir }}}}/../files/{posixpath.basename(path.rstrip("/")) or "…"}"'
+            )
+    return problems
