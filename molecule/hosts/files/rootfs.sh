@@ -2,7 +2,8 @@
 # rootfs.sh SUITE FOLDER: have FOLDER/SUITE.tar, the root file system of a host with Debian SUITE.
 #
 # A host has no engine. Debian's packages of one lie in /srv/debian, a repository that the host's apt knows, so that a
-# role can install them without a network. The host of Debian 12 also has dnf and what makes repositories.
+# role can install them without a network. So does hello, which a stand-in depends on. The host of Debian 12 also has dnf
+# and what makes repositories, gpg among it; that of Debian 13 has no gpg, which a role installs before it checks a key.
 set -euo pipefail
 suite=$1
 folder=$2
@@ -16,9 +17,9 @@ base=python3,python3-apt,openssh-server,ca-certificates,iproute2,iptables,procps
 base=$base,apt-utils,busybox-static
 if [ "$suite" = bookworm ]; then
   base=$base,dnf,rpm,createrepo-c,gpg,gpg-agent
-  engine=(docker.io)
+  offered=(docker.io hello)
 else
-  engine=(docker.io docker-cli)
+  offered=(docker.io docker-cli gpg hello)
 fi
 
 mkdir -p "$folder"
@@ -28,7 +29,7 @@ trap 'umount "$root/proc" 2>/dev/null || true; rm -rf --one-file-system "$root"'
 debootstrap --variant=minbase --include="$base" "$suite" "$root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}"
 mkdir -p "$root/srv/debian/partial"
 env DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get install --quiet --yes --no-install-recommends --download-only \
-  -o Dir::Cache::archives=/srv/debian "${engine[@]}"
+  -o Dir::Cache::archives=/srv/debian "${offered[@]}"
 rm -rf "$root/srv/debian/partial" "$root/srv/debian/lock"
 chroot "$root" sh -c 'cd /srv/debian && apt-ftparchive packages . >Packages'
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/archives/*.deb "$root"/etc/apt/sources.list.d/*

@@ -39,13 +39,16 @@ programs_of() {
 
 build_deb() {
   local package=$1 version=$2 needs=${depends[$1]:-}
+  needs=${needs:+$needs (>= $version-1)}
+  # The newer version depends on a package of the distribution, as the real toolkit does on libc6.
+  if [ "$package-$version" = nvidia-container-toolkit-base-1.19.1 ]; then needs=hello; fi
   mkdir -p "$work/files/DEBIAN"
   {
     echo "Package: $package"
     echo "Version: $version-1"
     echo "Architecture: $(dpkg --print-architecture)"
     echo "Maintainer: gpufleet contributors <tests@example.com>"
-    [ -z "$needs" ] || echo "Depends: $needs (>= $version-1)"
+    [ -z "$needs" ] || echo "Depends: $needs"
     echo "Description: stand-in for tests"
   } >"$work/files/DEBIAN/control"
   dpkg-deb --root-owner-group -Znone --build "$work/files" "$folder/packages" >/dev/null
