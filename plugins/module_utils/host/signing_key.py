@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from subprocess import PIPE
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
 FETCH_TIMEOUT = 30  # seconds
-LARGEST_KEY = 1024 * 1024
+LARGEST_KEY = MIB
 ARMOUR = b"-----BEGIN PGP PUBLIC KEY BLOCK-----"
 
 
@@ -160,19 +161,15 @@ def _check(key: PublicKey, expected: Expected) -> None:
 def _gpg(data: bytes, *arguments: str) -> bytes:
     """Run gpg with C(data) as its input and a home of its own, and return its output."""
     with tempfile.TemporaryDirectory(prefix="gpufleet-gpg-") as home:
-        done = run_program(
-            ["gpg", "--homedir", home, "--batch", "--no-autostart", *arguments],
-            input=data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-            text=False,
-        )
-    if done.returncode:
-        said = [re.sub(r"^gpg: ", "", line) for line in done.stderr.decode(errors="replace").splitlines()]
+        command = ["gpg", "--homedir", home, "--batch", "--no-autostart", *arguments]
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        with start_program(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment) as process:
+            output: bytes
+            output, errors = process.communicate(data)
+    if process.returncode:
+        said = [re.sub(r"^gpg: ", "", line) for line in errors.decode(errors="replace").splitlines()]
         told = [line for line in said if not line.endswith("created")]
-        raise ValueError(f"gpg says {told[0].rstrip('.')}" if told else f"gpg ended with status {done.returncode}")
-    output: bytes = done.stdout
+        raise ValueError(f"gpg says {told[0].rstrip('.')}" if told else f"gpg ended with status {process.returncode}")
     return output
 
 
