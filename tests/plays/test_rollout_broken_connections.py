@@ -67,7 +67,7 @@ def _dissolved(tasks: list[dict[str, Any]], path: Path) -> Iterator[dict[str, An
             yield from tasks_of(folder / f"{each}.yml")
 
 
-@pytest.mark.parametrize("begin", ["host", "back"])
+@pytest.mark.parametrize("begin", ["change_host", "revert"])
 def test_every_task_of_a_turn_that_a_host_is_asked_for_is_looked_at(begin: str) -> None:
     tasks = list(tasks_of(ROLES / "rollout" / "tasks" / f"{begin}.yml"))
     # What a task found out that is itself bound to go wrong is looked at by a later one.
