@@ -96,8 +96,8 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
         "vllm_rollout_verify": ["basic", "accuracy", "performance"],
         "vllm_rollout_max_failures": "100%",
         "vllm_rollout_state_dir": str(folder / "state"),
-        "__vllm_prepared": {"plan": PLAN, "changes": ["x"]},
-        "__vllm_rollout_before": {"deployment": "before"},
+        "__rollout_prepared": {"plan": PLAN, "changes": ["x"]},
+        "__rollout_served_before": {"deployment": "before"},
     }
     groups = {
         "vllm": {"hosts": dict.fromkeys(hosts)},
