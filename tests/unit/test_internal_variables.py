@@ -47,13 +47,11 @@ RESULTS = {
 }
 # What a caller gives a role, in the vars of the task that includes it.
 PARAMETERS = {
-    "__preflight_may_install": "false looks at a host as it is: nothing is installed",
     "__router_key_may_change": "whether the replicas may get another key",
     "__router_owner": "whose mark a drained host has: deploy or rollout; empty for a person",
     "__verify_baseline_for": "parts of the stored benchmark to compare with, where it is not the server's own",
     "__vllm_lock_timeout": "seconds to wait for an earlier run that is still at work on the host",
-    "__vllm_only_look": "look what vllm_server would do",
-    "__vllm_rehearsal": "find out what would be replaced, before the image has the deployment's tag",
+    "__vllm_mode": "apply, rehearse or compare, see roles/vllm/vars/main.yml",
     "__vllm_rollback_to": "the deployment to go back to, where it is not vllm_rollback_to",
 }
 
@@ -131,6 +129,14 @@ def test_a_parameter_has_a_reader() -> None:
         if not any(re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")) for path in paths)
     ]
     assert unread == []
+
+
+def test_the_mode_is_one_of_three() -> None:
+    texts = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
+    assert set(re.findall(r"__vllm_mode: (\S+)", texts)) == {"apply", "rehearse", "compare"}
+    compared = re.findall(r"__vllm_mode [!=]= '(\w+)'", texts)
+    assert len(compared) == len(re.findall(r"__vllm_mode [!=]=", texts)) > 5
+    assert set(compared) <= {"apply", "rehearse", "compare"}
 
 
 def test_a_variable_under_another_name_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
