@@ -419,6 +419,12 @@ drains:
   returned: success
   type: dict
   sample: {"vllm-0": {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3}}
+would_change:
+  description:
+    - Whether the servers would be changed. It is what the module says in C(changed), and the task's C(changed_when)
+      does not replace it.
+  returned: in check mode
+  type: bool
 removed:
   description: Names of the containers that were removed because they are not wanted.
   returned: success
