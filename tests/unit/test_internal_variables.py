@@ -47,6 +47,7 @@ RESULTS = {
 }
 # What a caller gives a role, in the vars of the task that includes it.
 PARAMETERS = {
+    "__docker_vendor": "whose packages to install: source, packages, key and what to say when that fails",
     "__router_key_may_change": "whether the replicas may get another key",
     "__router_owner": "whose mark a drained host has: deploy or rollout; empty for a person",
     "__verify_baseline_for": "parts of the stored benchmark to compare with, where it is not the server's own",
