@@ -13,9 +13,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable
+from typing import Any, Callable, TypedDict, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
@@ -43,7 +44,37 @@ GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 HEALTH = {"interval_s": 15, "timeout_s": 20, "retries": 3, "start_period_s": 3600}
 HEALTH_ANSWER_S = 8
 
-Spec = dict[str, Any]
+
+class _SpecOfAnyVersion(TypedDict):
+    """What every spec has, also one on the label of a container that an early version of the collection made."""
+
+    schema: int
+    name: str
+    image: str
+    image_id: str
+    command: list[str]
+    config: dict[str, Any]
+    environment: dict[str, str]
+    volumes: list[str]
+    gpu_access: str
+    gpus: list[str]
+    devices: list[str]
+    network_mode: str
+    publish: str
+    health_port: int
+    health_host: str
+    ipc_mode: str
+    shm_size: str
+    restart_policy: str
+    log_max_size: str
+    log_max_files: int
+    labels: dict[str, str]
+
+
+class Spec(_SpecOfAnyVersion, total=False):
+    """What a replica's container should be."""
+
+    secrets: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +143,7 @@ class Change:
 
 
 def build_spec(
-    replica: Mapping[str, Any],
+    replica: Replica,
     wishes: Wishes,
     secrets: Iterable[str],
     device_exists: Callable[[str], bool],
@@ -178,9 +209,7 @@ def build_spec(
     }
 
 
-def _device_files(
-    replica: Mapping[str, Any], access: str, exists: Callable[[str], bool], minors: Mapping[str, int]
-) -> list[str]:
+def _device_files(replica: Replica, access: str, exists: Callable[[str], bool], minors: Mapping[str, int]) -> list[str]:
     """Return the device files that Docker itself is to give to a container.
 
     With C(devices) nobody else does. With C(gpus) and C(runtime) the toolkit's hook does so behind Docker's back, and
@@ -296,7 +325,7 @@ def read_spec(container_labels: Mapping[str, str]) -> Spec | None:
         spec = json.loads(container_labels.get(LABEL_SPEC, ""))
     except ValueError:
         return None
-    return spec if isinstance(spec, dict) and spec.get("schema") == 1 else None
+    return cast("Spec", spec) if isinstance(spec, dict) and spec.get("schema") == 1 else None
 
 
 def spec_changes(before: Spec | None, after: Spec) -> list[Change]:
@@ -321,7 +350,7 @@ def secret_changes(
         secrets: what it should have.
         spec: the container's spec, which names the secrets that it was given.
     """
-    known = (spec or {}).get("secrets", [])
+    known = spec.get("secrets", []) if spec else []
     return [
         Change(f"secret {name}", "(hidden)", "(hidden, changed)")
         for name in sorted(secrets)
@@ -341,7 +370,8 @@ def what_matters(spec: Spec) -> dict[str, Any]:
 def _flat(spec: Spec) -> dict[str, Any]:
     """Return the spec as one level of fields: mappings by key, mounts by their target."""
     flat: dict[str, Any] = {}
-    for field, value in spec.items():
+    fields: Mapping[str, Any] = spec
+    for field, value in fields.items():
         if field in INFORMATIVE:
             continue
         if isinstance(value, dict):

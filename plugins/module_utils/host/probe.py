@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, HostInfo, ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
     program_path,
 )
@@ -61,7 +62,7 @@ def probe(
     hub_ca_bundle: str = "",
     asked_at: float | None = None,
     root: str = "/",
-) -> dict[str, Any]:
+) -> HostInfo:
     """Return everything that the roles ask of a host, as plain data; see DOCUMENTATION and RETURN of host_info."""
     errors: dict[str, str] = {}
 
@@ -72,7 +73,7 @@ def probe(
             errors[name] = f"{type(error).__name__}: {error}"
             return None
 
-    result: dict[str, Any] = {
+    result: HostInfo = {
         "system": part("system", lambda: system(root)),
         "cpu": part("cpu", lambda: cpu(root)),
         "memory": part("memory", lambda: memory(root)),
@@ -88,7 +89,7 @@ def probe(
         "model": part("model", lambda: look_at_model(model_path) if model_path else None),
         "weights": part("weights", lambda: [weights(path) for path in weights_paths or []]),
     }
-    found_engine: dict[str, Any] = result["engine"] or {}
+    found_engine: Any = result["engine"] or {}
     folders = [*(paths or []), *([found_engine["image_dir"]] if found_engine.get("image_dir") else [])]
     result["disks"] = part("disks", lambda: {path: disk(path, root) for path in folders})
     asked = image_reference if found_engine.get("running") else ""
@@ -97,12 +98,12 @@ def probe(
     result["image_alternatives"] = part(
         "image_alternatives", lambda: {name: found for name in others if (found := image(docker_host, name))}
     )
-    questions: dict[str, Callable[[], dict[str, Any]]] = {}
+    questions: dict[str, Callable[[], ReachInfo]] = {}
     if registry and not result["image"] and not result["image_alternatives"]:
         to_come = engine_to_come(registry_proxy, registry_no_proxy, registry_mirrors, insecure_registries)
         questions["registry"] = lambda: reach.registry(registry, {**pull_settings(docker_host, root), **to_come})
     if hub and not any(entry["complete"] for entry in result["weights"] or []):
-        way = hub_route(hub_proxy, hub_no_proxy, hub_ca_bundle or (result["ca_bundle"] or {}).get("path", ""))
+        way = hub_route(hub_proxy, hub_no_proxy, hub_ca_bundle or (result["ca_bundle"] or NOTHING).get("path", ""))
         questions["hub"] = lambda: reach.ask(hub, way)
     result["reach"] = part("reach", lambda: reach.ask_all(questions))
     containers = found_engine.get("containers", [])

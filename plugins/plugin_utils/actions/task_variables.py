@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
@@ -56,7 +57,7 @@ def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, A
 
 
 def planner_host(
-    gpu_info: Mapping[str, Any], host_info: Mapping[str, Any], variables: Mapping[str, Any], prefix: str
+    gpu_info: Mapping[str, Any], host_info: HostInfo, variables: Mapping[str, Any], prefix: str
 ) -> dict[str, Any]:
     """Return what planner.plan needs to know of the host: what the probes told, or else its gathered facts.
 
@@ -67,10 +68,10 @@ def planner_host(
         prefix: vllm_container_prefix: what runs under another one is not this deployment's.
     """
     facts = variables.get("ansible_facts") or {}
-    memory, processors = host_info.get("memory") or {}, host_info.get("cpu") or {}
-    containers = (host_info.get("engine") or {}).get("containers") or []
+    memory, processors = host_info.get("memory") or NOTHING, host_info.get("cpu") or NOTHING
+    containers = (host_info.get("engine") or NOTHING).get("containers") or []
     return {
-        "architecture": (host_info.get("system") or {}).get("architecture") or facts.get("architecture", ""),
+        "architecture": (host_info.get("system") or NOTHING).get("architecture") or facts.get("architecture", ""),
         "cpus": processors.get("count") or facts.get("processor_vcpus", 0),
         "cpu_flags": processors.get("flags") or [],
         "memory_mib": memory.get("total_mib") or facts.get("memtotal_mb", 0),

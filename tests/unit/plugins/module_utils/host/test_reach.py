@@ -311,7 +311,7 @@ def test_only_what_is_not_on_the_host_is_asked_for(start: Start, tmp_path: Path)
         "registry": f"{registry}/vllm:1",
         "hub": f"http://{hub}/org/model/resolve/main/config.json",
     }
-    found = probe.probe(weights_paths=[str(tmp_path / "none")], **options)  # type: ignore[arg-type]
+    found: Any = probe.probe(weights_paths=[str(tmp_path / "none")], **options)  # type: ignore[arg-type]
     assert {name: answer["reachable"] for name, answer in found["reach"].items()} == {"registry": True, "hub": True}
     found = probe.probe(weights_paths=[str(tmp_path / "whole")], **options)  # type: ignore[arg-type]
     assert list(found["reach"]) == ["registry"]
@@ -321,7 +321,7 @@ def test_only_what_is_not_on_the_host_is_asked_for(start: Start, tmp_path: Path)
 def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
     """The first deployment behind a mirror would never begin otherwise."""
     mirror = f"http://{start(200)}"
-    found = probe.probe(
+    found: Any = probe.probe(
         docker_host=f"unix://{tmp_path}/none.sock",
         registry="vllm/vllm-openai:v0.12.0",
         registry_mirrors=[mirror],
@@ -331,7 +331,7 @@ def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, t
 
 def test_a_proxy_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:
     proxy = f"http://user:password@{start(403)}"
-    found = probe.probe(
+    found: Any = probe.probe(
         docker_host=f"unix://{tmp_path}/none.sock",
         registry="vllm/vllm-openai:v0.12.0",
         registry_proxy=proxy,
@@ -344,7 +344,7 @@ def test_the_hub_is_reached_by_the_servers_proxy_alone(
     start: Start, servers: list[http.server.ThreadingHTTPServer], tmp_path: Path
 ) -> None:
     proxy = start(200)
-    found = probe.probe(
+    found: Any = probe.probe(
         docker_host=f"unix://{tmp_path}/none.sock",
         hub="http://hub.invalid/file",
         hub_proxy=f"http://user:password@{proxy}",
