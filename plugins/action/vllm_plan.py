@@ -9,6 +9,7 @@ import json
 import os
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import check_host
@@ -46,7 +47,7 @@ class ActionModule(ControllerAction):
         written = self._written(plan, arguments["plan_dir"], variables)
         return {"plan": plan, "summary": planner.summary(plan), **written, **told}
 
-    def _written(self, plan: dict[str, Any], folder: str, variables: dict[str, Any]) -> dict[str, Any]:
+    def _written(self, plan: Plan, folder: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Write the plan below C(folder) on the controller, if one is given, and return what changed."""
         if not folder:
             return {}

@@ -65,7 +65,7 @@ def _told(verdict: preflight_judge.Verdict) -> dict[str, Any]:
     return {"findings": found, "errors": errors, "orphans": verdict.orphans}
 
 
-def _enforced(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _enforced(found: list[findings.FindingResult]) -> dict[str, Any]:
     error = findings.refusal(found)
     if error is None:
         return {}

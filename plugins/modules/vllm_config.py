@@ -167,6 +167,7 @@ import contextlib
 import os
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ReplicaConfig
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
@@ -331,7 +332,7 @@ def wanted_files(params: dict[str, Any]) -> list[WantedFile]:
     return wanted
 
 
-def wanted_replicas(params: dict[str, Any]) -> list[dict[str, Any]]:
+def wanted_replicas(params: dict[str, Any]) -> list[ReplicaConfig]:
     """Return the replicas given, or those of the plan; none without a directory."""
     if not params["directory"]:
         return []

@@ -140,6 +140,7 @@ import dataclasses
 import os
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
@@ -156,9 +157,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def result_of(
-    plan: dict[str, Any], outcomes: list[access_record.Outcome], *, tried: bool, changed: bool
-) -> dict[str, Any]:
+def result_of(plan: Plan, outcomes: list[access_record.Outcome], *, tried: bool, changed: bool) -> dict[str, Any]:
     """Return the module's result: with outcomes, the plan has the way of the last."""
     found = access_record.recorded(plan, outcomes) if outcomes else plan
     return {

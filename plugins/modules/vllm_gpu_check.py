@@ -68,10 +68,11 @@ error:
 
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect, engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     """Compare what the server sees with what it was given; return the module's result."""
     client = connect(params["docker_host"], params["docker_timeout"])
     container = server_of(client, params["name"])
-    spec = read_spec(container.labels) or {}
+    spec: Spec | Nothing = read_spec(container.labels) or {}
     given = list(spec.get("gpus") or [])
     result = {"changed": False, "name": params["name"], "gpu_access": spec.get("gpu_access", ""), "given": given}
     if not given:

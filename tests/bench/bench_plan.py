@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import plan_page
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import profiles
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
@@ -42,7 +43,7 @@ def gpus(card: tuple[str, str, int], count: int) -> list[dict[str, Any]]:
     ]
 
 
-def plan(number: int) -> dict[str, Any]:
+def plan(number: int) -> Plan:
     """Return the plan of the fleet's host of that number."""
     host = {"gpus": gpus(CARDS[number % len(CARDS)], 8), "architecture": "x86_64", "driver_version": "580.95.05"}
     profile = sorted(profiles.PROFILES)[number % len(profiles.PROFILES)]

@@ -147,7 +147,14 @@ def test_a_server_that_lost_its_gpu_is_named(
     wishes = container_spec.ServerOptions(
         stand_in, "", {"argument": "/m"}, "cuda", "gpus", "host", str(tmp_path), str(tmp_path), str(tmp_path)
     )
-    replica = {"name": f"{run_name}-gpu", "gpus": [0], "gpu_uuids": [GPU], "host": "127.0.0.1", "port": 1, "config": {}}
+    replica: Any = {
+        "name": f"{run_name}-gpu",
+        "gpus": [0],
+        "gpu_uuids": [GPU],
+        "host": "127.0.0.1",
+        "port": 1,
+        "config": {},
+    }
     spec = container_spec.build_spec(replica, wishes, (), lambda _path: False)
     container = engine.containers.create(
         stand_in,

@@ -16,6 +16,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    ContainerInfo,
+    DaemonConfigInfo,
+    EngineInfo,
+    ImageInfo,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_name, program_path, read_text
 
 COLLECTION_LABEL = "io.gpufleet.collection"
@@ -61,7 +67,28 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
+# What is told of an engine that does not answer.
+UNKNOWN: EngineInfo = {
+    "running": False,
+    "reason": "",
+    "docker_host": "",
+    "dockerd": None,
+    "containers": [],
+    "version": None,
+    "api_version": None,
+    "os": None,
+    "architecture": None,
+    "root_dir": None,
+    "storage_driver": None,
+    "cgroup_driver": None,
+    "runtimes": None,
+    "default_runtime": None,
+    "cdi_spec_dirs": None,
+    "image_dir": None,
+}
+
+
+def engine(docker_host: str, timeout: float = 5.0) -> EngineInfo:
     """Return whether an engine answers, what it is and which containers it knows.
 
     Args:
@@ -74,15 +101,13 @@ def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
         (the folder on this host that images are kept in, None for an engine on another host), C(containers) (every one:
         see C(_container)) and C(dockerd) (path of the daemon's program).
     """
-    result: dict[str, Any] = {
-        "running": False,
-        "reason": "",
+    result: EngineInfo = {
+        **UNKNOWN,
         "docker_host": docker_host,
         "dockerd": program_path("dockerd"),
         "containers": [],
+        "image_dir": _image_dir(docker_host, {}),
     }
-    names = "version api_version os architecture root_dir storage_driver cgroup_driver runtimes default_runtime"
-    result.update(dict.fromkeys([*names.split(), "cdi_spec_dirs"]), image_dir=_image_dir(docker_host, {}))
     try:
         version = _get(docker_host, "/version", timeout)
         info = _get(docker_host, "/info", timeout)
@@ -97,19 +122,21 @@ def engine(docker_host: str, timeout: float = 5.0) -> dict[str, Any]:
         result["reason"] = f"No engine answers at {docker_host}: {error}"
         return result
     result.update(
-        running=True,
-        version=version.get("Version"),
-        api_version=version.get("ApiVersion"),
-        os=version.get("Os"),
-        architecture=version.get("Arch"),
-        root_dir=info.get("DockerRootDir"),
-        storage_driver=info.get("Driver"),
-        cgroup_driver=info.get("CgroupDriver"),
-        runtimes=sorted(info.get("Runtimes") or {}),
-        default_runtime=info.get("DefaultRuntime"),
-        cdi_spec_dirs=info.get("CDISpecDirs") or [],
-        image_dir=_image_dir(docker_host, info),
-        containers=sorted((_container(entry) for entry in containers), key=lambda found: str(found["name"])),
+        {
+            "running": True,
+            "version": version.get("Version"),
+            "api_version": version.get("ApiVersion"),
+            "os": version.get("Os"),
+            "architecture": version.get("Arch"),
+            "root_dir": info.get("DockerRootDir"),
+            "storage_driver": info.get("Driver"),
+            "cgroup_driver": info.get("CgroupDriver"),
+            "runtimes": sorted(info.get("Runtimes") or {}),
+            "default_runtime": info.get("DefaultRuntime"),
+            "cdi_spec_dirs": info.get("CDISpecDirs") or [],
+            "image_dir": _image_dir(docker_host, info),
+            "containers": sorted((_container(entry) for entry in containers), key=lambda found: str(found["name"])),
+        }
     )
     return result
 
@@ -124,7 +151,7 @@ def _image_dir(docker_host: str, info: dict[str, Any]) -> str | None:
     return str(info.get("DockerRootDir") or configured or DOCKER_ROOT)
 
 
-def image(docker_host: str, reference: str, timeout: float = 5.0) -> dict[str, Any] | None:
+def image(docker_host: str, reference: str, timeout: float = 5.0) -> ImageInfo | None:
     """Return an image that the engine has, or None when it has none of that name.
 
     Returns:
@@ -191,7 +218,7 @@ def _future_settings(root: str) -> dict[str, Any]:
     }
 
 
-def _container(entry: dict[str, Any]) -> dict[str, Any]:
+def _container(entry: dict[str, Any]) -> ContainerInfo:
     """Return C(id), C(name), C(state), C(image), C(ours), C(replica) and the published C(ports) of one container."""
     labels = entry.get("Labels") or {}
     published = {
@@ -237,7 +264,7 @@ def _get(docker_host: str, path: str, timeout: float) -> Any:
     return json.loads(body)
 
 
-def daemon_config(root: str = "/") -> dict[str, Any]:
+def daemon_config(root: str = "/") -> DaemonConfigInfo:
     """Return the state of /etc/docker/daemon.json.
 
     Returns:
@@ -246,7 +273,7 @@ def daemon_config(root: str = "/") -> dict[str, Any]:
     """
     path = os.path.join(root, "etc/docker/daemon.json")
     text = read_text(path)
-    result: dict[str, Any] = {
+    result: DaemonConfigInfo = {
         "path": path,
         "exists": os.path.exists(path),
         "valid": True,

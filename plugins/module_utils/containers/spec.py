@@ -13,9 +13,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable
+from typing import Any, Callable, TypedDict, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
@@ -43,7 +44,42 @@ GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 HEALTH = {"interval_s": 15, "timeout_s": 20, "retries": 3, "start_period_s": 3600}
 HEALTH_ANSWER_S = 8
 
-Spec = dict[str, Any]
+
+class _Network(TypedDict):
+    """How a server is reached."""
+
+    network_mode: str
+    publish: str
+    health_port: int
+    health_host: str
+
+
+class _SpecOfAnyVersion(_Network):
+    """What every spec has, also one on the label of a container that an early version of the collection made."""
+
+    schema: int
+    name: str
+    image: str
+    image_id: str
+    command: list[str]
+    config: dict[str, Any]
+    environment: dict[str, str]
+    volumes: list[str]
+    gpu_access: str
+    gpus: list[str]
+    devices: list[str]
+    ipc_mode: str
+    shm_size: str
+    restart_policy: str
+    log_max_size: str
+    log_max_files: int
+    labels: dict[str, str]
+
+
+class Spec(_SpecOfAnyVersion, total=False):
+    """What a replica's container should be."""
+
+    secrets: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +148,7 @@ class Change:
 
 
 def build_spec(
-    replica: Mapping[str, Any],
+    replica: Replica,
     options: ServerOptions,
     secrets: Iterable[str],
     device_exists: Callable[[str], bool],
@@ -159,12 +195,12 @@ def _gpu_access(options: ServerOptions) -> str:
     return "gpus" if options.gpu_access == "auto" else options.gpu_access
 
 
-def _gpu_ids(replica: Mapping[str, Any]) -> list[str]:
+def _gpu_ids(replica: Replica) -> list[str]:
     """Return the UUIDs of the replica's GPUs, or their indexes if the plan has no UUIDs."""
     return [str(gpu) for gpu in (replica.get("gpu_uuids") or replica.get("gpus") or [])]
 
 
-def _environment(replica: Mapping[str, Any], options: ServerOptions) -> dict[str, str]:
+def _environment(replica: Replica, options: ServerOptions) -> dict[str, str]:
     """Return the container's variables: ours, then the plan's, then the user's, of which the last one wins."""
     access = _gpu_access(options)
     environment = {"HF_HOME": HF_HOME}
@@ -196,20 +232,18 @@ def _volumes(name: str, options: ServerOptions) -> list[str]:
     return joined_volumes(volumes, options.volumes)
 
 
-def _network(replica: Mapping[str, Any], options: ServerOptions) -> dict[str, Any]:
+def _network(replica: Replica, options: ServerOptions) -> _Network:
     """Return how the server is reached: from outside, and by the health check inside the container."""
     config = replica["config"]
     port = int(config.get("port", DEFAULT_PORT))
-    network = {"network_mode": options.network_mode, "health_port": port}
     if options.network_mode == "host":
-        return {**network, "publish": "", "health_host": reachable(str(config.get("host", "127.0.0.1")))}
-    publish = f"{bracketed(replica['host'])}:{replica['port']}:{port}"
-    return {**network, "publish": publish, "health_host": "127.0.0.1"}
+        publish, host = "", reachable(str(config.get("host", "127.0.0.1")))
+    else:
+        publish, host = f"{bracketed(replica['host'])}:{replica['port']}:{port}", "127.0.0.1"
+    return {"network_mode": options.network_mode, "health_port": port, "publish": publish, "health_host": host}
 
 
-def _device_files(
-    replica: Mapping[str, Any], access: str, exists: Callable[[str], bool], minors: Mapping[str, int]
-) -> list[str]:
+def _device_files(replica: Replica, access: str, exists: Callable[[str], bool], minors: Mapping[str, int]) -> list[str]:
     """Return the device files that Docker itself gives to a container.
 
     With `devices` only Docker gives them. With `gpus` and `runtime` the toolkit's hook does so behind Docker's back,
@@ -326,7 +360,7 @@ def read_spec(container_labels: Mapping[str, str]) -> Spec | None:
         spec = json.loads(container_labels.get(LABEL_SPEC, ""))
     except ValueError:
         return None
-    return spec if isinstance(spec, dict) and spec.get("schema") == 1 else None
+    return cast("Spec", spec) if isinstance(spec, dict) and spec.get("schema") == 1 else None
 
 
 def spec_changes(before: Spec | None, after: Spec) -> list[Change]:
@@ -351,7 +385,7 @@ def secret_changes(
         secrets: what it should have.
         spec: the container's spec, which names the secrets that it was given.
     """
-    known = (spec or {}).get("secrets", [])
+    known = spec.get("secrets", []) if spec else []
     return [
         Change(f"secret {name}", "(hidden)", "(hidden, changed)")
         for name in sorted(secrets)
@@ -371,7 +405,8 @@ def what_matters(spec: Spec) -> dict[str, Any]:
 def _flat(spec: Spec) -> dict[str, Any]:
     """Return the spec as one level of fields: mappings by key, mounts by their target."""
     flat: dict[str, Any] = {}
-    for field, value in spec.items():
+    fields: Mapping[str, Any] = spec
+    for field, value in fields.items():
         if field in INFORMATIVE:
             continue
         if isinstance(value, dict):

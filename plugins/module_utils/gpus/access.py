@@ -23,6 +23,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    KernelModuleInfo,
+    Nothing,
+    Plan,
+    Replica,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
@@ -172,10 +178,10 @@ def _told(what: str, evidence: str, otherwise: str) -> GpufleetError:
 # Trying the ways
 
 
-def probe_spec(plan: Mapping[str, Any], wishes: ServerOptions, way: str) -> Spec:
+def probe_spec(plan: Plan, wishes: ServerOptions, way: str) -> Spec:
     """Return the spec of a server with all GPUs of the plan that would get them in this way."""
     replicas = plan["replicas"]
-    whole = {
+    whole: Replica = {
         **replicas[0],
         "gpus": [gpu for replica in replicas for gpu in replica.get("gpus") or []],
         "gpu_uuids": [gpu for replica in replicas for gpu in replica.get("gpu_uuids") or []],
@@ -197,7 +203,7 @@ def attempt(client: DockerClient, spec: Spec, prefix: str) -> Outcome:
     return Outcome(way, False, error.message, error.name, error.remedy, error.evidence)
 
 
-def find(client: DockerClient, plan: Mapping[str, Any], wishes: ServerOptions, prefix: str) -> list[Outcome]:
+def find(client: DockerClient, plan: Plan, wishes: ServerOptions, prefix: str) -> list[Outcome]:
     """Try the wished way, or with C(auto) one after another until one works; return what came of those tried."""
     outcomes: list[Outcome] = []
     for way in WAYS if wishes.gpu_access == "auto" else (wishes.gpu_access,):
@@ -237,13 +243,13 @@ def nothing_works(outcomes: Sequence[Outcome], image: str, wish: str) -> Gpuflee
 
 
 def circumstances(
-    client: DockerClient, plan: Mapping[str, Any], wishes: ServerOptions, toolkit: str, root: str = "/"
+    client: DockerClient, plan: Plan, wishes: ServerOptions, toolkit: str, root: str = "/"
 ) -> dict[str, Any]:
     """Return everything that the answer depends on, as data: if one of these changes, the ways are tried anew."""
     with engine_errors("telling what it is"):
         info, version = client.info(), client.version()
     own = json.dumps([wishes.volumes, plan["replicas"][0].get("environment") or {}], sort_keys=True)
-    module = kernel_module(root) or {}
+    module: KernelModuleInfo | Nothing = kernel_module(root) or {}
     return {
         "wish": wishes.gpu_access,
         "image_id": wishes.image_id,

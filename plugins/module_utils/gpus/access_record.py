@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Decision, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 
@@ -44,10 +45,10 @@ def remember(path: str, now: Mapping[str, Any], outcomes: Sequence[Outcome]) -> 
     return write_file(path, text, 0o640, folder_mode=0o750, variable="vllm_config_dir")
 
 
-def recorded(plan: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def recorded(plan: Plan, outcomes: Sequence[Outcome]) -> Plan:
     """Return the plan with the way that works and the decision for it."""
     chosen = outcomes[-1]
-    decision = {"field": "gpu_access", "value": chosen.way, "reason": reason_of(outcomes)}
+    decision: Decision = {"field": "gpu_access", "value": chosen.way, "reason": reason_of(outcomes)}
     others = [entry for entry in plan.get("decisions") or [] if entry["field"] != "gpu_access"]
     return {**plan, "gpu_access": chosen.way, "decisions": [*others, decision]}
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import KernelModuleInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 
 NVIDIA_PCI_VENDOR = "0x10de"
@@ -16,7 +16,7 @@ PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
 PCI_BRIDGE_CLASS = ("0x0680",)
 
 
-def kernel_module(root: str = "/") -> dict[str, Any] | None:
+def kernel_module(root: str = "/") -> KernelModuleInfo | None:
     """Return C(version) and C(open) of the loaded NVIDIA kernel module, or None when none is loaded."""
     text = read_text(root, "proc/driver/nvidia/version")
     found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)

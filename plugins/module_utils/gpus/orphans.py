@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, ContainerInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import container_id, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
@@ -50,9 +51,7 @@ def is_supervised(pid: int, root: str = "/") -> bool:
     return False
 
 
-def find(
-    gpus: Iterable[Mapping[str, Any]], containers: Sequence[Mapping[str, Any]], prefix: str
-) -> list[dict[str, Any]]:
+def find(gpus: Iterable[Mapping[str, Any]], containers: Sequence[ContainerInfo], prefix: str) -> list[dict[str, Any]]:
     """Return what servers of this collection hold of the GPUs that no deployment of this prefix wants any more.
 
     Args:
@@ -75,7 +74,7 @@ def find(
                         "pid": process["pid"],
                         "gpu": gpu["index"],
                         "used_mib": process.get("used_mib"),
-                        "replica": (container or {}).get("replica") or process.get("replica") or "",
+                        "replica": (container or NOTHING).get("replica") or process.get("replica") or "",
                         "container": container["name"] if container and container["state"] in ALIVE else "",
                         "why": why,
                     }
@@ -83,9 +82,7 @@ def find(
     return found
 
 
-def _why(
-    process: Mapping[str, Any], container: Mapping[str, Any] | None, prefix: str
-) -> tuple[str, Mapping[str, Any] | None]:
+def _why(process: Mapping[str, Any], container: ContainerInfo | None, prefix: str) -> tuple[str, ContainerInfo | None]:
     """Return why a process is an orphan of ours, and its container as far as the engine has one; or an empty text."""
     if container is not None and not container.get("ours"):
         return "", None
@@ -100,7 +97,7 @@ def _why(
     return "", None
 
 
-def may_end(pid: int, containers: Sequence[Mapping[str, Any]], root: str = "/") -> bool:
+def may_end(pid: int, containers: Sequence[ContainerInfo], root: str = "/") -> bool:
     """Return whether a process may be ended: it proves to be ours, and no engine looks after it any more.
 
     Args:

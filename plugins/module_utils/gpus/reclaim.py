@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ContainerInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, stop_container
@@ -24,7 +25,7 @@ POLL_S = 0.1
 # A process that is killed has its memory taken back by the driver before it is gone.
 KILL_TIMEOUT_S = 30.0
 
-Containers = Callable[[], Sequence[Mapping[str, Any]]]
+Containers = Callable[[], Sequence[ContainerInfo]]
 
 
 def reclaim(
@@ -67,13 +68,13 @@ def reclaim(
         return {"changed": bool(there or handles), "containers": there, "processes": sorted(handles), "gone": gone}
 
 
-def _check_containers(containers: Iterable[Mapping[str, Any]]) -> None:
+def _check_containers(containers: Iterable[ContainerInfo]) -> None:
     for container in containers:
         if not container["ours"]:
             raise _not_ours(f"The container {container['name']}")
 
 
-def _check_processes(pids: Iterable[int], containers: Sequence[Mapping[str, Any]]) -> None:
+def _check_processes(pids: Iterable[int], containers: Sequence[ContainerInfo]) -> None:
     for pid in pids:
         if not may_end(pid, containers):
             raise _not_ours(f"Process {pid}")

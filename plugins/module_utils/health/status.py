@@ -14,6 +14,7 @@ from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
@@ -192,7 +193,7 @@ def start_phases(container: Container) -> list[dict[str, Any]]:
     return []
 
 
-def applied_plan(config_dir: str) -> dict[str, Any]:
+def applied_plan(config_dir: str) -> Plan | Nothing:
     """Return the plan that was last applied on the host; empty when there is none that can be read."""
     try:
         plan = json.loads(read_text(config_dir, PLAN_FILE) or "{}")

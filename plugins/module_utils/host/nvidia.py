@@ -9,8 +9,8 @@ import os
 import re
 import stat
 import subprocess
-from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import CardInfo, NvidiaInfo, ToolInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import predates_toolkit
@@ -21,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
 )
 
 
-def nvidia(root: str = "/") -> dict[str, Any]:
+def nvidia(root: str = "/") -> NvidiaInfo:
     """Return what there is of NVIDIA's driver and tools, without asking the driver: that is gpu_info's part."""
     devices = [name for name in list_folder(root, "dev") if name.startswith("nvidia")]
     specs = [
@@ -47,10 +47,10 @@ def nvidia(root: str = "/") -> dict[str, Any]:
     }
 
 
-def nvidia_cards(root: str = "/") -> list[dict[str, str]]:
+def nvidia_cards(root: str = "/") -> list[CardInfo]:
     """Return C(pci_bus_id), C(name) and C(uuid) of the GPUs that the loaded driver drives, in the order of the bus."""
     folder = os.path.join(root, "proc/driver/nvidia/gpus")
-    cards = []
+    cards: list[CardInfo] = []
     for bus in list_folder(folder):
         lines = [line.partition(":") for line in read_text(folder, bus, "information").splitlines()]
         about = {name.strip(): value.strip() for name, _colon, value in lines}
@@ -69,7 +69,7 @@ def _running_programs(root: str) -> set[str]:
     return {read_text(root, "proc", pid, "comm").strip() for pid in list_folder(root, "proc") if pid.isdigit()}
 
 
-def tool(name: str) -> dict[str, Any]:
+def tool(name: str) -> ToolInfo:
     """Return C(path) and C(version) of a program, both None when it is not installed."""
     path = program_path(name)
     if path is None:

@@ -11,9 +11,14 @@ import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    ContainerInfo,
+    HostInfo,
+    Plan,
+    PortInfo,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
     container_id,
@@ -59,9 +64,7 @@ def address_available(host: str) -> bool:
     return False
 
 
-def ports_in_use(
-    ports: list[int], host: str, containers: list[dict[str, Any]], root: str = "/"
-) -> list[dict[str, Any]]:
+def ports_in_use(ports: list[int], host: str, containers: list[ContainerInfo], root: str = "/") -> list[PortInfo]:
     """Return who holds each port on an address.
 
     Args:
@@ -77,7 +80,7 @@ def ports_in_use(
     wanted = {str(address[0]) for *_kind, address in _resolve(host)}
     held = [entry for entry in _listeners(root) if entry["port"] in ports and _clash(entry["address"], wanted)]
     owners = _owners({entry["inode"] for entry in held}, root)
-    result = []
+    result: list[PortInfo] = []
     for port in ports:
         listening = [entry["inode"] for entry in held if entry["port"] == port]
         pid = next((owners[inode] for inode in listening if inode in owners), None)
@@ -97,7 +100,7 @@ def ports_in_use(
     return result
 
 
-def _publisher(port: int, wanted: set[str], containers: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _publisher(port: int, wanted: set[str], containers: list[ContainerInfo]) -> ContainerInfo | None:
     """Return the container that publishes a port.
 
     Without its userland proxy the engine publishes by packet filter, and nobody is seen to listen.
@@ -109,7 +112,7 @@ def _publisher(port: int, wanted: set[str], containers: list[dict[str, Any]]) ->
     return None
 
 
-def _by_id(identifier: str, containers: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _by_id(identifier: str, containers: list[ContainerInfo]) -> ContainerInfo | None:
     return next((container for container in containers if identifier and container["id"] == identifier), None)
 
 
@@ -174,7 +177,7 @@ def _owners(inodes: set[str], root: str) -> dict[str, int]:
     return owners
 
 
-def check_host(plan: Mapping[str, Any], host_info: Mapping[str, Any]) -> None:
+def check_host(plan: Plan, host_info: HostInfo) -> None:
     """Compare a plan with what the module host_info told of its host; parts that it did not look at count as fine.
 
     Raises:
@@ -182,12 +185,12 @@ def check_host(plan: Mapping[str, Any], host_info: Mapping[str, Any]) -> None:
     """
     seen = {entry["port"]: entry for entry in host_info.get("ports") or []}
     for replica in plan["replicas"]:
-        entry = seen.get(replica["port"], {"free": True})
-        if not entry["free"] and not entry["ours"]:
+        entry = seen.get(replica["port"])
+        if entry and not entry["free"] and not entry["ours"]:
             raise port_in_use(replica["name"], replica["host"], replica["port"], port_holder(entry))
 
 
-def port_holder(entry: Mapping[str, Any]) -> str:
+def port_holder(entry: PortInfo) -> str:
     """Return who holds a port, in words; empty when that is not known."""
     if entry.get("container"):
         return f"the container {entry['container']}"

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo, ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
     program_path,
 )
@@ -85,7 +86,7 @@ class Parts:
             self.errors[name] = f"{type(error).__name__}: {error}"
 
 
-def probe(questions: Questions, root: str = "/") -> dict[str, Any]:
+def probe(questions: Questions, root: str = "/") -> HostInfo:
     """Return everything that the roles ask of a host, as plain data; see DOCUMENTATION and RETURN of host_info.
 
     Args:
@@ -99,7 +100,7 @@ def probe(questions: Questions, root: str = "/") -> dict[str, Any]:
     _read_images(parts, questions)
     parts.read("reach", lambda: reach.ask_all(_addresses_to_ask(parts, questions, root)))
     _read_ports(parts, questions, root)
-    return {**parts.found, "errors": parts.errors}
+    return cast(HostInfo, {**parts.found, "errors": parts.errors})
 
 
 def _read_system(parts: Parts, questions: Questions, root: str) -> None:
@@ -142,10 +143,10 @@ def _read_images(parts: Parts, questions: Questions) -> None:
     parts.read("image_alternatives", lambda: {name: found for name in others if (found := image(address, name))})
 
 
-def _addresses_to_ask(parts: Parts, questions: Questions, root: str) -> dict[str, Callable[[], dict[str, Any]]]:
+def _addresses_to_ask(parts: Parts, questions: Questions, root: str) -> dict[str, Callable[[], ReachInfo]]:
     """Return how to ask the registry and the hub, each only where what it has is not on the host yet."""
     found = parts.found
-    to_ask: dict[str, Callable[[], dict[str, Any]]] = {}
+    to_ask: dict[str, Callable[[], ReachInfo]] = {}
     if questions.registry and not found["image"] and not found["image_alternatives"]:
         to_come = settings_to_come(questions)
         to_ask["registry"] = lambda: reach.registry(

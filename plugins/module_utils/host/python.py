@@ -8,15 +8,15 @@ from __future__ import annotations
 import configparser
 import os
 import re
-from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import BundleInfo, VenvInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 
 REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*(.*?)\s*$")
 CLAUSE = re.compile(r"^(==|!=|>=|<=|>|<)\s*([0-9][A-Za-z0-9.+!_-]*)$")
 
 
-def venv(path: str, requirements: list[str]) -> dict[str, Any]:
+def venv(path: str, requirements: list[str]) -> VenvInfo:
     """Return whether a virtual environment can be used and holds what is required.
 
     Args:
@@ -27,7 +27,7 @@ def venv(path: str, requirements: list[str]) -> dict[str, Any]:
         C(path), C(exists) (it has a Python that can be started), C(reason) (why not), C(python), C(python_version),
         C(distributions) (normalised name to version), C(missing) (requirements not met) and C(satisfied).
     """
-    result: dict[str, Any] = {
+    result: VenvInfo = {
         "path": path,
         "exists": False,
         "reason": "",
@@ -43,7 +43,7 @@ def venv(path: str, requirements: list[str]) -> dict[str, Any]:
         # An upgrade of the distribution replaces the Python that the environment links to.
         return {**result, "reason": "It has no Python that can be started; it must be made anew."}
     found = re.search(r"^version(?:_info)?\s*=\s*(\d+\.\d+\.\d+)", read_text(path, "pyvenv.cfg"), re.MULTILINE)
-    result.update(exists=True, python_version=found.group(1) if found else None)
+    result.update({"exists": True, "python_version": found.group(1) if found else None})
     result["distributions"] = distributions(_site_packages(path))
     result["missing"] = [wish for wish in requirements if not is_met(wish, result["distributions"])]
     result["satisfied"] = not result["missing"]
@@ -113,7 +113,7 @@ def _comparable(version: str) -> tuple[list[int], bool, str]:
     return parts, not before_final, rest
 
 
-def ca_bundle(root: str = "/", home: str | None = None) -> dict[str, str] | None:
+def ca_bundle(root: str = "/", home: str | None = None) -> BundleInfo | None:
     """Return C(path) and C(source) of the CA bundle that pip is configured to use on this host, or None.
 
     The later source wins, as in pip: system files, the user's files, the file PIP_CONFIG_FILE, the variable PIP_CERT.
@@ -127,7 +127,7 @@ def ca_bundle(root: str = "/", home: str | None = None) -> dict[str, str] | None
         os.path.join(user, ".config/pip/pip.conf"),
         os.environ.get("PIP_CONFIG_FILE", ""),
     ]
-    found = {"path": "", "source": ""}
+    found: BundleInfo = {"path": "", "source": ""}
     for path in files:
         bundle = _configured_bundle(path)
         if bundle:

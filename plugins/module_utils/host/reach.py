@@ -20,9 +20,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, TypedDict, Union
 from urllib.parse import urlsplit
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DOCKER_HUB, registry_of
 
@@ -110,7 +111,15 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> dict[str, Any]:
+class _Refusal(TypedDict, total=False):
+    """What an answer that is no success changes."""
+
+    reachable: bool
+    cause: str
+    reason: str
+
+
+def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> ReachInfo:
     """Return how a server answers a HEAD request.
 
     Returns:
@@ -119,7 +128,7 @@ def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> dict[str, Any]:
         (for a person) and C(proxied).
     """
     url = without_user(url)  # to be told, and to be asked: who answers 401 is reached
-    result: dict[str, Any] = {
+    result: ReachInfo = {
         "url": url,
         "reachable": False,
         "status": None,
@@ -157,7 +166,7 @@ def _context(route: Route) -> ssl.SSLContext:
     return context
 
 
-def _refused(status: int) -> dict[str, Any]:
+def _refused(status: int) -> _Refusal:
     """Return what an answer that is no success means; one that the server itself gave still reached it."""
     if status == PROXY_REFUSES:
         return {"cause": "proxy", "reason": "the proxy wants a name and a password (407)"}
@@ -191,7 +200,7 @@ def without_user(text: str) -> str:
 # Registries
 
 
-def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/etc/docker/certs.d") -> dict[str, Any]:
+def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/etc/docker/certs.d") -> ReachInfo:
     """Return whether the engine could ask the registry of an image, or a mirror of it.
 
     Args:
@@ -213,7 +222,7 @@ def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/
         f"{scheme}://{address}/v2/" for address in addresses for scheme in ("https", "http")[: 2 if insecure else 1]
     ]
     mirrors = [mirror.rstrip("/") + "/v2/" for mirror in settings.get("mirrors") or [] if name == DOCKER_HUB]
-    found: list[dict[str, Any]] = []
+    found: list[ReachInfo] = []
     for url in [*mirrors, *urls]:
         found.append(ask(url, route))
         if found[-1]["reachable"]:
@@ -236,12 +245,12 @@ def _insecure(name: str, listed: Sequence[str]) -> bool:
 # Several at once
 
 
-def ask_all(questions: Mapping[str, Any], deadline: float = DEADLINE_S) -> dict[str, dict[str, Any]]:
+def ask_all(questions: Mapping[str, Any], deadline: float = DEADLINE_S) -> dict[str, ReachInfo]:
     """Call functions that take no argument side by side and return their answers by the same keys.
 
     One that has not answered within C(deadline) seconds counts as not reachable.
     """
-    answers: dict[str, dict[str, Any]] = {}
+    answers: dict[str, ReachInfo] = {}
 
     def work(key: str) -> None:
         try:
@@ -258,5 +267,5 @@ def ask_all(questions: Mapping[str, Any], deadline: float = DEADLINE_S) -> dict[
     return {key: answers.get(key, late) for key in questions}
 
 
-def _nothing(cause: str, reason: str) -> dict[str, Any]:
+def _nothing(cause: str, reason: str) -> ReachInfo:
     return {"url": "", "reachable": False, "status": None, "cause": cause, "reason": reason, "proxied": False}

@@ -12,9 +12,16 @@ import platform
 import re
 import sys
 import time
-from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import platform_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    ClockInfo,
+    CpuInfo,
+    DiskInfo,
+    MemoryInfo,
+    SharedMemoryInfo,
+    SystemInfo,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import file_systems, is_below, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
@@ -40,7 +47,7 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_pr
 CLOCK_UNSYNCHRONISED = 0x40
 
 
-def system(root: str = "/") -> dict[str, Any]:
+def system(root: str = "/") -> SystemInfo:
     """Return architecture, kernel, distribution, system Python, init system and effective user id."""
     release = dict(
         re.findall(r"^(\w+)=[\"']?(.*?)[\"']?$", read_text(root, "etc/os-release"), re.MULTILINE),
@@ -81,7 +88,7 @@ def _first_process(root: str) -> str:
     return read_text(root, "proc/1/comm").strip()
 
 
-def cpu(root: str = "/") -> dict[str, Any]:
+def cpu(root: str = "/") -> CpuInfo:
     """Return the processors that this host may use, their model and those instruction sets that matter here."""
     text = read_text(root, "proc/cpuinfo")
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
@@ -94,7 +101,7 @@ def cpu(root: str = "/") -> dict[str, Any]:
     }
 
 
-def memory(root: str = "/") -> dict[str, int]:
+def memory(root: str = "/") -> MemoryInfo:
     """Return C(total_mib) and C(available_mib) of the host's memory."""
     values: dict[str, str] = dict(re.findall(r"^(\w+):\s+(\d+) kB", read_text(root, "proc/meminfo"), re.MULTILINE))
     return {
@@ -103,7 +110,7 @@ def memory(root: str = "/") -> dict[str, int]:
     }
 
 
-def shared_memory(root: str = "/") -> dict[str, int]:
+def shared_memory(root: str = "/") -> SharedMemoryInfo:
     """Return C(total_mib) and C(free_mib) of /dev/shm."""
     state = os.statvfs(os.path.join(root, "dev/shm"))
     return {
@@ -126,7 +133,7 @@ class _Timex(ctypes.Structure):
     )
 
 
-def clock(root: str = "/", asked_at: float | None = None) -> dict[str, Any]:
+def clock(root: str = "/", asked_at: float | None = None) -> ClockInfo:
     """Return the host's idea of now.
 
     Args:
@@ -153,7 +160,7 @@ def proxies() -> list[str]:
     return sorted(name for name in os.environ if name.lower() in PROXY_VARIABLES and os.environ[name])
 
 
-def disk(path: str, root: str = "/") -> dict[str, Any]:
+def disk(path: str, root: str = "/") -> DiskInfo:
     """Return the room where a path is, or would be made.
 
     Returns:

@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelInfo, WeightsFile, WeightsInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
@@ -49,7 +50,7 @@ MOST_PARTS = 10000
 OTHER_WEIGHTS = (".bin", ".pt", ".gguf")
 
 
-def look_at_model(path: str) -> dict[str, Any]:
+def look_at_model(path: str) -> ModelInfo:
     """Return what a model folder holds, or the current snapshot of a repository's folder in the Hugging Face cache.
 
     Returns:
@@ -60,10 +61,10 @@ def look_at_model(path: str) -> dict[str, Any]:
         C(complete).
     """
     path = snapshot(path)
-    result: dict[str, Any] = {"path": path, "exists": os.path.isdir(path)}
+    result: ModelInfo = {"path": path, "exists": os.path.isdir(path)}
     config, error = _json(os.path.join(path, "config.json"), LARGEST_CONFIG)
     names = list_folder(path)
-    weights: list[dict[str, Any]] = [
+    weights: list[WeightsFile] = [
         {"name": name, "size": os.path.getsize(os.path.join(path, name))}
         for name in names
         if name.endswith(".safetensors") and os.path.isfile(os.path.join(path, name))
@@ -77,16 +78,18 @@ def look_at_model(path: str) -> dict[str, Any]:
     missing = sorted(set(map(str, names_of.values())) - there) or _missing_parts(there)
     cut = [entry["name"] for entry in weights if not _is_whole(os.path.join(path, entry["name"]), entry["size"])]
     result.update(
-        config=config,
-        config_error=error,
-        quantization=_json(os.path.join(path, "hf_quant_config.json"), LARGEST_CONFIG)[0],
-        tokenizer=any(name in names for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")),
-        safetensors=weights,
-        total_bytes=total,
-        index_total_bytes=promised,
-        missing_files=missing,
-        cut_files=cut,
-        complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
+        ModelInfo(
+            config=config,
+            config_error=error,
+            quantization=_json(os.path.join(path, "hf_quant_config.json"), LARGEST_CONFIG)[0],
+            tokenizer=any(name in names for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")),
+            safetensors=weights,
+            total_bytes=total,
+            index_total_bytes=promised,
+            missing_files=missing,
+            cut_files=cut,
+            complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
+        )
     )
     return result
 
@@ -106,7 +109,7 @@ def _missing_parts(names: set[str]) -> list[str]:
     return sorted(wanted - names)
 
 
-def weights(folder: str) -> dict[str, Any]:
+def weights(folder: str) -> WeightsInfo:
     """Return what there is of a model's weights: C(folder) as asked for, and the rest in the words of C(model).
 
     C(other_formats) tells of files with weights whose completeness is not known here.
@@ -115,7 +118,10 @@ def weights(folder: str) -> dict[str, Any]:
     names = list_folder(found["path"])
     return {
         "folder": folder,
-        **{key: found[key] for key in ("path", "exists", "complete", "total_bytes")},
+        "path": found["path"],
+        "exists": found["exists"],
+        "complete": found["complete"],
+        "total_bytes": found["total_bytes"],
         "other_formats": any(name == "params.json" or name.endswith(OTHER_WEIGHTS) for name in names),
     }
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan, ReplicaConfig
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 # The first line of every file we write: by it, prune knows which files are ours.
@@ -247,7 +248,7 @@ def check_path(path: str) -> None:
         )
 
 
-def check_replicas(replicas: Iterable[dict[str, Any]]) -> None:
+def check_replicas(replicas: Iterable[ReplicaConfig]) -> None:
     """Raise C(replica-invalid) unless every replica has a name of its own that can be a file's name."""
     names: set[str] = set()
     for replica in replicas:
@@ -261,7 +262,7 @@ def check_replicas(replicas: Iterable[dict[str, Any]]) -> None:
         names.add(name)
 
 
-def render_plan(plan: dict[str, Any]) -> str:
+def render_plan(plan: Plan) -> str:
     """Return the text of the plan's file.
 
     Raises:

@@ -36,6 +36,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
@@ -106,7 +107,7 @@ class Deployment:
 
     def present(
         self,
-        replicas: Sequence[Mapping[str, Any]],
+        replicas: Sequence[Replica],
         wishes: ServerOptions,
         *,
         restart: bool = False,

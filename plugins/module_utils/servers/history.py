@@ -39,6 +39,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, Nothing, Plan, Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
@@ -143,7 +144,7 @@ class History:
     def note_ready(
         self,
         specs: Sequence[Spec],
-        replicas: Sequence[Mapping[str, Any]],
+        replicas: Sequence[Replica],
         wishes: ServerOptions,
         texts: Mapping[str, str],
         rolled_back_to: str = "",
@@ -175,7 +176,7 @@ class History:
         return recorded
 
     def note_failed(
-        self, specs: Sequence[Spec], replicas: Sequence[Mapping[str, Any]], wishes: ServerOptions, error: GpufleetError
+        self, specs: Sequence[Spec], replicas: Sequence[Replica], wishes: ServerOptions, error: GpufleetError
     ) -> str:
         """Record that these servers did not become ready; the same failure again takes the place of the last."""
         entries = read_entries(self._config_dir)
@@ -207,7 +208,7 @@ class History:
         self,
         entries: Sequence[Entry],
         specs: Sequence[Spec],
-        replicas: Sequence[Mapping[str, Any]],
+        replicas: Sequence[Replica],
         wishes: ServerOptions,
     ) -> Entry:
         now = time.time()
@@ -224,14 +225,14 @@ class History:
             "fingerprint": fingerprint(specs),
             "collection_version": VERSION,
             "model": plan.get("model") or str(model).split()[0],
-            "vllm_version": (plan.get("image") or {}).get("vllm_version") or "",
+            "vllm_version": (plan.get("image") or NOTHING).get("vllm_version") or "",
             "image": self._image(wishes, plan),
             "plan": plan,
             "configurations": {},
             "server": server_options(replicas, wishes),
         }
 
-    def _plan(self, replicas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _plan(self, replicas: Sequence[Replica]) -> Plan | Nothing:
         """Return the plan that vllm_config left, if these replicas are its."""
         try:
             plan = json.loads(read_text(self._config_dir, "plan.json") or "{}")
@@ -241,10 +242,10 @@ class History:
         wanted = {replica["name"]: replica.get("config") for replica in replicas}
         return dict(plan) if found == wanted else {}
 
-    def _image(self, wishes: ServerOptions, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def _image(self, wishes: ServerOptions, plan: Plan | Nothing) -> dict[str, Any]:
         image = inspect_image(self._client, wishes.image_id) or {}
         return {
-            "reference": (plan.get("image") or {}).get("reference") or wishes.image,
+            "reference": (plan.get("image") or NOTHING).get("reference") or wishes.image,
             "id": wishes.image_id,
             "digests": list(image.get("RepoDigests") or []),
             "kept_as": kept_name(self._prefix, wishes.image_id),
@@ -322,7 +323,7 @@ def kept_name(prefix: str, image_id: str) -> str:
     return f"{KEPT}:{prefix}-{image_id.rpartition(':')[2][:12]}"
 
 
-def server_options(replicas: Sequence[Mapping[str, Any]], wishes: ServerOptions) -> dict[str, Any]:
+def server_options(replicas: Sequence[Replica], wishes: ServerOptions) -> dict[str, Any]:
     """Return the options of vllm_server by which the same servers are made again, without secrets."""
     options = dataclasses.asdict(wishes)
     del options["image_id"], options["python_path"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
@@ -65,7 +66,7 @@ def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, A
 
 
 def planner_host(
-    gpu_info: Mapping[str, Any], host_info: Mapping[str, Any], variables: Mapping[str, Any], prefix: str
+    gpu_info: Mapping[str, Any], host_info: HostInfo, variables: Mapping[str, Any], prefix: str
 ) -> dict[str, Any]:
     """Return what planner.plan needs to know of the host: what the probes told, or else its gathered facts.
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import by_text, natural, shortened
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import aligned, count_of
 
@@ -62,7 +63,7 @@ def _error_text(error: Any) -> str:
     return " ".join(str(text) for text in texts if text)
 
 
-def plan_kind(plan: Mapping[str, Any]) -> str:
+def plan_kind(plan: Plan) -> str:
     """Return what two plans must have in common to be one row: all that runs, but not why nor on which very card."""
     replicas = [{**replica, "gpu_uuids": []} for replica in plan["replicas"]]
     other = {key: value for key, value in plan.items() if key not in ("decisions", "warnings", "capacity")}
@@ -77,7 +78,7 @@ def _grouped(keys: Mapping[str, str]) -> list[list[str]]:
     return sorted(groups.values(), key=lambda hosts: (-len(hosts), natural(hosts[0])))
 
 
-def _row(hosts: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _row(hosts: Sequence[str], plans: Sequence[Plan]) -> tuple[str, ...]:
     plan = plans[0]
     first = plan["replicas"][0]
     return (
@@ -93,9 +94,9 @@ def _row(hosts: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> tuple[str,
     )
 
 
-def _least(plans: Sequence[Mapping[str, Any]], name: str) -> str:
+def _least(plans: Sequence[Plan], name: Literal["kv_cache_tokens", "max_concurrent_requests"]) -> str:
     """Return the smallest capacity of a group, or a question mark where none is known."""
-    values = [plan["capacity"][name] for plan in plans if plan["capacity"][name] is not None]
+    values = [value for plan in plans if (value := plan["capacity"][name]) is not None]
     return f"{min(values):,}" if values else "?"
 
 
@@ -110,7 +111,7 @@ def _headline(hosts: int, kinds: int, refused: int) -> str:
     return text + (f", {refused} refused" if refused else "")
 
 
-def _reasons(hosts: Sequence[str], plan: Mapping[str, Any]) -> list[str]:
+def _reasons(hosts: Sequence[str], plan: Plan) -> list[str]:
     lines = [f"{shortened(hosts)}:"]
     for decision in plan["decisions"]:
         value = "not sent" if decision["value"] is None else decision["value"]

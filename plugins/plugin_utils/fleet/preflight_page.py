@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import natural, shortened, who
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import count_of
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, SEVERITIES, sentence
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import (
+    ERROR,
+    SEVERITIES,
+    FindingResult,
+    sentence,
+)
 
 
-def findings_page(hosts: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> dict[str, list[str]]:
+def findings_page(hosts: Mapping[str, Sequence[FindingResult] | None]) -> dict[str, list[str]]:
     """Return the lines that a person reads of what preflight found on many hosts.
 
     Args:
@@ -25,7 +29,7 @@ def findings_page(hosts: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> di
     """
     judged = {host: findings for host, findings in hosts.items() if findings is not None}
     missing = [host for host in hosts if host not in judged]
-    groups: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, FindingResult]] = {}
     for host in sorted(judged, key=natural):
         for finding in judged[host]:
             key = (finding["severity"], finding["name"], finding.get("item") or "")
@@ -43,7 +47,7 @@ def findings_page(hosts: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> di
     return {"lines": lines, "details": details}
 
 
-def _preflight_headline(judged: Mapping[str, Sequence[Mapping[str, Any]]], missing: int) -> str:
+def _preflight_headline(judged: Mapping[str, Sequence[FindingResult]], missing: int) -> str:
     worst = [
         min((SEVERITIES.index(finding["severity"]) for finding in findings), default=len(SEVERITIES))
         for findings in judged.values()
@@ -57,7 +61,7 @@ def _preflight_headline(judged: Mapping[str, Sequence[Mapping[str, Any]]], missi
     return f"Preflight of {count_of(len(judged) + missing, 'host')}: {', '.join(parts)}"
 
 
-def _finding_line(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _finding_line(found: Mapping[str, FindingResult]) -> str:
     """Return a finding after its hosts; where they differ in their values, those of the first."""
     hosts = list(found)
     texts = {sentence(finding) for finding in found.values()}

@@ -23,8 +23,9 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import fold, in_order
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.plan_page import plan_kind
@@ -47,7 +48,7 @@ class Prepared:
         ungated: what a canary's verification would hold against nothing, with the reason.
     """
 
-    plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    plan: Plan | Nothing = dataclasses.field(default_factory=dict)
     changes: Sequence[str] = ()
     error: str = ""
     serves: bool = True
@@ -57,7 +58,7 @@ class Prepared:
 
     def wish(self) -> str:
         """Return a digest of what the host should serve."""
-        return hashlib.sha256(plan_kind(self.plan).encode()).hexdigest()[:16] if self.plan else ""
+        return hashlib.sha256(plan_kind(cast("Plan", self.plan)).encode()).hexdigest()[:16] if self.plan else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def arrange(
     rest = [host for host in able if host not in begun and host not in changing]
     done = [host for host in rest if _is_done(hosts[host], states.get(host, {}))]
     dark = in_order(host for host in changing if not hosts[host].serves)
-    lit = {host: plan_kind(hosts[host].plan) for host in changing if host not in dark}
+    lit = {host: plan_kind(cast("Plan", hosts[host].plan)) for host in changing if host not in dark}
     batches = cut(in_order(begun) + dark + mixed(lit), len(done), sizes)
     canaries = batches[0] if batches and not done else []
     ungated = list(dict.fromkeys(text for host in canaries for text in hosts[host].ungated))

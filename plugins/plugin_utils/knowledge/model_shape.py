@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
@@ -20,7 +21,7 @@ BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.5, "8-bit": 8.0}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def check(found: Mapping[str, Any]) -> None:
+def check(found: ModelInfo) -> None:
     """Refuse a folder on the host that vLLM could not serve.
 
     Args:
@@ -51,7 +52,7 @@ def check(found: Mapping[str, Any]) -> None:
         )
 
 
-def shape(found: Mapping[str, Any]) -> Shape:
+def shape(found: ModelInfo) -> Shape:
     """Return the sizes of the model that the module host_info found.
 
     Args:
@@ -61,7 +62,7 @@ def shape(found: Mapping[str, Any]) -> Shape:
     Raises:
         GpufleetError: C(invalid-model-folder) when config.json lacks a number that every decoder has.
     """
-    outer = found["config"]
+    outer: Any = found["config"]
     config = outer.get("text_config") or outer
     quantization = (
         outer.get("quantization_config") or config.get("quantization_config") or found.get("quantization") or {}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Capacity
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import memory_model, versions
@@ -132,7 +133,7 @@ def _utilisation(
     return share
 
 
-def cpu_capacity(host: Mapping[str, Any], wishes: Wishes, chosen: Chosen, config: Mapping[str, Any]) -> dict[str, Any]:
+def cpu_capacity(host: Mapping[str, Any], wishes: Wishes, chosen: Chosen, config: Mapping[str, Any]) -> Capacity:
     """Return what the memory model expects of one server on processors."""
     total = float(host.get("memory_mib") or 0) / 1024
     if chosen.shape is None or not total:

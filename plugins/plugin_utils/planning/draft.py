@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Decision
+
 
 @dataclass
 class Draft:
     """The decisions and warnings gathered on the way to a plan."""
 
-    decisions: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def decide(self, name: str, value: Any, reason: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS, platform_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ImageOfPlan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
@@ -24,7 +25,7 @@ DEPLOY_TAG = "deploy"
 
 def choose_image(
     draft: Draft, host: Mapping[str, Any], wishes: Wishes, default: tuple[str, str], cards: Sequence[Gpu]
-) -> tuple[dict[str, str], versions.Version]:
+) -> tuple[ImageOfPlan, versions.Version]:
     """Return the plan's C(image), and the vLLM in it.
 
     Args:
@@ -62,7 +63,7 @@ def choose_image(
     )
     reference = f"{name}:{tag}"
     draft.decide("image", reference, f"vLLM {versions.as_text(version)}, source {source}{why}")
-    image = {
+    image: ImageOfPlan = {
         "reference": reference,
         "tag": f"{name}:{DEPLOY_TAG}",
         "platform": _platform(draft, host, wishes, cards),

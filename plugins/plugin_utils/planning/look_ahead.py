@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner
@@ -51,7 +52,7 @@ class Outlook:
         own_cards: whether C(plan) is about the host's own cards.
     """
 
-    plan: dict[str, Any] | None
+    plan: Plan | None
     errors: list[GpufleetError]
     own_cards: bool = True
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelSource
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, model_shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
@@ -32,7 +33,7 @@ class Chosen:
     """
 
     name: str
-    source: dict[str, str]
+    source: ModelSource
     precision: str
     shape: Shape | None
     llama4: bool = False
@@ -101,7 +102,7 @@ def _no_package(repository: str) -> GpufleetError:
 
 def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, repository: str, kind: str) -> Chosen:
     folder = repository.rsplit("/", 1)[-1]
-    source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
+    source: ModelSource = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     if kind == "pypi":
         if not model.pypi:
             raise _no_package(repository)
@@ -117,7 +118,7 @@ def _folder(draft: Draft, wishes: Wishes, path: str, shape: Shape | None) -> Cho
     mount, argument = _mount(path)
     name = wishes.served_model_name or posixpath.basename(path)
     draft.decide("model", path, "vllm_model: a folder on the host, mounted read-only")
-    source = {"kind": "path", "location": path, "mount": mount, "argument": argument}
+    source: ModelSource = {"kind": "path", "location": path, "mount": mount, "argument": argument}
     if shape is None:
         return Chosen(name, source, wishes.precision or "bf16", None)
     llama4 = shape.model_type.startswith("llama4")
@@ -149,7 +150,7 @@ def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | No
         )
     if wishes.model_source == "pypi":
         raise _no_package(repository)
-    source = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
+    source: ModelSource = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     precision = shape.precision if shape else (wishes.precision or "bf16")
     llama4 = bool(catalogue.licence_of(repository, shape.model_type if shape else ""))
     return Chosen(wishes.served_model_name or repository, source, precision, shape, llama4, fp8_kv=llama4)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Capacity, ImageOfPlan, Plan, Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import gpus, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
@@ -35,7 +36,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes impo
 SCHEMA_VERSION = 1
 
 
-def plan(host: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+def plan(host: Mapping[str, Any], wishes: Wishes) -> Plan:
     """Return the plan of one host.
 
     Args:
@@ -56,7 +57,7 @@ def plan(host: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     return _plan_cpu(draft, host, wishes) if wishes.device == "cpu" else _plan_cuda(draft, host, wishes)
 
 
-def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     selection = _select_gpus(host, wishes)
     cards = selection.gpus
     draft.decide("device", "cuda", "vllm_device")
@@ -70,7 +71,7 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[st
     sizing = size_replica(draft, wishes, chosen, cards, version)
     groups = _replicate(draft, wishes, cards, sizing.load.tensor_parallel_size)
     config, environment = cuda_options(draft, wishes, chosen, cards, sizing)
-    replicas = [
+    replicas: list[Replica] = [
         {
             "name": f"{wishes.container_prefix}-{number}",
             "gpus": [gpu.index for gpu in group],
@@ -172,7 +173,7 @@ def _replicate(draft: Draft, wishes: Wishes, cards: Sequence[Gpu], size: int) ->
     return groups
 
 
-def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     draft.decide("device", "cpu", "vllm_device: cpu")
     image, version = choose_image(draft, host, wishes, CPU_IMAGE, ())
     chosen = choose(draft, host, wishes, ())
@@ -181,7 +182,7 @@ def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> dict[str
     config, environment = finish_options(draft, wishes, chosen, version, config, {})
     count = wishes.replicas or 1
     draft.decide("replicas", count, "vllm_replicas" if wishes.replicas else "one server shares all cores")
-    replicas = [
+    replicas: list[Replica] = [
         {
             "name": f"{wishes.container_prefix}-{number}",
             "gpus": [],
@@ -203,11 +204,11 @@ def _document(
     draft: Draft,
     wishes: Wishes,
     chosen: Chosen,
-    image: dict[str, str],
+    image: ImageOfPlan,
     hardware: str,
-    replicas: list[dict[str, Any]],
-    capacity: dict[str, Any],
-) -> dict[str, Any]:
+    replicas: list[Replica],
+    capacity: Capacity,
+) -> Plan:
     _check_ports(replicas)
     if wishes.has_api_key and wishes.host not in ("127.0.0.1", "::1"):
         draft.warn("The API key guards /v1 only: /metrics, /tokenize and others stay open to whoever reaches the port.")
@@ -229,7 +230,7 @@ def _document(
     }
 
 
-def _check_ports(replicas: Sequence[Mapping[str, Any]]) -> None:
+def _check_ports(replicas: Sequence[Replica]) -> None:
     last = max(int(replica["port"]) for replica in replicas)
     if last > 65535:
         raise GpufleetError(
@@ -239,7 +240,7 @@ def _check_ports(replicas: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def summary(plan_document: Mapping[str, Any]) -> list[str]:
+def summary(plan_document: Plan) -> list[str]:
     """Return the plan in a few lines for a person: what runs where, what it holds, and the warnings."""
     replicas, capacity, image = plan_document["replicas"], plan_document["capacity"], plan_document["image"]
     first = replicas[0]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Capacity
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, gpus, memory_model, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
@@ -364,7 +364,7 @@ def _safe_model_len(wishes: Wishes, shape: Shape, longest: int) -> tuple[int, st
     return length, reason
 
 
-def capacity(wishes: Wishes, sizing: Sizing) -> dict[str, Any]:
+def capacity(wishes: Wishes, sizing: Sizing) -> Capacity:
     """Return the plan's C(capacity): what the memory model expects of one replica."""
     found = sizing.budget
     if found is None:
@@ -380,7 +380,7 @@ def capacity(wishes: Wishes, sizing: Sizing) -> dict[str, Any]:
     }
 
 
-def no_capacity(shape: Shape | None) -> dict[str, Any]:
+def no_capacity(shape: Shape | None) -> Capacity:
     """Return a C(capacity) of unknowns."""
     return {
         "weights_gib_per_gpu": round(shape.weights_gib, 2) if shape else None,

@@ -7,8 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    ClockInfo,
+    DaemonConfigInfo,
+    DiskInfo,
+    EngineInfo,
+    HostInfo,
+    ImageInfo,
+    MemoryInfo,
+    Nothing,
+    NvidiaInfo,
+    ReachInfo,
+    SharedMemoryInfo,
+    SystemInfo,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
@@ -31,7 +45,7 @@ class Case:
         freed: whether the orphans alone keep the plan from being made.
     """
 
-    host_info: Mapping[str, Any]
+    host_info: HostInfo
     gpu_info: Mapping[str, Any]
     wishes: Wishes
     outlook: Outlook
@@ -51,14 +65,44 @@ class Case:
         """Whether the inventory describes the cards, so that the host's own are not the matter."""
         return bool(self.wishes.gpus)
 
-    def part(self, name: str) -> Any:
+    @overload
+    def part(self, name: Literal["system"]) -> SystemInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["memory"]) -> MemoryInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["shm"]) -> SharedMemoryInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["clock"]) -> ClockInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["engine"]) -> EngineInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["daemon_config"]) -> DaemonConfigInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["nvidia"]) -> NvidiaInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["image"]) -> ImageInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["disks"]) -> dict[str, DiskInfo]: ...
+
+    @overload
+    def part(self, name: Literal["reach"]) -> dict[str, ReachInfo]: ...
+
+    def part(self, name: Any) -> Any:
         """Return a part of host_info, empty where it could not be told."""
         return self.host_info.get(name) or {}
 
 
-def has_driver(host_info: Mapping[str, Any]) -> bool:
+def has_driver(host_info: HostInfo) -> bool:
     """Return whether there is any sign of a driver, so that it is worth while to ask it."""
-    nvidia = host_info.get("nvidia") or {}
+    nvidia: NvidiaInfo | Nothing = host_info.get("nvidia") or {}
     return bool(nvidia.get("kernel_module") or nvidia.get("cards") or nvidia.get("device_files"))
 
 

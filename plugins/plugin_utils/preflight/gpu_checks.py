@@ -5,9 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    NOTHING,
+    FabricManagerInfo,
+    KernelModuleInfo,
+    Nothing,
+    Plan,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import cuda_requirement, gpus, versions
@@ -21,7 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings i
 
 
 def _driver_version(case: Case) -> str:
-    module = case.part("nvidia").get("kernel_module") or {}
+    module: KernelModuleInfo | Nothing = case.part("nvidia").get("kernel_module") or {}
     return str(case.gpu_info.get("driver_version") or module.get("version") or "")
 
 
@@ -58,7 +64,7 @@ def _driver(case: Case) -> list[Finding]:
     return _image_requirement(case, found)
 
 
-def _tag(plan: Mapping[str, Any]) -> str:
+def _tag(plan: Plan) -> str:
     return str(plan["image"]["reference"]).rsplit(":", 1)[-1]
 
 
@@ -85,7 +91,7 @@ def _fabric(case: Case) -> list[Finding]:
     if not _concerns_gpus(case):
         return []
     nvidia = case.part("nvidia")
-    manager = nvidia.get("fabric_manager") or {}
+    manager: FabricManagerInfo | Nothing = nvidia.get("fabric_manager") or {}
     states = {str(gpu["fabric"]["state"]) for gpu in case.gpu_info.get("gpus") or [] if gpu.get("fabric")}
     # What the planner says of one that is completed is told by _fabric_health.
     waiting = sorted(states - {"completed"})
@@ -133,7 +139,12 @@ def _fabric_health(case: Case) -> list[Finding]:
 
 
 def _fabric_finding(
-    name: str, severity: str, manager: Mapping[str, Any], needed: str, remedy: str, waiting: Sequence[str] = ()
+    name: str,
+    severity: str,
+    manager: FabricManagerInfo | Nothing,
+    needed: str,
+    remedy: str,
+    waiting: Sequence[str] = (),
 ) -> Finding:
     version = f" {manager['version']}" if manager.get("version") else ""
     is_there = "is not installed" if not manager.get("path") else "runs" if manager.get("running") else "does not run"
@@ -212,7 +223,7 @@ def _unsupported(case: Case) -> list[Finding]:
 
 def _persistence(case: Case) -> list[Finding]:
     off = [gpu for gpu in case.gpu_info.get("gpus") or [] if gpu.get("persistence_mode") is False]
-    if not _concerns_gpus(case) or not off or (case.part("nvidia").get("persistence_daemon") or {}).get("running"):
+    if not _concerns_gpus(case) or not off or (case.part("nvidia").get("persistence_daemon") or NOTHING).get("running"):
         return []
     listed = ", ".join(str(gpu["index"]) for gpu in off)
     return [

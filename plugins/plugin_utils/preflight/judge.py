@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, DistributionInfo, HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import PREVIOUS, belongs_to
@@ -74,7 +75,7 @@ class Verdict:
 
 def judge(
     host: Mapping[str, Any],
-    host_info: Mapping[str, Any],
+    host_info: HostInfo,
     gpu_info: Mapping[str, Any],
     wishes: Wishes,
     folders: Mapping[str, str],
@@ -93,14 +94,14 @@ def judge(
         docker_host: address of the engine.
         manage_engine: whether the role docker may install or start one.
     """
-    containers = (host_info.get("engine") or {}).get("containers") or []
+    containers = (host_info.get("engine") or NOTHING).get("containers") or []
     left = (
         []
         if wishes.gpus
         else orphans.find(selected(host.get("gpus") or [], wishes), containers, wishes.container_prefix)
     )
     without = {**host, "gpus": without_orphans(host.get("gpus") or [], left)}
-    cards = [card["name"] for card in (host_info.get("nvidia") or {}).get("cards") or []]
+    cards = [card["name"] for card in (host_info.get("nvidia") or NOTHING).get("cards") or []]
     host = {**host, **_unasked(host_info, gpu_info)}
     outlook = look_ahead(without if wishes.reclaim_orphans else host, wishes, cards)
     if not gpu_info and has_driver(host_info):
@@ -115,16 +116,16 @@ def judge(
     return Verdict(ordered([*findings, *_plan(case, findings)]), left)
 
 
-def _unasked(host_info: Mapping[str, Any], gpu_info: Mapping[str, Any]) -> dict[str, str]:
+def _unasked(host_info: HostInfo, gpu_info: Mapping[str, Any]) -> dict[str, str]:
     """Return why a host whose driver nobody asked has no GPU that could be used."""
     if gpu_info or has_driver(host_info):
         return {}
-    devices = (host_info.get("nvidia") or {}).get("pci_devices") or []
+    devices = (host_info.get("nvidia") or NOTHING).get("pci_devices") or []
     seen = f"{len(devices)} NVIDIA GPU(s) are" if devices else "no NVIDIA GPU is"
     return {"gpu_reason": f"no NVIDIA driver is loaded, and {seen} on its PCI bus."}
 
 
-def without_wishes(host_info: Mapping[str, Any], error: GpufleetError) -> Verdict:
+def without_wishes(host_info: HostInfo, error: GpufleetError) -> Verdict:
     """Judge a host for which nothing can be planned, because the variables are invalid."""
     case = Case(host_info, {}, Wishes(device="cpu"), Outlook(None, []), {})
     findings = [finding for check in (_system, _clock, _engine, _unseen) for finding in check(case)]
@@ -164,7 +165,7 @@ def _system(case: Case) -> list[Finding]:
     return found + _distribution(system["distribution"])
 
 
-def _distribution(distribution: Mapping[str, Any]) -> list[Finding]:
+def _distribution(distribution: DistributionInfo) -> list[Finding]:
     known = DISTRIBUTIONS.get(distribution["id"])
     version = distribution["version_id"]
     if known and (version in known or version.split(".")[0] in known):
@@ -240,8 +241,8 @@ def _ports(case: Case) -> list[Finding]:
     )
     found = []
     for name, port in wanted:
-        entry = seen.get(port, {"free": True})
-        if entry["free"] or (entry["ours"] and belongs_to(prefix, str(entry["container"]))):
+        entry = seen.get(port)
+        if entry is None or entry["free"] or (entry["ours"] and belongs_to(prefix, str(entry["container"]))):
             continue
         error = port_in_use(name, case.wishes.host, port, port_holder(entry))
         found.append(Finding(error.name, ERROR, error.message, "a free port", error.remedy, item=f"port {port}"))

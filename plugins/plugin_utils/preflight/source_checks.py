@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo, Plan, ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue
@@ -48,9 +49,7 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
     }
 
 
-def with_planned_image(
-    host_info: Mapping[str, Any], plan: Mapping[str, Any] | None, wishes: Wishes
-) -> Mapping[str, Any]:
+def with_planned_image(host_info: HostInfo, plan: Plan | None, wishes: Wishes) -> HostInfo:
     """Return host_info with the image that the plan chose by the cards as C(image)."""
     if plan is None or plan["image"]["reference"] == references(wishes)[0]:
         return host_info
@@ -207,7 +206,7 @@ def _hub(case: Case) -> list[Finding]:
     return []
 
 
-def _unreachable(kind: str, who: str, name: str, answer: Mapping[str, Any]) -> Finding:
+def _unreachable(kind: str, who: str, name: str, answer: ReachInfo) -> Finding:
     untrusted = answer["cause"] == "certificate"
     way = "through its proxy" if answer["proxied"] else "without a proxy"
     return Finding(

@@ -39,7 +39,7 @@ def judge(run_action: RunAction, tmp_path: Path) -> Callable[..., dict[str, str]
     seen = probe.probe(Questions(f"unix://{tmp_path}/none.sock", paths=list(folders.values()), ports=[8000]))
 
     def run(gpu_info: dict[str, Any], nvidia: dict[str, Any] | None = None, **wished: Any) -> dict[str, str]:
-        host_info = {**seen, "nvidia": {**seen["nvidia"], **(nvidia or {})}}
+        host_info = {**seen, "nvidia": {**(seen["nvidia"] or {}), **(nvidia or {})}}
         variables = {f"vllm_{name}": value for name, value in {"accept_license": True, **wished}.items()}
         result = run_action(variables, host_info=host_info, gpu_info=gpu_info, **folders)
         return {finding["name"]: finding["severity"] for finding in result["findings"]}

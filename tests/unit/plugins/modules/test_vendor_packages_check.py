@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import package_managers, signing_key
 from ansible_collections.gpufleet.vllm.plugins.modules import vendor_packages_check
 
@@ -83,7 +84,7 @@ def test_check_mode_says_that_a_host_without_gpg_cannot_check_the_key(
 ) -> None:
     said: list[str] = []
     # Where the controller's code was imported, Ansible displays warnings instead of returning them.
-    monkeypatch.setattr(vendor_packages_check.GpufleetModule, "warn", lambda _module, text: said.append(text))
+    monkeypatch.setattr(GpufleetModule, "warn", lambda _module, text: said.append(text))
     monkeypatch.setattr(signing_key, "program_path", lambda _name: None)
     result = run_module(vendor_packages_check.main, arguments, check=True)
     assert (result["failed"], result["changed"]) == (False, True)

@@ -28,7 +28,7 @@ class Server:
     """A server's container: C(given) by its spec, and what a process in it sees."""
 
     def __init__(self, given: list[str], variables: dict[str, str]) -> None:
-        replica = {"name": "vllm-0", "gpus": [0], "gpu_uuids": given, "host": "::1", "port": 8000, "config": {}}
+        replica: Any = {"name": "vllm-0", "gpus": [0], "gpu_uuids": given, "host": "::1", "port": 8000, "config": {}}
         if not given:
             replica["gpus"] = []
         wishes = ServerOptions(

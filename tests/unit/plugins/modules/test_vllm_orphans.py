@@ -150,7 +150,7 @@ def test_nothing_is_ended_when_one_is_not_ours(run_module: RunModule, start: Sta
 
 
 def test_a_process_of_a_running_container_is_never_ended() -> None:
-    running = {"id": "a" * 64, "name": "vllm-0", "ours": True, "state": "running"}
+    running: Any = {"id": "a" * 64, "name": "vllm-0", "ours": True, "state": "running"}
     assert orphans.may_end(os.getpid(), [running]) is False
 
 
@@ -160,5 +160,5 @@ def test_a_process_of_a_running_container_is_never_ended() -> None:
 )
 def test_a_container_decides_about_its_processes(tmp_path: Path, ours: bool, state: str, ends: bool) -> None:
     write_below(tmp_path, "proc/9/cgroup", f"0::/docker/{'a' * 64}\n")
-    container = {"id": "a" * 64, "name": "vllm-0", "ours": ours, "state": state}
+    container: Any = {"id": "a" * 64, "name": "vllm-0", "ours": ours, "state": state}
     assert orphans.may_end(9, [container], str(tmp_path)) is ends

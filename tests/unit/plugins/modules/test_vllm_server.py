@@ -130,7 +130,7 @@ class TestGroups:
     def spec(name: str, port: int, gpus: list[int]) -> Spec:
         source = {"argument": "m"}
         wishes = ServerOptions("i", "sha256:1", source, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
-        replica = {"name": name, "host": "127.0.0.1", "port": port, "gpus": gpus, "config": {"port": 8000}}
+        replica: Any = {"name": name, "host": "127.0.0.1", "port": port, "gpus": gpus, "config": {"port": 8000}}
         return build_spec(replica, wishes, (), lambda _path: False)
 
     class Box:

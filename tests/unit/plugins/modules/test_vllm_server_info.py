@@ -33,7 +33,7 @@ class Box:
         source = {"argument": "org/model"}
         wishes = ServerOptions("vllm:1", "sha256:1", source, "cpu", "auto", "bridge", "/h", "/c", "/etc")
         base = name.replace("-previous", "")
-        replica = {"name": base, "host": "127.0.0.1", "port": 1, "config": {"port": 8000}}
+        replica: Any = {"name": base, "host": "127.0.0.1", "port": 1, "config": {"port": 8000}}
         self.labels = labels(build_spec(replica, wishes, (), lambda _path: False))
         running = status in ("running", "restarting")
         started = NEVER if status == "created" else STARTED

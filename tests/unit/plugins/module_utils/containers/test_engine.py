@@ -89,7 +89,7 @@ def engine(tmp_path: Path) -> Iterator[tuple[str, Engine]]:
 
 
 def test_an_engine_is_described(engine: tuple[str, Engine]) -> None:
-    found = containers_engine.engine(engine[0])
+    found: Any = containers_engine.engine(engine[0])
     del found["dockerd"]
     assert found == {
         "running": True,
@@ -242,10 +242,11 @@ def test_an_image_that_may_be_wanted_instead_keeps_the_registry_from_being_asked
     engine[1].answers["/images/vllm%3A1/json"] = (404, {"message": "No such image"})
     engine[1].answers["/images/vllm%3A2/json"] = (200, {"Id": "sha256:2", "Os": "linux", "Architecture": "amd64"})
     asked = probe.Questions(docker_host=engine[0], image_reference="vllm:1", registry="127.0.0.1:9/vllm:1")
-    found = probe.probe(dataclasses.replace(asked, image_alternatives=["vllm:2", "vllm:1"]))
+    found: Any = probe.probe(dataclasses.replace(asked, image_alternatives=["vllm:2", "vllm:1"]))
     assert (found["image"], list(found["image_alternatives"]), found["reach"]) == (None, ["vllm:2"], {})
     assert found["image_alternatives"]["vllm:2"]["id"] == "sha256:2"
-    assert list(probe.probe(asked)["reach"]) == ["registry"]
+    again: Any = probe.probe(asked)
+    assert list(again["reach"]) == ["registry"]
 
 
 def test_images_of_a_containerd_store_are_elsewhere(engine: tuple[str, Engine]) -> None:

@@ -45,7 +45,7 @@ WISHES = ServerOptions(
     cache_dir="/var/lib/gpufleet/cache",
     config_dir="/etc/gpufleet",
 )
-REPLICA: dict[str, Any] = {
+REPLICA: Any = {
     "name": "vllm-1",
     "gpus": [2, 3],
     "gpu_uuids": [],
@@ -58,7 +58,7 @@ REPLICA: dict[str, Any] = {
 
 def spec_of(replica: dict[str, Any] | None = None, secrets: tuple[str, ...] = (), **wishes: Any) -> Spec:
     """Return the spec of REPLICA with some entries replaced, for WISHES with some replaced."""
-    entry = {**REPLICA, **(replica or {})}
+    entry: Any = {**REPLICA, **(replica or {})}
     return build_spec(
         entry, dataclasses.replace(WISHES, **wishes), secrets, lambda path: path == "/dev/nvidia-uvm-tools"
     )
@@ -175,7 +175,7 @@ def test_gpus_reach_the_container_in_every_way(
 
 
 def test_docker_itself_knows_the_device_files_of_the_gpus_by_their_own_numbers() -> None:
-    replica = {**REPLICA, "gpu_uuids": ["GPU-a", "GPU-b"]}
+    replica: Any = {**REPLICA, "gpu_uuids": ["GPU-a", "GPU-b"]}
     given = {}
     for access in ("gpus", "runtime", "devices", "cdi", "none"):
         wishes = dataclasses.replace(WISHES, gpu_access=access)

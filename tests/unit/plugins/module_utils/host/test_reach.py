@@ -312,7 +312,7 @@ def test_only_what_is_not_on_the_host_is_asked_for(start: Start, tmp_path: Path)
         registry=f"{registry}/vllm:1",
         hub=f"http://{hub}/org/model/resolve/main/config.json",
     )
-    found = probe.probe(dataclasses.replace(asked, weights_paths=[str(tmp_path / "none")]))
+    found: Any = probe.probe(dataclasses.replace(asked, weights_paths=[str(tmp_path / "none")]))
     assert {name: answer["reachable"] for name, answer in found["reach"].items()} == {"registry": True, "hub": True}
     found = probe.probe(dataclasses.replace(asked, weights_paths=[str(tmp_path / "whole")]))
     assert list(found["reach"]) == ["registry"]
@@ -327,7 +327,7 @@ def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, t
         registry="vllm/vllm-openai:v0.12.0",
         registry_mirrors=[mirror],
     )
-    found = probe.probe(asked)
+    found: Any = probe.probe(asked)
     assert (found["reach"]["registry"]["reachable"], found["reach"]["registry"]["url"]) == (True, f"{mirror}/v2/")
 
 
@@ -338,7 +338,7 @@ def test_a_proxy_that_the_engine_is_about_to_get_counts_already(start: Start, tm
         registry="vllm/vllm-openai:v0.12.0",
         registry_proxy=proxy,
     )
-    found = probe.probe(asked)
+    found: Any = probe.probe(asked)
     assert (found["reach"]["registry"]["cause"], found["reach"]["registry"]["proxied"]) == ("proxy", True)
     assert "password" not in str(found)
 
@@ -352,7 +352,7 @@ def test_the_hub_is_reached_by_the_servers_proxy_alone(
         hub="http://hub.invalid/file",
         hub_proxy=f"http://user:password@{proxy}",
     )
-    found = probe.probe(asked)
+    found: Any = probe.probe(asked)
     assert (found["reach"]["hub"]["reachable"], found["reach"]["hub"]["proxied"]) == (True, True)
     assert "password" not in str(found)
     assert os.environ.get("http_proxy", "") != proxy

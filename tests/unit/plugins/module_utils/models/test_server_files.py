@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def check(folder: Path, **config: Any) -> None:
-    spec: dict[str, Any] = {"config": config, "environment": {}}
+    spec: Any = {"config": config, "environment": {}}
     server_files.check(spec, {"kind": "path", "mount": str(folder), "argument": "/models/m"}, "/nowhere")
 
 
@@ -91,7 +91,7 @@ class TestHub:
 
     @staticmethod
     def check(hf_home: Path, environment: dict[str, str], **config: Any) -> None:
-        spec: dict[str, Any] = {"config": config, "environment": environment, "volumes": []}
+        spec: Any = {"config": config, "environment": environment, "volumes": []}
         server_files.check(spec, {"kind": "hub", "mount": "", "argument": "org/model"}, str(hf_home))
 
     @staticmethod
@@ -116,12 +116,13 @@ class TestHub:
     def test_a_cache_elsewhere_is_found_by_its_mount(self, tmp_path: Path, folder: Path) -> None:
         self.cache(tmp_path / "mine", folder)
         source = {"kind": "hub", "mount": "", "argument": "org/model"}
-        spec: dict[str, Any] = {"config": {}, "environment": {"HF_HUB_OFFLINE": "1"}, "volumes": []}
+        spec: Any = {"config": {}, "environment": {"HF_HUB_OFFLINE": "1"}, "volumes": []}
         with pytest.raises(GpufleetError, match="is not in vllm_hf_home"):
             server_files.check(spec, source, str(tmp_path / "hf"))
-        mounted = {**spec, "volumes": [f"{tmp_path}/mine:/root/.cache/huggingface"]}
+        mounted: Any = {**spec, "volumes": [f"{tmp_path}/mine:/root/.cache/huggingface"]}
         server_files.check(mounted, source, str(tmp_path / "hf"))
-        server_files.check({**spec, "config": {"download-dir": "/data"}}, source, str(tmp_path / "hf"))
+        elsewhere: Any = {**spec, "config": {"download-dir": "/data"}}
+        server_files.check(elsewhere, source, str(tmp_path / "hf"))
 
     def test_online_nothing_need_be_there(self, tmp_path: Path) -> None:
         self.check(tmp_path, {})

@@ -204,7 +204,7 @@ def test_template_or_its_path(text: str, inline: bool) -> None:
         ({"environment": {"VLLM_API_KEY": ""}, "tokens": "8"}, ""),
     ],
 )
-def test_secrets_in_a_plan_are_found(plan: dict[str, Any], where: str) -> None:
+def test_secrets_in_a_plan_are_found(plan: Any, where: str) -> None:
     assert find_secret(plan) == where
     if where:
         with pytest.raises(GpufleetError) as caught:
@@ -218,7 +218,7 @@ def test_secrets_in_a_plan_are_found(plan: dict[str, Any], where: str) -> None:
 @pytest.mark.parametrize(
     "replicas", [[{"name": "../x"}], [{"name": "a"}, {"name": "a"}], [{"name": ""}], [{}], [{"name": "a b"}]]
 )
-def test_names_that_are_no_file_names_are_refused(replicas: list[dict[str, Any]]) -> None:
+def test_names_that_are_no_file_names_are_refused(replicas: list[Any]) -> None:
     with pytest.raises(GpufleetError) as caught:
         check_replicas(replicas)
     assert caught.value.name == "replica-invalid"

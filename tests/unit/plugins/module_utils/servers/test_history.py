@@ -14,7 +14,7 @@ import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history, history_entries
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -129,7 +129,7 @@ WISHES = ServerOptions(
     python_path="/opt/packages",
 )
 IMAGE = {"id": IMAGE_ID, "python_path": WISHES.python_path}
-REPLICA = {"name": "vllm-0", "gpus": [0], "host": "127.0.0.1", "port": 8000, "config": {"max-num-seqs": 8}}
+REPLICA: Any = {"name": "vllm-0", "gpus": [0], "host": "127.0.0.1", "port": 8000, "config": {"max-num-seqs": 8}}
 
 
 def test_what_is_kept_makes_the_same_servers_again() -> None:
@@ -153,7 +153,7 @@ def test_an_entry_that_lacks_what_is_needed_is_refused_by_name() -> None:
 
 
 def test_the_fingerprint_is_of_what_would_replace_a_server() -> None:
-    def spec(replica: dict[str, Any], **wishes: Any) -> dict[str, Any]:
+    def spec(replica: Any, **wishes: Any) -> Spec:
         return build_spec(replica, ServerOptions(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
 
     first = history_entries.fingerprint([spec(REPLICA)])

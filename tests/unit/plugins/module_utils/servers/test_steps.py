@@ -28,7 +28,13 @@ SECRETS = {"VLLM_API_KEY": "a-long-secret"}
 
 def spec(**config: Any) -> Spec:
     wishes = ServerOptions("i", "sha256:1", {"argument": "m"}, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
-    replica = {"name": "vllm-0", "host": "127.0.0.1", "port": 8000, "gpus": [0], "config": {"port": 8000, **config}}
+    replica: Any = {
+        "name": "vllm-0",
+        "host": "127.0.0.1",
+        "port": 8000,
+        "gpus": [0],
+        "config": {"port": 8000, **config},
+    }
     return build_spec(replica, wishes, SECRETS, lambda _path: False)
 
 

@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import host_na
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 
 
-def plan(card: str, count: int = 8, **wished: Any) -> dict[str, Any]:
+def plan(card: str, count: int = 8, **wished: Any) -> Any:
     variables = {
         "vllm_accept_license": True,
         "vllm_profile": "balanced",

@@ -99,7 +99,8 @@ PER_TENSOR = {"strategy": "tensor", "num_bits": 8, "type": "float", "dynamic": F
 
 
 def read(config: dict[str, Any], **more: Any) -> Any:
-    return model_shape.shape({"path": "/m", "config": config, **more})
+    found: Any = {"path": "/m", "config": config, **more}
+    return model_shape.shape(found)
 
 
 def test_scout_is_what_the_catalogue_says() -> None:

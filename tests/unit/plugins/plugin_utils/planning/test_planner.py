@@ -111,7 +111,7 @@ def changed(base: dict[str, Any], index: int, **fields: Any) -> dict[str, Any]:
     return {**base, "gpus": cards}
 
 
-def plan(base: dict[str, Any], wished: dict[str, Any]) -> dict[str, Any]:
+def plan(base: dict[str, Any], wished: dict[str, Any]) -> Any:
     """Plan for C(base) with the wishes by their short names; the licence is accepted unless a row says otherwise."""
     given_wishes = {"accept_license": True, **wished}
     return planner.plan(base, wishes.read({f"vllm_{name}": value for name, value in given_wishes.items()}))

@@ -131,7 +131,7 @@ def process(pid: int = 7, container: str = "", **more: Any) -> dict[str, Any]:
 
 
 def judge(
-    info: dict[str, Any] | None = None,
+    info: Any = None,
     probe: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
     **wished: Any,
@@ -636,7 +636,7 @@ def test_a_broken_daemon_json() -> None:
 
 
 def test_a_part_that_could_not_be_seen_is_told() -> None:
-    info = host_info(
+    info: Any = host_info(
         errors={"memory": "PermissionError: no"}, memory=None, shm=None, nvidia=None, disks=None, clock=None
     )
     info["memory"] = None
