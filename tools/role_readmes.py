@@ -61,7 +61,7 @@ EXAMPLES: dict[str, list[Play]] = {
         )
     ],
     "router": [
-        ("all:!router", {}, ["router member"]),
+        ("all:!router", {}, ["router collect_replicas"]),
         (
             "router",
             {
@@ -78,7 +78,7 @@ IMPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "rollout": (
         "upgrade",
         {"vllm_rollout_batches": [1, "10%", "100%"], "vllm_rollout_max_failures": "5%"},
-        "Its entry points are steps of a rollout over several plays, with state in between; `main` and `arrange` only"
+        "Its entry points are steps of a rollout over several plays, with state in between; `main` and `schedule` only"
         " begin one. Import the playbook that puts them together, `gpufleet.vllm.upgrade` or `gpufleet.vllm.rollback`:",
     ),
 }

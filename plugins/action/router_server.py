@@ -52,7 +52,7 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
     """Return the module's options hosts, left_out, unknown and replica_keys.
 
     Args:
-        hostvars: the variables of every host; those that were asked have the fact of the entry point C(member).
+        hostvars: the variables of every host; the entry point C(collect_replicas) gave a fact to those that were asked.
         members: hosts of the inventory that may serve.
         here: the host of the front end.
 

@@ -11,15 +11,19 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import d
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
 
 HIDDEN = "(hidden)"
+MODE = "__vllm_mode"
 
 
 class ActionModule(LongTaskAction):
     """See LongTaskAction; one line a replica that was not left alone is added."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the module and say what it did; status, which only glances at it, has a page of its own."""
+        """Run the module and say what it did, unless it only compares: who has it compare says what was found."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        if (task_vars or {}).get("__vllm_glance"):
+        if self._task.check_mode and "changed" in result:
+            # A task that only looks says that it changed nothing (changed_when), which takes the place of the module's.
+            result["would_change"] = bool(result["changed"])
+        if self._templar.template((task_vars or {}).get(MODE, "")) == "compare":
             return result
         host = (task_vars or {}).get("inventory_hostname", "")
         would = "in check mode, so not done: " if self._task.check_mode else ""

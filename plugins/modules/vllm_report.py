@@ -75,7 +75,7 @@ EXAMPLES = r"""
     report_dir: reports
     secrets: ["{{ vllm_api_key }}"]
   vars:
-    found: "{{ ansible_play_hosts_all | map('extract', hostvars, '__verified') | map('default', {}) }}"
+    found: "{{ ansible_play_hosts_all | map('extract', hostvars, '__verify_outcome') | map('default', {}) }}"
   run_once: true
 """
 

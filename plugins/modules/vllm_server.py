@@ -419,6 +419,12 @@ drains:
   returned: success
   type: dict
   sample: {"vllm-0": {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3}}
+would_change:
+  description:
+    - Whether the servers would be changed. It is what the module says in C(changed), and the task's C(changed_when)
+      does not replace it.
+  returned: in check mode
+  type: bool
 removed:
   description: Names of the containers that were removed because they are not wanted.
   returned: success
@@ -479,7 +485,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history, history_entries
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 
 if TYPE_CHECKING:
@@ -626,7 +632,7 @@ def roll_back(
     """Have the servers of an earlier deployment run; return the task's result."""
     settings = settings_of(params, check)
     running = deployment.Deployment(client, settings, secrets, progress).running()
-    entry = history.select(history.read_entries(params["config_dir"]), params["rollback_to"], running)
+    entry = history_entries.select(history_entries.read_entries(params["config_dir"]), params["rollback_to"], running)
     history.check_possible(client, entry)
     wishes = history.recorded_wishes(entry)
     settings = dataclasses.replace(settings, hf_home=wishes.hf_home, cache_dir=wishes.cache_dir)

@@ -212,7 +212,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.status import applied_plan, server_states
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history_entries
 
 ARGUMENTS: dict[str, Any] = {
     "container_prefix": {"type": "str", "default": "vllm"},
@@ -232,7 +232,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
     return {
         "changed": False,
         "servers": states,
-        "deployments": history.brief(history.read_entries(params["config_dir"])),
+        "deployments": history_entries.brief(history_entries.read_entries(params["config_dir"])),
         "plan": applied_plan(params["config_dir"]),
     }
 

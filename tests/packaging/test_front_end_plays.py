@@ -94,7 +94,7 @@ def test_only_a_host_that_was_read_and_has_no_plan_is_left_out(site: Site) -> No
         "run_dir": str(site.folder / "run"),
     }
     output = site.play(
-        {"hosts": "vllm", "ignore_unreachable": True, "tasks": [role("router", "member")]},
+        {"hosts": "vllm", "ignore_unreachable": True, "tasks": [role("router", "collect_replicas")]},
         {
             "hosts": "lb",
             "tasks": [
@@ -120,7 +120,7 @@ def test_a_plan_that_was_not_applied_counts_in_check_mode_alone(site: Site) -> N
         "hosts": "gpu-01",
         "tasks": [
             role("vllm", "plan"),
-            role("router", "member"),
+            role("router", "collect_replicas"),
             tell(replicas="__router_member.replicas | length", text="vllm_plan.replicas[0].environment.SITE"),
         ],
     }
@@ -145,7 +145,7 @@ def test_the_front_ends_own_folder_is_taken(site: Site) -> None:
             "hosts": "gpu-01",
             "tasks": [
                 role("router", "drain"),
-                role("router", "ready"),
+                role("router", "undrain"),
                 tell(drain=f"__router_drain.{asked}", ready=f"__router_ready.{asked}"),
             ],
         }

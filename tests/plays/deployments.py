@@ -21,7 +21,13 @@ from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master
 from ansible_collections.gpufleet.vllm.tests.plays.wired import ROOT, log_of, play
 
 FIRST = "Behind a front end, look first whether a server would be replaced"
-PLAN = {"image": {"tag": "t:1"}, "model_source": {}, "device": "cpu", "gpu_access": "none", "network_mode": "bridge"}
+PLAN = {
+    "image": {"reference": "r:1", "tag": "t:1"},
+    "model_source": {},
+    "device": "cpu",
+    "gpu_access": "none",
+    "network_mode": "bridge",
+}
 
 
 class Fleet:

@@ -72,6 +72,6 @@ class Rolling:
 def changed(*, serves: bool = True, changes: tuple[str, ...] = ("x",), before: str = "before") -> dict[str, Any]:
     """Return the variables of a host for which the preparation found that."""
     return {
-        "__vllm_prepared": {"plan": PLAN, "changes": list(changes), "serves": serves, "gates": {"floors": []}},
-        "__vllm_rollout_before": {"deployment": before},
+        "__rollout_prepared": {"plan": PLAN, "changes": list(changes), "serves": serves, "gates": {"floors": []}},
+        "__rollout_served_before": {"deployment": before},
     }

@@ -67,7 +67,7 @@ def _dissolved(tasks: list[dict[str, Any]], path: Path) -> Iterator[dict[str, An
             yield from tasks_of(folder / f"{each}.yml")
 
 
-@pytest.mark.parametrize("begin", ["host", "back"])
+@pytest.mark.parametrize("begin", ["change_host", "revert"])
 def test_every_task_of_a_turn_that_a_host_is_asked_for_is_looked_at(begin: str) -> None:
     tasks = list(tasks_of(ROLES / "rollout" / "tasks" / f"{begin}.yml"))
     # What a task found out that is itself bound to go wrong is looked at by a later one.
@@ -96,8 +96,8 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
         "vllm_rollout_verify": ["basic", "accuracy", "performance"],
         "vllm_rollout_max_failures": "100%",
         "vllm_rollout_state_dir": str(folder / "state"),
-        "__vllm_prepared": {"plan": PLAN, "changes": ["x"]},
-        "__vllm_rollout_before": {"deployment": "before"},
+        "__rollout_prepared": {"plan": PLAN, "changes": ["x"]},
+        "__rollout_served_before": {"deployment": "before"},
     }
     groups = {
         "vllm": {"hosts": dict.fromkeys(hosts)},

@@ -43,7 +43,7 @@ def dry_run(folder: Path, vendor: dict[str, Any]) -> tuple[int, str]:
     play = {
         "hosts": "localhost",
         "gather_facts": False,
-        "vars": {"__vllm_host_info": {"system": system}, "ansible_python_interpreter": "/usr/bin/python3"},
+        "vars": {"__preflight_host_info": {"system": system}, "ansible_python_interpreter": "/usr/bin/python3"},
         "tasks": [
             {
                 "name": "Install",

@@ -53,7 +53,7 @@ ARRANGED = """
 - hosts: vllm
   gather_facts: false
   tasks:
-    - ansible.builtin.include_role: {name: gpufleet.vllm.rollout, tasks_from: arrange}
+    - ansible.builtin.include_role: {name: gpufleet.vllm.rollout, tasks_from: schedule}
 - ansible.builtin.import_playbook: gpufleet.vllm.rollout
 """
 

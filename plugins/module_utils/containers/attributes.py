@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
@@ -62,3 +64,17 @@ def mounted_config(container: Container) -> str:
 def environment_of(container: Container) -> dict[str, str]:
     """Return the container's environment variables."""
     return variables_of(container.attrs["Config"].get("Env"))
+
+
+def parse_time(text: str) -> float:
+    """Return a time of the engine, as C(2026-11-22T07:24:24.123456789Z), in seconds since the epoch; 0 if never."""
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)?", text)
+    if not match or text.startswith("0001"):
+        return 0.0
+    zone = (match.group(3) or "Z").replace("Z", "+00:00")
+    return datetime.fromisoformat(match.group(1) + zone).timestamp() + float(match.group(2) or 0)
+
+
+def started_at(container: Container) -> float:
+    """Return when the container was last started, in seconds since the epoch."""
+    return parse_time(container.attrs["State"].get("StartedAt") or "")

@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import environment_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
+    environment_of,
+    parse_time,
+    started_at,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     NEXT,
@@ -35,7 +39,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases 
     StartWatch,
     watch_lines,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import parse_time, started_at
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
 
 if TYPE_CHECKING:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import parse_time, started_at
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server
@@ -71,20 +70,6 @@ class Limits:
     ready: float = 3600
     stall: float = 900
     phases: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-def parse_time(text: str) -> float:
-    """Return a time of the engine, as C(2026-11-22T07:24:24.123456789Z), in seconds since the epoch; 0 if never."""
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)?", text)
-    if not match or text.startswith("0001"):
-        return 0.0
-    zone = (match.group(3) or "Z").replace("Z", "+00:00")
-    return datetime.fromisoformat(match.group(1) + zone).timestamp() + float(match.group(2) or 0)
-
-
-def started_at(container: Container) -> float:
-    """Return when the container was last started, in seconds since the epoch."""
-    return parse_time(container.attrs["State"].get("StartedAt") or "")
 
 
 class LogReader:

@@ -51,7 +51,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import n
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.caches import check_removable
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history import History, fingerprint
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history import History
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history_entries import fingerprint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.outcome import difference_of, replica_outcome
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.recovery import Recovery

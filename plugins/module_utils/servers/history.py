@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -45,7 +44,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import VERSION
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, what_matters
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import (
     inspect_image,
     names_restored_on_failure,
@@ -53,104 +52,24 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import 
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.config_file import MARK, render_plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history_entries import (
+    FAILED,
+    FOLDER,
+    READY,
+    SCHEMA_VERSION,
+    Entry,
+    current,
+    fingerprint,
+    read_entries,
+    replicas_of,
+)
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-SCHEMA_VERSION = 1
-FOLDER = "history"
-READY, FAILED = "ready", "failed"
+
 KEPT = "gpufleet/kept"
 HTTP_CONFLICT = 409
-# What status and the list of deployments show of an entry.
-BRIEF = ("id", "time", "outcome", "rolled_back_to", "model", "vllm_version", "image", "error")
-
-Entry = dict[str, Any]
-
-
-def read_entries(config_dir: str) -> list[Entry]:
-    """Return the recorded deployments, the oldest first; a file that is no entry is left out."""
-    folder = os.path.join(config_dir, FOLDER)
-    entries = []
-    for name in list_folder(folder):
-        with contextlib.suppress(ValueError):
-            entry = json.loads(read_text(folder, name)) if name.endswith(".json") else None
-            if isinstance(entry, dict) and entry.get("schema_version") == SCHEMA_VERSION:
-                entries.append(entry)
-    return sorted(entries, key=lambda entry: int(entry["number"]))
-
-
-def fingerprint(specs: Iterable[Spec]) -> str:
-    """Return a digest of what matters for servers, equal for servers of which none would replace the other."""
-    matters = {spec["name"]: what_matters(spec) for spec in specs}
-    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
-
-
-def current(entries: Sequence[Entry]) -> Entry | None:
-    """Return the newest deployment that became ready, if there is one."""
-    return next((entry for entry in reversed(entries) if entry["outcome"] == READY), None)
-
-
-def brief(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return what a person wants to see of the deployments, the newest first, each with C(current)."""
-    serving = current(entries)
-    return [
-        {**{key: entry.get(key) for key in BRIEF}, "current": entry is serving, "replicas": len(_replicas(entry))}
-        for entry in reversed(entries)
-    ]
-
-
-def select(entries: Sequence[Entry], wanted: str, running: str) -> Entry:
-    """Return the deployment to go back to.
-
-    Args:
-        entries: the oldest first.
-        wanted: its id; empty for the last one that served something else than what runs now. If what runs now was
-            itself brought back, that is the one, so that asking twice does not go back twice.
-        running: fingerprint of the servers on the host, which may be those of a change that did not get to its end.
-
-    Raises:
-        GpufleetError: C(no-earlier-deployment), C(deployment-unknown) or C(deployment-failed).
-    """
-    serving = current(entries)
-    good = [entry["id"] for entry in entries if entry["outcome"] == READY]
-    if wanted:
-        found = next((entry for entry in entries if entry["id"] == wanted), None)
-        if found is None:
-            raise GpufleetError(
-                f"vllm_rollback_to: this host has no deployment {wanted!r} in its history.",
-                name="deployment-unknown",
-                remedy=f"Choose one of {', '.join(good)}." if good else "Nothing was deployed on this host yet.",
-                details={"deployments": good},
-            )
-        if found["outcome"] != READY:
-            raise GpufleetError(
-                f"vllm_rollback_to: the deployment {wanted} failed and never served.",
-                name="deployment-failed",
-                remedy=f"Choose one of {', '.join(good)}.",
-                evidence=str((found.get("error") or {}).get("message") or ""),
-                details={"deployments": good},
-            )
-        return found
-    if serving is not None and serving["rolled_back_to"] and serving["fingerprint"] == running:
-        return serving
-    for entry in reversed(entries):
-        if entry["outcome"] == READY and entry["fingerprint"] != running:
-            return entry
-    raise GpufleetError(
-        f"There is no earlier deployment to go back to: {_only(serving)}.",
-        name="no-earlier-deployment",
-        remedy="Set the variables to what you want and deploy.",
-        details={"deployments": good},
-    )
-
-
-def _only(serving: Entry | None) -> str:
-    return f"{serving['id']} is the only one in this host's history" if serving else "this host's history is empty"
-
-
-def _replicas(entry: Entry) -> list[dict[str, Any]]:
-    return list((entry.get("server") or {}).get("replicas") or [])
 
 
 def check_possible(client: DockerClient, entry: Entry) -> None:
@@ -171,7 +90,7 @@ def check_possible(client: DockerClient, entry: Entry) -> None:
             details={"image": image},
         )
     server = entry["server"]
-    environment = next((replica.get("environment") or {} for replica in _replicas(entry)), {})
+    environment = next((replica.get("environment") or {} for replica in replicas_of(entry)), {})
     cache = hub_cache(
         server["hf_home"], {**environment, **(server.get("environment") or {})}, server.get("volumes") or ()
     )

@@ -242,7 +242,7 @@ def test_whom_the_stages_trust(url_ca: str, bundle: str, server: str, containers
     """What pip trusts on a host may be a mirror's authority alone, so it says nothing of servers."""
     given = yaml.safe_load((ROLES / "verify/vars/main.yml").read_text())
     known: dict[str, Any] = {"vllm_url_ca": url_ca, "vllm_ca_bundle": bundle}
-    known |= {"__vllm_host_info": {"ca_bundle": {"path": "/etc/pip.crt"}}}
+    known |= {"__preflight_host_info": {"ca_bundle": {"path": "/etc/pip.crt"}}}
     assert templated(given["__verify_url_ca"], **known) == server
     assert templated(given["__verify_ca_bundle"], **known) == containers
 

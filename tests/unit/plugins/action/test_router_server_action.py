@@ -109,7 +109,7 @@ def test_a_front_end_that_follows_gets_the_settings_that_its_role_gives_it() -> 
         tasks = yaml.safe_load((TASKS / f"{file}.yml").read_text(encoding="utf-8"))
         return [task["gpufleet.vllm.router_server"] for task in tasks if "gpufleet.vllm.router_server" in task]
 
-    (role,), follow = options("main"), options("follow")
+    (role,), follow = options("main"), options("reload")
     assert [set(each) for each in follow] == [set(role) - {"certificate"}] * 2
     for name in set(role) - {"members", "certificate"}:
         variable = role[name].strip("{} ")

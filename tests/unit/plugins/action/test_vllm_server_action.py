@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from ansible.module_utils.common.parameters import remove_values
 
-from ansible_collections.gpufleet.vllm.plugins.action.vllm_server import summary
+from ansible_collections.gpufleet.vllm.plugins.action.vllm_server import ActionModule, summary
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 
 def replica(**parts: Any) -> dict[str, Any]:
@@ -63,3 +65,25 @@ def test_numbers_in_which_a_secret_occurs_do_not_spoil_a_success() -> None:
         "vllm-0: had (hidden) requests when it was to be stopped: (hidden) finished within (hidden), 0 aborted, 3 new"
         " ones turned away",
     ]
+
+
+class Action(ActionModule):
+    """The plugin with a module that would replace a server."""
+
+    def _execute_module(self, **_parts: Any) -> dict[str, Any]:
+        return {"changed": True, "replicas": [replica(action="replaced", why=["image: a -> b"])]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "shown"),
+    [
+        ({}, ["[gpu-01] in check mode, so not done: vllm-0: replaced (image: a -> b)"]),
+        ({"__vllm_mode": "rehearse"}, ["[gpu-01] in check mode, so not done: vllm-0: replaced (image: a -> b)"]),
+        ({"__vllm_mode": "compare"}, []),
+    ],
+)
+def test_a_look_says_whether_servers_would_be_changed(mode: dict[str, str], shown: list[str]) -> None:
+    """In the result, in which changed_when leaves it alone, and, unless it is a comparison, on the screen."""
+    result, display = run_action(Action, {}, {"inventory_hostname": "gpu-01", **mode}, check=True)
+    assert result["would_change"] is True
+    assert [call.args[0] for call in display.display.call_args_list] == shown

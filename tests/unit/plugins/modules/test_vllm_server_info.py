@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import parse_time
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, labels
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import status as health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import OWN_LIMIT
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import parse_time
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server_info
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule

@@ -14,6 +14,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import attributes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import waiting
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.start_phases import StartWatch
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits, LogReader, Start, wait_for
@@ -49,7 +50,7 @@ class Box:
         pass
 
     def logs(self, **_options: Any) -> bytes:
-        said = [f"{at} {line}\n" for at, line in self._lines if waiting.parse_time(at) <= self._clock.now]
+        said = [f"{at} {line}\n" for at, line in self._lines if attributes.parse_time(at) <= self._clock.now]
         return "".join(said).encode()
 
     def stats(self, **_options: Any) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def recording(name: str) -> list[tuple[str, str]]:
 
 def test_an_engine_that_ended_is_noticed_while_its_container_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = recording("engine-dead-container-alive-cpu-0.32.log")
-    clock = Clock(waiting.parse_time(lines[0][0]))
+    clock = Clock(attributes.parse_time(lines[0][0]))
     monkeypatch.setattr(waiting, "time", clock)
     box: Any = Box(lines, clock)
     start = Start(box, "vllm-0", "http://127.0.0.1:1", "")
@@ -86,7 +87,7 @@ def failure(
     lines: list[tuple[str, str]], limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[GpufleetError, float]:
     """Return how the wait for a server that prints these lines ends, and the seconds that it took."""
-    clock = Clock(waiting.parse_time(lines[0][0]))
+    clock = Clock(attributes.parse_time(lines[0][0]))
     began = clock.now
     monkeypatch.setattr(waiting, "time", clock)
     box: Any = Box(lines, clock)

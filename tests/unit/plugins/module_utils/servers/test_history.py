@@ -15,7 +15,7 @@ import yaml
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history, history_entries
 
 ROOT = Path(__file__).resolve().parents[5]
 IMAGE_ID = "sha256:" + "1700a9d57cad" + "0" * 52
@@ -64,11 +64,11 @@ BROUGHT_BACK = entry(4, "b", rolled_back_to=B["id"])
 def test_the_default_is_the_last_that_served_something_else(
     entries: list[dict[str, Any]], running: str, chosen: dict[str, Any]
 ) -> None:
-    assert history.select(entries, "", running) is chosen
+    assert history_entries.select(entries, "", running) is chosen
 
 
 def test_a_deployment_is_chosen_by_its_id() -> None:
-    assert history.select([A, B, C], A["id"], "c") is A
+    assert history_entries.select([A, B, C], A["id"], "c") is A
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_cannot_be_gone_back_to_is_refused(
     entries: list[dict[str, Any]], wanted: str, name: str, told: str
 ) -> None:
     with pytest.raises(GpufleetError) as caught:
-        history.select(entries, wanted, "a")
+        history_entries.select(entries, wanted, "a")
     assert caught.value.name == name
     assert told in caught.value.message
     if name == "deployment-unknown":
@@ -100,12 +100,12 @@ def test_entries_are_read_in_their_order_and_what_is_no_entry_is_left_out(tmp_pa
     (folder / "20261123-000000.json").write_text('{"schema_version": 1, "id":')
     (folder / "20261123-000001.json").write_text('{"schema_version": 2, "id": "x"}')
     (folder / "20261123-000002.json.new").write_text("{}")
-    assert [found["id"] for found in history.read_entries(str(tmp_path))] == ["20270101-000000", B["id"]]
-    assert history.read_entries(str(tmp_path / "nowhere")) == []
+    assert [found["id"] for found in history_entries.read_entries(str(tmp_path))] == ["20270101-000000", B["id"]]
+    assert history_entries.read_entries(str(tmp_path / "nowhere")) == []
 
 
 def test_a_person_sees_the_newest_first_and_which_is_current() -> None:
-    shown = history.brief([A, B, failed(3, "c")])
+    shown = history_entries.brief([A, B, failed(3, "c")])
     assert [(one["id"], one["current"], one["outcome"]) for one in shown] == [
         ("20261123-120000", False, "failed"),
         (B["id"], True, "ready"),
@@ -156,11 +156,11 @@ def test_the_fingerprint_is_of_what_would_replace_a_server() -> None:
     def spec(replica: dict[str, Any], **wishes: Any) -> dict[str, Any]:
         return build_spec(replica, ServerOptions(**{**WISHES.__dict__, **wishes}), [], lambda _path: True)
 
-    first = history.fingerprint([spec(REPLICA)])
-    assert first == history.fingerprint([spec(REPLICA, restart_policy="no", image="another/name:1")])
-    assert first != history.fingerprint([spec({**REPLICA, "config": {"max-num-seqs": 4}})])
-    assert first != history.fingerprint([spec(REPLICA, image_id="sha256:" + "2" * 64)])
-    assert first != history.fingerprint([spec(REPLICA), spec({**REPLICA, "name": "vllm-1"})])
+    first = history_entries.fingerprint([spec(REPLICA)])
+    assert first == history_entries.fingerprint([spec(REPLICA, restart_policy="no", image="another/name:1")])
+    assert first != history_entries.fingerprint([spec({**REPLICA, "config": {"max-num-seqs": 4}})])
+    assert first != history_entries.fingerprint([spec(REPLICA, image_id="sha256:" + "2" * 64)])
+    assert first != history_entries.fingerprint([spec(REPLICA), spec({**REPLICA, "name": "vllm-1"})])
 
 
 def test_weights_are_looked_for_where_they_were(tmp_path: Path) -> None:
