@@ -12,11 +12,11 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import check_host
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, variable_names
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.plan_ports import check_host
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},

@@ -59,6 +59,11 @@ options:
       - Proxy for the key. Empty for what the host's environment has.
     type: str
     default: ""
+  gpg_refused:
+    description:
+      - What the package manager said when it could not install C(gpg), for the failure if the host has none.
+    type: str
+    default: ""
   folder:
     description:
       - Folder on the host with the packages as files, taken instead of a repository.
@@ -151,6 +156,7 @@ ARGUMENTS: dict[str, Any] = {
     "source": {"type": "path"},
     "keyring": {"type": "path", "no_log": False},
     "proxy": {"type": "str", "default": "", "no_log": True},
+    "gpg_refused": {"type": "str", "default": ""},
     "folder": {"type": "path"},
     "allow_downgrade": {"type": "bool", "default": False},
     "variables": {"type": "dict", "default": {}},
@@ -187,16 +193,29 @@ def check_key(module: GpufleetModule, family: Family) -> list[str]:
     """Check the key of the repository, write its copy unless in check mode, and return its fingerprints."""
     params = module.params
     check_sources(params, family)
-    if module.check_mode and not signing_key.has_gpg():
-        module.warn(
-            "This host has no gpg, so the key is not checked in check mode. It is before anything is installed."
-        )
-        return []
+    if not signing_key.has_gpg():
+        return without_gpg(module, family)
     expected = signing_key.Expected(params["key"], params["fingerprints"], params["proxy"], params["variables"])
     data, keys = signing_key.fetch_key(expected)
     if not module.check_mode:
         write_file(params["key_copy"], signing_key.dearmor(data) if family.name == "apt" else data, 0o644)
     return [key.fingerprint for key in keys]
+
+
+def without_gpg(module: GpufleetModule, family: Family) -> list[str]:
+    """Raise C(gpg-missing), but in check mode, in which nothing could install gpg, only warn."""
+    key = module.params["key"]
+    if module.check_mode:
+        module.warn(
+            f"This host has no gpg, so the key {key} is not checked in check mode. It is in a run that installs."
+        )
+        return []
+    raise GpufleetError(
+        f"This host has no gpg, so the key {key} cannot be checked.",
+        name="gpg-missing",
+        remedy=f"Install {'gpg' if family.name == 'apt' else 'gnupg2'} on the host, then run the play again.",
+        evidence=module.params["gpg_refused"],
+    )
 
 
 def check_sources(params: dict[str, Any], family: Family) -> None:

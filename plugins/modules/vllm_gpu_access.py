@@ -145,7 +145,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access, access_record
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import tool
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import tool
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
 
 ARGUMENTS: dict[str, Any] = {

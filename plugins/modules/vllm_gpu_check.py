@@ -68,11 +68,11 @@ error:
 
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect, engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import access
 
 if TYPE_CHECKING:

@@ -99,291 +99,38 @@ class Plan(TypedDict):
 # What host_info tells
 
 
-class DistributionInfo(TypedDict):
-    """The Linux distribution, from /etc/os-release."""
+class NetworkOfSpec(TypedDict):
+    """How a server is reached."""
 
-    id: str
-    version_id: str
-    codename: str
-    like: list[str]
+    network_mode: str
+    publish: str
+    health_port: int
+    health_host: str
+
+
+class _SpecOfAnyVersion(NetworkOfSpec):
+    """What every spec has, also one on the label of a container that an early version of the collection made."""
+
+    schema: int
     name: str
-
-
-class PythonInfo(TypedDict):
-    """The Python that ran the module."""
-
-    executable: str
-    version: str
-    makes_environments: bool
-
-
-class SystemInfo(TypedDict):
-    """The operating system."""
-
-    architecture: str
-    platform: str
-    kernel: str
-    operating_system: str
-    distribution: DistributionInfo
-    init: str
-    euid: int
-    python: PythonInfo
-
-
-class CpuInfo(TypedDict):
-    """The processors."""
-
-    count: int
-    model: str
-    flags: list[str]
-
-
-class MemoryInfo(TypedDict):
-    """The main memory."""
-
-    total_mib: int
-    available_mib: int
-
-
-class SharedMemoryInfo(TypedDict):
-    """The file system /dev/shm."""
-
-    total_mib: int
-    free_mib: int
-
-
-class ClockInfo(TypedDict):
-    """The clock. `synchronised` is None when the kernel does not tell."""
-
-    synchronised: bool | None
-    epoch: float
-    ahead_seconds: float | None
-
-
-class BundleInfo(TypedDict):
-    """The CA bundle that pip is configured to use, and where that is configured."""
-
-    path: str
-    source: str
-
-
-class VenvInfo(TypedDict):
-    """A virtual environment, and whether it meets the requirements."""
-
-    path: str
-    exists: bool
-    reason: str
-    python: str
-    python_version: str | None
-    distributions: dict[str, str]
-    missing: list[str]
-    satisfied: bool
-
-
-class PublishedPort(TypedDict):
-    """A port of the host that a container publishes."""
-
-    host: str
-    port: int
-
-
-class ContainerInfo(TypedDict):
-    """A container of the engine."""
-
-    id: str
-    name: str
-    state: str
     image: str
-    ours: bool
-    replica: str
-    ports: list[PublishedPort]
-
-
-class EngineInfo(TypedDict):
-    """The Docker engine. What only a running one can tell is None while it does not run."""
-
-    running: bool
-    reason: str
-    docker_host: str
-    dockerd: str | None
-    version: str | None
-    api_version: str | None
-    os: str | None
-    architecture: str | None
-    root_dir: str | None
-    storage_driver: str | None
-    cgroup_driver: str | None
-    runtimes: list[str] | None
-    default_runtime: str | None
-    cdi_spec_dirs: list[str] | None
-    image_dir: str | None
-    containers: list[ContainerInfo]
-
-
-class DaemonConfigInfo(TypedDict):
-    """The file /etc/docker/daemon.json. `valid` is None when it may not be read."""
-
-    path: str
-    exists: bool
-    valid: bool | None
-    error: str
-    key_names: list[str]
-    content: dict[str, Any]
-
-
-class KernelModuleInfo(TypedDict):
-    """The loaded NVIDIA kernel module."""
-
-    version: str
-    open: bool
-
-
-class CardInfo(TypedDict):
-    """A GPU that the loaded driver drives."""
-
-    pci_bus_id: str
-    name: str
-    uuid: str
-
-
-class ToolInfo(TypedDict):
-    """A program; None when it is not installed."""
-
-    path: str | None
-    version: str | None
-
-
-class FabricManagerInfo(ToolInfo):
-    """The fabric manager, and whether it runs."""
-
-    running: bool
-
-
-class PersistenceInfo(TypedDict):
-    """The persistence daemon."""
-
-    running: bool
-
-
-class NvidiaInfo(TypedDict):
-    """What there is of NVIDIA's devices, driver and tools."""
-
-    pci_devices: list[str]
-    nvswitches: int
-    kernel_module: KernelModuleInfo | None
-    cards: list[CardInfo]
-    device_files: list[str]
-    device_files_unlinked: list[str]
-    cdi_specs: list[str]
-    container_toolkit: ToolInfo
-    docker_predates_toolkit: bool
-    fabric_manager: FabricManagerInfo
-    persistence_daemon: PersistenceInfo
-
-
-class DiskInfo(TypedDict):
-    """The file system that holds a path, or would hold it."""
-
-    existing: str
-    mount: str
-    device: str
-    device_number: int
-    filesystem: str
-    total_bytes: int
-    free_bytes: int
-    writable: bool
-
-
-class PortInfo(TypedDict):
-    """A TCP port and who holds it."""
-
-    port: int
-    free: bool
-    ours: bool
-    container: str
-    pid: int | None
-    process: str
-
-
-class WeightsFile(TypedDict):
-    """A file of weights."""
-
-    name: str
-    size: int
-
-
-class ModelInfo(TypedDict, total=False):
-    """What the folder of a model holds. The planner also takes one of which a user knows a part only."""
-
-    path: str
-    exists: bool
-    config: dict[str, Any] | None
-    config_error: str
-    quantization: dict[str, Any] | None
-    tokenizer: bool
-    safetensors: list[WeightsFile]
-    total_bytes: int
-    index_total_bytes: float | None
-    missing_files: list[str]
-    cut_files: list[str]
-    complete: bool
-
-
-class WeightsInfo(TypedDict):
-    """What there is of a model's weights."""
-
-    folder: str
-    path: str
-    exists: bool
-    complete: bool
-    total_bytes: int
-    other_formats: bool
-
-
-class ImageInfo(TypedDict):
-    """An image that the engine has."""
-
-    id: str
-    size_bytes: int
-    platform: str
+    image_id: str
+    command: list[str]
+    config: dict[str, Any]
     environment: dict[str, str]
+    volumes: list[str]
+    gpu_access: str
+    gpus: list[str]
+    devices: list[str]
+    ipc_mode: str
+    shm_size: str
+    restart_policy: str
+    log_max_size: str
+    log_max_files: int
+    labels: dict[str, str]
 
 
-class ReachInfo(TypedDict):
-    """How a server answered."""
+class Spec(_SpecOfAnyVersion, total=False):
+    """What a replica's container should be."""
 
-    url: str
-    reachable: bool
-    status: int | None
-    cause: str
-    reason: str
-    proxied: bool
-
-
-class HostInfo(TypedDict, total=False):
-    """What the module host_info tells of a host. It tells every part, and None for one that it could not look at.
-
-    The controller may have asked no host: then every part is missing.
-    """
-
-    system: SystemInfo | None
-    cpu: CpuInfo | None
-    memory: MemoryInfo | None
-    shm: SharedMemoryInfo | None
-    clock: ClockInfo | None
-    proxies: list[str] | None
-    ca_bundle: BundleInfo | None
-    venv: VenvInfo | None
-    engine: EngineInfo | None
-    daemon_config: DaemonConfigInfo | None
-    nvidia: NvidiaInfo | None
-    programs: dict[str, str | None] | None
-    disks: dict[str, DiskInfo] | None
-    address_available: bool | None
-    ports: list[PortInfo] | None
-    model: ModelInfo | None
-    weights: list[WeightsInfo] | None
-    image: ImageInfo | None
-    image_alternatives: dict[str, ImageInfo] | None
-    reach: dict[str, ReachInfo] | None
-    errors: dict[str, str]
+    secrets: list[str]

@@ -9,8 +9,9 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, endpoint, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import endpoint, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 if TYPE_CHECKING:

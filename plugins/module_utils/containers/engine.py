@@ -12,17 +12,12 @@ import http.client
 import json
 import os
 import socket
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    ContainerInfo,
-    DaemonConfigInfo,
-    EngineInfo,
-    ImageInfo,
-)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_name, program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import ContainerInfo
 
 COLLECTION_LABEL = "io.gpufleet.collection"
 REPLICA_LABEL = "io.gpufleet.replica"
@@ -327,3 +322,44 @@ def predates_toolkit(root: str = "/") -> bool:
     pid, hook = daemon_pid(root), program_path(NVIDIA_HOOK)
     start = started_at(pid, root) if pid else None
     return bool(start and hook and os.stat(hook).st_ctime > start)
+
+
+class EngineInfo(TypedDict):
+    """The Docker engine. What only a running one can tell is None while it does not run."""
+
+    running: bool
+    reason: str
+    docker_host: str
+    dockerd: str | None
+    version: str | None
+    api_version: str | None
+    os: str | None
+    architecture: str | None
+    root_dir: str | None
+    storage_driver: str | None
+    cgroup_driver: str | None
+    runtimes: list[str] | None
+    default_runtime: str | None
+    cdi_spec_dirs: list[str] | None
+    image_dir: str | None
+    containers: list[ContainerInfo]
+
+
+class DaemonConfigInfo(TypedDict):
+    """The file /etc/docker/daemon.json. `valid` is None when it may not be read."""
+
+    path: str
+    exists: bool
+    valid: bool | None
+    error: str
+    key_names: list[str]
+    content: dict[str, Any]
+
+
+class ImageInfo(TypedDict):
+    """An image that the engine has."""
+
+    id: str
+    size_bytes: int
+    platform: str
+    environment: dict[str, str]

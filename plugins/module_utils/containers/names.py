@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypedDict
 
 LABEL_COLLECTION = "io.gpufleet.collection"
 LABEL_REPLICA = "io.gpufleet.replica"
@@ -42,3 +42,22 @@ def base_name(name: str) -> str:
         if name.endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+class PublishedPort(TypedDict):
+    """A port of the host that a container publishes."""
+
+    host: str
+    port: int
+
+
+class ContainerInfo(TypedDict):
+    """A container of the engine."""
+
+    id: str
+    name: str
+    state: str
+    image: str
+    ours: bool
+    replica: str
+    ports: list[PublishedPort]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import DEFAULT_DOCKER_HOST
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
     LABEL_COLLECTION,
     LABEL_REPLICA,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import HEALTH, Spec, health_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import HEALTH, health_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 

@@ -13,10 +13,10 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable, TypedDict, cast
+from typing import Any, Callable, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NetworkOfSpec, Replica, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
@@ -43,43 +43,6 @@ GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 # for each answer is less than half of its timeout.
 HEALTH = {"interval_s": 15, "timeout_s": 20, "retries": 3, "start_period_s": 3600}
 HEALTH_ANSWER_S = 8
-
-
-class _Network(TypedDict):
-    """How a server is reached."""
-
-    network_mode: str
-    publish: str
-    health_port: int
-    health_host: str
-
-
-class _SpecOfAnyVersion(_Network):
-    """What every spec has, also one on the label of a container that an early version of the collection made."""
-
-    schema: int
-    name: str
-    image: str
-    image_id: str
-    command: list[str]
-    config: dict[str, Any]
-    environment: dict[str, str]
-    volumes: list[str]
-    gpu_access: str
-    gpus: list[str]
-    devices: list[str]
-    ipc_mode: str
-    shm_size: str
-    restart_policy: str
-    log_max_size: str
-    log_max_files: int
-    labels: dict[str, str]
-
-
-class Spec(_SpecOfAnyVersion, total=False):
-    """What a replica's container should be."""
-
-    secrets: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +195,7 @@ def _volumes(name: str, options: ServerOptions) -> list[str]:
     return joined_volumes(volumes, options.volumes)
 
 
-def _network(replica: Replica, options: ServerOptions) -> _Network:
+def _network(replica: Replica, options: ServerOptions) -> NetworkOfSpec:
     """Return how the server is reached: from outside, and by the health check inside the container."""
     config = replica["config"]
     port = int(config.get("port", DEFAULT_PORT))

@@ -23,24 +23,22 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    KernelModuleInfo,
-    Nothing,
-    Plan,
-    Replica,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan, Replica, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     ServerOptions,
-    Spec,
     build_spec,
     gpu_arguments,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.access_record import Outcome
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import kernel_module, nvidia_minors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
+    KernelModuleInfo,
+    kernel_module,
+    nvidia_minors,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import look_at_gpus
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+from typing import TypedDict
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import KernelModuleInfo
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
 
 NVIDIA_PCI_VENDOR = "0x10de"
 PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
@@ -51,3 +53,30 @@ def nvidia_pci_devices(root: str = "/", classes: tuple[str, ...] = PCI_DISPLAY_C
         if read_text(folder, name, "vendor").strip() == NVIDIA_PCI_VENDOR
         and read_text(folder, name, "class").startswith(classes)
     ]
+
+
+class KernelModuleInfo(TypedDict):
+    """The loaded NVIDIA kernel module."""
+
+    version: str
+    open: bool
+
+
+def tool(name: str) -> ToolInfo:
+    """Return C(path) and C(version) of a program, both None when it is not installed."""
+    path = program_path(name)
+    if path is None:
+        return {"path": None, "version": None}
+    try:
+        done = run_program([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return {"path": path, "version": None}
+    found = re.search(r"\d+\.\d+(?:\.\d+)*(?:-rc\.\d+)?", done.stdout + done.stderr)
+    return {"path": path, "version": found.group(0) if found else None}
+
+
+class ToolInfo(TypedDict):
+    """A program; None when it is not installed."""
+
+    path: str | None
+    version: str | None

@@ -15,9 +15,9 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import nvml
 
 # The share that vLLM takes when none is configured: 0.90 at first, 0.92 in later releases.

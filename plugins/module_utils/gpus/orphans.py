@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, ContainerInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import container_id, read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import ContainerInfo, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 # The file that deployment.py mounts at CONFIG_PATH, as the kernel tells it of a mount.

@@ -14,7 +14,7 @@ from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
@@ -30,7 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
     belongs_to,
     filters_of,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, base_url, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import base_url, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import memory_kill

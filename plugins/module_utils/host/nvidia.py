@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-import subprocess
+from typing import TypedDict
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import CardInfo, NvidiaInfo, ToolInfo
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, program_path, read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import predates_toolkit
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
     PCI_BRIDGE_CLASS,
+    KernelModuleInfo,
+    ToolInfo,
     kernel_module,
     nvidia_pci_devices,
+    tool,
 )
 
 
@@ -69,14 +69,37 @@ def _running_programs(root: str) -> set[str]:
     return {read_text(root, "proc", pid, "comm").strip() for pid in list_folder(root, "proc") if pid.isdigit()}
 
 
-def tool(name: str) -> ToolInfo:
-    """Return C(path) and C(version) of a program, both None when it is not installed."""
-    path = program_path(name)
-    if path is None:
-        return {"path": None, "version": None}
-    try:
-        done = run_program([path, "--version"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return {"path": path, "version": None}
-    found = re.search(r"\d+\.\d+(?:\.\d+)*(?:-rc\.\d+)?", done.stdout + done.stderr)
-    return {"path": path, "version": found.group(0) if found else None}
+class CardInfo(TypedDict):
+    """A GPU that the loaded driver drives."""
+
+    pci_bus_id: str
+    name: str
+    uuid: str
+
+
+class FabricManagerInfo(ToolInfo):
+    """The fabric manager, and whether it runs."""
+
+    running: bool
+
+
+class PersistenceInfo(TypedDict):
+    """The persistence daemon."""
+
+    running: bool
+
+
+class NvidiaInfo(TypedDict):
+    """What there is of NVIDIA's devices, driver and tools."""
+
+    pci_devices: list[str]
+    nvswitches: int
+    kernel_module: KernelModuleInfo | None
+    cards: list[CardInfo]
+    device_files: list[str]
+    device_files_unlinked: list[str]
+    cdi_specs: list[str]
+    container_toolkit: ToolInfo
+    docker_predates_toolkit: bool
+    fabric_manager: FabricManagerInfo
+    persistence_daemon: PersistenceInfo

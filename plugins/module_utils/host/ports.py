@@ -11,14 +11,8 @@ import ipaddress
 import os
 import socket
 import sys
-from typing import Any
+from typing import Any, TypedDict
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    ContainerInfo,
-    HostInfo,
-    Plan,
-    PortInfo,
-)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
     container_id,
@@ -26,6 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
     program_name,
     read_text,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import ContainerInfo
 
 LISTEN = "0A"
 
@@ -177,19 +172,6 @@ def _owners(inodes: set[str], root: str) -> dict[str, int]:
     return owners
 
 
-def check_host(plan: Plan, host_info: HostInfo) -> None:
-    """Compare a plan with what the module host_info told of its host; parts that it did not look at count as fine.
-
-    Raises:
-        GpufleetError: C(port-in-use).
-    """
-    seen = {entry["port"]: entry for entry in host_info.get("ports") or []}
-    for replica in plan["replicas"]:
-        entry = seen.get(replica["port"])
-        if entry and not entry["free"] and not entry["ours"]:
-            raise port_in_use(replica["name"], replica["host"], replica["port"], port_holder(entry))
-
-
 def port_holder(entry: PortInfo) -> str:
     """Return who holds a port, in words; empty when that is not known."""
     if entry.get("container"):
@@ -207,3 +189,14 @@ def port_in_use(replica: str, host: str, port: int, holder: str) -> GpufleetErro
         remedy=f"Set vllm_port (or vllm_host) to a free one, or end what holds port {port}.",
         details={"port": port, "holder": holder},
     )
+
+
+class PortInfo(TypedDict):
+    """A TCP port and who holds it."""
+
+    port: int
+    free: bool
+    ours: bool
+    container: str
+    pid: int | None
+    process: str

@@ -10,23 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, cast
+from typing import Any, Callable, TypedDict, cast
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo, ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
     program_path,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import (
+    DaemonConfigInfo,
+    EngineInfo,
+    ImageInfo,
     daemon_config,
     engine,
     image,
     pull_settings,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import nvidia
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import address_available, ports_in_use
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.python import ca_bundle, venv
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo, nvidia
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import PortInfo, address_available, ports_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.python import BundleInfo, VenvInfo, ca_bundle, venv
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import (
+    ClockInfo,
+    CpuInfo,
+    DiskInfo,
+    MemoryInfo,
+    SharedMemoryInfo,
+    SystemInfo,
     clock,
     cpu,
     disk,
@@ -35,7 +44,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import (
     shared_memory,
     system,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import look_at_model, weights
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import (
+    ModelInfo,
+    WeightsInfo,
+    look_at_model,
+    weights,
+)
 
 
 @dataclass(frozen=True)
@@ -189,3 +203,32 @@ def hub_route(questions: Questions, host_bundle: str) -> reach.Route:
 def proxies_of(proxy: str, no_proxy: str) -> dict[str, str]:
     """Return a proxy for both schemes in the form that `reach` takes; nothing without a proxy."""
     return {"http": proxy, "https": proxy, "no": no_proxy} if proxy else {}
+
+
+class HostInfo(TypedDict, total=False):
+    """What the module host_info tells of a host. It tells every part, and None for one that it could not look at.
+
+    The controller may have asked no host: then every part is missing.
+    """
+
+    system: SystemInfo | None
+    cpu: CpuInfo | None
+    memory: MemoryInfo | None
+    shm: SharedMemoryInfo | None
+    clock: ClockInfo | None
+    proxies: list[str] | None
+    ca_bundle: BundleInfo | None
+    venv: VenvInfo | None
+    engine: EngineInfo | None
+    daemon_config: DaemonConfigInfo | None
+    nvidia: NvidiaInfo | None
+    programs: dict[str, str | None] | None
+    disks: dict[str, DiskInfo] | None
+    address_available: bool | None
+    ports: list[PortInfo] | None
+    model: ModelInfo | None
+    weights: list[WeightsInfo] | None
+    image: ImageInfo | None
+    image_alternatives: dict[str, ImageInfo] | None
+    reach: dict[str, ReachInfo] | None
+    errors: dict[str, str]

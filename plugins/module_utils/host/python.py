@@ -8,8 +8,8 @@ from __future__ import annotations
 import configparser
 import os
 import re
+from typing import TypedDict
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import BundleInfo, VenvInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 
 REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*(.*?)\s*$")
@@ -144,3 +144,23 @@ def _configured_bundle(path: str) -> str:
     except configparser.Error:
         return ""
     return settings.get("global", "cert", fallback="").strip()
+
+
+class BundleInfo(TypedDict):
+    """The CA bundle that pip is configured to use, and where that is configured."""
+
+    path: str
+    source: str
+
+
+class VenvInfo(TypedDict):
+    """A virtual environment, and whether it meets the requirements."""
+
+    path: str
+    exists: bool
+    reason: str
+    python: str
+    python_version: str | None
+    distributions: dict[str, str]
+    missing: list[str]
+    satisfied: bool

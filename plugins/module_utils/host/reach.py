@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, Union
 from urllib.parse import urlsplit
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DOCKER_HUB, registry_of
 
@@ -269,3 +268,14 @@ def ask_all(questions: Mapping[str, Any], deadline: float = DEADLINE_S) -> dict[
 
 def _nothing(cause: str, reason: str) -> ReachInfo:
     return {"url": "", "reachable": False, "status": None, "cause": cause, "reason": reason, "proxied": False}
+
+
+class ReachInfo(TypedDict):
+    """How a server answered."""
+
+    url: str
+    reachable: bool
+    status: int | None
+    cause: str
+    reason: str
+    proxied: bool

@@ -104,14 +104,8 @@ def fetch_key(expected: Expected) -> tuple[bytes, list[PublicKey]]:
     """Return the key, as it was fetched, and what it is, once it is known to be the expected one and to be in force.
 
     Raises:
-        GpufleetError: C(key-unreachable), C(key-invalid), C(key-mismatch), C(key-expired) or C(gpg-missing).
+        GpufleetError: C(key-unreachable), C(key-invalid), C(key-mismatch) or C(key-expired).
     """
-    if not has_gpg():
-        raise GpufleetError(
-            f"This host has no gpg, so the key {expected.key} cannot be checked.",
-            name="gpg-missing",
-            remedy="Install gnupg2 (dnf) or gpg (apt) on the host, then run the play again.",
-        )
     try:
         data = _read(expected)
         keys = read_keys(data)

@@ -12,16 +12,9 @@ import platform
 import re
 import sys
 import time
+from typing import TypedDict
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import platform_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    ClockInfo,
-    CpuInfo,
-    DiskInfo,
-    MemoryInfo,
-    SharedMemoryInfo,
-    SystemInfo,
-)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import file_systems, is_below, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
@@ -191,3 +184,77 @@ def _mount(path: str, root: str) -> tuple[str, str, str]:
         if is_below(path, point) and len(point) >= len(best[0]):
             best = (point, device, filesystem)
     return best
+
+
+class DistributionInfo(TypedDict):
+    """The Linux distribution, from /etc/os-release."""
+
+    id: str
+    version_id: str
+    codename: str
+    like: list[str]
+    name: str
+
+
+class PythonInfo(TypedDict):
+    """The Python that ran the module."""
+
+    executable: str
+    version: str
+    makes_environments: bool
+
+
+class SystemInfo(TypedDict):
+    """The operating system."""
+
+    architecture: str
+    platform: str
+    kernel: str
+    operating_system: str
+    distribution: DistributionInfo
+    init: str
+    euid: int
+    python: PythonInfo
+
+
+class CpuInfo(TypedDict):
+    """The processors."""
+
+    count: int
+    model: str
+    flags: list[str]
+
+
+class MemoryInfo(TypedDict):
+    """The main memory."""
+
+    total_mib: int
+    available_mib: int
+
+
+class SharedMemoryInfo(TypedDict):
+    """The file system /dev/shm."""
+
+    total_mib: int
+    free_mib: int
+
+
+class ClockInfo(TypedDict):
+    """The clock. `synchronised` is None when the kernel does not tell."""
+
+    synchronised: bool | None
+    epoch: float
+    ahead_seconds: float | None
+
+
+class DiskInfo(TypedDict):
+    """The file system that holds a path, or would hold it."""
+
+    existing: str
+    mount: str
+    device: str
+    device_number: int
+    filesystem: str
+    total_bytes: int
+    free_bytes: int
+    writable: bool

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any
+from typing import Any, TypedDict
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelInfo, WeightsFile, WeightsInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
@@ -157,3 +156,38 @@ def _json(path: str, largest: int) -> tuple[dict[str, Any] | None, str]:
     if not isinstance(content, dict):
         return None, f"{name} is not a JSON object."
     return content, ""
+
+
+class WeightsFile(TypedDict):
+    """A file of weights."""
+
+    name: str
+    size: int
+
+
+class ModelInfo(TypedDict, total=False):
+    """What the folder of a model holds. The planner also takes one of which a user knows a part only."""
+
+    path: str
+    exists: bool
+    config: dict[str, Any] | None
+    config_error: str
+    quantization: dict[str, Any] | None
+    tokenizer: bool
+    safetensors: list[WeightsFile]
+    total_bytes: int
+    index_total_bytes: float | None
+    missing_files: list[str]
+    cut_files: list[str]
+    complete: bool
+
+
+class WeightsInfo(TypedDict):
+    """What there is of a model's weights."""
+
+    folder: str
+    path: str
+    exists: bool
+    complete: bool
+    total_bytes: int
+    other_formats: bool

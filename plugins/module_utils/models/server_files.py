@@ -17,10 +17,10 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, listed
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 
 INDEX = "model.safetensors.index.json"

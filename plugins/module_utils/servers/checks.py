@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
@@ -18,7 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attribute
     published_ports,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, endpoint
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import endpoint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import memory
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import bind_problem, listener, port_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image

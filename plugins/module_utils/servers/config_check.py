@@ -18,10 +18,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.option_names import OPTIONS_WITH_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Change, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Change
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import parse_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 

@@ -36,18 +36,13 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Replica, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
-    ServerOptions,
-    Spec,
-    build_spec,
-    read_spec,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check

@@ -39,13 +39,19 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, Nothing, Plan, Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    NOTHING,
+    Nothing,
+    Plan,
+    Replica,
+    Spec,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import VERSION
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import (
     inspect_image,
     names_restored_on_failure,

@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, what_matters
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import what_matters
 
 SCHEMA_VERSION = 1
 FOLDER = "history"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, base_url, diff_text, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import base_url, diff_text, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replica_files import ReplicaFiles
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, required
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.stopping import Stopping

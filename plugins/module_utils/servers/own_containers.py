@@ -10,6 +10,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
@@ -25,7 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
     belongs_to,
     filters_of,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec, base_url, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import base_url, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import memory
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Start, engine_ended

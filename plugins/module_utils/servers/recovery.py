@@ -9,12 +9,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import environment_of, kept_policy
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import NEXT, PREVIOUS, base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
-    Spec,
     base_url,
     read_spec,
     secret_changes,

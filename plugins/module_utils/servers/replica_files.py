@@ -15,12 +15,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import mounted_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name, belongs_to
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings

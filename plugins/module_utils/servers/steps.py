@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
     environment_of,
     is_running,
@@ -18,7 +19,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attribute
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     Change,
-    Spec,
     endpoint,
     read_spec,
     secret_changes,

@@ -11,9 +11,9 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names, wishes
 

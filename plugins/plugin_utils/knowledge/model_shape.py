@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import ModelInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
 
 # Weights on the card against the sum of their tensors: 104.93 GiB reported for 102.29 GiB of Scout in FP8.

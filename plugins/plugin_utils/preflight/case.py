@@ -9,17 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    ClockInfo,
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import (
     DaemonConfigInfo,
-    DiskInfo,
     EngineInfo,
-    HostInfo,
     ImageInfo,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import ReachInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import (
+    ClockInfo,
+    DiskInfo,
     MemoryInfo,
-    Nothing,
-    NvidiaInfo,
-    ReachInfo,
     SharedMemoryInfo,
     SystemInfo,
 )

@@ -9,15 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    NOTHING,
-    DiskInfo,
-    HostInfo,
-    Nothing,
-    Plan,
-    WeightsInfo,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, Nothing, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import DiskInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import WeightsInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, WARNING, Finding

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
-    NOTHING,
-    FabricManagerInfo,
-    KernelModuleInfo,
-    Nothing,
-    Plan,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, Nothing, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import KernelModuleInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import FabricManagerInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import cuda_requirement, gpus, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case import (
     Case,

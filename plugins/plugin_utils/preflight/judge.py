@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, DistributionInfo, HostInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import PREVIOUS, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import orphans
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import port_holder, port_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import DistributionInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook, look_ahead
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import gpu_checks, source_checks

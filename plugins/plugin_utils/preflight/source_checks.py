@@ -9,7 +9,9 @@ import posixpath
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo, Plan, ReachInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue

@@ -82,15 +82,16 @@ def test_another_key_fails_by_name_also_in_check_mode(
 def test_check_mode_says_that_a_host_without_gpg_cannot_check_the_key(
     run_module: RunModule, commands: list[str], arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    # Where the controller's code was imported, Ansible displays warnings instead of returning them.
-    monkeypatch.setattr(GpufleetModule, "warn", lambda _module, text: said.append(text))
+    warned: list[str] = []
+    monkeypatch.setattr(GpufleetModule, "warn", lambda _module, text: warned.append(text))
     monkeypatch.setattr(signing_key, "program_path", lambda _name: None)
     result = run_module(vendor_packages_check.main, arguments, check=True)
     assert (result["failed"], result["changed"]) == (False, True)
-    assert ["not checked in check mode" in text for text in said] == [True]
-    result = run_module(vendor_packages_check.main, arguments)
+    assert len(warned) == 1
+    assert "not checked in check mode" in warned[0]
+    result = run_module(vendor_packages_check.main, {**arguments, "gpg_refused": "E:Unable to locate package gpg"})
     assert result["error"]["name"] == "gpg-missing"
+    assert "Unable to locate" in result["error"]["evidence"]
 
 
 def test_a_source_with_another_key_is_refused_by_name(

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import caches
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, groups_of
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_server

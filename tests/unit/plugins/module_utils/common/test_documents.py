@@ -19,10 +19,13 @@ import pytest
 import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import documents
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import HostInfo, Plan, Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import engine
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, build_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan, Replica, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import engine, names
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import driver
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import nvidia, ports, probe, python, reach, system
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models import folder
 from ansible_collections.gpufleet.vllm.plugins.modules import host_info, vllm_plan, vllm_preflight, vllm_server
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import Finding, FindingResult
@@ -123,9 +126,10 @@ def types_of(kind: Any) -> set[Any]:
 
 def test_every_type_is_a_part_of_what_is_compared() -> None:
     """A type that nothing documented is made of would be compared with nothing."""
-    defined = {entry for entry in vars(documents).values() if is_typeddict(entry)}
-    base = {documents.ReplicaConfig}
-    assert defined - base == {found for kind in (Plan, HostInfo) for found in types_of(kind)}
+    makers = (documents, names, engine, driver, nvidia, system, python, ports, reach, folder, probe)
+    defined = {entry for module in makers for entry in vars(module).values() if is_typeddict(entry)}
+    bases = {documents.ReplicaConfig, documents.NetworkOfSpec, documents._SpecOfAnyVersion}
+    assert defined - bases == {found for kind in (Plan, HostInfo, Spec) for found in types_of(kind)}
 
 
 def test_the_option_takes_a_replica_of_the_plan() -> None:
@@ -211,7 +215,7 @@ def test_a_host_is_what_its_type_says(tmp_path: Path) -> None:
         )
     )
     assert list(in_value(HostInfo, found, "host_info")) == []
-    assert set(engine.UNKNOWN) == set(documents.EngineInfo.__annotations__)
+    assert set(engine.UNKNOWN) == set(engine.EngineInfo.__annotations__)
 
 
 def test_a_spec_is_what_its_type_says() -> None:

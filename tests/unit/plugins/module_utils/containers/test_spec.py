@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import LABEL_SPEC, belongs_to
@@ -22,7 +23,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.run_line 
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     ServerOptions,
-    Spec,
     base_url,
     build_spec,
     create_arguments,

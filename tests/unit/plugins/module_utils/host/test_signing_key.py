@@ -131,10 +131,3 @@ def test_a_key_that_is_not_there_is_told_with_its_variable(key: str, name: str) 
         signing_key.fetch_key(replace(EXPECTED, key=key))
     assert raised.value.name == name
     assert "the_key" in raised.value.remedy
-
-
-def test_a_host_without_gpg_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signing_key, "program_path", lambda _name: None)
-    with pytest.raises(GpufleetError, match="has no gpg") as raised:
-        signing_key.fetch_key(EXPECTED)
-    assert raised.value.name == "gpg-missing"

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, Spec, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history, history_entries
 
 ROOT = Path(__file__).resolve().parents[5]

@@ -10,12 +10,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
-    ServerOptions,
-    Spec,
-    build_spec,
-    labels,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, labels
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import (
     Found,
     Step,
