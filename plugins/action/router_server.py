@@ -5,16 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 MEMBER = "__router_member"
+# Each option that the router has from a variable, and that variable.
+SETTINGS = {
+    "host": "router_host",
+    "port": "router_port",
+    "tls": "router_tls",
+    "api_keys": "router_api_keys",
+    "allow_unauthenticated": "vllm_allow_unauthenticated",
+    "endpoints": "router_endpoints",
+    "max_request_bytes": "router_max_request_bytes",
+    "rate_limit": "router_rate_limit",
+    "max_connections": "router_max_connections",
+    "max_requests_per_replica": "router_max_requests_per_replica",
+    "buffer_bytes": "router_buffer_bytes",
+    "timeout": "router_timeout",
+    "check_interval_ms": "router_check_interval_ms",
+    "directory": "router_dir",
+    "run_dir": "router_run_dir",
+    "log_file": "router_log_file",
+}
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -33,11 +53,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         follows = self._task.delegate_to
         here = str(follows or variables.get("inventory_hostname", ""))
         members = arguments.pop("members", None)
-        if members is not None:
-            try:
+        from_variables = boolean(arguments.pop("from_variables", False))
+        try:
+            if from_variables:
+                arguments = {**self._settings(here, variables), **arguments}
+            if members is not None:
                 arguments.update(gather(variables["hostvars"], members, here))
-            except GpufleetError as error:
-                return {**result, **error.as_failure()}
+        except GpufleetError as error:
+            return {**result, **error.as_failure()}
         result.update(
             self._execute_module(
                 module_name="gpufleet.vllm.router_server", module_args=arguments, task_vars=variables, tmp=tmp
@@ -46,6 +69,45 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         for line in said({**result, "kept": []} if follows else result):
             self._display.display(f"[{here}] {line}")
         return result
+
+    def _settings(self, here: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that the variables of the router's host give."""
+
+        def own(variable: str) -> Any:
+            return self._templar.template(variables[variable])
+
+        if here == variables.get("inventory_hostname"):
+            return {option: own(variable) for option, variable in SETTINGS.items()}
+        return settings_of(variables["hostvars"], here, own)
+
+
+def settings_of(hostvars: Mapping[str, Any], router: str, default: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the options that the role router gives a router, for a task of another host.
+
+    Args:
+        hostvars: the variables of every host; the defaults of roles are not among them.
+        router: its host in the inventory.
+        default: returns the role's default of a variable.
+
+    Raises:
+        GpufleetError: C(setting-unreadable).
+    """
+    found: dict[str, Any] = {}
+    for option, variable in SETTINGS.items():
+        try:
+            value = hostvars[router].get(variable)
+        except AnsibleError as error:
+            raise GpufleetError(
+                f"{variable} of {router} cannot be read: {error}",
+                name="setting-unreadable",
+                remedy="Give it a value that other hosts can template, or the password if it is in a vault.",
+            ) from None
+        if value is None and option == "api_keys":
+            value = [key] if (key := key_of(hostvars, router)) else []
+        elif value is None and option == "allow_unauthenticated":
+            value = False
+        found[option] = default(variable) if value is None else value
+    return found
 
 
 def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> dict[str, Any]:

@@ -31,6 +31,13 @@ options:
       - Hosts of the inventory behind the front end. Read by the action plugin alone.
     type: list
     elements: str
+  from_variables:
+    description:
+      - Take the options that are not given from the variables of the router's host, O(port) from C(router_port) for
+        example, as the role P(gpufleet.vllm.router#role) documents them. In a delegated task these are the variables of
+        the host that it is delegated to. Read by the action plugin alone.
+    type: bool
+    default: false
   hosts:
     description:
       - For each host that was asked, its replicas, each with C(name), C(address) and C(port); none where nothing is
@@ -219,6 +226,7 @@ GONE = "it is not among the hosts behind the front end any more, so its replicas
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "members": {"type": "list", "elements": "str"},
+    "from_variables": {"type": "bool", "default": False},
     "hosts": {"type": "dict", "default": {}},
     "left_out": {"type": "dict", "default": {}},
     "unknown": {"type": "list", "elements": "str", "default": []},

@@ -117,9 +117,17 @@ options:
       - Seconds to wait for another run that fetches into O(hf_home), such as one whose play was interrupted, or one of
         another host with which the folder is shared. Progress tells who is waited for. What the other run has fetched
         is not fetched again.
-      - V(0) does not wait.
+      - V(0) does not wait. V(-1) waits as long as O(timeout) lets the download take.
     type: int
     default: 0
+  probed:
+    description:
+      - What M(gpufleet.vllm.host_info) found in the folders of models, its RV(gpufleet.vllm.host_info#module:weights).
+        Where that shows that nothing is to be fetched, the task is skipped and the host is not asked. Read by the
+        action plugin alone.
+    type: list
+    elements: dict
+    default: []
 extends_documentation_fragment:
   - gpufleet.vllm.common.changes
   - gpufleet.vllm.common.docker
@@ -233,9 +241,11 @@ ARGUMENTS: dict[str, Any] = {
     "stall_timeout": {"type": "float", "default": 900},
     "timeout": {"type": "float", "default": 14400},
     "lock_timeout": {"type": "int", "default": 0},
+    "probed": {"type": "list", "elements": "dict", "default": []},
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
 }
+FOREVER_S = 10 * 365 * 24 * 3600
 SHARED = (
     "hf_home",
     "volumes",
@@ -246,8 +256,12 @@ SHARED = (
     "backoff",
     "stall_timeout",
     "timeout",
-    "lock_timeout",
 )
+
+
+def lock_timeout(given: int, download: float) -> int:
+    """Return how many seconds to wait for another run, as long as a download may take where -1 is given."""
+    return given if given >= 0 else int(download) or FOREVER_S
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
@@ -260,6 +274,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         environment=environment,
         secrets=secrets,
         prefix=params["container_prefix"],
+        lock_timeout=lock_timeout(params["lock_timeout"], params["timeout"]),
         **{name: params[name] for name in SHARED},
     )
     skipped = left_to_the_server(params["config"], {**environment, **secrets}, around.cache)

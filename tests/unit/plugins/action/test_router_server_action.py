@@ -16,9 +16,10 @@ from ansible.vars.hostvars import HostVarsVars
 
 from ansible_collections.gpufleet.vllm.plugins.action import router_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
-TASKS = Path(__file__).resolve().parents[4] / "roles" / "router" / "tasks"
+ROLES = Path(__file__).resolve().parents[4] / "roles"
 
 
 def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.example.com") -> dict[str, Any]:
@@ -102,15 +103,63 @@ def test_a_host_that_has_the_front_end_follow_is_not_the_front_end(delegate_to: 
         assert shown == ["[gpu-01] gpu-02 was not asked: the front end keeps what it knew of it"]
 
 
-def test_a_front_end_that_follows_gets_the_settings_that_its_role_gives_it() -> None:
+# Options that no variable of the router's host gives.
+OTHERS = {"state", "members", "from_variables", "hosts", "left_out", "unknown", "replica_keys", "certificate"}
+FIXED = {"user", "chroot"}
+
+
+def test_every_setting_has_its_variable_and_that_variable_its_default() -> None:
+    assert {*router_server.SETTINGS, *OTHERS, *FIXED} == ARGUMENTS.keys()
+    defaults = yaml.safe_load((ROLES / "router" / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    assert router_server.SETTINGS.values() - defaults.keys() == {"vllm_allow_unauthenticated"}
+
+
+def test_the_role_and_a_reload_take_the_settings_alike() -> None:
     """All but the certificate, which is as it is when it is left out."""
 
     def options(file: str) -> list[dict[str, Any]]:
-        tasks = yaml.safe_load((TASKS / f"{file}.yml").read_text(encoding="utf-8"))
+        tasks = yaml.safe_load((ROLES / "router" / "tasks" / f"{file}.yml").read_text(encoding="utf-8"))
         return [task["gpufleet.vllm.router_server"] for task in tasks if "gpufleet.vllm.router_server" in task]
 
     (role,), follow = options("main"), options("reload")
-    assert [set(each) for each in follow] == [set(role) - {"certificate"}] * 2
-    for name in set(role) - {"members", "certificate"}:
-        variable = role[name].strip("{} ")
-        assert f"its.{variable} | default(" in follow[0][name] or name == "run_dir", name
+    alike = {"members": "{{ __router_members }}", "from_variables": True}
+    assert role == {**alike, "certificate": role["certificate"]}
+    assert follow == [alike, alike]
+
+
+def test_a_reload_gives_a_router_what_its_own_variables_say_and_else_the_defaults() -> None:
+    own = {"router_port": 443, "router_rate_limit": 0, "router_tls": False, "vllm_api_key": "k"}
+    defaults = {variable: f"default of {variable}" for variable in router_server.SETTINGS.values()}
+    found = router_server.settings_of({"lb": own}, "lb", defaults.__getitem__)
+    assert (found["port"], found["rate_limit"], found["tls"]) == (443, 0, False), "what is false is a value, too"
+    assert found["directory"] == "default of router_dir"
+    # These two are not the host's that asks: its keys and its permission are another matter.
+    assert (found["api_keys"], found["allow_unauthenticated"]) == (["k"], False)
+    named = {"lb": {"router_api_keys": ["a", "b"], "vllm_allow_unauthenticated": True}, "lb-2": {}}
+    found = router_server.settings_of(named, "lb", defaults.__getitem__)
+    assert (found["api_keys"], found["allow_unauthenticated"]) == (["a", "b"], True)
+    assert router_server.settings_of(named, "lb-2", defaults.__getitem__)["api_keys"] == []
+
+
+def test_a_setting_that_only_the_router_itself_can_template_is_named() -> None:
+    variables = {"router_port": trust_as_template("{{ no_such_port }}")}
+    hostvars = {"lb": HostVarsVars(variables, DataLoader(), "lb")}
+    with pytest.raises(GpufleetError, match="router_port of lb cannot be read") as caught:
+        router_server.settings_of(hostvars, "lb", lambda variable: variable)
+    assert caught.value.name == "setting-unreadable"
+
+
+@pytest.mark.parametrize(("delegate_to", "port", "keys"), [(None, 8443, ["mine"]), ("lb", 443, ["its"])])
+def test_the_settings_are_those_of_the_router_s_host(delegate_to: str | None, port: int, keys: list[str]) -> None:
+    variables = {
+        **dict.fromkeys(router_server.SETTINGS.values(), ""),
+        "inventory_hostname": "gpu-01",
+        "hostvars": {"lb": {"router_port": 443, "vllm_api_key": "its"}, "gpu-01": {}},
+        "router_port": trust_as_template("{{ base + 443 }}"),
+        "base": 8000,
+        "router_api_keys": ["mine"],
+    }
+    arguments = {"members": [], "from_variables": True, "timeout": 5}
+    given = run_action(Action, arguments, variables, delegate_to=delegate_to)[0]["given"]
+    assert (given["port"], given["api_keys"], given["timeout"]) == (port, keys, 5), "what the task gives wins"
+    assert "from_variables" not in given
