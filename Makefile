@@ -43,7 +43,7 @@ molecule: tests-setup ## Molecule scenarios on a real Docker engine; SCENARIO=na
 faults: tests-setup ## every fault of the documentation's table, provoked on a server under load (not part of test)
 	@$(CHECK) faults
 
-fleet: tests-setup ## Molecule: three servers behind a front end under load (not part of test)
+fleet: tests-setup ## Molecule: three servers behind a router under load (not part of test)
 	@$(CHECK) fleet
 
 matrix: ## sanity and unit tests, both by ansible-test, on every supported ansible-core for which a Python is at hand (not part of test)

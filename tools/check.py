@@ -140,10 +140,10 @@ def sanity() -> list[Command]:
 
 
 def engine() -> list[Command]:
-    """Return the tests of modules against a real Docker engine, and those of the front end with a real HAProxy."""
-    front_end = pytest("front end", "front-end", ["tests/unit/plugins/modules/test_router_server.py"])
-    front_end.environment |= unpacked.environment("haproxy", "haproxy")
-    return [pytest("pytest", "engine", ["tests/engine"]), front_end]
+    """Return the tests of modules against a real Docker engine, and those of the router with a real HAProxy."""
+    router = pytest("router", "router", ["tests/unit/plugins/modules/test_router_server.py"])
+    router.environment |= unpacked.environment("haproxy", "haproxy")
+    return [pytest("pytest", "engine", ["tests/engine"]), router]
 
 
 def molecule() -> list[Command]:
@@ -165,7 +165,7 @@ def hosts() -> list[Command]:
 
 
 def fleet() -> list[Command]:
-    """Return the Molecule scenario of three servers behind a front end, which takes long on two cores."""
+    """Return the Molecule scenario of three servers behind a router, which takes long on two cores."""
     return scenarios([FLEET])
 
 

@@ -143,7 +143,7 @@ Requests meanwhile
 ------------------
 
 Measured on {run["date"]} on a machine with {run["cores"]} processor cores, by ``make faults``: short and streamed
-completions at a steady rate, not sent again when they were refused. *Refused* is what no server took: a front end sends
+completions at a steady rate, not sent again when they were refused. *Refused* is what no server took: a router sends
 it elsewhere, a client again. *Lost* is what a server had taken and did not finish. The times are those of this machine,
 on which a server starts in about a minute; what counts is that nothing stays refused, and how much is lost.
 

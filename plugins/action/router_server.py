@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Gather from the hosts' variables what the front end needs to know, run the module, and say who was left out."""
+"""Gather from the hosts' variables what the router needs to know, run the module, and say who was left out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = dict(self._task.args)
-        # A host behind the front end has it follow by a delegated task, and asked only those of its batch.
+        # A host behind the router has it follow by a delegated task, and asked only those of its batch.
         follows = self._task.delegate_to
         here = str(follows or variables.get("inventory_hostname", ""))
         members = arguments.pop("members", None)
@@ -116,7 +116,7 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
     Args:
         hostvars: the variables of every host; the entry point C(collect_replicas) gave a fact to those that were asked.
         members: hosts of the inventory that may serve.
-        here: the host of the front end.
+        here: the host of the router.
 
     Raises:
         GpufleetError: C(key-unreadable).
@@ -147,7 +147,7 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
 
 
 def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:
-    """Return the address at which the front end reaches a replica; empty when it cannot."""
+    """Return the address at which the router reaches a replica; empty when it cannot."""
     if member.get("address"):
         return str(member["address"])
     if is_loopback(listens):
@@ -173,5 +173,5 @@ def key_of(hostvars: Mapping[str, Any], host: str) -> str:
 
 def said(result: Mapping[str, Any]) -> list[str]:
     """Return what is to be shown: the hosts that were kept as they were, and those that were left out."""
-    lines = [f"{host} was not asked: the front end keeps what it knew of it" for host in result.get("kept") or []]
+    lines = [f"{host} was not asked: the router keeps what it knew of it" for host in result.get("kept") or []]
     return lines + [f"left out {host}: {why}" for host, why in sorted((result.get("left_out") or {}).items())]

@@ -20,7 +20,7 @@ class ActionModule(FleetPage):
         "deployments": {"type": "dict", "default": {}},
         "all_hosts": {"type": "list", "elements": "str", "default": []},
         "errors": {"type": "dict", "default": {}},
-        "front_ends": {"type": "dict", "default": {}},
+        "routers": {"type": "dict", "default": {}},
     }
 
     def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:

@@ -1,17 +1,17 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Take the replicas of a host out of the front end, or back."""
+"""Take the replicas of a host out of the router, or back."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_backend
-short_description: Take the replicas of a host out of the front end, or back
+short_description: Take the replicas of a host out of the router, or back
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
-  - Runs on a host of the front end and speaks to the running HAProxy; the configuration stays as it is.
+  - Runs on a host of the router and speaks to the running HAProxy; the configuration stays as it is.
   - A drained replica gets no new request. Those that it has go on, long streams too, also those of connections from
     before the configuration was last loaded. The module waits for their end.
   - What was set stays when the configuration is loaded again and when HAProxy is started again, as long as O(run_dir)
@@ -27,9 +27,9 @@ options:
   replicas:
     description:
       - Names of those replicas, as the hosts' plans have them, such as V([vllm-0, vllm-1]). No other is set or waited
-        for. Left out, all are meant that the front end has of the hosts.
-      - One that the front end does not have is told in RV(unknown) and not waited for. A plan may have replicas that
-        the front end gets only when the playbook C(gpufleet.vllm.router) runs.
+        for. Left out, all are meant that the router has of the hosts.
+      - One that the router does not have is told in RV(unknown) and not waited for. A plan may have replicas that
+        the router gets only when the playbook C(gpufleet.vllm.router) runs.
     type: list
     elements: str
   state:
@@ -97,7 +97,7 @@ servers:
   description:
     - For each replica, by its name in HAProxy, C(state) (ready, drain or maint), C(status) (HAProxy's word), and
       C(sessions), the requests that it has.
-    - Empty when the front end has no replica of the hosts.
+    - Empty when the router has no replica of the hosts.
   returned: success
   type: dict
   sample: {"gpu-01:vllm-0": {"state": "drain", "status": "DRAIN", "sessions": 0}}
@@ -108,7 +108,7 @@ hosts:
   elements: str
   sample: [gpu-01]
 unknown:
-  description: Replicas of O(replicas) that the front end does not have, by their names in HAProxy.
+  description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
   type: list
   elements: str
@@ -125,7 +125,7 @@ not_up:
   elements: str
   sample: []
 others_ready:
-  description: Replicas of other hosts that the front end can send requests to meanwhile.
+  description: Replicas of other hosts that the router can send requests to meanwhile.
   returned: success
   type: int
   sample: 15

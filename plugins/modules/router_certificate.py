@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have a certificate for the front end, made on its host."""
+"""Have a certificate for the router, made on its host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_certificate
-short_description: Have a certificate for the front end, made on its host
+short_description: Have a certificate for the router, made on its host
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
@@ -21,7 +21,7 @@ options:
     default: /etc/gpufleet-router/site.pem
   names:
     description:
-      - Names and addresses by which clients reach the front end.
+      - Names and addresses by which clients reach the router.
     type: list
     elements: str
     required: true

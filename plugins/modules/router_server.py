@@ -1,19 +1,19 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have the front end run before all replicas of the fleet."""
+"""Have the router run before all replicas of the fleet."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_server
-short_description: Have the front end run before all replicas of the fleet
+short_description: Have the router run before all replicas of the fleet
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Writes HAProxy's configuration for the replicas that the hosts serve, has HAProxy check it, and starts HAProxy with
     it or has it loaded without dropping a connection.
-  - Hosts that could not be asked keep the replicas that the front end knows of them; its health checks decide whether
+  - Hosts that could not be asked keep the replicas that the router knows of them; its health checks decide whether
     they get requests. Hosts that are not named any more are taken out, and told in RV(left_out).
   - HAProxy's master process runs under systemd (unit C(gpufleet-router)) where that is there, and by itself elsewhere.
   - The last replica is taken out only when every host was asked and has nothing deployed.
@@ -28,7 +28,7 @@ options:
     default: present
   members:
     description:
-      - Hosts of the inventory behind the front end. Read by the action plugin alone.
+      - Hosts of the inventory behind the router. Read by the action plugin alone.
     type: list
     elements: str
   from_variables:
@@ -85,9 +85,9 @@ options:
   replica_keys:
     description:
       - Keys with which the replicas are asked, by host, also for O(unknown) ones. Hosts that have replicas behind the
-        front end must have the same.
+        router must have the same.
       - One with which fewer of the servers that answer could be asked than with the one before is refused; for servers
-        are given a key before the front end is. Check mode does not try it.
+        are given a key before the router is. Check mode does not try it.
     type: dict
     default: {}
   allow_unauthenticated:
@@ -97,7 +97,7 @@ options:
     default: false
   endpoints:
     description:
-      - Paths that pass. /health is answered by the front end itself.
+      - Paths that pass. /health is answered by the router itself.
     type: list
     elements: str
     default: [/v1/models, /v1/completions, /v1/chat/completions, /v1/responses]
@@ -118,7 +118,7 @@ options:
     default: 8192
   max_requests_per_replica:
     description:
-      - Requests at one replica at once, beyond which they wait in the front end; V(0) for no limit.
+      - Requests at one replica at once, beyond which they wait in the router; V(0) for no limit.
     type: int
     default: 0
   buffer_bytes:
@@ -166,7 +166,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: Have the front end run before every host that is no front end itself
+- name: Have the router run before every host that is no router itself
   gpufleet.vllm.router_server:
     members: "{{ groups['all'] | difference(groups['router']) }}"
     api_keys: ["{{ vllm_api_key }}"]
@@ -183,22 +183,22 @@ action:
   type: str
   sample: reloaded
 replicas:
-  description: What the front end now has behind it.
+  description: What the router now has behind it.
   returned: success
   type: list
   elements: dict
   sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]
 kept:
-  description: Hosts that could not be asked and keep the replicas that the front end knew.
+  description: Hosts that could not be asked and keep the replicas that the router knew.
   returned: success
   type: list
   elements: str
   sample: [gpu-07]
 left_out:
-  description: Why hosts have no replica behind the front end, by host; also those that this run has taken out.
+  description: Why hosts have no replica behind the router, by host; also those that this run has taken out.
   returned: success
   type: dict
-  sample: {"gpu-09": "it could not be asked, and the front end does not know it"}
+  sample: {"gpu-09": "it could not be asked, and the router does not know it"}
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
@@ -217,11 +217,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd, differences
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
 
 NOTHING = "nothing is deployed there"
-UNKNOWN = "it could not be asked, and the front end does not know it"
-GONE = "it is not among the hosts behind the front end any more, so its replicas were taken out"
+UNKNOWN = "it could not be asked, and the router does not know it"
+GONE = "it is not among the hosts behind the router any more, so its replicas were taken out"
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -230,7 +230,7 @@ ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "dict", "default": {}},
     "left_out": {"type": "dict", "default": {}},
     "unknown": {"type": "list", "elements": "str", "default": []},
-    "host": {"type": "str", "default": "0.0.0.0"},  # noqa: S104  a front end is for other machines, and wants a key
+    "host": {"type": "str", "default": "0.0.0.0"},  # noqa: S104  a router is for other machines, and wants a key
     "port": {"type": "int", "default": 8443},
     "tls": {"type": "bool", "default": True},
     "certificate": {"type": "str", "default": "", "no_log": True},
@@ -257,25 +257,25 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def remove(front_end: FrontEnd, directory: str, check: bool) -> dict[str, Any]:
-    """Take the front end away and return the module's result."""
-    there = front_end.processes() is not None or os.path.isdir(directory)
-    text = front_end.text(config.CONFIG)
+def remove(router: RouterService, directory: str, check: bool) -> dict[str, Any]:
+    """Take the router away and return the module's result."""
+    there = router.processes() is not None or os.path.isdir(directory)
+    text = router.text(config.CONFIG)
     if there and not check:
-        front_end.remove()
-    path = front_end.path(config.CONFIG)
+        router.remove()
+    path = router.path(config.CONFIG)
     diff = [{"before_header": path, "after_header": path, "before": text, "after": ""}] if text else []
     action = "removed" if there else "none"
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
 
 
-def ensure_router(front_end: FrontEnd, params: dict[str, Any], check: bool) -> dict[str, Any]:
+def ensure_router(router: RouterService, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Make the router run as wanted and return the module's result."""
     known = {
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
-    before = members.read_replicas(front_end.text(config.REPLICAS))
+    before = members.read_replicas(router.text(config.REPLICAS))
     replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     members.check_not_emptied(before, replicas, unsure)
@@ -287,14 +287,14 @@ def ensure_router(front_end: FrontEnd, params: dict[str, Any], check: bool) -> d
     config.check_settings(settings, replicas, params["allow_unauthenticated"])
     certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
     files = {**config.files(settings, replicas, params["directory"]), **certificate}
-    changes, running = differences(front_end, files), front_end.processes()
+    changes, running = differences(router, files), router.processes()
     action, refusing = "none", []
-    if changes or not (running and front_end.loaded(files)):
+    if changes or not (running and router.loaded(files)):
         action = "reloaded" if running else "started"
         if not check:
-            refusing = try_key(front_end, settings.replica_key, replicas)
-            front_end.check(lambda folder: {**config.files(settings, replicas, folder), **certificate})
-            action = front_end.load(files)
+            refusing = try_key(router, settings.replica_key, replicas)
+            router.check(lambda folder: {**config.files(settings, replicas, folder), **certificate})
+            action = router.load(files)
     return {
         "changed": bool(changes) or action != "none",
         "action": action,
@@ -310,28 +310,28 @@ def ensure_router(front_end: FrontEnd, params: dict[str, Any], check: bool) -> d
     }
 
 
-def try_key(front_end: FrontEnd, key: str, replicas: list[Replica]) -> list[str]:
+def try_key(router: RouterService, key: str, replicas: list[Replica]) -> list[str]:
     """Return the hosts that refuse the key, if it is another than before.
 
     Raises:
         GpufleetError: C(router-key-refused).
     """
-    there = os.path.exists(front_end.path(config.REPLICA_KEY))
-    before = members.replica_key_of(front_end.text(config.REPLICA_KEY)) if there else None
+    there = os.path.exists(router.path(config.REPLICA_KEY))
+    before = members.replica_key_of(router.text(config.REPLICA_KEY)) if there else None
     return check_key(replicas, key, before) if key != before else []
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
-    """Bring the front end to the wanted state; return the task's result."""
+    """Bring the router to the wanted state; return the task's result."""
     params = module.params
-    front_end = FrontEnd(params["directory"], params["run_dir"], params["log_file"])
+    router = RouterService(params["directory"], params["run_dir"], params["log_file"])
     if params["state"] == "absent":
-        return remove(front_end, params["directory"], module.check_mode)
+        return remove(router, params["directory"], module.check_mode)
     if module.check_mode:
-        return ensure_router(front_end, params, check=True)
+        return ensure_router(router, params, check=True)
     os.makedirs(params["directory"], mode=0o755, exist_ok=True)
     with host_lock(os.path.join(params["directory"], ".lock"), "router_server"):
-        return ensure_router(front_end, params, check=False)
+        return ensure_router(router, params, check=False)
 
 
 def main() -> None:

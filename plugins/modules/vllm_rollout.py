@@ -72,7 +72,7 @@ options:
     default: 0
   left_by:
     description:
-      - For V(arrange), who has left a host out of the front end, as a list for each host. Such a host has its turn
+      - For V(arrange), who has left a host out of the router, as a list for each host. Such a host has its turn
         whatever is to be changed.
     type: dict
     default: {}
@@ -119,7 +119,7 @@ options:
     default: {}
   out:
     description:
-      - For V(note), whether the front end keeps requests from the host from now on.
+      - For V(note), whether the router keeps requests from the host from now on.
     type: bool
     default: false
   ungated:

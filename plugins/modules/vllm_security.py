@@ -1,23 +1,23 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Try what the front end and the servers behind it must refuse."""
+"""Try what the router and the servers behind it must refuse."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_security
-short_description: Try what the front end and the servers behind it must refuse
+short_description: Try what the router and the servers behind it must refuse
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
-  - Asks the front end, from the machine where it runs, for what it must refuse, and tries to connect to the replicas'
+  - Asks the router, from the machine where it runs, for what it must refuse, and tries to connect to the replicas'
     ports. It fails unless all of that is refused, and what a client with a key may do works.
   - The key is sent through TLS alone.
 options:
   address:
     description:
-      - Name or address of the front end.
+      - Name or address of the router.
     type: str
     required: true
   port:
@@ -52,14 +52,14 @@ options:
     default: 33554432
   replicas:
     description:
-      - Servers behind it, each with C(host), C(name), C(address) (at which the front end reaches it) and C(port).
+      - Servers behind it, each with C(host), C(name), C(address) (at which the router reaches it) and C(port).
     type: list
     elements: dict
     default: []
   reached_at:
     description:
       - Where other machines reach the hosts of O(replicas), by host; the host's name when left out. Both this and the
-        address that the front end uses are tried.
+        address that the router uses are tried.
     type: dict
     default: {}
   connections:
@@ -78,7 +78,7 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: Try the front end from the controller
+- name: Try the router from the controller
   gpufleet.vllm.vllm_security:
     address: llm.example.com
     api_key: "{{ vllm_api_key }}"
@@ -145,10 +145,10 @@ def main() -> None:
         listed = "\n".join(f"  - {check.what}: {check.found}" for check in wrong)
         module.fail_on(
             GpufleetError(
-                f"{len(wrong)} of {len(found)} checks of the front end failed:\n{listed}",
+                f"{len(wrong)} of {len(found)} checks of the router failed:\n{listed}",
                 name="not-secure",
-                remedy="Run the playbook gpufleet.vllm.router again. Close a replica's port to all but the front end:"
-                " by vllm_host, an address in a network of the front end's own, or by a firewall.",
+                remedy="Run the playbook gpufleet.vllm.router again. Close a replica's port to all but the router:"
+                " by vllm_host, an address in a network of the router's own, or by a firewall.",
             ),
             **result,
         )

@@ -38,7 +38,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_samples
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.load.client import ANSWERED, Load, Options, percentile, summary
 
@@ -112,13 +112,13 @@ def haproxy(servers: Sequence[Server], key: str, folder: Path) -> Iterator[Entra
     certificate, public = folder / config.CERTIFICATE, folder / "public.pem"
     make_certificate(str(certificate), ["127.0.0.1"], 1)
     public.write_text(public_part(str(certificate)), encoding="utf-8")
-    front_end = FrontEnd(str(folder), str(folder / "run"), str(folder / "log"))
-    front_end.check(lambda place: config.files(settings, replicas, place))
-    front_end.load(config.files(settings, replicas, str(folder)))
+    router = RouterService(str(folder), str(folder / "run"), str(folder / "log"))
+    router.check(lambda place: config.files(settings, replicas, place))
+    router.load(config.files(settings, replicas, str(folder)))
     try:
         yield Entrance(f"https://127.0.0.1:{PORT}", "bench-client-key", str(public))
     finally:
-        front_end.remove()
+        router.remove()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A server behind a front end, as far as keys go: health to everyone, the rest to who has its key."""
+"""A server behind a router, as far as keys go: health to everyone, the rest to who has its key."""
 
 from __future__ import annotations
 

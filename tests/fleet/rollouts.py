@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a steady stream of requests sees of rollouts through the hosts behind a front end, good ones and bad ones.
+"""What a steady stream of requests sees of rollouts through the hosts behind a router, good ones and bad ones.
 
     VLLM_API_KEY=KEY REPLICA_KEY=KEY python tests/fleet/rollouts.py --url https://localhost:8443 --ca-file lb-1.pem \\
         --model NAME --server cpu-1=http://127.0.0.1:18100 --server cpu-2=… --out rollouts.json -- -i INVENTORY…
@@ -42,14 +42,14 @@ from typing import Any
 
 import requests
 
-from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import (
+from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
+from ansible_collections.gpufleet.vllm.tests.fleet.router_faults import (
     MOST_RETRIED,
     SHOWN,
     add_load_arguments,
     load_options,
     under_load,
 )
-from ansible_collections.gpufleet.vllm.tests.fleet.give_way import giving_way
 
 LONGEST_PLAY_S = 2400
 SHOWN_OF_LOG = 4000

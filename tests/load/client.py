@@ -13,7 +13,7 @@ answered   a whole completion came back: the short one with its text, the stream
 refused    it was turned away before the server took it: nobody listens, the connection closed before the server asked
            for the body, or status 503; such a request is sent again C(retries) times before it counts as refused
 lost       the server had taken it, then the answer broke off, was cut short as C(abort), stayed out for C(timeout)
-           seconds, or was status 500 (its engine died), 502 or 504 (a front end's: nobody behind it answered)
+           seconds, or was status 500 (its engine died), 502 or 504 (a router's: nobody behind it answered)
 failed     another status: the request or the key is wrong
 ========== ============================================================================================================
 

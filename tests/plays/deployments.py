@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two hosts behind a front end that are deployed to, for tests.
+"""Two hosts behind a router that are deployed to, for tests.
 
 What playbooks/deploy.yml does from its look at the servers on is run for real, and so is the module that speaks to
 HAProxy; the hosts are not there, and the master process of HAProxy is its double (tests/fakes).
@@ -20,7 +20,7 @@ import yaml
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master
 from ansible_collections.gpufleet.vllm.tests.plays.wired import ROOT, log_of, play
 
-FIRST = "Behind a front end, look first whether a server would be replaced"
+FIRST = "Behind a router, look first whether a server would be replaced"
 PLAN = {
     "image": {"reference": "r:1", "tag": "t:1"},
     "model_source": {},
@@ -31,24 +31,24 @@ PLAN = {
 
 
 class Fleet:
-    """Two hosts behind front ends, and the end of a deployment to them.
+    """Two hosts behind routers, and the end of a deployment to them.
 
     Args:
-        folder: for what this writes, with the sockets of the first front end.
+        folder: for what this writes, with the sockets of the first router.
         master: of that one.
-        front_ends: their hosts; all but the first one cannot be reached.
+        routers: their hosts; all but the first one cannot be reached.
     """
 
-    def __init__(self, folder: Path, master: Master, front_ends: tuple[str, ...] = ("lb",)) -> None:
+    def __init__(self, folder: Path, master: Master, routers: tuple[str, ...] = ("lb",)) -> None:
         self.folder, self.master, self.said = folder, master, ""
-        self._down = list(front_ends[1:])
+        self._down = list(routers[1:])
         play = yaml.safe_load((ROOT / "playbooks" / "deploy.yml").read_text(encoding="utf-8"))[0]
         names = [task["name"] for task in play["tasks"]]
         play["tasks"] = play["tasks"][names.index(FIRST) :]
         (folder / "plays.yml").write_text(json.dumps([play]), encoding="utf-8")
         self._groups: dict[str, Any] = {
             "vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}},
-            "router": {"hosts": dict.fromkeys(front_ends)},
+            "router": {"hosts": dict.fromkeys(routers)},
         }
 
     def deploy(

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rollouts through hosts that are not there, behind a front end whose HAProxy is a double, for tests."""
+"""Rollouts through hosts that are not there, behind a router whose HAProxy is a double, for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Rolling:
     """A fleet and the rollouts through it.
 
     Args:
-        folder: for what this writes, with the sockets of the front end and the rollouts' state.
+        folder: for what this writes, with the sockets of the router and the rollouts' state.
         hosts: with their variables.
     """
 

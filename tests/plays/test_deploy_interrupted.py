@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.vllm.tests.plays.deployments import Fleet
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet whose front end sends requests to every replica."""
+    """A fleet whose router sends requests to every replica."""
     with listening(tmp_path) as master:
         master.sessions = {}
         yield Fleet(tmp_path, master)
@@ -48,5 +48,5 @@ def test_what_a_rollout_has_left_drained_is_named_and_left_to_the_next_one(fleet
     DrainMarks(str(fleet.folder)).keep("gpu-02", "rollout", ["gpu-02:vllm-0"])
     fleet.deploy(changed=True)
     assert fleet.master.states == {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "drain"}
-    assert fleet.said.count("A rollout has taken this host out of the front end") == 1
+    assert fleet.said.count("A rollout has taken this host out of the router") == 1
     assert DrainMarks(str(fleet.folder)).of("gpu-02", "rollout") == ["gpu-02:vllm-0"]

@@ -133,7 +133,7 @@ def test_status_has_a_page_when_no_host_is_reached(play: Play) -> None:
     code, shown = play("status", {"gpu-1": unreachable(), "gpu-2": unreachable()}, router={"lb-1": unreachable()})
     assert code == 2, shown
     assert "Not reached: gpu-[1:2]." in shown
-    assert "The front end lb-1 could not be asked:" in shown
+    assert "The router lb-1 could not be asked:" in shown
 
 
 @needs_root
@@ -202,7 +202,7 @@ def test_a_stage_that_ends_before_its_own_task_fails_the_host(
     assert [item["passed"] for item in document["hosts"][0]["stages"]["basic"]] == [True]
 
 
-def test_security_alone_is_about_the_front_end_and_needs_one(play: Play, tmp_path: Path) -> None:
+def test_security_alone_is_about_the_router_and_needs_one(play: Play, tmp_path: Path) -> None:
     servers = {"gpu-1": {**unreachable(), "vllm_report_dir": str(tmp_path / "reports")}}
     code, shown = play("verify", servers, "--tags", "security")
     assert code == 2, shown
@@ -213,5 +213,5 @@ def test_security_alone_is_about_the_front_end_and_needs_one(play: Play, tmp_pat
     assert "(it has lb-1)" in shown
     code, shown = play("verify", servers, "--tags", "security", router=router)
     assert code == 2, shown
-    assert "haproxy/replicas.json" in shown, "the front end's own check began"
+    assert "haproxy/replicas.json" in shown, "the router's own check began"
     assert "UNREACHABLE" not in shown and "Verification" not in shown and not (tmp_path / "reports").exists()

@@ -38,8 +38,8 @@ BREAKS = {
     "lost-basic": r"\tvllm_completion\t",
     "lost-accuracy": r"\tvllm_accuracy\t",
 }
-# For these two it is the front end that is lost.
-FRONT_ENDS = {
+# For these two it is the router that is lost.
+ROUTERS = {
     "lost-drain": r'\trouter_backend\t.*"host": "lost-drain".*"drain"',
     "lost-ready": r'\trouter_backend\t.*"host": "lost-ready".*"ready"',
 }
@@ -83,8 +83,8 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
     Returns:
         What C(last.json) has of the hosts, the log, and what was printed.
     """
-    hosts = ["canary", *BREAKS, *FRONT_ENDS]
-    breaks = {**BREAKS, **{f"lb-{host}": line for host, line in FRONT_ENDS.items()}}
+    hosts = ["canary", *BREAKS, *ROUTERS]
+    breaks = {**BREAKS, **{f"lb-{host}": line for host, line in ROUTERS.items()}}
     (folder / "wire.json").write_text(json.dumps({"results": ANSWERS, "breaks": breaks}), encoding="utf-8")
     common = {
         "ansible_connection": "wire",
@@ -101,7 +101,7 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
     }
     groups = {
         "vllm": {"hosts": dict.fromkeys(hosts)},
-        "router": {"hosts": dict.fromkeys(["lb", *(f"lb-{host}" for host in FRONT_ENDS)])},
+        "router": {"hosts": dict.fromkeys(["lb", *(f"lb-{host}" for host in ROUTERS)])},
     }
     (folder / "hosts.json").write_text(json.dumps({"all": {"children": groups, "vars": common}}), encoding="utf-8")
     (folder / "plays.yml").write_text(ARRANGED, encoding="utf-8")
@@ -112,20 +112,20 @@ def roll_out(folder: Path) -> tuple[dict[str, Any], list[list[str]], str]:
     return found, log_of(folder), said
 
 
-def test_a_host_or_its_front_end_lost_for_one_task_fails_the_turn(tmp_path: Path) -> None:
+def test_a_host_or_its_router_lost_for_one_task_fails_the_turn(tmp_path: Path) -> None:
     """In one rollout, for the sake of time."""
     found, log, said = roll_out(tmp_path)
     assert found["canary"]["state"] == "done", said
-    assert [host for host in [*BREAKS, *FRONT_ENDS] if found[host]["state"] != "failed"] == [], said
+    assert [host for host in [*BREAKS, *ROUTERS] if found[host]["state"] != "failed"] == [], said
     for host in BREAKS:
         assert "could not be reached" in found[host]["why"], said
         own = [line for line in log if line[0] == host]
         lost = [number for number, line in enumerate(own) if line[-1] == "LOST"]
         assert len(lost) == 1, own
-        # It is brought back, and the front end asks twice what it serves: then, and at the end.
+        # It is brought back, and the router asks twice what it serves: then, and at the end.
         assert [line[1] for line in own[lost[0] + 1 :]] == ["vllm_server", "slurp", "slurp"], own
         assert json.loads(own[lost[0] + 1][2])["state"] == "rolled_back"
-    for host in FRONT_ENDS:
-        assert f"The front end lb-{host} could not be reached" in found[host]["why"]
+    for host in ROUTERS:
+        assert f"The router lb-{host} could not be reached" in found[host]["why"]
         servers = [json.loads(line[2]).get("state") for line in log if line[:2] == [host, "vllm_server"]]
         assert servers == (["rolled_back"] if host == "lost-drain" else [None, "rolled_back"])

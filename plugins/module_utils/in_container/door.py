@@ -10,8 +10,8 @@ C(closed) that the host writes to close the door: it holds the time, in seconds 
 again by itself, in case whoever closed it is killed.
 
 While the door is closed, each new POST (and websocket) is answered with 503, C(Retry-After) and C(Connection: close),
-so that clients and front ends try another server; GET goes on, but C(/health) answers 503 too, which takes the server
-out of a front end's rotation. C(/health) always tells the counts in headers:
+so that clients and routers try another server; GET goes on, but C(/health) answers 503 too, which takes the server
+out of a router's rotation. C(/health) always tells the counts in headers:
 
 ==================== ==================================================================================================
 x-gpufleet-running   requests (and websockets) that have no complete answer, which a drain waits for

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A certificate of the front end, made on its own host by openssl where the site gives none."""
+"""A certificate of the router, made on its own host by openssl where the site gives none."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def wanted_names(names: Sequence[str]) -> tuple[str, ...]:
         raise GpufleetError(
             f"router_names: {', '.join(wrong) or 'it is empty'}: a certificate is for names and addresses of hosts.",
             name="invalid-router",
-            remedy="List the names and addresses by which clients reach the front end, such as [llm.example.com].",
+            remedy="List the names and addresses by which clients reach the router, such as [llm.example.com].",
         )
     return tuple(sorted({_plain(name) for name in names}))
 
@@ -104,7 +104,7 @@ def make_certificate(path: str, names: Sequence[str], days: int) -> None:
         run_command(
             [_openssl(), *request, *subject, *use],
             name="certificate-not-made",
-            doing="Making the front end's certificate",
+            doing="Making the router's certificate",
             remedy="Give a certificate of your own in router_certificate.",
         )
         write_file(path, read_text(certificate) + read_text(key), MODE)

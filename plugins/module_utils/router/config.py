@@ -1,10 +1,10 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The front end's files: HAProxy's configuration, and beside it what must not be shown.
+"""The router's files: HAProxy's configuration, and beside it what must not be shown.
 
 The configuration itself holds no secret and may be seen in a difference. Clients' keys are kept as SHA-256 sums in a
-file of their own; the key with which the front end asks the replicas is in another, which HAProxy reads as root before
+file of their own; the key with which the router asks the replicas is in another, which HAProxy reads as root before
 it becomes its own user. Everything used here is in HAProxy 2.4 and later.
 """
 
@@ -50,7 +50,7 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class RouterSettings:
-    """What the front end does, besides where the replicas are.
+    """What the router does, besides where the replicas are.
 
     Attributes:
         host: address to listen on.
@@ -115,7 +115,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
             problems.append(f"vllm_router_address: {replica.address!r} of {replica.host} is neither name nor address")
     if problems:
         raise GpufleetError(
-            "The front end cannot be had like this:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            "The router cannot be had like this:\n" + "\n".join(f"  - {problem}" for problem in problems),
             name="invalid-router",
             remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.router lists them.",
             details={"problems": problems},
@@ -138,7 +138,7 @@ def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[s
 
 
 def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
-    """Return the files of the front end, name to text, for the folder that they will be in."""
+    """Return the files of the router, name to text, for the folder that they will be in."""
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),

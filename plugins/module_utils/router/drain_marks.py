@@ -22,7 +22,7 @@ MODE = 0o644
 
 
 class DrainMarks:
-    """The marks of one front end.
+    """The marks of one router.
 
     Args:
         run_dir: folder of its sockets.

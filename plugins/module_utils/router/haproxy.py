@@ -144,7 +144,7 @@ class Master:
         if error.errno in NOT_RUNNING:
             if error.errno == errno.ENOENT or waited > RENEWAL_S:
                 raise GpufleetError(
-                    f"The front end does not run: nothing listens at {self.path}.",
+                    f"The router does not run: nothing listens at {self.path}.",
                     name="router-not-running",
                     remedy="Have it run with the playbook gpufleet.vllm.router; router_run_dir must be the same in"
                     " both.",
@@ -157,10 +157,10 @@ class Master:
 
     def _silent(self, evidence: str) -> GpufleetError:
         return GpufleetError(
-            f"The front end cannot be asked at {self.path}, and may well run.",
+            f"The router cannot be asked at {self.path}, and may well run.",
             name="router-not-answering",
             remedy="Run the play again when its host is less busy; it needs become: true there. If it stays so, look at"
-            " the front end's messages (router_log_file, or journalctl --unit gpufleet-router) and restart it.",
+            " the router's messages (router_log_file, or journalctl --unit gpufleet-router) and restart it.",
             evidence=evidence,
         )
 
@@ -213,7 +213,7 @@ class Master:
         for name, answer in refused.items():
             if answer:
                 raise GpufleetError(
-                    f"The front end does not set {name} to {state}.", name="router-refused", evidence=answer
+                    f"The router does not set {name} to {state}.", name="router-refused", evidence=answer
                 )
 
     def _set(self, name: str, state: str) -> str:
@@ -257,7 +257,7 @@ class Master:
                 return servers, waited
             if lost and waited >= timeout + LOST_S:
                 raise GpufleetError(
-                    f"The front end does not keep {', '.join(lost)} at {state}: it is {servers[lost[0]].state} again.",
+                    f"The router does not keep {', '.join(lost)} at {state}: it is {servers[lost[0]].state} again.",
                     name="router-refused",
                     remedy="See that nobody else sets it meanwhile.",
                 )

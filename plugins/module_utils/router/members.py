@@ -20,7 +20,7 @@ ADDRESS = re.compile(r"[A-Za-z0-9_.:-]+")
 
 @dataclass(frozen=True)
 class Replica:
-    """One server behind the front end: host and name as the inventory and the plan call it, and where it is."""
+    """One server behind the router: host and name as the inventory and the plan call it, and where it is."""
 
     host: str
     name: str
@@ -38,7 +38,7 @@ def server_name(host: str, replica: str) -> str:
 
 
 def key_sum(key: str) -> str:
-    """Return a client's key as the front end keeps it."""
+    """Return a client's key as the router keeps it."""
     return hashlib.sha256(f"Bearer {key}".encode()).hexdigest()
 
 
@@ -58,12 +58,12 @@ def read_replicas(text: str) -> list[Replica]:
 def merge(
     known: Mapping[str, Sequence[Replica]], unknown: Iterable[str], before: Sequence[Replica]
 ) -> tuple[list[Replica], dict[str, str]]:
-    """Return the replicas that the front end is to have, in order, and what is said of hosts that could not be asked.
+    """Return the replicas that the router is to have, in order, and what is said of hosts that could not be asked.
 
     Args:
         known: what each host that answered serves.
         unknown: hosts of the inventory that did not answer, or were not asked.
-        before: what the front end has now.
+        before: what the router has now.
 
     Returns:
         The replicas; for each unknown host C(kept) or C(left out), and C(gone) for those that neither names any more.
@@ -80,7 +80,7 @@ def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:
 
     Args:
         keys: of each host; empty where none is wanted.
-        replicas: those behind the front end; keys of other hosts do not count.
+        replicas: those behind the router; keys of other hosts do not count.
 
     Raises:
         GpufleetError: C(keys-differ).
@@ -90,7 +90,7 @@ def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:
         first.setdefault(keys.get(replica.host, ""), replica.host)
     if len(first) > 1:
         raise GpufleetError(
-            f"vllm_api_key differs between hosts behind the front end, such as {' and '.join([*first.values()][:2])}.",
+            f"vllm_api_key differs between hosts behind the router, such as {' and '.join([*first.values()][:2])}.",
             name="keys-differ",
             remedy="Give all hosts the same vllm_api_key; clients may have keys of their own in router_api_keys.",
         )
@@ -98,10 +98,10 @@ def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:
 
 
 def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], unsure: Mapping[str, str]) -> None:
-    """Refuse to take the last replica out of a front end while hosts of the inventory may well serve.
+    """Refuse to take the last replica out of a router while hosts of the inventory may well serve.
 
     Args:
-        before: what the front end has now.
+        before: what the router has now.
         replicas: what it is to have.
         unsure: hosts of which nobody knows that nothing is deployed there, and why they have no replica here.
 
@@ -111,9 +111,9 @@ def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], un
     if not before or replicas or not unsure:
         return
     raise GpufleetError(
-        f"The front end would lose every replica that it has ({len(before)}), and each request would get 503:\n"
+        f"The router would lose every replica that it has ({len(before)}), and each request would get 503:\n"
         + "\n".join(f"  - {host}: {why}" for host, why in sorted(unsure.items())),
         name="router-emptied",
-        remedy="The front end goes on with what it has. Mend what is said of each host, or run the playbook again with"
+        remedy="The router goes on with what it has. Mend what is said of each host, or run the playbook again with"
         " all hosts in --limit. It is emptied once each host was asked and has nothing deployed.",
     )

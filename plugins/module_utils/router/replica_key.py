@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tries at the servers themselves whether they take a key, before the front end asks them with no other."""
+"""Tries at the servers themselves whether they take a key, before the router asks them with no other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
     Replicas that do not answer have no say. While a key is being changed some take the old one and some the new.
 
     Args:
-        replicas: those that the front end is to have.
+        replicas: those that the router is to have.
         key: with which it is to ask them; empty for none.
         before: with which it asks them now; None where it asks nobody yet.
 
@@ -47,8 +47,8 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
     raise GpufleetError(
         f"The servers of {listed(refusing, SHOWN)} refuse vllm_api_key; every request to them would get 401.",
         name="router-key-refused",
-        remedy="The front end goes on with the key that it has. Give the servers the new key first: the playbook"
-        " gpufleet.vllm.deploy does that, and has the front end follow. Or set vllm_api_key to what they serve with.",
+        remedy="The router goes on with the key that it has. Give the servers the new key first: the playbook"
+        " gpufleet.vllm.deploy does that, and has the router follow. Or set vllm_api_key to what they serve with.",
         details={"hosts": refusing},
     )
 

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tries what a front end and the servers behind it must refuse.
+"""Tries what a router and the servers behind it must refuse.
 
 Every check is a real attempt, and what must work is tried too: where nothing answers at all, nothing is proven. Only
 the standard library is used, so that this runs wherever a check from outside makes sense.
@@ -53,7 +53,7 @@ SHOWN = 200
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The front end: where it is, by which name its certificate is checked and with what, and a valid key."""
+    """The router: where it is, by which name its certificate is checked and with what, and a valid key."""
 
     address: str
     port: int
@@ -74,10 +74,10 @@ class Check:
 
 
 def checks(endpoint: Endpoint, max_request_bytes: int, replicas: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Yield every check of a front end with keys and TLS, and of the replicas' ports as seen from this machine.
+    """Yield every check of a router with keys and TLS, and of the replicas' ports as seen from this machine.
 
     Args:
-        endpoint: the front end.
+        endpoint: the router.
         max_request_bytes: body from which on it must refuse.
         replicas: each with C(host), C(name), C(port) and C(addresses), by which other machines might reach it.
     """
@@ -143,7 +143,7 @@ def request_status(endpoint: Endpoint, method: str, path: str, key: str, headers
 
 
 def _message(text: str) -> str:
-    """Return the message in an answer of the front end, or the beginning of any other text in one line."""
+    """Return the message in an answer of the router, or the beginning of any other text in one line."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(json.loads(text)["error"]["message"])
     return " ".join(text.split())[:SHOWN]

@@ -32,7 +32,7 @@ MODE = 0o600
 
 
 class ServerStates:
-    """The file of one front end.
+    """The file of one router.
 
     Args:
         run_dir: folder of its sockets.

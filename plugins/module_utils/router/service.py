@@ -46,8 +46,8 @@ POLL_S = 0.1
 LOG_SHOWN = 2000
 
 
-class FrontEnd:
-    """The front end of this host.
+class RouterService:
+    """The router of this host.
 
     Args:
         directory: folder of its files.
@@ -118,8 +118,8 @@ class FrontEnd:
             run_command(
                 [program, "-c", "-f", os.path.join(folder, config.CONFIG)],
                 name="router-config-refused",
-                doing="HAProxy's check of the front end's configuration",
-                remedy="The front end goes on with what it has. Correct the router_* variable that the message leads"
+                doing="HAProxy's check of the router's configuration",
+                remedy="The router goes on with what it has. Correct the router_* variable that the message leads"
                 " to. router_certificate needs the certificate, its chain and its private key in one file.",
             )
         finally:
@@ -189,7 +189,7 @@ class FrontEnd:
         if process and process.poll() is None:
             process.terminate()
         raise GpufleetError(
-            "The front end does not start.",
+            "The router does not start.",
             name="router-not-started",
             remedy="Evidence is what HAProxy says. A port that is taken: set router_port, or end what holds it.",
             evidence=self._said(mark),
@@ -236,7 +236,7 @@ class FrontEnd:
             with contextlib.suppress(GpufleetError):  # drained is in it anyway
                 self.master.keep_states()
         raise GpufleetError(
-            "The front end does not load its new configuration; it goes on with the old one.",
+            "The router does not load its new configuration; it goes on with the old one.",
             name="router-not-reloaded",
             remedy="Evidence is what HAProxy says. A port that is taken: set router_port, or end what holds it.",
             evidence=self._said(mark),
@@ -278,12 +278,12 @@ def arguments(directory: str, run_dir: str) -> list[str]:
 
 
 def unit_text(program: str, directory: str, run_dir: str) -> str:
-    """Return the systemd unit of the front end."""
+    """Return the systemd unit of the router."""
     line = " ".join([program, "-Ws", *arguments(directory, run_dir)[1:]])
     state = os.path.join(run_dir, config.SERVER_STATE)
     return (
         "[Unit]\n"
-        "Description=Front end of vLLM servers (HAProxy), by the collection gpufleet.vllm\n"
+        "Description=Router of vLLM servers (HAProxy), by the collection gpufleet.vllm\n"
         "After=network-online.target\n"
         "Wants=network-online.target\n\n"
         "[Service]\n"
@@ -343,14 +343,14 @@ def _size(path: str) -> int:
         return 0
 
 
-def differences(front_end: FrontEnd, files: Mapping[str, str]) -> list[dict[str, Any]]:
+def differences(router: RouterService, files: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return what would change, for C(--diff): the configuration's text; of files with secrets, that they change."""
     found = []
     for name, text in files.items():
-        before = front_end.text(name)
+        before = router.text(name)
         if before == text:
             continue
-        path = front_end.path(name)
+        path = router.path(name)
         if name not in MODES:
             before, text = ("(hidden)\n" if before else ""), "(hidden, and changed)\n"
         found.append({"before_header": path, "after_header": path, "before": before, "after": text})

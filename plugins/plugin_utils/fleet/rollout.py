@@ -43,7 +43,7 @@ class Prepared:
         changes: why its servers would be replaced; empty when there is nothing to do.
         error: why it cannot be changed; empty when it can.
         serves: whether a server of it serves now.
-        left_by: whose runs that did not end have left it out of the front end.
+        left_by: whose runs that did not end have left it out of the router.
         note: what people should know of its change.
         ungated: what a canary's verification would hold against nothing, with the reason.
     """
@@ -73,7 +73,7 @@ class Rollout:
         refused: hosts that cannot be changed, with the reason.
         unreachable: hosts that did not answer.
         stop: why nothing is to be changed at all; empty otherwise.
-        left: hosts that a run that did not end has left out of the front end.
+        left: hosts that a run that did not end has left out of the router.
         dark: hosts that are changed and do not serve now.
         notes: what people should know of the change of a host.
         ungated: what the verification of the canaries holds against nothing.
@@ -163,10 +163,10 @@ def _too_many_refused(refused: int, total: int, max_failures: Any) -> str:
 
 
 def _needs_its_turn(found: Prepared, state: Mapping[str, Any]) -> bool:
-    """Return whether the front end may still keep requests from a host, for what an earlier run left of its turn.
+    """Return whether the router may still keep requests from a host, for what an earlier run left of its turn.
 
-    That is so whatever was wished then. Only a turn, even one without a change, has it verified and put back. The front
-    end knows by itself whom a run has left, wherever that run kept its state.
+    That is so whatever was wished then. Only a turn, even one without a change, has it verified and put back. The
+    router knows by itself whom a run has left, wherever that run kept its state.
     """
     left = bool(found.left_by) or state.get("state") in (BEGUN, OUT)
     return left or (state.get("state") == FAILED and not found.changes)

@@ -59,7 +59,7 @@ def status_lines(
     deployments: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     all_hosts: Sequence[str] = (),
     errors: Mapping[str, str] | None = None,
-    front_ends: Mapping[str, Mapping[str, Any]] | None = None,
+    routers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, list[str]]:
     """Return the lines that a person reads of the servers of many hosts.
 
@@ -69,7 +69,7 @@ def status_lines(
         deployments: host names to what the module vllm_server_info returned as `deployments`.
         all_hosts: every host that was asked; those that are not among `servers` were not reached.
         errors: host names to why what runs there could not be looked at; empty where it could.
-        front_ends: hosts of routers to what the module router_backend returned of all hosts there.
+        routers: hosts of routers to what the module router_backend returned of all hosts there.
 
     Returns:
         `lines`: a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
@@ -81,7 +81,7 @@ def status_lines(
         `not_serving`: `host/replica`.
         `differing`, `not_looked_at`, `not_reached` and `without_requests`: names of hosts.
     """
-    found = _collect(servers, drift or {}, all_hosts, errors or {}, front_ends or {})
+    found = _collect(servers, drift or {}, all_hosts, errors or {}, routers or {})
     made = {host: list(entries)[:SHOWN_DEPLOYMENTS] for host, entries in (deployments or {}).items()}
     history = history_lines({host: entries for host, entries in made.items() if host in found.servers})
     docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in _replicas(found.servers)]
@@ -139,7 +139,7 @@ def _page(found: FleetStatus) -> list[str]:
     if found.not_reached:
         lines.append(f"Not reached: {fold(found.not_reached)}.")
     for name, router in found.routers.items():
-        lines += _front_end_lines(name, router, found.closed[name], len(found.servers))
+        lines += _router_lines(name, router, found.closed[name], len(found.servers))
     if found.drift:
         lines += ["Not as the inventory wishes:", *by_text(found.drift.items(), len(found.servers))]
     return lines
@@ -160,13 +160,13 @@ def _headline(found: FleetStatus) -> str:
 
 
 def _without_requests(
-    front_end: Mapping[str, Any], servers: Mapping[str, Sequence[Mapping[str, Any]]]
+    router: Mapping[str, Any], servers: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[str]]:
     """Return which hosts get no requests for a replica, each with its replicas and why."""
-    if "servers" not in front_end:
+    if "servers" not in router:
         return {}
     found: dict[str, list[str]] = {}
-    for name, server in front_end["servers"].items():
+    for name, server in router["servers"].items():
         host, _colon, replica = name.rpartition(":")
         status = str(server["status"])
         words = {"drain": "drained", "maint": "in maintenance"}.get(server["state"], "")
@@ -174,22 +174,20 @@ def _without_requests(
             found.setdefault(host, []).append(f"{replica} {words or status}")
     for host, replicas in servers.items():
         for replica in replicas:
-            if replica["phase"] == "serving" and f"{host}:{replica['name']}" not in front_end["servers"]:
+            if replica["phase"] == "serving" and f"{host}:{replica['name']}" not in router["servers"]:
                 found.setdefault(host, []).append(f"{replica['name']} serves, and it does not know that one")
     return found
 
 
-def _front_end_lines(
-    name: str, front_end: Mapping[str, Any], closed: Mapping[str, Sequence[str]], hosts: int
-) -> list[str]:
-    """Return what is to be said of one front end: nothing where every replica gets requests."""
-    if "servers" not in front_end:
-        why = (front_end.get("error") or {}).get("message") or front_end.get("msg") or "it was not reached"
-        return [f"The front end {name} could not be asked: {_one_line(str(why))}"]
+def _router_lines(name: str, router: Mapping[str, Any], closed: Mapping[str, Sequence[str]], hosts: int) -> list[str]:
+    """Return what is to be said of one router: nothing where every replica gets requests."""
+    if "servers" not in router:
+        why = (router.get("error") or {}).get("message") or router.get("msg") or "it was not reached"
+        return [f"The router {name} could not be asked: {_one_line(str(why))}"]
     if not closed:
         return []
     texts = [(host, ", ".join(reasons)) for host, reasons in closed.items()]
-    return [f"The front end {name} sends nothing to:", *by_text(texts, hosts)]
+    return [f"The router {name} sends nothing to:", *by_text(texts, hosts)]
 
 
 def _serving_rows(serving: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tests of what the front end learns from the hosts' variables."""
+"""Tests of what the router learns from the hosts' variables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.exa
         ("127.0.0.1", "10.9.9.9", False, "10.9.9.9"),
     ],
 )
-def test_where_the_front_end_reaches_a_replica(listens: str, address: str, same_host: bool, expected: str) -> None:
+def test_where_the_router_reaches_a_replica(listens: str, address: str, same_host: bool, expected: str) -> None:
     assert router_server.address_of(member(address=address), listens, same_host) == expected
 
 
@@ -77,7 +77,7 @@ def test_the_key_of_a_host_that_was_not_asked_is_templated_and_one_that_cannot_b
 def test_what_was_kept_and_left_out_is_said() -> None:
     lines = router_server.said({"kept": ["gpu-01"], "left_out": {"gpu-02": "nothing is deployed there"}})
     assert lines == [
-        "gpu-01 was not asked: the front end keeps what it knew of it",
+        "gpu-01 was not asked: the router keeps what it knew of it",
         "left out gpu-02: nothing is deployed there",
     ]
 
@@ -90,7 +90,7 @@ class Action(router_server.ActionModule):
 
 
 @pytest.mark.parametrize("delegate_to", [None, "lb"])
-def test_a_host_that_has_the_front_end_follow_is_not_the_front_end(delegate_to: str | None) -> None:
+def test_a_host_that_has_the_router_follow_is_not_the_router(delegate_to: str | None) -> None:
     hostvars = {"gpu-01": {"__router_member": member("127.0.0.1")}, "gpu-02": {}}
     variables = {"inventory_hostname": "gpu-01", "hostvars": hostvars}
     result, display = run_action(Action, {"members": ["gpu-01", "gpu-02"]}, variables, delegate_to=delegate_to)
@@ -100,7 +100,7 @@ def test_a_host_that_has_the_front_end_follow_is_not_the_front_end(delegate_to: 
         assert [line.partition(":")[0] for line in shown] == ["[lb] left out gpu-01"], "whom it did not ask is no news"
     else:
         assert result["given"]["hosts"]["gpu-01"] == [{"name": "vllm-0", "address": "127.0.0.1", "port": 8000}]
-        assert shown == ["[gpu-01] gpu-02 was not asked: the front end keeps what it knew of it"]
+        assert shown == ["[gpu-01] gpu-02 was not asked: the router keeps what it knew of it"]
 
 
 # Options that no variable of the router's host gives.

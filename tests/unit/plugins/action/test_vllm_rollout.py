@@ -290,7 +290,7 @@ def test_a_host_that_gets_no_requests_and_left_the_inventory_is_forgotten(contro
     assert list(controller.state.hosts()) == ["b"]
 
 
-def test_whom_the_front_end_knows_as_left_has_a_turn_without_any_state(controller: Controller) -> None:
+def test_whom_the_router_knows_as_left_has_a_turn_without_any_state(controller: Controller) -> None:
     arranged = controller.arrange(same=("a", "b"), left_by={"a": [], "b": ["rollout"]})
     assert arranged["order"] == ["b"]
 

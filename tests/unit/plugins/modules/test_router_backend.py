@@ -190,6 +190,6 @@ def test_a_person_who_drains_what_was_left_drained_takes_it_over(
     assert not run_module(router_backend.main, {**args, "state": "ready", "owner": "deploy"}, check=True)["changed"]
 
 
-def test_no_front_end_is_told_by_name(run_module: RunModule, tmp_path: Path) -> None:
+def test_no_router_is_told_by_name(run_module: RunModule, tmp_path: Path) -> None:
     result = run_module(router_backend.main, {"host": "gpu-01", "state": "drain", "run_dir": str(tmp_path)})
     assert result["failed"] and result["error"]["name"] == "router-not-running"

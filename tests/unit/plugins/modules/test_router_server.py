@@ -23,7 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy, service
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import FrontEnd, arguments, unit_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, arguments, unit_text
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import busy
 from ansible_collections.gpufleet.vllm.tests.fakes.keyed_replica import serving
@@ -38,7 +38,7 @@ needs_haproxy = pytest.mark.skipif(
 
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Options of a front end in a folder of the test; what was started is ended."""
+    """Options of a router in a folder of the test; what was started is ended."""
     folder, run_dir, log = str(tmp_path / "etc"), str(tmp_path / "run"), str(tmp_path / "log")
     yield {
         "hosts": HOSTS,
@@ -52,11 +52,11 @@ def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "log_file": log,
         "user": "daemon",
     }
-    FrontEnd(folder, run_dir, log).remove()
+    RouterService(folder, run_dir, log).remove()
 
 
 def status(port: int, key: str) -> int:
-    """Return with what the front end answers a request for the list of models."""
+    """Return with what the router answers a request for the list of models."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
         return connection.getresponse().status

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tests of vllm_security, against a front end that is a Python server with TLS of its own."""
+"""Tests of vllm_security, against a router that is a Python server with TLS of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate i
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_security
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
-KEY = "front-end-key"
+KEY = "router-key"
 MOST = 1000
 
 
@@ -32,7 +32,7 @@ class QuietServer(http.server.ThreadingHTTPServer):
         pass
 
 
-class FrontEnd:
+class RouterService:
     """A server that refuses what it should, until its attributes say otherwise."""
 
     def __init__(self, certificate: str) -> None:
@@ -89,16 +89,16 @@ def certificate(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def front_end(certificate: str) -> Iterator[FrontEnd]:
-    """A front end with TLS."""
-    server = FrontEnd(certificate)
+def router(certificate: str) -> Iterator[RouterService]:
+    """A router with TLS."""
+    server = RouterService(certificate)
     yield server
     server.close()
 
 
-def arguments(front_end: FrontEnd, certificate: str, **changes: Any) -> dict[str, Any]:
+def arguments(router: RouterService, certificate: str, **changes: Any) -> dict[str, Any]:
     """Return the module's options for it."""
-    whole = {"address": "127.0.0.1", "server_name": "localhost", "port": front_end.port, "api_key": KEY}
+    whole = {"address": "127.0.0.1", "server_name": "localhost", "port": router.port, "api_key": KEY}
     trust = {"authorities": public_part(certificate), "max_request_bytes": MOST}
     return {**whole, **trust, **changes}
 
@@ -108,10 +108,10 @@ def failed(result: dict[str, Any]) -> list[str]:
     return [check["what"] for check in result["checks"] if not check["passed"]]
 
 
-def test_a_front_end_that_refuses_everything_it_should_passes(
-    run_module: RunModule, front_end: FrontEnd, certificate: str
+def test_a_router_that_refuses_everything_it_should_passes(
+    run_module: RunModule, router: RouterService, certificate: str
 ) -> None:
-    result = run_module(vllm_security.main, arguments(front_end, certificate))
+    result = run_module(vllm_security.main, arguments(router, certificate))
     assert not result["failed"], result["msg"]
     tried = " ".join(check["what"] for check in result["checks"])
     for needed in ("/invocations", "/pause", "/tokenize", "/metrics", "without a key", "plain HTTP"):
@@ -119,27 +119,27 @@ def test_a_front_end_that_refuses_everything_it_should_passes(
     assert KEY not in str(result)
 
 
-def test_one_path_left_open_fails_and_is_named(run_module: RunModule, front_end: FrontEnd, certificate: str) -> None:
-    front_end.open_paths.add("/pause")
-    result = run_module(vllm_security.main, arguments(front_end, certificate))
+def test_one_path_left_open_fails_and_is_named(run_module: RunModule, router: RouterService, certificate: str) -> None:
+    router.open_paths.add("/pause")
+    result = run_module(vllm_security.main, arguments(router, certificate))
     assert result["failed"] and result["error"]["name"] == "not-secure"
     assert failed(result) == ["GET /pause with the key is refused", "POST /pause with the key is refused"]
 
 
-def test_keys_that_are_not_asked_for_fail(run_module: RunModule, front_end: FrontEnd, certificate: str) -> None:
-    front_end.asks_for_key = False
-    found = failed(run_module(vllm_security.main, arguments(front_end, certificate)))
+def test_keys_that_are_not_asked_for_fail(run_module: RunModule, router: RouterService, certificate: str) -> None:
+    router.asks_for_key = False
+    found = failed(run_module(vllm_security.main, arguments(router, certificate)))
     assert "/v1/models without a key is refused" in found
     assert "/v1/models with a wrong key is refused" in found
 
 
-def test_a_certificate_for_another_name_fails(run_module: RunModule, front_end: FrontEnd, certificate: str) -> None:
-    found = failed(run_module(vllm_security.main, arguments(front_end, certificate, server_name="other.example.com")))
+def test_a_certificate_for_another_name_fails(run_module: RunModule, router: RouterService, certificate: str) -> None:
+    found = failed(run_module(vllm_security.main, arguments(router, certificate, server_name="other.example.com")))
     assert "/v1/models with the key is answered" in found
 
 
 def test_plain_http_fails_where_tls_should_be(run_module: RunModule, certificate: str) -> None:
-    server = FrontEnd("")
+    server = RouterService("")
     try:
         found = failed(run_module(vllm_security.main, arguments(server, certificate)))
     finally:
@@ -147,17 +147,19 @@ def test_plain_http_fails_where_tls_should_be(run_module: RunModule, certificate
     assert "plain HTTP is refused" in found and "/v1/models with the key is answered" in found
 
 
-def test_nothing_there_is_not_taken_for_refusal(run_module: RunModule, front_end: FrontEnd, certificate: str) -> None:
-    front_end.close()
-    found = failed(run_module(vllm_security.main, arguments(front_end, certificate)))
+def test_nothing_there_is_not_taken_for_refusal(run_module: RunModule, router: RouterService, certificate: str) -> None:
+    router.close()
+    found = failed(run_module(vllm_security.main, arguments(router, certificate)))
     assert "/metrics" in " ".join(found) and "/health is answered" in found
 
 
-def test_a_replicas_port_that_others_reach_fails(run_module: RunModule, front_end: FrontEnd, certificate: str) -> None:
-    replica = {"host": "gpu-01", "name": "vllm-0", "port": front_end.port, "addresses": ["127.0.0.1"]}
+def test_a_replicas_port_that_others_reach_fails(
+    run_module: RunModule, router: RouterService, certificate: str
+) -> None:
+    replica = {"host": "gpu-01", "name": "vllm-0", "port": router.port, "addresses": ["127.0.0.1"]}
     open_port = security.closed_port(replica, "127.0.0.1", 5)
     assert not open_port.passed and "gpu-01" in open_port.what
-    front_end.close()
+    router.close()
     assert security.closed_port(replica, "127.0.0.1", 5).passed
     assert not security.closed_port(replica, "no-such-host.invalid", 5).passed
 

@@ -96,23 +96,23 @@ def test_the_last_deployments_are_among_the_details() -> None:
     assert [line.split()[1] for line in details[2:]] == ["20261125", "20261124", "20261123"]
 
 
-def test_to_whom_a_front_end_sends_nothing_is_named() -> None:
-    """Drained, down or unknown to it, alike hosts in one line; a front end that was not reached is said, too."""
+def test_to_whom_a_router_sends_nothing_is_named() -> None:
+    """Drained, down or unknown to it, alike hosts in one line; a router that was not reached is said, too."""
     servers = {f"gpu-0{number}": [server("vllm-0")] for number in (1, 2, 3, 4, 5)}
     up, drained = {"state": "ready", "status": "UP"}, {"state": "drain", "status": "DRAIN"}
     behind = {"gpu-01:vllm-0": up, "gpu-02:vllm-0": drained, "gpu-03:vllm-0": drained}
-    front_ends: dict[str, Any] = {
+    routers: dict[str, Any] = {
         "lb-1": {"servers": {**behind, "gpu-04:vllm-0": {"state": "ready", "status": "DOWN"}}},
         "lb-2": {"unreachable": True, "msg": "no route\nto host"},
         "lb-3": {"servers": {f"{host}:vllm-0": {"state": "ready", "status": "UP 1/2"} for host in servers}},
     }
-    found = status_lines(servers, front_ends=front_ends)
+    found = status_lines(servers, routers=routers)
     assert found["lines"][0] == "5 of 5 replicas serving on 5 hosts, 4 hosts without requests"
     assert found["lines"][-5:] == [
-        "The front end lb-1 sends nothing to:",
+        "The router lb-1 sends nothing to:",
         "  gpu-[02:03] (2 hosts): vllm-0 drained",
         "  gpu-04: vllm-0 DOWN",
         "  gpu-05: vllm-0 serves, and it does not know that one",
-        "The front end lb-2 could not be asked: no route to host",
+        "The router lb-2 could not be asked: no route to host",
     ]
     assert found["without_requests"] == ["gpu-02", "gpu-03", "gpu-04", "gpu-05"]

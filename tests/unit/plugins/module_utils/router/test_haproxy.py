@@ -61,7 +61,7 @@ def test_a_server_gets_requests_when_it_is_up_and_ready() -> None:
     assert not BackendServer("a", "ready", False, "DOWN", 0).usable()
 
 
-def test_no_socket_is_a_front_end_that_does_not_run(tmp_path: Path) -> None:
+def test_no_socket_is_a_router_that_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(GpufleetError) as caught:
         haproxy.Master(str(tmp_path / "master.sock")).processes()
     assert caught.value.name == "router-not-running"

@@ -61,7 +61,7 @@ def test_an_address_of_ipv6_is_the_same_however_it_is_written() -> None:
     assert len(shown(at_their_places(states, replicas("2001:DB8:0::0005")))) == 3
 
 
-def test_what_the_front_end_has_no_more_is_forgotten() -> None:
+def test_what_the_router_has_no_more_is_forgotten() -> None:
     assert list(shown(at_their_places(STATES, replicas()[2:]))) == ["cpu-3:cpu-3-0"]
     assert at_their_places("", replicas()) == at_their_places(STATES, []) == "1\n"
 

@@ -94,7 +94,7 @@ def test_an_interrupted_rollout_goes_on_where_it_stopped() -> None:
 
 
 def test_a_host_that_had_begun_is_gone_through_again_even_if_it_has_its_servers() -> None:
-    """It may not be verified, and the front end may still keep requests from it."""
+    """It may not be verified, and the router may still keep requests from it."""
     hosts = {"h200-001": Prepared(plan=HOPPER), "h200-002": Prepared(plan=HOPPER, changes=["x"])}
     found = arrange(hosts, states={"h200-001": state(hosts, "h200-001", rollout.BEGUN)})
     assert found.batches == [["h200-001"], ["h200-002"]]

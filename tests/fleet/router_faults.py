@@ -1,24 +1,24 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a steady stream of requests sees when something happens to the front end or to a server behind it.
+"""What a steady stream of requests sees when something happens to the router or to a server behind it.
 
-    VLLM_API_KEY=KEY python tests/fleet/front_end_faults.py --url https://localhost:8443 --ca-file lb-1.pem \\
+    VLLM_API_KEY=KEY python tests/fleet/router_faults.py --url https://localhost:8443 --ca-file lb-1.pem \\
         --model NAME --run-dir /run/gpufleet-router --host cpu-1 --container cpu-1-0 \\
         --server-url http://127.0.0.1:18100 --router 'ansible-playbook gpufleet.vllm.router -i INVENTORY'
 
-as root on the machine where the front end and that server run, with DOCKER_HOST of its engine, and the folder above
+as root on the machine where the router and that server run, with DOCKER_HOST of its engine, and the folder above
 ansible_collections on PYTHONPATH. Half of the requests are streamed. One after another:
 
 loaded again   the playbook router loads the configuration three times, each time with another setting, while the host
                is drained, which it has to stay
 drained        the host is drained as a rollout does it, and put back
 killed         the server's process is killed with -9 in the middle of its streams; Docker starts it again
-restarted      the front end's process is ended, and the playbook router starts it
+restarted      the router's process is ended, and the playbook router starts it
 
 The client sends again what was refused, as the OpenAI libraries do; C(lost) counts what a client could not send again
 without a second answer. Prints a table, and exits with 1 when something was lost that should not be: all but streams
-that had begun when their server was killed, and what was open when the front end was ended. Of what is planned, the
+that had begun when their server was killed, and what was open when the router was ended. Of what is planned, the
 first two, nothing may have been refused either: a client that waits long enough would not see half a minute without an
 answer.
 """
@@ -121,7 +121,7 @@ class Faults:
         }
 
     def restart(self) -> dict[str, Any]:
-        """End the front end, and have the playbook start it."""
+        """End the router, and have the playbook start it."""
         began = time.time()
         os.kill(self._master.processes().master, signal.SIGTERM)
         self._router()
@@ -164,7 +164,7 @@ def under_load(options: Options, fault: Callable[[], dict[str, Any]], lead_s: fl
 
 def add_load_arguments(parser: argparse.ArgumentParser, rate: float) -> None:
     """Add the arguments that say which load to send; C(rate) is the default in requests a second."""
-    parser.add_argument("--url", required=True, help="of the front end")
+    parser.add_argument("--url", required=True, help="of the router")
     parser.add_argument("--ca-file", default="", help="what its certificate is checked with")
     parser.add_argument("--model", required=True, help="the served model's name")
     parser.add_argument("--rate", type=float, default=rate, help="requests a second")
@@ -191,7 +191,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description="Provoke faults behind a steady stream of requests.")
     add_load_arguments(parser, rate=3.0)
-    parser.add_argument("--run-dir", default="/run/gpufleet-router", help="the front end's sockets")
+    parser.add_argument("--run-dir", default="/run/gpufleet-router", help="the router's sockets")
     parser.add_argument("--host", required=True, help="the host to drain and whose server is killed")
     parser.add_argument("--container", required=True, help="that server's container")
     parser.add_argument("--server-url", required=True, help="where that server listens")

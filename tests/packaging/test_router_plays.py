@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the front end takes hosts for, by plays on this machine that change nothing but files of the test."""
+"""What the router takes hosts for, by plays on this machine that change nothing but files of the test."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Site:
         self.installed = installed
 
     def has(self, hosts: dict[str, Any], **variables: Any) -> None:
-        """Write the inventory: a front end C(lb), and hosts behind it with variables of their own."""
+        """Write the inventory: a router C(lb), and hosts behind it with variables of their own."""
         local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
         behind = {host: {"vllm_config_dir": str(self.folder / host), **own} for host, own in hosts.items()}
-        router = {"hosts": {"lb": {}}, "vars": {"router_run_dir": str(self.folder / "run-of-the-front-end")}}
+        router = {"hosts": {"lb": {}}, "vars": {"router_run_dir": str(self.folder / "run-of-the-router")}}
         groups = {"router": router, "vllm": {"hosts": behind}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"vars": local, "children": groups}}))
 
@@ -86,7 +86,7 @@ def test_only_a_host_that_was_read_and_has_no_plan_is_left_out(site: Site) -> No
     ]
     (site.folder / "router").mkdir()
     (site.folder / "router" / "replicas.json").write_text(json.dumps(before))
-    front_end = {
+    router = {
         "members": "{{ groups.vllm }}",
         "host": "127.0.0.1",
         "tls": False,
@@ -98,7 +98,7 @@ def test_only_a_host_that_was_read_and_has_no_plan_is_left_out(site: Site) -> No
         {
             "hosts": "lb",
             "tasks": [
-                {"gpufleet.vllm.router_server": front_end, "check_mode": True, "register": "found"},
+                {"gpufleet.vllm.router_server": router, "check_mode": True, "register": "found"},
                 tell(kept="found.kept", left_out="found.left_out", hosts="found.replicas | map(attribute='host')"),
             ],
         },
@@ -137,7 +137,7 @@ def test_hosts_are_planned_where_facts_are_no_variables(site: Site) -> None:
     assert "gpu-01" in output and "TP 1" in output
 
 
-def test_the_front_ends_own_folder_is_taken(site: Site) -> None:
+def test_the_routers_own_folder_is_taken(site: Site) -> None:
     site.has({"gpu-01": {}})
     asked = "results | map(attribute='invocation.module_args.run_dir') | first"
     output = site.play(
@@ -150,4 +150,4 @@ def test_the_front_ends_own_folder_is_taken(site: Site) -> None:
             ],
         }
     )
-    assert told(output) == dict.fromkeys(("drain", "ready"), str(site.folder / "run-of-the-front-end"))
+    assert told(output) == dict.fromkeys(("drain", "ready"), str(site.folder / "run-of-the-router"))

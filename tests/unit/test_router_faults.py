@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tests of the judgement over the faults behind a front end; the faults themselves are Molecule's."""
+"""Tests of the judgement over the faults behind a router; the faults themselves are Molecule's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tests.fleet.front_end_faults import table, wrong
+from ansible_collections.gpufleet.vllm.tests.fleet.router_faults import table, wrong
 
 
 def result(**changes: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a rollout does to the front end: nobody stays drained, and requests always have somewhere to go."""
+"""What a rollout does to the router: nobody stays drained, and requests always have somewhere to go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ansible_collections.gpufleet.vllm.tests.plays.rolling import Rolling, chang
 
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[Master]:
-    """The master of a front end that sends requests to every replica."""
+    """The master of a router that sends requests to every replica."""
     with listening(tmp_path) as found:
         found.sessions = {}
         yield found
@@ -34,7 +34,7 @@ def served(log: list[list[str]]) -> list[str]:
 def test_whom_nobody_asks_comes_first_and_nobody_stays_drained(tmp_path: Path, master: Master) -> None:
     """A host that is as it should be was left drained by a run whose state is gone, and another one does not serve.
 
-    Of the third the second replica goes: the front end follows, and does not wait for it.
+    Of the third the second replica goes: the router follows, and does not wait for it.
     """
     master.states = {f"gpu-0{number}:vllm-0": "ready" for number in (1, 2, 3)} | {"gpu-01:vllm-1": "ready"}
     master.states["gpu-02:vllm-0"], master.down = "drain", {"gpu-03:vllm-0", "gpu-01:vllm-1"}
@@ -70,7 +70,7 @@ def test_the_last_one_that_gets_requests_is_left_alone_unless_it_may_go(tmp_path
     assert (served(log), master.commands) == ([], []), fleet.said
     state = fleet.last()["gpu-01"]
     assert state["state"] == "failed" and not state["out"]
-    assert "Without gpu-01:vllm-0 the front end would have no replica to send requests to" in state["why"]
+    assert "Without gpu-01:vllm-0 the router would have no replica to send requests to" in state["why"]
     assert "vllm_rollout_allow_outage: true" in fleet.said
     log = fleet.run(succeeds=True, vllm_rollout_allow_outage=True)
     assert served(log) == ["gpu-01"]
@@ -101,7 +101,7 @@ def test_the_last_one_that_gets_requests_is_not_brought_back_before_another_serv
     assert served(log) == ["gpu-01", "gpu-02"], fleet.said
     assert master.states == {"gpu-01:vllm-0": "ready", "gpu-02:vllm-0": "drain"}
     assert "changed, and not brought back yet: gpu-01" in fleet.said
-    assert "not brought back: gpu-01: Without gpu-01:vllm-0 the front end would have no replica" in fleet.said
+    assert "not brought back: gpu-01: Without gpu-01:vllm-0 the router would have no replica" in fleet.said
     states = {host: state["state"] for host, state in RolloutState(str(fleet.state_dir)).hosts().items()}
     assert states == {"gpu-01": "done", "gpu-02": "failed"}, "the next run goes on bringing back"
 

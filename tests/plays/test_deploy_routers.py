@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a deployment does to the front ends: none of them is left with hosts drained, nor behind what serves."""
+"""What a deployment does to the routers: none of them is left with hosts drained, nor behind what serves."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ALL_READY = {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0"
 
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[Master]:
-    """The master of a front end that sends requests to every replica."""
+    """The master of a router that sends requests to every replica."""
     with listening(tmp_path) as found:
         found.sessions = {}
         yield found
 
 
 def moved(file: str) -> dict[str, Any]:
-    """Return the result of router_server where a file of the front end changes."""
+    """Return the result of router_server where a file of the router changes."""
     diff = [{"before_header": f"/etc/x/{name}", "after_header": f"/etc/x/{name}"} for name in ("haproxy.cfg", file)]
     return {"changed": True, "action": "reloaded", "diff": diff}
 
@@ -38,17 +38,17 @@ def replaced(*changes: dict[str, Any]) -> dict[str, Any]:
     return {"changed": True, "replicas": [entry], "removed": []}
 
 
-def test_a_front_end_that_is_down_does_not_leave_the_hosts_drained_at_the_other(tmp_path: Path, master: Master) -> None:
-    fleet = Fleet(tmp_path, master, front_ends=("lb-1", "lb-2"))
+def test_a_router_that_is_down_does_not_leave_the_hosts_drained_at_the_other(tmp_path: Path, master: Master) -> None:
+    fleet = Fleet(tmp_path, master, routers=("lb-1", "lb-2"))
     log = fleet.deploy(changed=True, succeeds=False)
     assert master.states == ALL_READY, fleet.said
     assert {command.split()[-1] for command in master.commands} == {"drain", "ready"}
-    assert "The front end lb-2 could not be reached" in fleet.said
+    assert "The router lb-2 could not be reached" in fleet.said
     looks = [json.loads(line[2])["_ansible_check_mode"] for line in log if line[1] == "vllm_server"]
-    assert looks == [True, True], "servers were replaced under requests of the other front end"
+    assert looks == [True, True], "servers were replaced under requests of the other router"
 
 
-def test_fewer_replicas_go_through_and_the_front_end_follows_before_they_are_taken_back(
+def test_fewer_replicas_go_through_and_the_router_follows_before_they_are_taken_back(
     tmp_path: Path, master: Master
 ) -> None:
     """Both hosts serve vllm-0 alone from now on; the second one of gpu-01 is gone."""
@@ -83,11 +83,11 @@ def test_fewer_replicas_go_through_and_the_front_end_follows_before_they_are_tak
     assert [arguments["replicas"] for arguments in back] == [["vllm-0"], ["vllm-0"]]
 
 
-def test_a_replica_that_the_front_end_does_not_get_to_know_fails_its_host(tmp_path: Path, master: Master) -> None:
+def test_a_replica_that_the_router_does_not_get_to_know_fails_its_host(tmp_path: Path, master: Master) -> None:
     fleet = Fleet(tmp_path, master)
     refuses = {"failed": True, "msg": "no", "error": {"name": "x", "message": "HAProxy has no room for it."}}
     fleet.deploy(changed=True, serves=("vllm-0", "vllm-7"), results={"router_server": refuses}, succeeds=False)
-    assert "The front end does not have gpu-01:vllm-7" in fleet.said
+    assert "The router does not have gpu-01:vllm-7" in fleet.said
     assert "HAProxy has no room for it." in fleet.said
     assert master.states["gpu-01:vllm-0"] == "ready"
 
@@ -100,7 +100,7 @@ def test_a_replica_that_the_front_end_does_not_get_to_know_fails_its_host(tmp_pa
     ],
     ids=["another", "a first one"],
 )
-def test_another_key_than_the_front_end_asks_with_is_refused_before_anything_is_done(
+def test_another_key_than_the_router_asks_with_is_refused_before_anything_is_done(
     tmp_path: Path, master: Master, change: dict[str, Any]
 ) -> None:
     fleet = Fleet(tmp_path, master)
@@ -109,9 +109,7 @@ def test_another_key_than_the_front_end_asks_with_is_refused_before_anything_is_
     assert "vllm_api_key of gpu-01 would change" in fleet.said and "vllm_allow_key_change=true" in fleet.said
 
 
-def test_a_key_that_may_change_is_the_front_end_s_before_the_hosts_are_taken_back(
-    tmp_path: Path, master: Master
-) -> None:
+def test_a_key_that_may_change_is_the_router_s_before_the_hosts_are_taken_back(tmp_path: Path, master: Master) -> None:
     fleet = Fleet(tmp_path, master)
     change = {"field": "secret VLLM_API_KEY", "before": "(hidden)", "after": "(hidden, changed)"}
     results = {"vllm_server": replaced(change), "router_server": moved("replica.key")}
@@ -121,10 +119,10 @@ def test_a_key_that_may_change_is_the_front_end_s_before_the_hosts_are_taken_bac
     assert names.count("router_server") == 2 and set(names[last:]) == {"router_backend"}, fleet.said
 
 
-def test_a_host_that_is_not_behind_the_front_end_yet_may_get_a_key_and_other_wishes_wait(
+def test_a_host_that_is_not_behind_the_router_yet_may_get_a_key_and_other_wishes_wait(
     tmp_path: Path, master: Master
 ) -> None:
-    """Of the two only gpu-02 is behind it; its servers stay where they are, so the front end is not loaded again."""
+    """Of the two only gpu-02 is behind it; its servers stay where they are, so the router is not loaded again."""
     master.states = {"gpu-02:vllm-0": "ready"}
     fleet = Fleet(tmp_path, master)
     change = {"field": "secrets", "before": None, "after": ["VLLM_API_KEY"]}
