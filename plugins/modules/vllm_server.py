@@ -276,7 +276,7 @@ options:
       - Seconds that the running requests of a server get before it is stopped, restarted or replaced. What still runs
         then is aborted.
       - Meanwhile the server answers new requests with 503 and C(Retry-After), and C(/health) with 503, so that routers
-         send them elsewhere. It takes requests again by itself should this module be killed.
+        send them elsewhere. It takes requests again by itself should this module be killed.
       - A server that this collection's release did not make cannot turn requests away; for one like that, it is waited
         until nothing runs, or its vLLM drains itself where it was started with C(shutdown-timeout).
     type: int

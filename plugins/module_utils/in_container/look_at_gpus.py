@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 import uuid
 from typing import Any, Callable
 
@@ -76,4 +77,5 @@ def look(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("\n" + ANSWER_MARK + json.dumps({"cuda": look(cuda), "nvml": look(nvml)}), flush=True)
+    answer = {"cuda": look(cuda), "nvml": look(nvml)}
+    sys.stdout.write("\n" + ANSWER_MARK + json.dumps(answer) + "\n")

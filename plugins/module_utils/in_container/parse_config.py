@@ -51,7 +51,11 @@ def parse(parser_class: Any, arguments: list[str]) -> dict[str, Any]:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             commands["serve"].validate(parser.parse_args())
     except SystemExit as stop:
-        text = said.getvalue() if stop.code else "error: with this configuration vLLM ends without serving"
+        text = (
+            said.getvalue()
+            if stop.code not in (None, 0)
+            else "error: with this configuration vLLM ends without serving"
+        )
         return {"refused": text[-LONGEST_TEXT:]}
     except Exception as error:
         ours = isinstance(error, (ValueError, TypeError, KeyError)) or type(error).__module__.startswith("yaml")
@@ -81,5 +85,7 @@ def main(checks: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if entry]
-    print("\n" + ANSWER_MARK + json.dumps(main(json.loads(sys.argv[1]))), flush=True)
+    answer = main(json.loads(sys.argv[1]))
+    sys.stdout.write("\n" + ANSWER_MARK + json.dumps(answer) + "\n")
+    sys.stdout.flush()
     os._exit(0)
