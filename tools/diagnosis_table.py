@@ -30,7 +30,7 @@ Every failure that has a name
 =============================
 
 What a task's error says when a server did not start, or died: its name (``error.name`` in the task's result and the
-report), what it means, and what mends it. ``…`` stands for what the log itself tells, such as a number or a name.
+report), what it means, and what fixes it. ``…`` stands for what the log itself tells, such as a number or a name.
 :ref:`The guide <ansible_collections.gpufleet.vllm.docsite.troubleshooting>` tells how a cause is found.
 
 """

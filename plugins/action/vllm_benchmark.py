@@ -17,7 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task im
 
 NONE = "none is stored for these GPUs, driver, image, plan and load (vllm_benchmark_save_baseline: true stores one)"
 NONE_BEFORE = "none is stored of what served before, for these GPUs, driver and load"
-NOT_STORED = "it was not stored (vllm_benchmark_save_baseline), for a gate of this measurement failed"
+NOT_STORED = "it was not stored (vllm_benchmark_save_baseline), because a gate of this measurement failed"
 
 
 class ActionModule(LongTaskAction):

@@ -37,7 +37,7 @@ options:
     default: {}
   nvidia_runtime:
     description:
-      - Whether containers shall be able to have NVIDIA's GPUs. C(nvidia-ctk runtime configure) adds what that takes, on
+      - Whether containers can have NVIDIA's GPUs. C(nvidia-ctk runtime configure) adds what that takes, on
         a copy, so that check mode and C(--diff) show it.
       - An engine that started before the toolkit was installed does not know C(--gpus) yet and is restarted for it if
         no container runs; otherwise RV(pending) says so.
@@ -55,7 +55,7 @@ options:
     default: false
   allow_restart_variable:
     description:
-      - The variable that a message shall name for O(allow_restart).
+      - The variable that a message names for O(allow_restart).
     type: str
     default: docker_allow_restart
 extends_documentation_fragment:
@@ -124,7 +124,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def have_engine(module: GpufleetModule) -> dict[str, Any]:
-    """Have the engine as the options say, and return the module's result."""
+    """Set the Docker engine up as the options say, and return the module's result."""
     params = module.params
     wish = Wish(
         docker_host=params["docker_host"],

@@ -12,7 +12,7 @@ short_description: Tell what NVIDIA GPUs a host has and how they are
 description:
   - Asks the NVIDIA driver through NVML, with the Python library C(nvidia-ml-py); parses no output of nvidia-smi.
   - A host without library, driver or GPU, or with a GPU that fell off the bus, is an answer and not a failure.
-    RV(state) names the case, RV(reason) explains it and RV(remedy) says what mends it.
+    RV(state) names the case, RV(reason) explains it and RV(remedy) says what fixes it.
   - What a card or driver does not support is V(null).
 author:
   - gpufleet contributors (@gpufleet)

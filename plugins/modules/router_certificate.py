@@ -89,7 +89,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
-    """Have the certificate and return the module's result."""
+    """Make the certificate if there is none, and return the module's result."""
     path, names = module.params["path"], wanted_names(module.params["names"])
     found = read_certificate(path)
     changed = found is None or found.ends_soon or found.names != names

@@ -75,7 +75,7 @@ options:
     default: false
   variables:
     description:
-      - The variables that messages shall name for C(key), C(fingerprints) and C(folder).
+      - The variables that messages name for C(key), C(fingerprints) and C(folder).
     type: dict
     default: {}
 attributes:

@@ -49,7 +49,7 @@ options:
     default: ""
   variables:
     description:
-      - The variables that messages shall name for C(url), C(key) and C(version).
+      - The variables that messages name for C(url), C(key) and C(version).
     type: dict
     default: {}
 extends_documentation_fragment:

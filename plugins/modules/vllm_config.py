@@ -43,7 +43,7 @@ options:
     type: path
   replicas:
     description:
-      - The replicas whose files O(directory) shall hold. Keys other than C(name) and C(config) are ignored.
+      - The replicas whose files O(directory) must hold. Keys other than C(name) and C(config) are ignored.
       - Taken from O(plan) when left out.
     type: list
     elements: dict
@@ -224,7 +224,7 @@ class ConfigFiles:
         self._set_attributes(path, mode="0750")
 
     def write(self, wanted: WantedFile) -> None:
-        """Have the file with its text, mode and owner, keeping the text that it replaces."""
+        """Write the file with its text, mode and owner, and keep the text that it replaces."""
         before = read_text(wanted.path)
         state, previous = "unchanged", ""
         if before != wanted.text:
@@ -368,7 +368,7 @@ def remove_all(module: GpufleetModule) -> dict[str, Any]:
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
-    """Have the files on the host and return the module's result."""
+    """Write the files, and return the module's result."""
     params = module.params
     if params["state"] == "absent":
         return remove_all(module)

@@ -110,7 +110,7 @@ ways:
       type: str
       sample: driver-mismatch
     remedy:
-      description: What mends the way; else empty.
+      description: What fixes the way; else empty.
       type: str
       sample: Reboot the host if its driver was just updated.
     evidence:

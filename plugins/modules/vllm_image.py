@@ -267,7 +267,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
-    """Have the image on the host and return the module's result."""
+    """Pull or load the image, and return the module's result."""
     params = module.params
     wish = ImageWish(
         reference=params["reference"],

@@ -60,7 +60,7 @@ options:
     default: {}
   secrets:
     description:
-      - Variables that nobody shall see, such as C(HF_TOKEN). They reach the container's environment only.
+      - Variables that must not be seen, such as C(HF_TOKEN). They reach the container's environment only.
     type: dict
     default: {}
   volumes:
@@ -265,7 +265,7 @@ def lock_timeout(given: int, download: float) -> int:
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
-    """Have the weights on the host and return the module's result."""
+    """Fetch the weights, and return the module's result."""
     params = module.params
     texts = [{str(name): str(value) for name, value in params[key].items()} for key in ("environment", "secrets")]
     environment, secrets = split_secrets(*texts)

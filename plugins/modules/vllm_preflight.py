@@ -12,7 +12,7 @@ short_description: Judge what would fail on a host later
 description:
   - Compares what M(gpufleet.vllm.host_info) and M(gpufleet.vllm.gpu_info) told of a host with what the C(vllm_*)
     variables of the play wish for there, and returns everything that would fail, all at once.
-  - Where the planner refuses, it plans again as if that were mended, so that one refusal does not hide the next.
+  - Where the planner refuses, it plans again as if that were fixed, so that one refusal does not hide the next.
   - Runs on the controller and never contacts the host. The role P(gpufleet.vllm.preflight#role) uses all its stages.
 author:
   - gpufleet contributors (@gpufleet)
@@ -127,7 +127,7 @@ findings:
       type: str
       sample: driver 575 or newer (vllm_min_driver is 575)
     remedy:
-      description: The command or variable that mends it; empty when nothing needs mending.
+      description: The command or variable that fixes it; empty when nothing needs fixing.
       type: str
       sample: Install driver 575 or newer and reboot, or set vllm_image_tag to a vLLM with an older CUDA.
     item:

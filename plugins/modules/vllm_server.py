@@ -205,7 +205,7 @@ options:
     default: 5
   ca_bundle:
     description:
-      - File of the host with certificate authorities that the servers shall trust; empty for those of the image.
+      - File of the host with certificate authorities that the servers trust; empty for those of the image.
     type: str
     default: ""
   labels:
@@ -265,7 +265,7 @@ options:
     default: 900
   phase_timeouts:
     description:
-      - Seconds that each phase of a start may take, for those that shall differ from their defaults, V(container) 300,
+      - Seconds that each phase of a start may take, for those that differ from their defaults, V(container) 300,
         V(engine_start) 900, V(weights) 3600, V(compile) 1800, V(kv_cache) 1800, V(warm_up) 1800, V(graphs) 900,
         V(serving) 600. 0 means no deadline. V(image) is that of M(gpufleet.vllm.vllm_image) and not used here.
       - Counts beside O(ready_timeout), which is for all of a start, and O(stall_timeout).
@@ -629,7 +629,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
 def roll_back(
     client: DockerClient, params: dict[str, Any], secrets: dict[str, str], progress: Progress, *, check: bool
 ) -> dict[str, Any]:
-    """Have the servers of an earlier deployment run; return the task's result."""
+    """Run the servers of an earlier deployment; return the task's result."""
     settings = settings_of(params, check)
     running = deployment.Deployment(client, settings, secrets, progress).running()
     entry = history_entries.select(history_entries.read_entries(params["config_dir"]), params["rollback_to"], running)

@@ -176,7 +176,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "memory-taken",
-        "The host has less free memory than the server shall take",
+        "The host has less free memory than the server must take",
         "cpu-memory-short",
         "The host has less free memory than the server is allowed to take.",
         NOTHING,

@@ -44,7 +44,7 @@ def test_whom_nobody_asks_comes_first_and_nobody_stays_drained(tmp_path: Path, m
     stages: dict[str, Any] = {"vllm_rollout_verify_canary": ["basic", "accuracy"], "vllm_rollout_max_failures": 1}
     log = fleet.run(succeeds=False, results={"router_server": moved}, **stages)
     assert "left without requests by a run that did not end: gpu-02" in fleet.said
-    assert "first, for they do not serve: gpu-03" in fleet.said
+    assert "first, because they do not serve: gpu-03" in fleet.said
     assert "the canary is held against nothing: accuracy has no floor" in fleet.said
     assert "held against nothing: gpu-02: accuracy had no floor" in fleet.said
     assert served(log) == ["gpu-02", "gpu-03", "gpu-03", "gpu-01"], fleet.said

@@ -19,7 +19,7 @@ Content = Union[str, bytes]
 def write_file(
     path: str, content: Content, mode: int, *, keep: bool = False, folder_mode: int = 0o755, variable: str = ""
 ) -> bool:
-    """Have a file with this content on the host, replaced as a whole unless it is so already.
+    """Write a file as a whole, unless it has this content already.
 
     Args:
         path: the file.
@@ -55,7 +55,7 @@ def write_failed(path: str, error: OSError, variable: str = "") -> GpufleetError
 
 
 def replace_file(path: str, text: str, *, what: str, name: str, variable: str) -> None:
-    """Have a file with this text on the controller, where all may read it, as C(write_file) does.
+    """Write a file on the controller that all may read, as `write_file` does.
 
     Args:
         path: the file.

@@ -50,7 +50,7 @@ def value_of(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader]
 
 
 def _shown(value: Any) -> str:
-    """Return a value as messages show it: of a dictionary the keys alone, for the values may be secrets."""
+    """Return a value as messages show it: of a dictionary the keys alone, because the values may be secrets."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: …" for key in value) + "}"
     return repr(plain(value))
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 
 def text_of(value: Any) -> str:
     if isinstance(value, (dict, list, bool)):
-        raise ValueError("it must be a text")
+        raise ValueError("it must be a string")
     return str(value).strip()
 
 

@@ -168,7 +168,7 @@ class Daemon:
             self._have_process(self._start_process)
 
     def reload(self, loaded: Callable[[Mapping[str, Any]], bool]) -> bool:
-        """Have it read daemon.json again; return whether C(loaded) became true of what engine_probe tells."""
+        """Let it read daemon.json again; return whether `loaded` became true of what the engine tells."""
         pid = daemon_pid()
         if pid is None:
             return False
@@ -283,7 +283,7 @@ def _start_failed(evidence: str) -> GpufleetError:
     return GpufleetError(
         "The Docker engine did not start.",
         name="engine-start-failed",
-        remedy=f"Mend what its log says ({LOG}, or journalctl --unit docker), then run the play again.",
+        remedy=f"Fix what its log says ({LOG}, or journalctl --unit docker), then run the play again.",
         evidence=evidence,
     )
 
@@ -327,7 +327,7 @@ def _output(*words: str) -> str:
 
 
 def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
-    """Have the daemon as it is wished.
+    """Set the daemon up as wished.
 
     What a restart with a new daemon.json breaks is put back: the old file, and the daemon with it.
 
@@ -393,7 +393,7 @@ def _take(wish: DaemonWish, step: DaemonStep, result: dict[str, Any]) -> None:
 
 
 def _put_back(wish: DaemonWish, before: str, was_running: bool) -> None:
-    """Have daemon.json as it was, and the daemon with it; one that runs is not restarted for that."""
+    """Restore daemon.json, and the daemon with it; a daemon that runs is not restarted because of that."""
     with contextlib.suppress(GpufleetError, OSError):
         if before:
             write_file(wish.path, before, CONFIG_MODE, keep=True)

@@ -24,7 +24,7 @@ RUNTIME = "nvidia"
 
 @dataclass
 class DaemonWish:
-    """What the daemon of a host shall be.
+    """What the daemon of a host should be.
 
     Attributes:
         docker_host: where it answers.

@@ -168,7 +168,7 @@ class _TerminatedError(BaseException):
 
 @contextlib.contextmanager
 def _terminable(name: str) -> Iterator[None]:
-    """Have SIGTERM leave the block by way of its C(finally) clauses, as C(interrupted); further ones are ignored."""
+    """Let SIGTERM end the block through its `finally` clauses, as `interrupted`; further ones are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -231,7 +231,7 @@ def nothing_works(outcomes: Sequence[Outcome], image: str, wish: str) -> Gpuflee
     return GpufleetError(
         "\n".join([f"No way of giving this host's GPUs to a container of {image} works:", *lines]),
         name="no-gpu-access",
-        remedy="Mend one of the ways; gpus and cdi need the NVIDIA container toolkit (role"
+        remedy="Fix one of the ways; gpus and cdi need the NVIDIA container toolkit (role"
         " gpufleet.vllm.nvidia_container_toolkit), devices the driver's libraries in vllm_volumes.",
         details=details,
     )

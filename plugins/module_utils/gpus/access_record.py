@@ -62,7 +62,7 @@ class Outcome:
         works: whether CUDA and NVML in the container see exactly the GPUs it was given.
         said: that, or what is wrong, as a sentence.
         name: of the cause, if it does not work.
-        remedy: what mends the way.
+        remedy: what fixes the way.
         evidence: the text that proves the cause.
     """
 

@@ -106,7 +106,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "cpu-memory-short",
         r"Available memory on node \S+ .* on kv cache allocation is less than requested memory for kv",
-        "The host has less free memory than the KV cache shall take.",
+        "The host has less free memory than the KV cache is to take.",
         "End other processes on the host, or lower vllm_gpu_memory_utilization (or what sets the cache's size:"
         " kv-cache-memory-bytes in vllm_extra_config, VLLM_CPU_KVCACHE_SPACE in vllm_environment).",
     ),
@@ -316,7 +316,7 @@ CAUSES: tuple[Cause, ...] = (
         "illegal-instruction",
         r"Illegal instruction",
         "The processor lacks an instruction that this build uses.",
-        "Use a build for this processor (vllm_image; the CPU build needs AVX512 unless it was mended as the role"
+        "Use a build for this processor (vllm_image; the CPU build needs AVX512 unless it was fixed as the role"
         " gpufleet.vllm.cpu_image does).",
     ),
     # Parallelism
@@ -615,7 +615,7 @@ EXIT_CAUSES: dict[int, Cause] = {
         "illegal-instruction",
         "",
         "The server was ended by an illegal instruction: the processor lacks one that this build uses.",
-        "Use a build for this processor (vllm_image; the CPU build needs AVX512 unless it was mended as the role"
+        "Use a build for this processor (vllm_image; the CPU build needs AVX512 unless it was fixed as the role"
         " gpufleet.vllm.cpu_image does).",
     ),
     134: Cause("aborted", "", "The server aborted itself (SIGABRT).", "Look at the last lines of its log."),

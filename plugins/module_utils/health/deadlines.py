@@ -59,7 +59,7 @@ def deadlines(given: Mapping[str, Any]) -> dict[str, int]:
         raise GpufleetError(
             f"{VARIABLE}: {'; '.join(wrong)}",
             name="phase-timeouts-invalid",
-            remedy=f"Set only those of {', '.join(DEFAULTS)} that shall differ from their defaults, in seconds.",
+            remedy=f"Set only those of {', '.join(DEFAULTS)} that differ from their defaults, in seconds.",
             details={"problems": wrong},
         )
     return {**DEFAULTS, **{key_of(str(name)): int(value) for name, value in given.items()}}

@@ -121,7 +121,7 @@ def _unknown(what: str, stripped: list[str], position: int | None, details: dict
     details["log"] = [_short(line) for line in context]
     died = any(ENGINE_DIED in line for line in stripped)
     return GpufleetError(
-        f"{what} ({ended}), for a reason that is not among the known ones." + (" Its engine died." if died else ""),
+        f"{what} ({ended}); the reason is not among the known ones." + (" Its engine died." if died else ""),
         name="engine-died" if died else "unknown-failure",
         remedy="Look at the lines around its first error:\n  " + "\n  ".join(details["log"]),
         evidence=_short(evidence),

@@ -72,7 +72,7 @@ class StartWatch:
     """The state of one start, fed with log lines and samples of what the container does.
 
     Times are seconds since the epoch; lines carry the time at which the engine received them, so that phases have
-    the right length however seldom they are read.
+    the right length however rarely they are read.
 
     Args:
         started: when the container was started.

@@ -230,7 +230,7 @@ def _ask(state: dict[str, Any], api_key: str) -> None:
 def _tell_why_not(state: dict[str, Any], container: Container, docker_state: dict[str, Any], log_lines: int) -> None:
     """Tell the phase of a server that does not serve, and the cause if it died."""
     running, began = _runs(docker_state), started_at(container)
-    # Of this life alone, or of the last one: what an earlier one died of may have been mended since.
+    # Of this life alone, or of the last one: what an earlier one died of may have been fixed since.
     lines = _log(container, log_lines, since=began)
     error = diagnose(
         lines,

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Having one image on a host: pulled, loaded from an archive or already present, checked and tagged."""
+"""Ensures that a host has an image: pulls it, loads it from an archive or finds it, then checks and tags it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ensure_image(
     progress: Progress | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """Have the image of the wish on the host under its reference and its tag.
+    """Pull or load the image, and give it its reference and its tag as names.
 
     An image that is there and fulfils the wish is left alone, and no registry is asked. When the new one turns
     out to be wrong, the names are put back to where they pointed before.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 
-# A name that does not resolve or a closed port seldom mends itself: one more try, soon, then the error.
+# A name that does not resolve or a closed port rarely recovers on its own: one more try, soon, then the error.
 UNREACHABLE_RETRIES = 1
 UNREACHABLE_BACKOFF = 2.0
 

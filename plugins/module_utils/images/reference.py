@@ -44,7 +44,7 @@ class ImageWish:
 
     Attributes:
         reference: the image's name, such as C(vllm/vllm-openai:v0.12.0).
-        tag: further name that it shall have on the host, such as C(vllm/vllm-openai:deploy), or C("").
+        tag: further name that it must have on the host, such as C(vllm/vllm-openai:deploy), or C("").
         platform: C(linux/amd64) or C(linux/arm64), as normalize_platform gives it.
         source: C(pull), C(archive) or C(present).
         archive: path of the archive on the host, where source is C(archive).

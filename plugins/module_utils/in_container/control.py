@@ -47,12 +47,12 @@ class Control:
         return {os.path.join(self.folder, name): text for name, text in texts.items()}
 
     def close(self, seconds: float) -> None:
-        """Have the server turn new requests away, for C(seconds) unless C(open) comes first."""
+        """Tell the server to turn new requests away for `seconds`, or until `open`."""
         path = os.path.join(self.folder, door.CLOSED)
         write_file(path, f"{time.time() + seconds:.3f}\n", 0o644, variable="vllm_config_dir")
 
     def open(self) -> bool:
-        """Have the server take requests again; return whether it did not.
+        """Tell the server to take requests again; return whether it turned them away.
 
         Where the file cannot be removed the door opens at the time in it.
         """

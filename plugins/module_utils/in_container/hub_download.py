@@ -513,7 +513,7 @@ class Download:
             raise HubError("disk-full", f"{needed} bytes are missing, {free} are free", needed=needed, free=free)
 
     def _fetch(self, model: WantedFiles, want: Mapping[str, Any]) -> WantedFiles:
-        """Have every file of a model in the cache, and the revision lead there; return what it is by then."""
+        """Fetch every file of a model and point the revision at them; return what the model is by then."""
         for _round in range(MOST_ROUNDS):
             small = [entry for entry in model.files if _is_small(entry)]
             with self._reporting(model):
@@ -537,7 +537,7 @@ class Download:
             raise HubError("hub-unreachable", f"{len(left)} files did not come, such as {left[0]}", transient=True)
 
     def _point(self, model: WantedFiles) -> bool:
-        """Have huggingface_hub note which commit the revision is; return whether it is still the same."""
+        """Let huggingface_hub note which commit the revision is; return whether it is still the same."""
         pattern = _literal(model.files[0].path)
         folder = str(self._hub.snapshot_download(model.repository, revision=model.revision, allow_patterns=[pattern]))
         return os.path.basename(os.path.normpath(folder)) == model.commit

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has the weights of a hub model in a host's Hugging Face cache before a server that needs them is started.
+"""Fetches the weights of a hub model into a host's Hugging Face cache before a server that needs them is started.
 
 hub_download fetches them in a container of the serving image. What it fetched is recorded below the cache, in
 C(gpufleet/models--<owner>--<name>.json), so that the next run knows from the host's files alone that nothing lacks.

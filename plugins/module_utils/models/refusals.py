@@ -48,7 +48,7 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "hub-unreachable": ("The hub does not give {model}: it cannot be reached, or breaks the connection.", WAY_OUT),
     "name-not-resolved": (
         "The hub's name cannot be resolved from a container.",
-        "Mend the host's DNS, or set vllm_network_mode to host.",
+        "Fix the host's DNS, or set vllm_network_mode to host.",
     ),
     "certificate-not-trusted": (
         "The hub's TLS certificate is not trusted, as behind an inspecting proxy.",

@@ -76,7 +76,7 @@ def cached(cache: HubCache, model: str, revision: str) -> str:
     if os.path.isdir(snapshot):
         return snapshot
     raise GpufleetError(
-        f"The server shall not ask the hub ({' or '.join(OFFLINE)} in vllm_environment), but {model} (revision"
+        f"The server must not ask the hub ({' or '.join(OFFLINE)} in vllm_environment), but {model} (revision"
         f" {revision}) is not in {cache}.",
         name="weights-missing",
         remedy=f"Fetch it there once (HF_HUB_CACHE={cache.folder} hf download, or deploy once without that variable),"

@@ -21,7 +21,7 @@ class Surroundings:
         image: reference or id of the serving image.
         hf_home: host folder of the Hugging Face cache.
         environment: variables of the server.
-        secrets: those of them that nobody shall see.
+        secrets: those of them that must not be seen.
         volumes: further mounts of the server.
         ca_bundle: host file with certificate authorities; empty for none.
         network_mode: of the server.

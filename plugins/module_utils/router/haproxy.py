@@ -113,7 +113,7 @@ class Master:
                 self._retry_or_raise(error, started)
 
     def reload(self) -> None:
-        """Have the configuration loaded, once; the master executes itself anew and may hang up without an answer.
+        """Ask for a reload, once; the master executes itself anew and may hang up without an answer.
 
         Raises:
             GpufleetError: C(router-not-running) or C(router-not-answering).
@@ -202,7 +202,7 @@ class Master:
             time.sleep(AGAIN_S)
 
     def set_state(self, names: Sequence[str], state: str) -> None:
-        """Have every worker treat the servers as ready, drain or maint, and those that are yet to start.
+        """Tell every worker, and those that are yet to start, to treat the servers as ready, drain or maint.
 
         Raises:
             GpufleetError: C(router-refused) when the current worker does not do it.
@@ -230,7 +230,7 @@ class Master:
         self.states.write(set_by_command(self.states_now()))
 
     def distrust(self, names: Sequence[str]) -> None:
-        """Have the current worker take the servers for dead until their health checks say otherwise."""
+        """Tell the current worker that the servers are dead until their health checks say otherwise."""
         for name in names:
             for worker in self.processes().current:
                 self.ask(f"set server {BACKEND}/{name} health down", worker)

@@ -114,6 +114,6 @@ def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], un
         f"The router would lose every replica that it has ({len(before)}), and each request would get 503:\n"
         + "\n".join(f"  - {host}: {why}" for host, why in sorted(unsure.items())),
         name="router-emptied",
-        remedy="The router goes on with what it has. Mend what is said of each host, or run the playbook again with"
+        remedy="The router goes on with what it has. Fix what is said of each host, or run the playbook again with"
         " all hosts in --limit. It is emptied once each host was asked and has nothing deployed.",
     )

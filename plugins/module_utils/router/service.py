@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has HAProxy run with the wanted files, and loads them again without dropping a connection.
+"""Runs HAProxy with the wanted files, and reloads them without dropping a connection.
 
 New files are checked by HAProxy itself in a folder of their own before any of the old ones is touched. They are loaded
 by the master process, which starts a new worker with the same listening sockets; the old worker ends with its last
@@ -100,7 +100,7 @@ class RouterService:
     # Checking
 
     def check(self, render: Callable[[str], Mapping[str, str]]) -> None:
-        """Have HAProxy check the files that C(render) makes for a folder, in a folder of their own.
+        """Let HAProxy check the files that `render` makes for a folder, in a folder of their own.
 
         Raises:
             GpufleetError: C(haproxy-missing), or C(router-config-refused) with HAProxy's words.

@@ -51,7 +51,7 @@ SECRET_NAMES = re.compile(r"(?:vllm[_-])?(?:api[_-]key|hf[_-]token)|hugging_face
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file that shall be on the host."""
+    """A file that must be on the host."""
 
     path: str
     text: str
@@ -120,7 +120,7 @@ def _check_list(key: str, value: list[Any]) -> list[Any]:
 
 
 def check_config(config: dict[Any, Any]) -> dict[str, Any]:
-    """Return the configuration as it shall be read back from its file.
+    """Return the configuration as it will be read back from its file.
 
     Raises:
         GpufleetError: as check_entry, and C(config-invalid) for a switch that is both on and off.

@@ -292,7 +292,7 @@ class History:
     # Images
 
     def _keep_images(self, entries: Iterable[Entry]) -> None:
-        """Have our name on the image of each deployment that served, and on no other."""
+        """Give our name to the image of each deployment that served, and take it from all others."""
         wanted = {entry["image"]["kept_as"]: entry["image"]["id"] for entry in entries if entry["outcome"] == READY}
         with engine_errors("looking at the images of earlier deployments"):
             images = self._client.images.list(name=KEPT)
@@ -370,7 +370,7 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
 
 @contextlib.contextmanager
 def brought_back(client: DockerClient, entry: Entry, config_dir: str, *, check: bool) -> Iterator[list[dict[str, Any]]]:
-    """Have the files and the image's name as they were with a deployment, and as they are now if the block fails.
+    """Restore the files and the image's name of a deployment, and take that back if the block fails.
 
     Yields:
         The differences of the files, for Ansible's diff.
@@ -408,7 +408,7 @@ def our_configurations(config_dir: str) -> list[str]:
 
 
 def _put(path: str, text: str) -> None:
-    """Have the file with this text, or none if the text is empty."""
+    """Write the file, or remove it if the text is empty."""
     if text:
         write_file(path, text, 0o640, variable="vllm_config_dir")
     elif os.path.lexists(path):

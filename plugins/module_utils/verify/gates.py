@@ -122,9 +122,9 @@ def regression_gates(
 
     A metric has regressed when it is worse than the baseline's mean by more than C(tolerance) and by more than what is
     known as noise as well: C(standard_errors) standard errors of the difference, told from the stored runs and servers
-    alone, for a measurement that scatters must not excuse itself, and never more than MOST_NOISE times C(tolerance).
-    One that the baseline has and this measurement lacks fails, and so does a baseline with which nothing can be
-    compared.
+    alone, because a measurement that scatters must not excuse itself, and never more than MOST_NOISE times
+    C(tolerance). One that the baseline has and this measurement lacks fails, and so does a baseline with which nothing
+    can be compared.
 
     Args:
         points: C(concurrency), C(runs) and C(summary) (name to C(mean) and C(std)) of this measurement.

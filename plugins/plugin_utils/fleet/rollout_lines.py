@@ -35,7 +35,7 @@ def arranged_lines(rollout: Rollout) -> list[str]:
     if rollout.left:
         lines.append(f"  left without requests by a run that did not end: {fold(rollout.left)}")
     if rollout.dark:
-        lines.append(f"  first, for they do not serve: {fold(rollout.dark)}")
+        lines.append(f"  first, because they do not serve: {fold(rollout.dark)}")
     lines += [f"  {fold(hosts)} {text}" for text, hosts in _by_text(rollout.notes)]
     for text, names in (("done before", rollout.done), ("nothing to do", rollout.same)):
         if names:

@@ -129,8 +129,8 @@ def _fabric_error(fabric: Mapping[str, Any] | None) -> str:
     fault = fabric_fault(fabric)
     if not fault:
         return ""
-    mend = f"see {FABRIC_LOGS}" if (fabric or {}).get("state") == "completed" else "start nvidia-fabricmanager"
-    return f"its NVLink fabric is {fault}: {mend}"
+    fix = f"see {FABRIC_LOGS}" if (fabric or {}).get("state") == "completed" else "start nvidia-fabricmanager"
+    return f"its NVLink fabric is {fault}: {fix}"
 
 
 def fabric_limited(fabric: Mapping[str, Any] | None) -> bool:

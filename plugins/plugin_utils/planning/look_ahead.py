@@ -47,7 +47,7 @@ class Outlook:
     """What came of planning.
 
     Attributes:
-        plan: the plan, or the one that would be if what stands in its way were mended; None when none can be made.
+        plan: the plan, or the one that would be if what stands in its way were fixed; None when none can be made.
         errors: what stands in its way, each name once.
         own_cards: whether C(plan) is about the host's own cards.
     """
@@ -63,7 +63,7 @@ class Outlook:
 
 
 def look_ahead(host: Mapping[str, Any], wishes: Wishes, cards: list[str] | None = None) -> Outlook:
-    """Plan, and where the planner refuses, plan again as if that were mended.
+    """Plan, and where the planner refuses, plan again as if that were fixed.
 
     Args:
         host: see planner.plan.
@@ -117,7 +117,7 @@ def _any_driver(state: State) -> State:
     return replace(state, host=host, wishes=replace(state.wishes, driver_version=""))
 
 
-# The planner's refusals after which it is worth while to look on, and how each is taken to be mended.
+# The planner's refusals after which it is worth while to look on, and how each is taken to be fixed.
 MENDED: dict[str, Callable[[State], State]] = {
     "no-gpu": _other_cards,
     "unsupported-gpu": _other_cards,

@@ -227,7 +227,7 @@ def _environment(value: Any) -> dict[str, str]:
         if key in VARIABLES_WITH_SECRETS:
             raise ValueError(f"{key} is a secret: set {VARIABLES_WITH_SECRETS[key]} instead")
         if isinstance(content, (Mapping, list)) or content is None:
-            raise ValueError(f"{key} must be a text or a number")
+            raise ValueError(f"{key} must be a string or a number")
         if is_secret(str(key), str(content)):
             raise ValueError(f"{key} looks like a secret, and plans are shown: set vllm_secret_environment instead")
         result[str(key)] = str(int(content)) if isinstance(content, bool) else str(content)
@@ -303,7 +303,7 @@ def _gpus(value: Any) -> tuple[dict[str, Any], ...]:
         if "memory_mib" in entry:
             integer(1024)(entry["memory_mib"])
         if not re.fullmatch(r"\d+(\.\d+)?", str(entry.get("compute_capability", "9.0"))):
-            raise ValueError('compute_capability must be a text such as "9.0"')
+            raise ValueError('compute_capability must be a string such as "9.0"')
         result.append(dict(entry))
     return tuple(result)
 

@@ -35,7 +35,7 @@ class Finding:
         severity: C(error) (the deployment would fail), C(warning) (it would work, but badly or by luck) or C(info).
         found: what was found, a sentence with its values.
         needed: what is needed instead, as the end of the sentence "Needed: ..."; empty when nothing is.
-        remedy: the command or variable that mends it; empty when nothing needs mending.
+        remedy: the command or variable that fixes it; empty when nothing needs fixing.
         item: which of several of that kind on one host, such as C(port 8000); empty where there can be one only.
     """
 
@@ -97,7 +97,7 @@ def refusal(findings: Sequence[FindingResult]) -> GpufleetError | None:
     return GpufleetError(
         f"Preflight found {counted(findings)} on this host; nothing was changed.",
         name="preflight-failed",
-        remedy="Mend each error as said with it, and run again. The playbook gpufleet.vllm.preflight only looks.",
+        remedy="Fix each error as said with it, and run again. The playbook gpufleet.vllm.preflight only looks.",
         evidence="".join(f"\n  {finding['severity']} {finding['name']}: {sentence(finding)}" for finding in told),
         details={"findings": [{key: finding.get(key) for key in ("name", "severity", "item")} for finding in findings]},
     )

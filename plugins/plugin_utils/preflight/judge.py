@@ -268,7 +268,7 @@ def _address(case: Case) -> list[Finding]:
 def _clock(case: Case) -> list[Finding]:
     clock = case.part("clock")
     ahead = clock.get("ahead_seconds")
-    mend = "Start the host's time service: systemctl enable --now chronyd (or systemd-timesyncd)"
+    fix = "Start the host's time service: systemctl enable --now chronyd (or systemd-timesyncd)"
     if ahead is not None and abs(ahead) >= CLOCK_WARNING_S:
         return [
             Finding(
@@ -276,7 +276,7 @@ def _clock(case: Case) -> list[Finding]:
                 ERROR if abs(ahead) >= CLOCK_ERROR_S else WARNING,
                 f"The clock is {rough_duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the controller's.",
                 f"less than {CLOCK_WARNING_S:.0f} s between them: certificates and tokens are valid by the clock",
-                f"{mend}, then `chronyc makestep`; or mend the controller's clock.",
+                f"{fix}, then `chronyc makestep`; or fix the controller's clock.",
             )
         ]
     if clock.get("synchronised") is False:
@@ -286,7 +286,7 @@ def _clock(case: Case) -> list[Finding]:
                 WARNING,
                 "No time service keeps the clock; it is right now.",
                 "a clock that stays right",
-                f"{mend}.",
+                f"{fix}.",
             )
         ]
     return []
@@ -302,7 +302,7 @@ def _engine(case: Case) -> list[Finding]:
                 ERROR,
                 f"{config['path']}: {config['error']}",
                 "a JSON object, or no such file",
-                f"Mend it by hand (`python3 -m json.tool {config['path']}` shows where it breaks), or remove it; the"
+                f"Fix it by hand (`python3 -m json.tool {config['path']}` shows where it breaks), or remove it; the"
                 " collection does not touch a file that it cannot read.",
             )
         )

@@ -155,9 +155,9 @@ def _image(case: Case) -> list[Finding]:
 
 TRUST = {
     "registry": "Put the CA certificate that signed it under /etc/docker/certs.d/{name}/ca.crt; if it is said to be not"
-    " yet valid or expired, mend the clock first.",
+    " yet valid or expired, fix the clock first.",
     "hub": "Name the CA certificates of whoever signs it in vllm_ca_bundle; if it is said to be not yet valid or"
-    " expired, mend the clock first.",
+    " expired, fix the clock first.",
 }
 WAY = {
     "registry": "Give the engine a way there (DNS, its proxies or registry-mirrors in /etc/docker/daemon.json), name a"

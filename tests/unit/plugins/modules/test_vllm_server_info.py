@@ -117,7 +117,7 @@ DIED = ("engine dead", "gpu-out-of-memory")
             "engine dead",
             "gpu-out-of-memory",
         ),
-        # What an earlier life died of was mended.
+        # What an earlier life died of was fixed.
         (Box("vllm-0", "exited", f"{FULL}\nCUDA out of memory", ExitCode=1, restarts=1), "dead", "gpu-out-of-memory"),
         (Box("vllm-0", "restarting", f"{FULL}\nerror: unrecognized arguments: --x", Restarting=True), *LOOPS),
         (Box("vllm-0", "running", f"{FULL}\nCUDA out of memory\nEngineCore failed to start."), *DIED),

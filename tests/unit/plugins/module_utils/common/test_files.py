@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A file is written as a whole or not at all, with the owner and permissions that it shall have."""
+"""A file is written as a whole or not at all, with the owner and permissions that it must have."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_broken_index_is_told(folder: Path) -> None:
 
 
 class TestHub:
-    """A model of the hub must be in the cache only where the server shall not ask the hub."""
+    """A model of the hub must be in the cache only where the server must not ask the hub."""
 
     @staticmethod
     def check(hf_home: Path, environment: dict[str, str], **config: Any) -> None:

@@ -26,7 +26,7 @@ class Work(ControllerAction):
 
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         if arguments["problem"]:
-            raise GpufleetError("It does not.", name=arguments["problem"], remedy="Mend it.", evidence="a line")
+            raise GpufleetError("It does not.", name=arguments["problem"], remedy="Fix it.", evidence="a line")
         found: dict[str, Any] = {"number": arguments["number"], "host": variables["inventory_hostname"]}
         return {**found, "changed": True} if arguments["changes"] else found
 
@@ -45,11 +45,11 @@ def test_an_error_is_a_failed_task_with_its_parts() -> None:
     result, _display = run_action(Work, {"problem": "broken"}, {"inventory_hostname": "gpu-01"})
     assert result == {
         "failed": True,
-        "msg": "It does not.\nEvidence: a line\nRemedy: Mend it.",
+        "msg": "It does not.\nEvidence: a line\nRemedy: Fix it.",
         "error": {
             "name": "broken",
             "message": "It does not.",
-            "remedy": "Mend it.",
+            "remedy": "Fix it.",
             "evidence": "a line",
             "details": {},
         },

@@ -131,7 +131,7 @@ def test_those_that_get_no_requests_come_first() -> None:
     assert (found.left, found.dark) == (["h200-002"], ["h200-003"])
     lines = rollout_lines.arranged_lines(found)
     assert "  left without requests by a run that did not end: h200-002" in lines
-    assert "  first, for they do not serve: h200-003" in lines
+    assert "  first, because they do not serve: h200-003" in lines
     # One that does not serve and needs nothing is for nobody to change.
     assert arrange({"h200-001": Prepared(plan=HOPPER, serves=False)}).order == []
 

@@ -95,7 +95,7 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_environment", {"HF_TOKEN": "x"}, "vllm_hf_token"),
         ("vllm_environment", {"VLLM_API_KEY": "x"}, "vllm_api_key"),
         ("vllm_environment", {"A-B": "x"}, "A-B is not a name"),
-        ("vllm_environment", {"A": None}, "A must be a text"),
+        ("vllm_environment", {"A": None}, "A must be a string"),
         ("vllm_extra_config", {"max_model_len": 5}, "vllm_max_model_len"),
         ("vllm_extra_config", {"--api-key": "x"}, "vllm_api_key"),
         ("vllm_extra_config", {"data-parallel-size": 2}, "vllm_replicas"),
