@@ -16,6 +16,8 @@ from typing import Callable
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.tools.shipped import imported, reached
+
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 PACKAGE = "ansible_collections.gpufleet.vllm.plugins."
 TREES = ("module_utils", "plugin_utils")
@@ -63,32 +65,6 @@ def sources(plugins: Path, *folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (plugins / folder).rglob("*.py"))
 
 
-def imports(plugins: Path, path: Path) -> set[Path]:
-    """Return the files of the collection's plugins that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        ours = [name.removeprefix(PACKAGE) for name in names if name.startswith(PACKAGE)]
-        found |= {file for name in ours if (file := plugins / (name.replace(".", "/") + ".py")).is_file()}
-    return found
-
-
-def reached(plugins: Path, starts: list[Path]) -> set[Path]:
-    """Return these files and all that they import, directly or not."""
-    found: set[Path] = set()
-    waiting = list(starts)
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += imports(plugins, path)
-    return found
-
-
 def room(plugins: Path, path: Path) -> tuple[str, str]:
     """Return the tree and the room of a file of one of the trees."""
     tree, name, *_rest = path.relative_to(plugins).parts
@@ -104,7 +80,7 @@ def by_who_runs_it(plugins: Path) -> list[str]:
         *(
             f"{path.relative_to(plugins)} imports {other.relative_to(plugins)}"
             for path in [*kept, *sources(plugins, "modules")]
-            for other in sorted(imports(plugins, path))
+            for other in sorted(imported(plugins, path))
             if other.is_relative_to(plugins / "plugin_utils")
         ),
     ]
@@ -121,7 +97,7 @@ def upward(plugins: Path) -> list[str]:
         if here not in floors:
             wrong.append(f"{path.relative_to(plugins)} is in no room of the house")
             continue
-        for other in sorted(imports(plugins, path)):
+        for other in sorted(imported(plugins, path)):
             there = room(plugins, other)
             if there[0] == here[0] and there != here and floors.get(there, 99) >= floors[here]:
                 wrong.append(f"{path.relative_to(plugins)} imports {other.relative_to(plugins)}")
@@ -133,7 +109,7 @@ def circles(plugins: Path) -> list[str]:
     return [
         str(path.relative_to(plugins))
         for path in sources(plugins, *TREES)
-        if path in reached(plugins, sorted(imports(plugins, path)))
+        if path in reached(plugins, sorted(imported(plugins, path)))
     ]
 
 
@@ -142,7 +118,7 @@ def not_alone(plugins: Path) -> list[str]:
     return [
         str(path.relative_to(plugins))
         for path in sources(plugins, "module_utils/in_container")
-        if path.name != CONTROL and imports(plugins, path)
+        if path.name != CONTROL and imported(plugins, path)
     ]
 
 
