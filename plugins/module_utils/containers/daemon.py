@@ -99,7 +99,7 @@ class DaemonStep:
 
 
 def running_containers(seen: Mapping[str, Any]) -> list[str]:
-    """Return the names of the containers that a restart would end, from what engine_probe told."""
+    """Return the names of the containers that a restart would end, from what `engine` told."""
     return [found["name"] for found in seen["containers"] if found["state"] in STOPPING]
 
 

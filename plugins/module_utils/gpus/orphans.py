@@ -102,7 +102,7 @@ def may_end(pid: int, containers: Sequence[ContainerInfo], root: str = "/") -> b
 
     Args:
         pid: the process.
-        containers: all containers of the engine, as engine_probe tells them now.
+        containers: all containers of the engine, as they are now.
         root: the folder below which proc is mounted.
     """
     identifier = container_id(pid, root)

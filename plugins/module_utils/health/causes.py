@@ -42,7 +42,7 @@ DEPLOY_TOOLKIT = (
 
 # In one line, the first entry that matches wins; between lines, the earlier line does.
 CAUSES: tuple[Cause, ...] = (
-    # Our own health check (server_health)
+    # Our own health check (in_container/health_check.py)
     Cause(
         "ended-by-watchdog",
         r"gpufleet-watchdog: (.+?)\. The server is ended",

@@ -204,7 +204,7 @@ def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/
 
     Args:
         reference: the image's name.
-        settings: C(proxies), C(mirrors) and C(insecure), see engine_probe.pull_settings.
+        settings: C(proxies), C(mirrors) and C(insecure), see `pull_settings` of the Docker engine.
         certificates: folder of the CA certificates that the engine trusts for one registry each.
 
     Returns:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The folder through which the host tells a running server things; its container mounts it read-only.
 
-It holds the two programs that run inside (server_door, server_health), C(watchdog) (seconds for which the server may
+It holds the two programs that run inside (door.py, health_check.py), C(watchdog) (seconds for which the server may
 hang, 0 for ever) and, while the server turns requests away, C(closed) (when it takes them again by itself).
 """
 

@@ -13,7 +13,7 @@ CA_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", 
 CACHES = {"vllm": "/root/.cache/vllm", "flashinfer": "/root/.cache/flashinfer", "triton": "/root/.triton"}
 
 
-# Where a server finds what the host tells it (server_door, server_health), and under which names.
+# Where a server finds what the host tells it (door.py, health_check.py), and under which names.
 CONTROL_PATH = "/etc/vllm/control"
 DOOR_MODULE = "gpufleet_door"
 HEALTH_PROGRAM = "gpufleet_health.py"

@@ -4,7 +4,7 @@
 """The base of action plugins whose module works for minutes: it shows the module's phases live.
 
 A module is silent until it ends. So the module of the same name is started in the background on the host with
-Ansible's own async wrapper, writes its current phase to a small file (module_utils/progress.py), and this action
+Ansible's own async wrapper, writes its current phase to a small file (common/progress.py), and this action
 reads that file with one shell command a poll, whose output is the whole state of the job:
 
 ======= ===========================================================================================
