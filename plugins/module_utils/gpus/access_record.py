@@ -8,15 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Decision, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-
-if TYPE_CHECKING:
-    pass
-
 
 FILE_NAME = "gpu-access.json"
 SCHEMA = 1
