@@ -4,8 +4,9 @@
 """Letting servers finish what they do before they are stopped.
 
 A server with our door (in_container/door.py) turns new requests away at once, and the wait is over when the last of
-its running requests has its whole answer. One without it (made by hand, or by an earlier release) cannot be closed; then the wait
-is over when its metrics say that nothing runs and nothing waits, which under steady load may never be. In both cases
+its running requests has its whole answer. One without it (made by hand, or by an earlier release) cannot be closed;
+then the wait is over when its metrics say that nothing runs and nothing waits, which under steady load may never be.
+In both cases
 what is left after the timeout is aborted by the stop that follows, and counted. A loaded server may take seconds to
 tell of its requests, so only one that is silent several times in a row is taken to have none that can be waited for.
 """
