@@ -92,9 +92,6 @@ class DaemonStep:
     pending: str = ""
 
 
-# daemon.json
-
-
 # The daemon
 
 

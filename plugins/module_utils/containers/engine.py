@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A look at the Docker engine with the standard library alone, for hosts that have no Docker SDK yet.
 
-GET requests and nothing else; whatever works with the engine uses the SDK (docker.py).
+GET requests and nothing else; whatever works with the engine uses the SDK (client.py).
 """
 
 from __future__ import annotations

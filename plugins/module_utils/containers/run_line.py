@@ -25,7 +25,7 @@ def docker_run_line(
     """Return the command, one option a line, quoted for the shell.
 
     Args:
-        spec: what server.build_spec returned.
+        spec: what spec.build_spec returned.
         config_file: the host file mounted as the configuration.
         secrets_file: the host file with the secrets as an environment file; empty when there are none.
         docker_host: address of the engine; named in the command when it is not the usual one.

@@ -66,5 +66,5 @@ def deadlines(given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def deadline_of(phase: str, limits: Mapping[str, int]) -> int:
-    """Return the seconds that a phase of readiness.PHASES may take; 0 for no deadline."""
+    """Return the seconds that a phase of start_phases.PHASES may take; 0 for no deadline."""
     return limits.get(key_of(phase), 0)

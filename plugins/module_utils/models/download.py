@@ -57,15 +57,6 @@ LEFT_OUT = ("VLLM_API_KEY", "PYTHONPATH")
 QUIET = {"NVIDIA_VISIBLE_DEVICES": "void", "PYTHONUNBUFFERED": "1"}
 
 
-# What is wanted
-
-
-# What is there
-
-
-# The download
-
-
 def ensure_weights(
     client: Callable[[], DockerClient | None],
     wants: Sequence[Want],
@@ -330,6 +321,3 @@ class Watch:
         if after > before and now > then:
             parts.append(f"{(after - before) / (now - then) / MIB:.1f} MiB/s")
         return ", ".join([*parts, *([state["note"]] if state.get("note") else [])])
-
-
-# What the hub refuses

@@ -170,7 +170,7 @@ class Deployment:
         }
 
     def running(self) -> str:
-        """Return the fingerprint of the servers that are there, see history.select."""
+        """Return the fingerprint of the servers that are there, see history_entries.select."""
         containers = {name: container for name, container in self._own.by_name().items() if base_name(name) == name}
         specs = (read_spec(container.labels) for container in containers.values())
         return fingerprint(spec for spec in specs if spec)

@@ -1,7 +1,10 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the servers of a whole fleet do, on one page: what is wrong first, alike replicas in one row."""
+"""What the servers of a whole fleet do, on one page: what is wrong first, alike replicas in one row.
+
+Each host tells its replicas in words of its own, see `summary` in health/status.py; this page puts them together.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How hosts get back to what they served before a rollout that failed."""
+"""Which hosts of a stopped rollout go back, and to what the playbook rollback takes a host."""
 
 from __future__ import annotations
 
