@@ -24,6 +24,7 @@ ENGINE_REMEDY = (
     " this one ended."
 )
 RUNNING = ("running", "restarting", "paused", "removing")
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 
 
 def connect(docker_host: str, timeout: int = 60) -> DockerClient:
@@ -136,9 +137,6 @@ def container_failed(doing: str, error: ContainerError, name: str) -> GpufleetEr
 def event_error(event: dict[str, Any]) -> str:
     """Return what an event of the engine says went wrong, or C("")."""
     return str((event.get("errorDetail") or {}).get("message") or event.get("error") or "")
-
-
-DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 
 
 def variables_of(entries: Iterable[str] | None) -> dict[str, str]:

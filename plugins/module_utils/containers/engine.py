@@ -43,25 +43,6 @@ CONTAINERD_ROOT = "/var/lib/containerd"
 REQUIREMENT_VARIABLES = ("CUDA_VERSION", "NVIDIA_REQUIRE_CUDA", "NVIDIA_DISABLE_REQUIRE")
 # What the engine shows instead of a proxy's user and password.
 MASKED_USER = "xxxxx:xxxxx@"
-
-
-class NotThere(ValueError):
-    """The engine has nothing of that name."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 # What is told of an engine that does not answer.
 UNKNOWN: EngineInfo = {
     "running": False,
@@ -81,6 +62,66 @@ UNKNOWN: EngineInfo = {
     "cdi_spec_dirs": None,
     "image_dir": None,
 }
+PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
+NVIDIA_HOOK = "nvidia-container-runtime-hook"
+
+
+class EngineInfo(TypedDict):
+    """The Docker engine. What only a running one can tell is None while it does not run."""
+
+    running: bool
+    reason: str
+    docker_host: str
+    dockerd: str | None
+    version: str | None
+    api_version: str | None
+    os: str | None
+    architecture: str | None
+    root_dir: str | None
+    storage_driver: str | None
+    cgroup_driver: str | None
+    runtimes: list[str] | None
+    default_runtime: str | None
+    cdi_spec_dirs: list[str] | None
+    image_dir: str | None
+    containers: list[ContainerInfo]
+
+
+class DaemonConfigInfo(TypedDict):
+    """The file /etc/docker/daemon.json. `valid` is None when it may not be read."""
+
+    path: str
+    exists: bool
+    valid: bool | None
+    error: str
+    key_names: list[str]
+    content: dict[str, Any]
+
+
+class ImageInfo(TypedDict):
+    """An image that the engine has."""
+
+    id: str
+    size_bytes: int
+    platform: str
+    environment: dict[str, str]
+
+
+class NotThere(ValueError):
+    """The engine has nothing of that name."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def engine(docker_host: str, timeout: float = 5.0) -> EngineInfo:
@@ -290,10 +331,6 @@ def daemon_config(root: str = "/") -> DaemonConfigInfo:
     return {**result, "key_names": sorted(content), "content": shown}
 
 
-PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
-NVIDIA_HOOK = "nvidia-container-runtime-hook"
-
-
 def daemon_pid(root: str = "/") -> int | None:
     """Return the process id of the host's own daemon, None when it does not run."""
     for path in PID_FILES:
@@ -322,44 +359,3 @@ def predates_toolkit(root: str = "/") -> bool:
     pid, hook = daemon_pid(root), program_path(NVIDIA_HOOK)
     start = started_at(pid, root) if pid else None
     return bool(start and hook and os.stat(hook).st_ctime > start)
-
-
-class EngineInfo(TypedDict):
-    """The Docker engine. What only a running one can tell is None while it does not run."""
-
-    running: bool
-    reason: str
-    docker_host: str
-    dockerd: str | None
-    version: str | None
-    api_version: str | None
-    os: str | None
-    architecture: str | None
-    root_dir: str | None
-    storage_driver: str | None
-    cgroup_driver: str | None
-    runtimes: list[str] | None
-    default_runtime: str | None
-    cdi_spec_dirs: list[str] | None
-    image_dir: str | None
-    containers: list[ContainerInfo]
-
-
-class DaemonConfigInfo(TypedDict):
-    """The file /etc/docker/daemon.json. `valid` is None when it may not be read."""
-
-    path: str
-    exists: bool
-    valid: bool | None
-    error: str
-    key_names: list[str]
-    content: dict[str, Any]
-
-
-class ImageInfo(TypedDict):
-    """An image that the engine has."""
-
-    id: str
-    size_bytes: int
-    platform: str
-    environment: dict[str, str]

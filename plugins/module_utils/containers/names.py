@@ -14,34 +14,7 @@ LABEL_SPEC = "io.gpufleet.spec"
 COLLECTION = "gpufleet.vllm"
 PREVIOUS = "-previous"
 NEXT = "-next"
-
-
-def belongs_to(prefix: str, container: str) -> bool:
-    """Return whether a container is one of a deployment's, C(-next) and C(-previous) included.
-
-    Another deployment on the host may have a prefix that begins with this one's: vllm and vllm-small.
-
-    Args:
-        prefix: vllm_container_prefix of the deployment.
-        container: the container's name.
-    """
-    return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
-
-
-def filters_of(prefix: str) -> dict[str, Any]:
-    """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
-    return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
-
-
 VERSION = "0.1.0"
-
-
-def base_name(name: str) -> str:
-    """Return the replica that a container of ours belongs to, from the container's name."""
-    for suffix in (PREVIOUS, NEXT):
-        if name.endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 class PublishedPort(TypedDict):
@@ -61,3 +34,28 @@ class ContainerInfo(TypedDict):
     ours: bool
     replica: str
     ports: list[PublishedPort]
+
+
+def belongs_to(prefix: str, container: str) -> bool:
+    """Return whether a container is one of a deployment's, C(-next) and C(-previous) included.
+
+    Another deployment on the host may have a prefix that begins with this one's: vllm and vllm-small.
+
+    Args:
+        prefix: vllm_container_prefix of the deployment.
+        container: the container's name.
+    """
+    return re.fullmatch(rf"{re.escape(prefix)}-\d+({PREVIOUS}|{NEXT})?", container) is not None
+
+
+def filters_of(prefix: str) -> dict[str, Any]:
+    """Return the filters by which the engine lists little more than a deployment's containers, see belongs_to."""
+    return {"label": f"{LABEL_COLLECTION}={COLLECTION}", "name": f"^/?{re.escape(prefix)}-[0-9]+"}
+
+
+def base_name(name: str) -> str:
+    """Return the replica that a container of ours belongs to, from the container's name."""
+    for suffix in (PREVIOUS, NEXT):
+        if name.endswith(suffix):
+            return name[: -len(suffix)]
+    return name

@@ -18,6 +18,20 @@ PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
 PCI_BRIDGE_CLASS = ("0x0680",)
 
 
+class KernelModuleInfo(TypedDict):
+    """The loaded NVIDIA kernel module."""
+
+    version: str
+    open: bool
+
+
+class ToolInfo(TypedDict):
+    """A program; None when it is not installed."""
+
+    path: str | None
+    version: str | None
+
+
 def kernel_module(root: str = "/") -> KernelModuleInfo | None:
     """Return C(version) and C(open) of the loaded NVIDIA kernel module, or None when none is loaded."""
     text = read_text(root, "proc/driver/nvidia/version")
@@ -55,13 +69,6 @@ def nvidia_pci_devices(root: str = "/", classes: tuple[str, ...] = PCI_DISPLAY_C
     ]
 
 
-class KernelModuleInfo(TypedDict):
-    """The loaded NVIDIA kernel module."""
-
-    version: str
-    open: bool
-
-
 def tool(name: str) -> ToolInfo:
     """Return C(path) and C(version) of a program, both None when it is not installed."""
     path = program_path(name)
@@ -73,10 +80,3 @@ def tool(name: str) -> ToolInfo:
         return {"path": path, "version": None}
     found = re.search(r"\d+\.\d+(?:\.\d+)*(?:-rc\.\d+)?", done.stdout + done.stderr)
     return {"path": path, "version": found.group(0) if found else None}
-
-
-class ToolInfo(TypedDict):
-    """A program; None when it is not installed."""
-
-    path: str | None
-    version: str | None

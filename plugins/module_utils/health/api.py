@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RECIPE_PROMPT = "San Francisco is a"
 KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_TIMEOUT = 5.0
+HEALTH_TIMEOUT_S = 5.0
 
 
 class Server:
@@ -310,9 +311,6 @@ def unreachable(url: str, error: Exception) -> GpufleetError:
         remedy="Check vllm_host and vllm_port, and that a firewall lets this host through.",
         evidence=str(error),
     )
-
-
-HEALTH_TIMEOUT_S = 5.0
 
 
 def health_status(url: str) -> int:

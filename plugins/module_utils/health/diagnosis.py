@@ -23,6 +23,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log im
 
 MOST_CONTEXT_LINES = 15
 LONGEST_LINE = 400
+_PROCESS = re.compile(r"^\([A-Za-z][^()]* pid=\d+[^()]*\)\s?")
+_HEADER = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] ?)?")
+# What torch's C++ code warns of: [W1122 13:36:35.945111661 utils.cpp:41] Warning: ...
+_TORCH_WARNING = re.compile(r"^\[?W\d{4} \d\d:\d\d:\d\d\.\d+ [^\]]*\] ?")
+EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|NotFound|Exit)\b(?::|$)")
+ERROR_LINE = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|[Ee]rror:|fatal:|failed)\b|^usage: ")
+ENGINE_DIED = "EngineCore encountered a fatal error"
 
 
 def split_line(line: str) -> tuple[str, str]:
@@ -154,12 +161,3 @@ def _first_error(log: list[tuple[str, str]]) -> int | None:
 def _short(line: str) -> str:
     line = line.strip()
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
-
-
-_PROCESS = re.compile(r"^\([A-Za-z][^()]* pid=\d+[^()]*\)\s?")
-_HEADER = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] ?)?")
-# What torch's C++ code warns of: [W1122 13:36:35.945111661 utils.cpp:41] Warning: ...
-_TORCH_WARNING = re.compile(r"^\[?W\d{4} \d\d:\d\d:\d\d\.\d+ [^\]]*\] ?")
-EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|NotFound|Exit)\b(?::|$)")
-ERROR_LINE = re.compile(r"\b(?:ERROR|CRITICAL|FATAL|[Ee]rror:|fatal:|failed)\b|^usage: ")
-ENGINE_DIED = "EngineCore encountered a fatal error"

@@ -21,6 +21,36 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
 )
 
 
+class CardInfo(TypedDict):
+    """A GPU that the loaded driver drives."""
+
+    pci_bus_id: str
+    name: str
+    uuid: str
+
+
+class PersistenceInfo(TypedDict):
+    """The persistence daemon."""
+
+    running: bool
+
+
+class NvidiaInfo(TypedDict):
+    """What there is of NVIDIA's devices, driver and tools."""
+
+    pci_devices: list[str]
+    nvswitches: int
+    kernel_module: KernelModuleInfo | None
+    cards: list[CardInfo]
+    device_files: list[str]
+    device_files_unlinked: list[str]
+    cdi_specs: list[str]
+    container_toolkit: ToolInfo
+    docker_predates_toolkit: bool
+    fabric_manager: FabricManagerInfo
+    persistence_daemon: PersistenceInfo
+
+
 def nvidia(root: str = "/") -> NvidiaInfo:
     """Return what there is of NVIDIA's driver and tools, without asking the driver: that is gpu_info's part."""
     devices = [name for name in list_folder(root, "dev") if name.startswith("nvidia")]
@@ -69,37 +99,7 @@ def _running_programs(root: str) -> set[str]:
     return {read_text(root, "proc", pid, "comm").strip() for pid in list_folder(root, "proc") if pid.isdigit()}
 
 
-class CardInfo(TypedDict):
-    """A GPU that the loaded driver drives."""
-
-    pci_bus_id: str
-    name: str
-    uuid: str
-
-
 class FabricManagerInfo(ToolInfo):
     """The fabric manager, and whether it runs."""
 
     running: bool
-
-
-class PersistenceInfo(TypedDict):
-    """The persistence daemon."""
-
-    running: bool
-
-
-class NvidiaInfo(TypedDict):
-    """What there is of NVIDIA's devices, driver and tools."""
-
-    pci_devices: list[str]
-    nvswitches: int
-    kernel_module: KernelModuleInfo | None
-    cards: list[CardInfo]
-    device_files: list[str]
-    device_files_unlinked: list[str]
-    cdi_specs: list[str]
-    container_toolkit: ToolInfo
-    docker_predates_toolkit: bool
-    fabric_manager: FabricManagerInfo
-    persistence_daemon: PersistenceInfo

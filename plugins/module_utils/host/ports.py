@@ -25,6 +25,17 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
 LISTEN = "0A"
 
 
+class PortInfo(TypedDict):
+    """A TCP port and who holds it."""
+
+    port: int
+    free: bool
+    ours: bool
+    container: str
+    pid: int | None
+    process: str
+
+
 def bind_problem(host: str, port: int) -> int:
     """Return 0 when C(host:port) can be listened on, or the number of the error that says why not."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -189,14 +200,3 @@ def port_in_use(replica: str, host: str, port: int, holder: str) -> GpufleetErro
         remedy=f"Set vllm_port (or vllm_host) to a free one, or end what holds port {port}.",
         details={"port": port, "holder": holder},
     )
-
-
-class PortInfo(TypedDict):
-    """A TCP port and who holds it."""
-
-    port: int
-    free: bool
-    ours: bool
-    container: str
-    pid: int | None
-    process: str

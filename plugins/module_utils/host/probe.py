@@ -52,6 +52,35 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import
 )
 
 
+class HostInfo(TypedDict, total=False):
+    """What the module host_info tells of a host. It tells every part, and None for one that it could not look at.
+
+    The controller may have asked no host: then every part is missing.
+    """
+
+    system: SystemInfo | None
+    cpu: CpuInfo | None
+    memory: MemoryInfo | None
+    shm: SharedMemoryInfo | None
+    clock: ClockInfo | None
+    proxies: list[str] | None
+    ca_bundle: BundleInfo | None
+    venv: VenvInfo | None
+    engine: EngineInfo | None
+    daemon_config: DaemonConfigInfo | None
+    nvidia: NvidiaInfo | None
+    programs: dict[str, str | None] | None
+    disks: dict[str, DiskInfo] | None
+    address_available: bool | None
+    ports: list[PortInfo] | None
+    model: ModelInfo | None
+    weights: list[WeightsInfo] | None
+    image: ImageInfo | None
+    image_alternatives: dict[str, ImageInfo] | None
+    reach: dict[str, ReachInfo] | None
+    errors: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Questions:
     """What the roles ask of a host: the options of the module host_info, by their names."""
@@ -203,32 +232,3 @@ def hub_route(questions: Questions, host_bundle: str) -> reach.Route:
 def proxies_of(proxy: str, no_proxy: str) -> dict[str, str]:
     """Return a proxy for both schemes in the form that `reach` takes; nothing without a proxy."""
     return {"http": proxy, "https": proxy, "no": no_proxy} if proxy else {}
-
-
-class HostInfo(TypedDict, total=False):
-    """What the module host_info tells of a host. It tells every part, and None for one that it could not look at.
-
-    The controller may have asked no host: then every part is missing.
-    """
-
-    system: SystemInfo | None
-    cpu: CpuInfo | None
-    memory: MemoryInfo | None
-    shm: SharedMemoryInfo | None
-    clock: ClockInfo | None
-    proxies: list[str] | None
-    ca_bundle: BundleInfo | None
-    venv: VenvInfo | None
-    engine: EngineInfo | None
-    daemon_config: DaemonConfigInfo | None
-    nvidia: NvidiaInfo | None
-    programs: dict[str, str | None] | None
-    disks: dict[str, DiskInfo] | None
-    address_available: bool | None
-    ports: list[PortInfo] | None
-    model: ModelInfo | None
-    weights: list[WeightsInfo] | None
-    image: ImageInfo | None
-    image_alternatives: dict[str, ImageInfo] | None
-    reach: dict[str, ReachInfo] | None
-    errors: dict[str, str]

@@ -16,6 +16,26 @@ REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*
 CLAUSE = re.compile(r"^(==|!=|>=|<=|>|<)\s*([0-9][A-Za-z0-9.+!_-]*)$")
 
 
+class BundleInfo(TypedDict):
+    """The CA bundle that pip is configured to use, and where that is configured."""
+
+    path: str
+    source: str
+
+
+class VenvInfo(TypedDict):
+    """A virtual environment, and whether it meets the requirements."""
+
+    path: str
+    exists: bool
+    reason: str
+    python: str
+    python_version: str | None
+    distributions: dict[str, str]
+    missing: list[str]
+    satisfied: bool
+
+
 def venv(path: str, requirements: list[str]) -> VenvInfo:
     """Return whether a virtual environment can be used and holds what is required.
 
@@ -144,23 +164,3 @@ def _configured_bundle(path: str) -> str:
     except configparser.Error:
         return ""
     return settings.get("global", "cert", fallback="").strip()
-
-
-class BundleInfo(TypedDict):
-    """The CA bundle that pip is configured to use, and where that is configured."""
-
-    path: str
-    source: str
-
-
-class VenvInfo(TypedDict):
-    """A virtual environment, and whether it meets the requirements."""
-
-    path: str
-    exists: bool
-    reason: str
-    python: str
-    python_version: str | None
-    distributions: dict[str, str]
-    missing: list[str]
-    satisfied: bool

@@ -35,6 +35,17 @@ PROXY_REFUSES = 407
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
+class ReachInfo(TypedDict):
+    """How a server answered."""
+
+    url: str
+    reachable: bool
+    status: int | None
+    cause: str
+    reason: str
+    proxied: bool
+
+
 @dataclass(frozen=True)
 class Route:
     """How requests leave the host.
@@ -268,14 +279,3 @@ def ask_all(questions: Mapping[str, Any], deadline: float = DEADLINE_S) -> dict[
 
 def _nothing(cause: str, reason: str) -> ReachInfo:
     return {"url": "", "reachable": False, "status": None, "cause": cause, "reason": reason, "proxied": False}
-
-
-class ReachInfo(TypedDict):
-    """How a server answered."""
-
-    url: str
-    reachable: bool
-    status: int | None
-    cause: str
-    reason: str
-    proxied: bool

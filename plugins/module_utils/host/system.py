@@ -40,6 +40,80 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_pr
 CLOCK_UNSYNCHRONISED = 0x40
 
 
+class DistributionInfo(TypedDict):
+    """The Linux distribution, from /etc/os-release."""
+
+    id: str
+    version_id: str
+    codename: str
+    like: list[str]
+    name: str
+
+
+class PythonInfo(TypedDict):
+    """The Python that ran the module."""
+
+    executable: str
+    version: str
+    makes_environments: bool
+
+
+class SystemInfo(TypedDict):
+    """The operating system."""
+
+    architecture: str
+    platform: str
+    kernel: str
+    operating_system: str
+    distribution: DistributionInfo
+    init: str
+    euid: int
+    python: PythonInfo
+
+
+class CpuInfo(TypedDict):
+    """The processors."""
+
+    count: int
+    model: str
+    flags: list[str]
+
+
+class MemoryInfo(TypedDict):
+    """The main memory."""
+
+    total_mib: int
+    available_mib: int
+
+
+class SharedMemoryInfo(TypedDict):
+    """The file system /dev/shm."""
+
+    total_mib: int
+    free_mib: int
+
+
+class ClockInfo(TypedDict):
+    """The clock. `synchronised` is None when the kernel does not tell."""
+
+    synchronised: bool | None
+    epoch: float
+    ahead_seconds: float | None
+
+
+class DiskInfo(TypedDict):
+    """The file system that holds a path, or would hold it."""
+
+    existing: str
+    mount: str
+    device: str
+    device_number: int
+    filesystem: str
+    total_bytes: int
+    free_bytes: int
+    writable: bool
+
+
 def system(root: str = "/") -> SystemInfo:
     """Return architecture, kernel, distribution, system Python, init system and effective user id."""
     release = dict(
@@ -184,77 +258,3 @@ def _mount(path: str, root: str) -> tuple[str, str, str]:
         if is_below(path, point) and len(point) >= len(best[0]):
             best = (point, device, filesystem)
     return best
-
-
-class DistributionInfo(TypedDict):
-    """The Linux distribution, from /etc/os-release."""
-
-    id: str
-    version_id: str
-    codename: str
-    like: list[str]
-    name: str
-
-
-class PythonInfo(TypedDict):
-    """The Python that ran the module."""
-
-    executable: str
-    version: str
-    makes_environments: bool
-
-
-class SystemInfo(TypedDict):
-    """The operating system."""
-
-    architecture: str
-    platform: str
-    kernel: str
-    operating_system: str
-    distribution: DistributionInfo
-    init: str
-    euid: int
-    python: PythonInfo
-
-
-class CpuInfo(TypedDict):
-    """The processors."""
-
-    count: int
-    model: str
-    flags: list[str]
-
-
-class MemoryInfo(TypedDict):
-    """The main memory."""
-
-    total_mib: int
-    available_mib: int
-
-
-class SharedMemoryInfo(TypedDict):
-    """The file system /dev/shm."""
-
-    total_mib: int
-    free_mib: int
-
-
-class ClockInfo(TypedDict):
-    """The clock. `synchronised` is None when the kernel does not tell."""
-
-    synchronised: bool | None
-    epoch: float
-    ahead_seconds: float | None
-
-
-class DiskInfo(TypedDict):
-    """The file system that holds a path, or would hold it."""
-
-    existing: str
-    mount: str
-    device: str
-    device_number: int
-    filesystem: str
-    total_bytes: int
-    free_bytes: int
-    writable: bool

@@ -28,6 +28,10 @@ HTTP_CONFLICT = 409
 VERSION_TAG = re.compile(r"v?(\d+\.\d+(?:\.\d+)?(?:\.?(?:rc|post|dev)\d+)?)(?:[-_+].*)?")
 VERSION_LABELS = ("io.gpufleet.vllm-version", "io.gpufleet.vllm.version", "ai.vllm.version")
 VERSION_VARIABLES = ("VLLM_VERSION",)
+NO_IMAGE = (
+    "Have it there first with gpufleet.vllm.vllm_image (entry point image of the role gpufleet.vllm.vllm), or correct"
+    " vllm_image and vllm_image_tag."
+)
 
 
 def inspect_image(engine: DockerClient, name: str) -> dict[str, Any] | None:
@@ -123,12 +127,6 @@ def remove_names(engine: DockerClient, names: Iterable[str], *, check_mode: bool
                         evidence=str(error.explanation or error),
                     ) from error
     return {"changed": bool(present), "actions": [f"removed {name}" for name in present]}
-
-
-NO_IMAGE = (
-    "Have it there first with gpufleet.vllm.vllm_image (entry point image of the role gpufleet.vllm.vllm), or correct"
-    " vllm_image and vllm_image_tag."
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ REFERENCE = re.compile(
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DOCKER_HUB = "docker.io"
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,6 @@ def parse_reference(text: str, variable: str = "vllm_image") -> Reference:
         )
     tag, digest = match["tag"] or "", match["digest"] or ""
     return Reference(match["repository"], tag or ("" if digest else "latest"), digest)
-
-
-DOCKER_HUB = "docker.io"
 
 
 def registry_of(reference: str) -> str:

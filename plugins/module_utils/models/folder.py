@@ -13,6 +13,47 @@ from typing import Any, TypedDict
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
+LARGEST_CONFIG = MIB
+LARGEST_INDEX = 32 * MIB
+PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+MOST_PARTS = 10000
+OTHER_WEIGHTS = (".bin", ".pt", ".gguf")
+
+
+class WeightsFile(TypedDict):
+    """A file of weights."""
+
+    name: str
+    size: int
+
+
+class ModelInfo(TypedDict, total=False):
+    """What the folder of a model holds. The planner also takes one of which a user knows a part only."""
+
+    path: str
+    exists: bool
+    config: dict[str, Any] | None
+    config_error: str
+    quantization: dict[str, Any] | None
+    tokenizer: bool
+    safetensors: list[WeightsFile]
+    total_bytes: int
+    index_total_bytes: float | None
+    missing_files: list[str]
+    cut_files: list[str]
+    complete: bool
+
+
+class WeightsInfo(TypedDict):
+    """What there is of a model's weights."""
+
+    folder: str
+    path: str
+    exists: bool
+    complete: bool
+    total_bytes: int
+    other_formats: bool
+
 
 def snapshot(folder: str) -> str:
     """Return the folder of a model's files: C(folder) itself, or the current snapshot when it is a repository's folder
@@ -40,13 +81,6 @@ def _read_text(path: str) -> str:
             return stream.read(1024)
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-LARGEST_CONFIG = MIB
-LARGEST_INDEX = 32 * MIB
-PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
-MOST_PARTS = 10000
-OTHER_WEIGHTS = (".bin", ".pt", ".gguf")
 
 
 def look_at_model(path: str) -> ModelInfo:
@@ -156,38 +190,3 @@ def _json(path: str, largest: int) -> tuple[dict[str, Any] | None, str]:
     if not isinstance(content, dict):
         return None, f"{name} is not a JSON object."
     return content, ""
-
-
-class WeightsFile(TypedDict):
-    """A file of weights."""
-
-    name: str
-    size: int
-
-
-class ModelInfo(TypedDict, total=False):
-    """What the folder of a model holds. The planner also takes one of which a user knows a part only."""
-
-    path: str
-    exists: bool
-    config: dict[str, Any] | None
-    config_error: str
-    quantization: dict[str, Any] | None
-    tokenizer: bool
-    safetensors: list[WeightsFile]
-    total_bytes: int
-    index_total_bytes: float | None
-    missing_files: list[str]
-    cut_files: list[str]
-    complete: bool
-
-
-class WeightsInfo(TypedDict):
-    """What there is of a model's weights."""
-
-    folder: str
-    path: str
-    exists: bool
-    complete: bool
-    total_bytes: int
-    other_formats: bool

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.server_files import is_offline
 
+TRUE = ("1", "true", "yes", "on")
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -65,6 +67,3 @@ def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
     for value in sorted(filter(None, secrets.values()), key=len, reverse=True):
         text = text.replace(value, "***")
     return re.sub(r"://[^/@\s]+@", "://***@", text)
-
-
-TRUE = ("1", "true", "yes", "on")

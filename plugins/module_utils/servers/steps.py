@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 GOES_ON = "goes on with the replacement that an earlier run began"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,6 @@ class Step:
         """Return the GPUs and ports that the old server holds, and those that the one set aside wants back."""
         containers = [container for container in (self.old, self.aside) if container]
         return set().union(*(resources(read_spec(container.labels)) for container in containers))
-
-
-T = TypeVar("T")
 
 
 def required(value: T | None) -> T:
