@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import rollout, rollout_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import prepared_host, rollout, rollout_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.canary_gates import ungated_after, ungated_before
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import in_order
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState, now
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.way_back import find_way_back, to_bring_back
 
+STEPS = ["describe", "arrange", "note", "check_gates", "judge", "tell", "way_back"]
 ARGUMENTS: dict[str, Any] = {
-    "step": {"type": "str", "required": True, "choices": ["arrange", "note", "judge", "tell", "way_back"]},
+    "step": {"type": "str", "required": True, "choices": STEPS},
     "state_dir": {"type": "str", "required": True},
     "hosts": {"type": "dict", "default": {}},
     "all_hosts": {"type": "list", "elements": "str", "default": []},
@@ -35,6 +38,14 @@ ARGUMENTS: dict[str, Any] = {
     "out": {"type": "bool", "default": False},
     "ungated": {"type": "list", "elements": "str", "default": []},
     "deployments": {"type": "list", "elements": "dict", "default": []},
+    "plan": {"type": "dict", "default": {}},
+    "info": {"type": "dict", "default": {}},
+    "rehearsed": {"type": "dict", "default": {}},
+    "floors": {"type": "dict", "default": {}},
+    "tasks": {"type": "list", "elements": "str", "default": []},
+    "limits": {"type": "list", "elements": "str", "default": []},
+    "accuracy": {"type": "list", "elements": "dict", "default": []},
+    "performance": {"type": "list", "elements": "dict", "default": []},
 }
 
 
@@ -46,8 +57,10 @@ class ActionModule(ControllerAction):
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Do one step."""
         steps: dict[str, Callable[..., dict[str, Any]]] = {
+            "describe": describe,
             "arrange": arrange,
             "note": note,
+            "check_gates": check_gates,
             "judge": judge,
             "tell": tell,
             "way_back": way_back,
@@ -58,6 +71,42 @@ class ActionModule(ControllerAction):
         if found.get("lines"):
             self._display.display("\n".join(found["lines"]))
         return found
+
+
+def describe(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Return what a host would change, what it serves until then, and what its verification is held against."""
+    del state, check  # what was found is put into other words
+    before = prepared_host.served_before(arguments["info"])
+    found = {
+        "changes": prepared_host.changes_of(arguments["rehearsed"]),
+        "serves": prepared_host.serves(arguments["info"]),
+        "before": before,
+    }
+    if arguments["plan"]:
+        found["gates"] = prepared_host.gates_of(
+            arguments["plan"],
+            before["baseline_for"],
+            floors=arguments["floors"],
+            tasks=arguments["tasks"],
+            limits=arguments["limits"],
+        )
+    return found
+
+
+def check_gates(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
+    """Return which stages had nothing to hold a canary's results against.
+
+    Raises:
+        GpufleetError: C(nothing-to-compare), where O(require_gates) wants something.
+    """
+    del state, check  # it looks alone
+    found = ungated_after(arguments["stages"], arguments["accuracy"], arguments["performance"])
+    if found and arguments["require_gates"]:
+        raise GpufleetError(
+            f"vllm_rollout_require_gates is true, and {'; '.join(found)}.",
+            name="nothing-to-compare",
+        )
+    return {"ungated": found}
 
 
 def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
@@ -121,25 +170,10 @@ def _prepared(arguments: dict[str, Any]) -> dict[str, rollout.Prepared]:
             serves=bool(found.get("serves", True)),
             left_by=left_by.get(host) or [],
             note=str(found.get("note") or ""),
-            ungated=_ungated(found["gates"], stages, stored) if found.get("gates") else [],
+            ungated=ungated_before(found["gates"], stages, stored) if found.get("gates") else [],
         )
         for host, found in arguments["hosts"].items()
     }
-
-
-def _ungated(gates: Mapping[str, Any], stages: Sequence[str], stored: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return which stages would hold what a host is going to serve against nothing, as far as is known before."""
-    found = []
-    if "accuracy" in stages and not gates.get("floors"):
-        found.append("accuracy has no floor for it (vllm_accuracy_floors, vllm_accuracy_tasks)")
-    wanted = gates.get("baseline_for") or {}
-    known = bool(wanted) and any(wanted.items() <= parts.items() for parts in stored)
-    if "performance" in stages and not gates.get("limits") and not known:
-        found.append(
-            "performance has no stored baseline of what it serves now, no floor and no ceiling (playbook verify with"
-            " vllm_benchmark_save_baseline: true stores one in vllm_baseline_dir)"
-        )
-    return found
 
 
 def _gone(states: dict[str, dict[str, Any]], arguments: dict[str, Any]) -> list[str]:

@@ -10,9 +10,10 @@ module: vllm_rollout
 version_added: 0.1.0
 short_description: Decide which hosts of a fleet are changed when, and whether to go on
 description:
-  - The steps of a rolling change that need no host. V(arrange) puts the hosts in an order and cuts it into batches,
-    V(note) keeps what became of one host, V(judge) tells whether to go on, and V(tell) says how it ended. V(way_back)
-    tells how far a host goes back to be as it was before the last rollout.
+  - The steps of a rolling change that need no host. V(describe) puts into words what the preparation of a host found.
+    V(arrange) puts the hosts in an order and cuts it into batches, V(note) keeps what became of one host,
+    V(check_gates) says whether a canary was held against anything, V(judge) tells whether to go on, and V(tell) says
+    how it ended. V(way_back) tells how far a host goes back to be as it was before the last rollout.
   - What is known of a rollout is kept in files below O(state_dir), one for each host, so that one that was interrupted
     goes on where it stopped. When it has ended, they are replaced by C(last.json), but for hosts that failed and could
     not be brought back.
@@ -37,7 +38,7 @@ options:
       - What to do.
     type: str
     required: true
-    choices: [arrange, note, judge, tell, way_back]
+    choices: [describe, arrange, note, check_gates, judge, tell, way_back]
   state_dir:
     description:
       - Folder on the controller for what is known of the rollout.
@@ -78,7 +79,7 @@ options:
     default: {}
   stages:
     description:
-      - For V(arrange), stages of the verification of a canary.
+      - For V(arrange) and V(check_gates), stages of the verification of a canary.
     type: list
     elements: str
     default: []
@@ -89,7 +90,8 @@ options:
     default: ""
   require_gates:
     description:
-      - For V(arrange), change nothing where a canary would be held against nothing.
+      - For V(arrange), change nothing where a canary would be held against nothing. For V(check_gates), fail where it
+        was.
     type: bool
     default: false
   host:
@@ -131,6 +133,51 @@ options:
   deployments:
     description:
       - For V(way_back), what M(gpufleet.vllm.vllm_server_info) returned as C(deployments).
+    type: list
+    elements: dict
+    default: []
+  plan:
+    description:
+      - For V(describe), the plan that the host is to serve; empty for a host that goes back.
+    type: dict
+    default: {}
+  info:
+    description:
+      - For V(describe), what M(gpufleet.vllm.vllm_server_info) returned.
+    type: dict
+    default: {}
+  rehearsed:
+    description:
+      - For V(describe), what M(gpufleet.vllm.vllm_server) returned in check mode; empty for a host that stays as it is.
+    type: dict
+    default: {}
+  floors:
+    description:
+      - For V(describe), the lowest acceptable scores by precision, task and metric; those of the precision C(any) count
+        for each.
+    type: dict
+    default: {}
+  tasks:
+    description:
+      - For V(describe), the tasks of lm_eval that are run.
+    type: list
+    elements: str
+    default: []
+  limits:
+    description:
+      - For V(describe), the figures of the benchmark that have a floor or a ceiling.
+    type: list
+    elements: str
+    default: []
+  accuracy:
+    description:
+      - For V(check_gates), the results of M(gpufleet.vllm.vllm_accuracy), one for each server.
+    type: list
+    elements: dict
+    default: []
+  performance:
+    description:
+      - For V(check_gates), the results of M(gpufleet.vllm.vllm_benchmark), one for each server.
     type: list
     elements: dict
     default: []
@@ -208,10 +255,34 @@ bring_back:
   elements: str
   sample: []
 before:
-  description: What the host had before the rollout.
-  returned: for V(note)
+  description:
+    - What the host had before the rollout, C(deployment) (its id in the host's history) and C(baseline_for), the parts
+      by which a stored benchmark of it is found.
+  returned: for V(describe) and V(note)
   type: dict
   sample: {"deployment": 20261122-165501}
+changes:
+  description: Why servers would be replaced, and which would be removed.
+  returned: for V(describe)
+  type: list
+  elements: str
+  sample: ["config.max-num-seqs: 256 -> 128"]
+serves:
+  description: Whether a server of the host serves.
+  returned: for V(describe)
+  type: bool
+  sample: true
+gates:
+  description: What the verification of the host would be held against, C(floors), C(limits) and C(baseline_for).
+  returned: for V(describe) with O(plan)
+  type: dict
+  sample: {"floors": [gsm8k], "limits": [], "baseline_for": {}}
+ungated:
+  description: Stages that had nothing to hold the results of a canary against.
+  returned: for V(check_gates)
+  type: list
+  elements: str
+  sample: [accuracy had no floor]
 canary:
   description: Whether the host is one of the canaries.
   returned: for V(note)

@@ -26,6 +26,7 @@ ROLES = ROOT / "roles"
 CONTROLLER = {
     *(f"ansible.builtin.{name}" for name in ("assert", "debug", "set_fact", "include_role", "include_tasks")),
     "gpufleet.vllm.vllm_rollout",
+    "gpufleet.vllm.vllm_verify_targets",
 }
 KEYWORDS = {"name", "register", "when", "vars", "loop", "loop_control", "failed_when", "changed_when", "check_mode"}
 KEYWORDS |= {"delegate_to", "run_once", "block", "rescue", "always", "become", "diff", "no_log", "ignore_unreachable"}

@@ -36,7 +36,7 @@ FLOORS = {
     "plugin_utils": (
         ("knowledge",),
         ("planning",),
-        ("actions", "preflight"),
+        ("actions", "preflight", "verification"),
         ("fleet",),
         ("report",),
     ),

@@ -20,6 +20,8 @@ from ansible_collections.gpufleet.vllm.plugins.action import vllm_benchmark
 from ansible_collections.gpufleet.vllm.plugins.action.vllm_benchmark import compared
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import baseline
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import prepared_host
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.verification import verify_targets
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
 ROLES = Path(__file__).resolve().parents[4] / "roles"
@@ -224,27 +226,9 @@ def test_the_baseline_chooses_the_concurrency_where_the_user_does_not(
 ) -> None:
     (task, *_others) = yaml.safe_load((ROLES / "verify/tasks/performance.yml").read_text())
     arguments = task["gpufleet.vllm.vllm_benchmark"]
-    own = {"vllm_benchmark_concurrency": wished, "__verify_slots": [128]}
+    own = {"vllm_benchmark_concurrency": wished, "__verify_target": {"concurrency": [128]}}
     assert templated(arguments["concurrency"], **own) == concurrency
     assert templated(arguments["follow_baseline"], **own) is follows
-
-
-@pytest.mark.parametrize(
-    ("url_ca", "bundle", "server", "containers"),
-    [
-        ("", "auto", "", "/etc/pip.crt"),
-        ("", "", "", ""),
-        ("", "/etc/ours.crt", "/etc/ours.crt", "/etc/ours.crt"),
-        ("/etc/url.crt", "auto", "/etc/url.crt", "/etc/url.crt"),
-    ],
-)
-def test_whom_the_stages_trust(url_ca: str, bundle: str, server: str, containers: str) -> None:
-    """What pip trusts on a host may be a mirror's authority alone, so it says nothing of servers."""
-    given = yaml.safe_load((ROLES / "verify/vars/main.yml").read_text())
-    known: dict[str, Any] = {"vllm_url_ca": url_ca, "vllm_ca_bundle": bundle}
-    known |= {"__preflight_host_info": {"ca_bundle": {"path": "/etc/pip.crt"}}}
-    assert templated(given["__verify_url_ca"], **known) == server
-    assert templated(given["__verify_ca_bundle"], **known) == containers
 
 
 def test_it_is_stored_under_its_own_key(benchmark: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -270,20 +254,18 @@ def test_an_upgrade_asks_for_what_the_verification_before_it_stored() -> None:
     """The two roles write the same parts of what is comparable, from what vllm_server_info tells."""
     replica = {
         "name": "vllm-0",
+        "host": "127.0.0.1",
+        "port": 8000,
         "tensor_parallel_size": 2,
         "config": {"host": "127.0.0.1", "port": 8000, "max-num-seqs": 256, "async-scheduling": True},
         "environment": {"VLLM_USE_FLASHINFER_MOE_FP8": "1"},
     }
     plan = {"profile": "recipe", "precision": "fp8", "image": {"vllm_version": "0.12.0"}, "replicas": [replica]}
-    (task, *_others) = yaml.safe_load((ROLES / "verify/tasks/performance.yml").read_text())
-    stored = templated(task["gpufleet.vllm.vllm_benchmark"]["plan"], __verify_plan=plan, __verify_target=replica)
-    deployments = [{"id": "b", "current": False}, {"id": "a", "current": True, "image": {"id": BEFORE}}]
-    rollout = yaml.safe_load((ROLES / "rollout/vars/main.yml").read_text())
-    wanted = templated(
-        "{{ __rollout_before.baseline_for }}",
-        **{name: trusted(value) for name, value in rollout.items()},
-        __vllm_servers={"plan": plan, "deployments": deployments},
-    )
+    served = {"id": "a", "current": True, "image": {"id": BEFORE}}
+    info = {"plan": plan, "deployments": [{"id": "b", "current": False}, served]}
+    known: dict[str, Any] = {"url": "", "model": "", "environment": {}, "gpu_info": {}}
+    (target,) = verify_targets.targets(plan, **known)
+    stored, wanted = target["plan"], prepared_host.served_before(info)["baseline_for"]
     assert stored["config"] == {"max-num-seqs": 256, "async-scheduling": True}
     assert wanted == {"image_id": BEFORE, "plan": stored}
     assert baseline.key_of(wanted) == baseline.key_of({"image_id": BEFORE, "plan": stored})

@@ -325,6 +325,35 @@ def test_what_was_held_against_nothing_is_told(controller: Controller) -> None:
     assert "  held against nothing: a: accuracy had no floor" in controller.tell()["lines"]
 
 
+def test_a_canary_held_against_nothing_fails_where_that_is_required(controller: Controller) -> None:
+    def checked(**parts: Any) -> dict[str, Any]:
+        arguments = {"stages": ["accuracy"], "accuracy": [], "performance": [], "require_gates": False, **parts}
+        return vllm_rollout.check_gates(controller.state, arguments, check=False)
+
+    assert checked() == {"ungated": ["accuracy had no floor"]}
+    assert checked(accuracy=[{"gates": [{}]}], require_gates=True) == {"ungated": []}
+    with pytest.raises(GpufleetError, match=r"^vllm_rollout_require_gates is true, and accuracy had no floor\.$"):
+        checked(require_gates=True)
+
+
+def test_what_the_preparation_found_is_described(controller: Controller) -> None:
+    arguments: dict[str, Any] = {
+        "plan": {"precision": "fp8"},
+        "info": {"servers": [{"phase": "serving"}], "deployments": [{"id": "2", "current": True}]},
+        "rehearsed": {"replicas": [{"why": CHANGES}], "removed": []},
+        "floors": {"fp8": {"gsm8k": {}}},
+        "tasks": ["gsm8k"],
+        "limits": [],
+    }
+    found = vllm_rollout.describe(controller.state, arguments, check=False)
+    assert (found["changes"], found["serves"], found["gates"]["floors"]) == (CHANGES, True, ["gsm8k"])
+    assert found["before"] == {"deployment": "2", "baseline_for": {}}
+    # A host that goes back is not verified as a canary.
+    back = vllm_rollout.describe(controller.state, {**arguments, "plan": {}, "rehearsed": {}}, check=False)
+    assert back == {"changes": [], "serves": True, "before": found["before"]}
+    assert not controller.folder.exists()
+
+
 def test_the_way_back_is_told_by_the_last_rollout(controller: Controller) -> None:
     old = {"id": "1", "time": "2020-01-01T00:00:00Z", "current": False, "rolled_back_to": ""}
     new = {"id": "2", "time": "2999-01-01T00:00:00Z", "current": True, "rolled_back_to": ""}
