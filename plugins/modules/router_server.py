@@ -204,7 +204,7 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
       V(router-not-answering), V(router-emptied), V(router-key-refused), V(haproxy-missing), V(write-failed), V(busy),
-      V(keys-differ) and V(key-unreadable).
+      V(keys-differ), V(key-unreadable) and V(setting-unreadable).
   returned: failure
   type: dict
 """
