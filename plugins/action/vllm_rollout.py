@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, Any] = {
     "before": {"type": "dict", "default": {}},
     "after": {"type": "dict", "default": {}},
     "out": {"type": "bool", "default": False},
+    "undoes": {"type": "str", "default": ""},
     "ungated": {"type": "list", "elements": "str", "default": []},
     "deployments": {"type": "list", "elements": "dict", "default": []},
     "plan": {"type": "dict", "default": {}},
@@ -221,19 +222,41 @@ def _keep(
 
 
 def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
-    """Keep what became of one host; what it had before the rollout is kept the first time only."""
+    """Keep what became of one host, and when its turn begins what it has until then."""
     if check:
         return {}
-    known = state.hosts().get(arguments["host"], {})
+    host = arguments["host"]
+    known = state.hosts().get(host, {})
     parts: dict[str, Any] = {"state": arguments["state"], "why": " ".join(arguments["why"].split())}
-    before = known.get("before") or arguments["before"]
+    before = _before_its_turn(known, arguments["before"])
+    if arguments["before"]:
+        parts["turn_wish"] = known.get("wish", "")
     parts.update(
         after=arguments.get("after") or known.get("after") or {},
         out=bool(arguments.get("out")),
         ungated=arguments.get("ungated") or [],
     )
-    state.save_host(arguments["host"], **parts, before=before)
+    state.save_host(host, **parts, before=before)
+    undone = RolloutState(arguments["undoes"]) if arguments.get("undoes") and arguments["state"] == rollout.DONE else None
+    if undone and host in undone.hosts():
+        undone.save_host(host, state=rollout.ROLLED_BACK, out=False)
     return {"before": before, "canary": bool(known.get("canary"))}
+
+
+def _before_its_turn(known: dict[str, Any], serves: dict[str, Any]) -> dict[str, Any]:
+    """Return what a host had when its turn began.
+
+    Args:
+        known: of the host, from the run before, if that was interrupted.
+        serves: what it has now, of the step describe; empty where its turn goes on.
+    """
+    before: dict[str, Any] = known.get("before") or {}
+    if not serves:
+        return before
+    # Only what an interrupted turn itself has made is no place to go back to.
+    interrupted = known.get("state") in (rollout.BEGUN, rollout.OUT, rollout.FAILED)
+    of_that_turn = interrupted and known.get("turn_wish") and known["turn_wish"] == serves.get("wish")
+    return before if before and of_that_turn else serves
 
 
 def judge(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:

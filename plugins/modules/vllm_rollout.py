@@ -111,7 +111,8 @@ options:
     default: ""
   before:
     description:
-      - For V(note), what the host had, kept the first time only; C(deployment) is the id in its history.
+      - For V(note) at the beginning of a turn, what the host has until then, of V(describe). Where that is what an
+        interrupted turn of this rollout has made, what the host had before that turn is kept.
     type: dict
     default: {}
   after:
@@ -124,6 +125,12 @@ options:
       - For V(note), whether the router keeps requests from the host from now on.
     type: bool
     default: false
+  undoes:
+    description:
+      - For V(note) in a rollback, the O(state_dir) of the rollout that it takes back. The turn of a host that is back is
+        over there.
+    type: str
+    default: ""
   ungated:
     description:
       - For V(note), stages whose figures were held against nothing.

@@ -14,8 +14,8 @@ is the ratios that say something, not the seconds: to the pings, and of the time
 So that the idle servers of all hosts do not take that time, Docker asks for their health once an hour here, not every
 15 s: a copy of the collection has that one number changed.
 
-With --against the converged deployment is run in turns with the collection of another checkout, such as that of an
-earlier commit, and the ratio of the medians is printed.
+With --against the converged deployment is run in turns with that of the collection of another checkout, such as that of
+an earlier commit, over as many hosts of its own, and the ratio of the medians is printed.
 
 Exits 1 when a converged host costs more than 12 module runs, the second deployment changes something, or a host of a
 larger fleet costs more than 1.3 times what one of the smallest does.
@@ -49,7 +49,7 @@ MOST_GROWTH = 1.3
 TURNS = 3
 DEFAULT_SIZES = [10, 50, 200]
 FORKS = 2 * (os.cpu_count() or 1)
-FIRST_PORT = 21000
+FIRST_PORT, FIRST_PORT_OF_OTHERS = 21000, 11000
 PORTS_APART = 20  # a deployment looks at sixteen
 
 if str(COLLECTIONS) not in sys.path and "PYTHONPATH" not in os.environ:
@@ -78,15 +78,16 @@ def variables(image: str, docker_host: str) -> dict[str, Any]:
     }
 
 
-def inventory(folder: Path, hosts: int, common: dict[str, Any]) -> Path:
+def inventory(folder: Path, hosts: int, common: dict[str, Any], first_port: int) -> Path:
     """Write the inventory of so many hosts, each with its own folders, port and names, and return its path."""
+    folder.mkdir(exist_ok=True)
     names = [f"host-{number:03d}" for number in range(hosts)]
     each = {
         name: {
             "vllm_state_dir": str(folder / name / "state"),
             "vllm_config_dir": str(folder / name / "etc"),
-            "vllm_container_prefix": f"{folder.name}-{name}",
-            "vllm_port": FIRST_PORT + number * PORTS_APART,
+            "vllm_container_prefix": f"{folder.parent.name}-{folder.name}-{name}",
+            "vllm_port": first_port + number * PORTS_APART,
         }
         for number, name in enumerate(names)
     }
@@ -115,15 +116,23 @@ class Fleet:
 
     Args:
         folder: for their inventory and files.
-        path: of the inventory.
         collections: where Ansible finds the collection.
+        common: variables of all hosts.
+        first_port: of the first host.
     """
 
-    def __init__(self, folder: Path, path: Path, collections: Path) -> None:
+    def __init__(self, folder: Path, collections: Path, common: dict[str, Any], first_port: int) -> None:
         self._folder = folder
-        self._path = path
         self._collections = collections
+        self._common = common
+        self._first_port = first_port
+        self._path = folder / "hosts.json"
         self.counts = folder / "counts"
+
+    def grow(self, before: int, hosts: int) -> float:
+        """Deploy the hosts after the first C(before); return the seconds."""
+        inventory(self._folder, hosts, self._common, self._first_port)
+        return self.run("ansible-playbook", "gpufleet.vllm.deploy", f"--limit=all[{before}:{hosts - 1}]")[0]
 
     def run(self, *words: str) -> tuple[float, str]:
         """Run one of Ansible's programs over the hosts, counting anew; return its seconds and what it printed."""
@@ -179,7 +188,7 @@ def measure(fleet: Fleet, before: int, hosts: int) -> tuple[bool, float]:
     Returns:
         Whether the second deployment was as it should be, and the seconds that it took for each host.
     """
-    first, _text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy", f"--limit=all[{before}:{hosts - 1}]")
+    first = fleet.grow(before, hosts)
     converged, text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy")
     counted = fleet.counted()
     ping, _text = fleet.run("ansible", "all", "-m", "ansible.builtin.ping")
@@ -203,7 +212,7 @@ def compare(fleet: Fleet, other: Fleet) -> None:
         for each in (other, fleet):
             seconds, text = each.run("ansible-playbook", "gpufleet.vllm.deploy")
             if re.search(r"\bchanged=[1-9]", text):
-                raise SystemExit("A converged deployment changed something; the two checkouts cannot be compared.")
+                raise SystemExit("A converged deployment changed something, so it says nothing about the time.")
             times[each].append(seconds)
     now, then = (statistics.median(times[each]) for each in (fleet, other))
     print(
@@ -231,16 +240,19 @@ def main(numbers: Sequence[int], against: Path | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="gpufleet-bench-"))
     good, costs = True, []
     try:
-        collections = altered_collection(folder / "collections")
+        common = variables(image, docker_host)
+        fleet = Fleet(folder / "ours", altered_collection(folder / "collections"), common, FIRST_PORT)
+        if against:
+            collections = altered_collection(folder / "other-collections", against)
+            other = Fleet(folder / "others", collections, common, FIRST_PORT_OF_OTHERS)
         for before, hosts in itertools.pairwise([0, *sorted(set(numbers))]):
-            path = inventory(folder, hosts, variables(image, docker_host))
-            fleet = Fleet(folder, path, collections)
             fine, cost = measure(fleet, before, hosts)
             good &= fine
             costs.append(cost)
             print(f"  a host costs {cost / costs[0]:.2f} times what one of the smallest fleet does", flush=True)
             if against:
-                compare(fleet, Fleet(folder, path, altered_collection(folder / "others", against)))
+                other.grow(before, hosts)
+                compare(fleet, other)
     finally:
         for box in engine.containers.list(all=True, ignore_removed=True):
             if str(box.name).startswith(folder.name):

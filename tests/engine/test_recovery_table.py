@@ -9,9 +9,11 @@ import re
 from typing import Any, Callable
 
 import pytest
+from docker.models.containers import Container
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replacement import Replacement
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.stopping import Stopping
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet
 
 OLD, NEW, OTHER = {"max_num_seqs": 4}, {"max_num_seqs": 8}, {"max_num_seqs": 16}
@@ -44,8 +46,8 @@ class World:
         """Run the deployment with a configuration and return the result."""
         return self.fleet.run(self.fleet.replica(**config), check_config=False)
 
-    def killed(self, at: str, config: dict[str, Any]) -> None:
-        """Run it and end it, as kill -9 would, when it comes to a method of Replacement."""
+    def killed(self, at: str, config: dict[str, Any], of: type = Replacement) -> None:
+        """Run it and end it, as kill -9 would, when it comes to a method; then look at it as a rolling change does."""
 
         class KilledError(BaseException):
             pass
@@ -54,9 +56,18 @@ class World:
             raise KilledError
 
         with self._monkeypatch.context() as patched:
-            patched.setattr(Replacement, at, die)
+            patched.setattr(of, at, die)
             with pytest.raises(KilledError):
                 self.run(config)
+        left = [(box.name, box.id, box.status) for box in self.containers()]
+        for wanted in (config, OTHER):
+            looked = self.fleet.run(self.fleet.replica(**wanted), check_config=False, check=True)
+            assert not looked["failed"], looked
+        assert [(box.name, box.id, box.status) for box in self.containers()] == left
+
+    def containers(self) -> list[Container]:
+        """Return the containers of the deployment."""
+        return [self.fleet.engine.containers.get(name) for name in self.fleet.names()]
 
     def there(self) -> list[str]:
         """Return the containers of the deployment, without its prefix and number."""
@@ -97,6 +108,12 @@ def only_previous(world: World) -> None:
     result = world.run(OLD)
     assert result["recovered"] == [f"put the old server {world.name} back: its replacement was interrupted"]
     assert (world.there(), world.serves()) == ([""], before)
+    # And one that still runs.
+    world.killed("stop", NEW, of=Stopping)
+    assert world.there() == ["-next", "-previous"]
+    assert world.fleet.engine.containers.get(f"{world.name}-previous").status == "running"
+    result = world.run(NEW)
+    assert (result["failed"], world.there(), world.serves() == before) == (False, [""], False)
 
 
 def goes_on(world: World) -> None:

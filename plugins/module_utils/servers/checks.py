@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attribute
     published_ports,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import endpoint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import memory
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import bind_problem, listener, port_in_use
@@ -58,6 +59,9 @@ def check_ports(own: OwnContainers, settings: Settings, steps: Sequence[Step]) -
         return
     kinds = ("created", "replaced", "removed", "none", "restarted")
     ours = {step.old.id: step.old for step in steps if step.old and step.action in kinds}
+    # What an interrupted run left beside its replicas is put right before anything starts; a look, in check mode, meets
+    # it still there.
+    ours.update({box.id: box for name, box in own.by_name().items() if base_name(name) != name})
     with engine_errors("listing containers"):
         others = [box for box in own.client.containers.list(ignore_removed=True) if box.id not in ours]
     for step in starting:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import wish_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.verification.verify_targets import comparable, floors_of
 
 SERVING = "serving"
@@ -25,7 +26,11 @@ def serves(info: Mapping[str, Any]) -> bool:
 
 
 def served_before(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where to go back to, and which stored benchmark is of what serves now; info is vllm_server_info's."""
+    """Return where to go back to, what was wished there, and which stored benchmark is of what serves now.
+
+    Args:
+        info: what vllm_server_info returned.
+    """
     plan = info.get("plan") or {}
     deployments = info.get("deployments") or []
     deployment: Mapping[str, Any] = next((each for each in deployments if each["current"]), {})
@@ -33,6 +38,7 @@ def served_before(info: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "deployment": deployment.get("id", ""),
         "baseline_for": _baseline_for(plan, deployment) if known else {},
+        "wish": wish_of(plan) if known else "",
     }
 
 

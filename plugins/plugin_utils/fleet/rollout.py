@@ -58,7 +58,12 @@ class Prepared:
 
     def wish(self) -> str:
         """Return a digest of what the host should serve."""
-        return hashlib.sha256(plan_kind(cast("Plan", self.plan)).encode()).hexdigest()[:16] if self.plan else ""
+        return wish_of(self.plan)
+
+
+def wish_of(plan: Plan | Nothing) -> str:
+    """Return a digest of what a plan has a host serve; empty without a plan."""
+    return hashlib.sha256(plan_kind(cast("Plan", plan)).encode()).hexdigest()[:16] if plan else ""
 
 
 @dataclasses.dataclass(frozen=True)

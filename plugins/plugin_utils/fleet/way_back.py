@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import in_order
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import BEGUN, DONE, FAILED, OUT
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import BEGUN, DONE, FAILED, OUT, ROLLED_BACK
 
 
 def to_bring_back(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -51,7 +51,8 @@ def find_way_back(
     if not began or current is None:
         return WayBack()
     name = str(state.get("state") or "")
-    before = str((state.get("before") or {}).get("deployment") or "") if name in (DONE, BEGUN, FAILED, OUT) else ""
+    touched = name in (DONE, BEGUN, FAILED, OUT, ROLLED_BACK)
+    before = str((state.get("before") or {}).get("deployment") or "") if touched else ""
     rollout = f"the rollout that began at {began}"
     if before:
         if before in (current["id"], current.get("rolled_back_to")):

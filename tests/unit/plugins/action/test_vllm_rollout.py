@@ -13,6 +13,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_rollout
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import wish_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState
 
 PLAN: dict[str, Any] = {"model": "m", "replicas": [{"name": "vllm-0"}]}
@@ -33,9 +34,11 @@ class Controller:
         arguments = {"hosts": found, "all_hosts": [*hosts, *same], "batches": [1, "100%"], "max_failures": 0, **parts}
         return vllm_rollout.arrange(self.state, arguments, check=check)
 
-    def note(self, host: str, state: str, why: str = "", before: str = "", **parts: Any) -> dict[str, Any]:
-        """Note what became of a host."""
-        earlier = {"deployment": before} if before else {}
+    def note(
+        self, host: str, state: str, why: str = "", before: str = "", wish: str = "", **parts: Any
+    ) -> dict[str, Any]:
+        """Note what became of a host; C(wish) is what was wished of the deployment that it has before."""
+        earlier = {"deployment": before, "wish": wish} if before else {}
         arguments = {"host": host, "state": state, "why": why, "before": earlier, **parts}
         return vllm_rollout.note(self.state, arguments, check=False)
 
@@ -91,7 +94,7 @@ def test_a_failed_batch_brings_back_what_was_done(controller: Controller) -> Non
     judged = controller.judge()
     assert (judged["bring_back"], judged["serial"]) == (["a", "b"], [2])
     # Killed while bringing back: the next run does nothing but that.
-    assert controller.note("a", "begun")["before"] == {"deployment": "before-a"}
+    assert controller.note("a", "begun")["before"]["deployment"] == "before-a"
     again = controller.arrange("b", "c", same=("a",))
     assert (again["order"], again["bring_back"]) == ([], ["a", "b"])
     assert controller.judge()["bring_back"] == ["a", "b"]
@@ -111,9 +114,38 @@ def test_an_interrupted_one_goes_on_and_knows_what_was_before(controller: Contro
     again = controller.arrange("c", "d", same=("a", "b"))
     assert (again["order"], again["serial"], again["canaries"]) == (["b", "c", "d"], [3], ["a"])
     assert again["lines"][0].startswith("Goes on with the rollout that began at ")
-    noted = controller.note("b", "begun", before="what it has now")
-    assert noted["before"] == {"deployment": "2"}
+    noted = controller.note("b", "begun", before="what the turn made of it", wish=wish_of(PLAN))
+    assert noted["before"]["deployment"] == "2"
     assert controller.tell()["left"] == ["b", "c", "d"]
+
+
+def test_what_a_host_had_when_its_turn_began_is_not_what_an_earlier_turn_found_there(controller: Controller) -> None:
+    """A turn is interrupted; then somebody deploys something else, and then comes the next rollout."""
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    controller.arrange("a", "b")
+    assert controller.note("a", "begun", before="3", wish="of that deployment")["before"]["deployment"] == "3"
+    # This turn is interrupted, too, when it has made its deployment, and something else is wished by then.
+    hosts = {"a": {"plan": {**PLAN, "model": "n"}, "changes": CHANGES}}
+    controller.arrange(hosts=hosts, all_hosts=["a"])
+    assert controller.note("a", "begun", before="4", wish=wish_of(PLAN))["before"]["deployment"] == "3"
+
+
+def test_a_rollback_ends_the_turn_that_it_takes_back(controller: Controller, tmp_path: Path) -> None:
+    controller.arrange("a", "b")
+    controller.note("a", "begun", before="1")
+    back = Controller(tmp_path / "back")
+    back.arrange("a", "b")
+    for host in ("a", "b"):
+        back.note(host, "begun", before="2")
+        back.note(host, "done", undoes=str(controller.folder))
+    assert {host: state["state"] for host, state in controller.state.hosts().items()} == {
+        "a": "rolled-back",
+        "b": "rolled-back",
+    }
+    # Deployed again by hand, it is no turn that goes on.
+    controller.arrange("a", "b")
+    assert controller.note("a", "begun", before="3", wish=wish_of(PLAN))["before"]["deployment"] == "3"
 
 
 def test_a_host_drained_before_the_inventory_was_taken_back_is_put_back(controller: Controller) -> None:
@@ -128,7 +160,7 @@ def test_a_host_drained_before_the_inventory_was_taken_back_is_put_back(controll
     assert (again["order"], again["same"], again["canaries"]) == (["b", "a"], ["c"], ["b"])
     assert controller.note("b", "begun")["canary"]
     controller.note("b", "done")
-    assert controller.note("a", "begun") == {"before": {"deployment": "1"}, "canary": False}
+    assert controller.note("a", "begun") == {"before": {"deployment": "1", "wish": ""}, "canary": False}
     controller.note("a", "done")
     assert controller.tell()["lines"] == ["  changed and verified: a, b (2 hosts)"]
 
@@ -251,7 +283,7 @@ def test_a_stopped_one_is_not_over_while_a_changed_host_was_not_brought_back(con
     assert "  changed, and not brought back yet: b (1 host)" in told["lines"]
     assert "  not brought back: b: nobody else gets requests" in told["lines"]
     assert controller.arrange("b", "c", same=("a",))["bring_back"] == ["b"]
-    assert controller.note("b", "begun")["before"] == {"deployment": "before-b"}
+    assert controller.note("b", "begun")["before"]["deployment"] == "before-b"
     controller.note("b", "rolled-back")
     assert controller.tell()["left"] == []
 
@@ -275,7 +307,7 @@ def test_a_host_that_gets_no_requests_is_kept_for_the_next_rollout_and_does_not_
     assert not told.get("failed") and "  get no requests until a next rollout has verified them: a" in told["lines"]
     # And the next one that has it.
     assert controller.arrange(same=("a", "b"))["order"] == ["a"]
-    assert controller.note("a", "begun")["before"] == {"deployment": "1"}
+    assert controller.note("a", "begun")["before"]["deployment"] == "1"
     controller.note("a", "done")
     assert not controller.tell().get("failed")
     assert controller.state.hosts() == {}
@@ -347,7 +379,7 @@ def test_what_the_preparation_found_is_described(controller: Controller) -> None
     }
     found = vllm_rollout.describe(controller.state, arguments, check=False)
     assert (found["changes"], found["serves"], found["gates"]["floors"]) == (CHANGES, True, ["gsm8k"])
-    assert found["before"] == {"deployment": "2", "baseline_for": {}}
+    assert found["before"] == {"deployment": "2", "baseline_for": {}, "wish": ""}
     # A host that goes back is not verified as a canary.
     back = vllm_rollout.describe(controller.state, {**arguments, "plan": {}, "rehearsed": {}}, check=False)
     assert back == {"changes": [], "serves": True, "before": found["before"]}

@@ -39,11 +39,15 @@ def test_a_host_serves_if_one_of_its_servers_does() -> None:
     ],
 )
 def test_a_host_without_a_deployment_has_nothing_to_go_back_to(info: dict[str, Any]) -> None:
-    assert prepared_host.served_before(info) == {"deployment": "", "baseline_for": {}}
+    assert prepared_host.served_before(info) == {"deployment": "", "baseline_for": {}, "wish": ""}
 
 
 def test_a_deployment_whose_plan_is_gone_is_compared_with_nothing() -> None:
-    assert prepared_host.served_before({"deployments": [CURRENT]}) == {"deployment": "2", "baseline_for": {}}
+    assert prepared_host.served_before({"deployments": [CURRENT]}) == {
+        "deployment": "2",
+        "baseline_for": {},
+        "wish": "",
+    }
     served = prepared_host.served_before({"plan": {"precision": "fp8", "replicas": []}, "deployments": [CURRENT]})
     assert served["baseline_for"]["image_id"] == "sha256:1"
     assert served["baseline_for"]["plan"]["precision"] == "fp8"
