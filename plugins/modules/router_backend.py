@@ -16,6 +16,8 @@ description:
     before the configuration was last loaded. The module waits for their end.
   - What was set stays when the configuration is loaded again and when HAProxy is started again, as long as O(run_dir)
     is there, which a reboot empties.
+  - With O(max_unavailable) it is also the gate for everything that takes a server out. It looks and takes out as one
+    step, so that several runs, whoever started them, do not take out more together than each of them may.
 options:
   hosts:
     description:
@@ -48,6 +50,44 @@ options:
         leaves what was drained on purpose.
     type: str
     default: ""
+  reason:
+    description:
+      - Why a person takes the replicas out, for the playbook C(gpufleet.vllm.status). Kept until they are taken back.
+    type: str
+    default: ""
+  run:
+    description:
+      - What tells the run that drains the replicas from others. The action plugin sets it.
+    type: str
+    default: ""
+  max_unavailable:
+    description:
+      - How many hosts may get no requests at once, as a number or a percentage such as V(25%) of the hosts that the
+        router has; one always may. Hosts that are drained, in maintenance or down count, whoever made them so.
+      - When that many are out already, or nobody else gets requests, nothing is taken out. If hosts are out for a turn
+        that will end, the module waits for that, at most O(turn_timeout) seconds; else it fails at once. The detail
+        C(passes) of the error says which it was.
+      - Left empty, there is no limit. Hosts that get no requests anyway are always let through.
+    type: str
+    default: ""
+  allow_outage:
+    description:
+      - Whether the last host that gets requests may be taken out, and whether more requests may be left to the others
+        than they can carry.
+    type: bool
+    default: false
+  requests_per_replica:
+    description:
+      - How many requests one replica can carry at once; V(0) if that is not known. With O(max_unavailable) a host is
+        not taken out while more requests run than the other replicas can carry.
+    type: int
+    default: 0
+  turn_timeout:
+    description:
+      - Seconds to wait until O(max_unavailable) lets the hosts through. They count anew whenever it changes who is out,
+        so it is the longest that one turn may take.
+    type: int
+    default: 0
   timeout:
     description:
       - Seconds to wait at most. What is left then is told in RV(sessions_left) and RV(not_up).
@@ -68,6 +108,16 @@ EXAMPLES = r"""
     host: gpu-01
     state: drain
     timeout: 300
+  delegate_to: lb-01
+
+- name: Send nothing new to gpu-02, once fewer than a quarter of the hosts are out
+  gpufleet.vllm.router_backend:
+    host: gpu-02
+    state: drain
+    owner: deploy
+    max_unavailable: 25%
+    turn_timeout: 1800
+    timeout: 600
   delegate_to: lb-01
 
 - name: Take it back
@@ -107,6 +157,11 @@ hosts:
   type: list
   elements: str
   sample: [gpu-01]
+reasons:
+  description: Why persons have taken hosts out, by host, of those who said so.
+  returned: in check mode
+  type: dict
+  sample: {"gpu-01": "a fan is broken"}
 unknown:
   description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
@@ -118,6 +173,12 @@ sessions_left:
   returned: success
   type: int
   sample: 0
+still_running:
+  description: Replicas that had such requests, by their names in HAProxy.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 not_up:
   description: Replicas whose health check did not pass in time; of V(ready) alone.
   returned: success
@@ -137,24 +198,37 @@ waited_s:
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
-    - Names are V(router-not-running), V(router-not-answering), V(router-refused), V(busy) and V(write-failed).
+    - Names are V(router-not-running), V(router-not-answering), V(router-refused), V(busy) and V(write-failed); with
+      O(max_unavailable) also V(no-other-serves), V(too-many-unavailable), V(too-busy) and V(invalid-wishes).
   returned: failure
   type: dict
 """
 
+import time
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.admission import Limit, obstacle
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import STATES, Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import Selection, change_for
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import (
+    Selection,
+    StateChange,
+    change_for,
+)
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "list", "elements": "str", "required": True, "aliases": ["host"]},
     "replicas": {"type": "list", "elements": "str"},
     "state": {"type": "str", "choices": list(STATES), "required": True},
     "owner": {"type": "str", "default": ""},
+    "reason": {"type": "str", "default": ""},
+    "run": {"type": "str", "default": ""},
+    "max_unavailable": {"type": "str", "default": ""},
+    "allow_outage": {"type": "bool", "default": False},
+    "requests_per_replica": {"type": "int", "default": 0},
+    "turn_timeout": {"type": "int", "default": 0},
     "timeout": {"type": "int", "default": 60},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
 }
@@ -164,11 +238,37 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     """Set the state, wait, and return the module's result."""
     params = module.params
     master, marks = Master(f"{params['run_dir']}/{MASTER_SOCKET}"), DrainMarks(params["run_dir"])
-    selection = Selection(params["hosts"], params["replicas"], params["state"], params["owner"])
-    change = change_for(selection, master.servers(), marks)
+    selection = Selection(
+        params["hosts"], params["replicas"], params["state"], params["owner"], params["reason"], params["run"]
+    )
     if module.check_mode:
-        return change.as_result(change.servers(), 0.0)
-    return change.as_result(*change.apply(master, marks, params["timeout"]))
+        change = change_for(selection, master.servers(), marks)
+        reasons = {host: reason for host in params["hosts"] if (reason := marks.reason(host))}
+        return {**change.as_result(change.servers(), 0.0), "reasons": reasons}
+    limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
+    change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])
+    return change.as_result(*change.wait(master, params["timeout"]))
+
+
+def take_turn(master: Master, marks: DrainMarks, selection: Selection, limit: Limit, deadline: float) -> StateChange:
+    """Begin the change as soon as the limit allows it; return it.
+
+    Raises:
+        GpufleetError: as obstacle tells, once there is no use in waiting; and as StateChange.begin does.
+    """
+    master.processes()  # where it does not run there is no folder for a lock
+    while True:
+        with master.states.turn():
+            change = change_for(selection, master.servers(), marks)
+            found = None
+            if selection.state != "ready":
+                found = obstacle(selection.hosts, change.before, marks.in_turn(), limit)
+            if found is None:
+                change.begin(master, marks)
+                return change
+        if not found.details["passes"] or time.monotonic() >= deadline:
+            raise found
+        time.sleep(POLL_S)
 
 
 def main() -> None:

@@ -127,8 +127,8 @@ options:
     default: false
   undoes:
     description:
-      - For V(note) in a rollback, the O(state_dir) of the rollout that it takes back. The turn of a host that is back is
-        over there.
+      - For V(note) in a rollback, the O(state_dir) of the rollout that it takes back. The turn of a host that is back
+        is over there.
     type: str
     default: ""
   ungated:

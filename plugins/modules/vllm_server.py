@@ -31,7 +31,9 @@ options:
   state:
     description:
       - V(present) has the servers run.
-      - V(restarted) also restarts those that need no replacement.
+      - V(restarted) also restarts those that need no replacement. Without O(image) it restarts what served last, as
+        this host's history has it, whatever the inventory asks for by now; only O(secrets) and how to go about it are
+        given.
       - V(absent) stops and removes them, and with all of them the host's history of deployments.
       - V(rolled_back) has the servers of an earlier deployment of this host's history run, see O(rollback_to). What
         they are is taken from there, O(replicas), O(image) and all else that is kept with it, so only O(secrets) and
@@ -324,7 +326,14 @@ EXAMPLES = r"""
       VLLM_API_KEY: "{{ vllm_api_key }}"
       HF_TOKEN: "{{ vllm_hf_token }}"
 
-- name: Restart them
+- name: Restart what serves
+  gpufleet.vllm.vllm_server:
+    state: restarted
+    secrets:
+      VLLM_API_KEY: "{{ vllm_api_key }}"
+      HF_TOKEN: "{{ vllm_hf_token }}"
+
+- name: Restart them, and replace those that should be otherwise
   gpufleet.vllm.vllm_server:
     state: restarted
     replicas: "{{ plan.replicas }}"
@@ -616,6 +625,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     environment, secrets = split_secrets(texts(params["environment"]), texts(params["secrets"]))
     if params["state"] == "rolled_back":
         return roll_back(client, params, secrets, progress, check=module.check_mode)
+    if params["state"] == "restarted" and not params["image"]:
+        return restart(client, params, secrets, progress, check=module.check_mode)
     servers = deployment.Deployment(client, settings_of(params, module.check_mode), secrets, progress)
     if params["state"] == "absent":
         names = [replica["name"] for replica in params["replicas"]]
@@ -644,6 +655,17 @@ def roll_back(
     return {**result, "rolled_back_to": entry["id"]}
 
 
+def restart(
+    client: DockerClient, params: dict[str, Any], secrets: dict[str, str], progress: Progress, *, check: bool
+) -> dict[str, Any]:
+    """Restart the servers of the deployment that served last; return the task's result."""
+    entry = history_entries.serving(history_entries.read_entries(params["config_dir"]))
+    wishes = history.recorded_wishes(entry)
+    settings = dataclasses.replace(settings_of(params, check), hf_home=wishes.hf_home, cache_dir=wishes.cache_dir)
+    servers = deployment.Deployment(client, settings, secrets, progress)
+    return servers.present(entry["server"]["replicas"], wishes, restart=True)
+
+
 def locked_work(module: GpufleetModule) -> dict[str, Any]:
     """Do the work while holding the host's lock; in check mode no lock is needed."""
     folder = module.params["config_dir"]
@@ -669,7 +691,6 @@ def main() -> None:
         supports_check_mode=True,
         required_if=[
             ("state", "present", ("image", "model_source")),
-            ("state", "restarted", ("image", "model_source")),
         ],
     )
     module.require("docker", "requests")

@@ -42,10 +42,10 @@ class Fleet:
     def __init__(self, folder: Path, master: Master, routers: tuple[str, ...] = ("lb",)) -> None:
         self.folder, self.master, self.said = folder, master, ""
         self._down = list(routers[1:])
-        play = yaml.safe_load((ROOT / "playbooks" / "deploy.yml").read_text(encoding="utf-8"))[0]
-        names = [task["name"] for task in play["tasks"]]
-        play["tasks"] = play["tasks"][names.index(FIRST) :]
-        (folder / "plays.yml").write_text(json.dumps([play]), encoding="utf-8")
+        plays = yaml.safe_load((ROOT / "playbooks" / "deploy.yml").read_text(encoding="utf-8"))[:2]
+        names = [task["name"] for task in plays[0]["tasks"]]
+        plays[0]["tasks"] = plays[0]["tasks"][names.index(FIRST) :]
+        (folder / "plays.yml").write_text(json.dumps(plays), encoding="utf-8")
         self._groups: dict[str, Any] = {
             "vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}},
             "router": {"hosts": dict.fromkeys(routers)},
@@ -86,6 +86,7 @@ class Fleet:
         (self.folder / "hosts.json").write_text(json.dumps(hosts), encoding="utf-8")
         plan = base64.b64encode(json.dumps({"replicas": replicas}).encode()).decode()
         table = {
+            "vllm_config": {"changed": False},
             "vllm_server": {"changed": changed, "replicas": [], "removed": []},
             "router_server": {"changed": False, "action": "none", "diff": []},
             "slurp": {"changed": False, "content": plan, "encoding": "base64"},

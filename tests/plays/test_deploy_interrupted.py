@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,15 +25,28 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         yield Fleet(tmp_path, master)
 
 
-def test_the_next_deployment_puts_back_what_an_interrupted_one_has_drained(fleet: Fleet) -> None:
-    # The first run of the module only looks. Lost in the second one, the block's "always" is not run, as by Ctrl-C.
+def test_a_host_that_is_lost_in_its_turn_has_failed_and_is_put_back(fleet: Fleet) -> None:
+    # The first run of the module only looks.
     replaced = r'\tvllm_server\t(?!.*"_ansible_check_mode": true)'
     log = fleet.deploy(changed=True, breaks={"gpu-01": replaced}, succeeds=False)
     runs = [json.loads(line[2])["_ansible_check_mode"] for line in log if line[:2] == ["gpu-02", "vllm_server"]]
-    assert runs == [True, False], "a server was replaced before its host was drained"
-    drained = {"gpu-01:vllm-0": "drain", "gpu-01:vllm-1": "drain", "gpu-02:vllm-0": "ready"}
-    assert fleet.master.states == drained, fleet.said
-    fleet.master.states["gpu-02:vllm-0"] = "drain"  # by hand
+    assert runs == [True, False], fleet.said
+    assert "gpu-01 could not be reached, if only for one task" in fleet.said
+    assert set(fleet.master.states.values()) == {"ready"}
+    drained = [command.split()[-3] for command in fleet.master.commands if command.endswith("drain")]
+    assert {name.rpartition("/")[2] for name in drained} == {"gpu-01:vllm-0", "gpu-01:vllm-1", "gpu-02:vllm-0"}
+
+
+def test_the_next_deployment_puts_back_what_an_interrupted_one_has_drained(fleet: Fleet) -> None:
+    left = ["gpu-01:vllm-0", "gpu-01:vllm-1"]
+    DrainMarks(str(fleet.folder)).keep("gpu-01", "deploy", left, run=f"{socket.gethostname()} 4194304 1")
+    fleet.master.states.update(dict.fromkeys(left, "drain"))
+    # Of the two one may be out, so the other waits for it.
+    fleet.deploy(changed=True)
+    assert set(fleet.master.states.values()) == {"ready"}, fleet.said
+    fleet.master.states.update({"gpu-02:vllm-0": "drain"})  # by hand
+    DrainMarks(str(fleet.folder)).keep("gpu-01", "deploy", left, run=f"{socket.gethostname()} 4194304 1")
+    fleet.master.states.update(dict.fromkeys(left, "drain"))
     log = fleet.deploy(changed=False)
     assert fleet.master.states == {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "drain"}
     asked = [json.loads(line[2]) for line in log if line[:2] == ["lb", "router_backend"]]

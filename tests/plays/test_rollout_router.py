@@ -42,6 +42,7 @@ def test_whom_nobody_asks_comes_first_and_nobody_stays_drained(tmp_path: Path, m
     fleet = Rolling(tmp_path, {"gpu-01": changed(), "gpu-02": changed(changes=()), "gpu-03": changed(serves=False)})
     moved = {"changed": True, "action": "reloaded", "diff": [{"after_header": "/etc/gpufleet-router/replicas.json"}]}
     stages: dict[str, Any] = {"vllm_rollout_verify_canary": ["basic", "accuracy"], "vllm_rollout_max_failures": 1}
+    stages["vllm_max_unavailable"] = 2
     log = fleet.run(succeeds=False, results={"router_server": moved}, **stages)
     assert "left without requests by a run that did not end: gpu-02" in fleet.said
     assert "first, because they do not serve: gpu-03" in fleet.said
@@ -71,8 +72,8 @@ def test_the_last_one_that_gets_requests_is_left_alone_unless_it_may_go(tmp_path
     state = fleet.last()["gpu-01"]
     assert state["state"] == "failed" and not state["out"]
     assert "Without gpu-01:vllm-0 the router would have no replica to send requests to" in state["why"]
-    assert "vllm_rollout_allow_outage: true" in fleet.said
-    log = fleet.run(succeeds=True, vllm_rollout_allow_outage=True)
+    assert "vllm_allow_outage: true" in fleet.said
+    log = fleet.run(succeeds=True, vllm_allow_outage=True, vllm_max_unavailable="100%")
     assert served(log) == ["gpu-01"]
     assert master.states == {"gpu-01:vllm-0": "ready", "gpu-02:vllm-0": "drain"}, "what a person drained stays so"
 

@@ -38,6 +38,11 @@ def program_name(command: str) -> str:
     return os.path.basename(words[0])
 
 
+def start_of_process(pid: int, root: str = "/") -> str:
+    """Return when a process began, in the kernel's ticks since the boot; empty when there is none."""
+    return (read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split() + [""] * 20)[19]
+
+
 def container_id(pid: int, root: str = "/") -> str:
     """Return the id of the container that the process runs in (64 hexadecimal digits), or an empty text."""
     found = re.findall(r"[0-9a-f]{64}", read_text(root, "proc", str(pid), "cgroup"))

@@ -271,12 +271,13 @@ def _backend(settings: RouterSettings, replicas: Sequence[Replica], folder: str)
         "option httpchk",
         "http-check send meth GET uri /health",
         "http-check expect status 200",
-        # Sent again, elsewhere: what found no connection, and what a dying replica had answered nothing to. For that a
-        # request must be here whole. (In the frontend this would have the rules wait for the body.)
+        # Sent again, elsewhere: what found no connection, what a dying replica had answered nothing to, and what one
+        # turned away that is about to stop. For that a request must be here whole. (In the frontend this would have the
+        # rules wait for the body.)
         "option http-buffer-request",
         "option redispatch 1",
         "retries 3",
-        "retry-on conn-failure empty-response",
+        "retry-on conn-failure empty-response 503",
     ]
     if settings.replica_key:
         lines.append(f'http-request set-header Authorization "Bearer %[str(replica),map({folder}/{REPLICA_KEY})]"')

@@ -25,7 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members impor
 SET_BY_COMMAND = 0x01 | 0x08
 STOPPED = "0"
 VERSION = "1\n"
-LOCK = ".server-state.lock"
+LOCK, TURN_LOCK = ".server-state.lock", ".turn.lock"
 # A reload that fails and is taken back takes a quarter of it.
 LOCK_S = 120.0
 MODE = 0o600
@@ -49,6 +49,14 @@ class ServerStates:
             GpufleetError: C(busy) or C(write-failed).
         """
         return host_lock(os.path.join(self._run_dir, LOCK), operation, timeout=LOCK_S)
+
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """Let nobody else decide inside the block whether a host may be taken out.
+
+        Raises:
+            GpufleetError: C(busy) or C(write-failed).
+        """
+        return host_lock(os.path.join(self._run_dir, TURN_LOCK), "taking a host out", timeout=LOCK_S)
 
     def ensure_file(self) -> None:
         """Write an empty file if there is none: HAProxy warns without it."""

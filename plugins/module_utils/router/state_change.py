@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import host_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import PERSON, DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import BackendServer, Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import server_name
 
@@ -24,12 +24,16 @@ class Selection:
         replicas: names of those replicas of each host that are meant; None for all.
         state: what they become: ready, drain or maint.
         owner: who drains them for a while; empty for a person, whose drains stay.
+        reason: why a person drains them.
+        run: what tells the run that drains them from others.
     """
 
     hosts: Sequence[str]
     replicas: Sequence[str] | None
     state: str
     owner: str
+    reason: str = ""
+    run: str = ""
 
     def named(self, host: str) -> list[str]:
         """Return the replicas of a host that the caller names, by their names in HAProxy."""
@@ -81,27 +85,37 @@ class StateChange:
         """Return the replicas that are meant, as they were."""
         return {name: self.before[name] for name in self.names}
 
-    def apply(self, master: Master, marks: DrainMarks, timeout: float) -> tuple[dict[str, BackendServer], float]:
-        """Set the state, note who did it, and wait.
+    def begin(self, master: Master, marks: DrainMarks) -> None:
+        """Set the state, and note who did it.
+
+        Raises:
+            GpufleetError: as Master.set_state does, and `write-failed`.
+        """
+        selection, to_set = self.selection, self.to_set
+        if selection.owner and selection.state == "drain":
+            for host in self.hosts:
+                marks.keep(host, selection.owner, set(self.names_of[host]) & set(to_set), run=selection.run)
+        master.set_state(to_set, selection.state)
+        if not selection.owner or selection.state == "ready":
+            for host in self.names_of:
+                marks.forget(host, None if selection.replicas is None else selection.named(host))
+        if not selection.owner and selection.state != "ready":
+            for host, names in self.names_of.items():
+                marks.keep(host, PERSON, names, reason=selection.reason)
+        if selection.state == "ready":
+            # HAProxy takes a server that comes out of maintenance for a healthy one.
+            master.distrust([name for name in to_set if self.before[name].state == "maint"])
+
+    def wait(self, master: Master, timeout: float) -> tuple[dict[str, BackendServer], float]:
+        """Wait for the end of what runs there, or for the health checks.
 
         Returns:
             The replicas as they are then, and the seconds that it took.
 
         Raises:
-            GpufleetError: as Master.set_state and Master.wait do, and `write-failed`.
+            GpufleetError: as Master.wait does.
         """
-        selection, to_set = self.selection, self.to_set
-        if selection.owner and selection.state == "drain":
-            for host in self.hosts:
-                marks.keep(host, selection.owner, set(self.names_of[host]) & set(to_set))
-        master.set_state(to_set, selection.state)
-        if not selection.owner or selection.state == "ready":
-            for host in self.names_of:
-                marks.forget(host, None if selection.replicas is None else selection.named(host))
-        if selection.state == "ready":
-            # HAProxy takes a server that comes out of maintenance for a healthy one.
-            master.distrust([name for name in to_set if self.before[name].state == "maint"])
-        return master.wait(self.names, selection.state, timeout)
+        return master.wait(self.names, self.selection.state, timeout)
 
     def as_result(self, servers: Mapping[str, BackendServer], waited: float) -> dict[str, Any]:
         """Return what was done as values of a module's result.
@@ -120,6 +134,7 @@ class StateChange:
                 name for host in self.selection.hosts for name in self.selection.named(host) if name not in self.before
             ],
             "sessions_left": 0 if ready else sum(server.sessions for server in servers.values()),
+            "still_running": [] if ready else [name for name, server in servers.items() if server.sessions],
             "not_up": [name for name, server in servers.items() if ready and not server.up],
             "others_ready": sum(server.usable() for name, server in self.before.items() if name not in names),
             "waited_s": round(waited, 1),

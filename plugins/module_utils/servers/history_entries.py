@@ -48,11 +48,27 @@ def current(entries: Sequence[Entry]) -> Entry | None:
     return next((entry for entry in reversed(entries) if entry["outcome"] == READY), None)
 
 
+def serving(entries: Sequence[Entry]) -> Entry:
+    """Return the newest deployment that became ready.
+
+    Raises:
+        GpufleetError: C(no-earlier-deployment).
+    """
+    found = current(entries)
+    if found is None:
+        raise GpufleetError(
+            "This host's history has no deployment that became ready, so it is not known what to restart.",
+            name="no-earlier-deployment",
+            remedy="Deploy it (playbook gpufleet.vllm.deploy); vllm_history_keep must be 1 at least.",
+        )
+    return found
+
+
 def brief(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return what a person wants to see of the deployments, the newest first, each with C(current)."""
-    serving = current(entries)
+    newest = current(entries)
     return [
-        {**{key: entry.get(key) for key in BRIEF}, "current": entry is serving, "replicas": len(replicas_of(entry))}
+        {**{key: entry.get(key) for key in BRIEF}, "current": entry is newest, "replicas": len(replicas_of(entry))}
         for entry in reversed(entries)
     ]
 

@@ -63,9 +63,24 @@ def _error_text(error: Any) -> str:
     return " ".join(str(text) for text in texts if text)
 
 
+# Of a replica: its name, where it listens, and which very cards it has.
+OF_ONE_HOST = ("name", "host", "port", "gpus", "gpu_uuids")
+
+
 def plan_kind(plan: Plan) -> str:
-    """Return what two plans must have in common to be one row: all that runs, but not why nor on which very card."""
-    replicas = [{**replica, "gpu_uuids": []} for replica in plan["replicas"]]
+    """Return what two plans must have in common to be one row: all that runs, but neither why nor where."""
+    replicas = [
+        {key: value for key, value in replica.items() if key not in OF_ONE_HOST} for replica in plan["replicas"]
+    ]
+    return _as_text(plan, replicas)
+
+
+def plan_text(plan: Plan) -> str:
+    """Return all that a plan has a host serve, without the reasons."""
+    return _as_text(plan, [{**replica, "gpu_uuids": []} for replica in plan["replicas"]])
+
+
+def _as_text(plan: Plan, replicas: Sequence[Mapping[str, Any]]) -> str:
     other = {key: value for key, value in plan.items() if key not in ("decisions", "warnings", "capacity")}
     return json.dumps({**other, "replicas": replicas}, sort_keys=True)
 

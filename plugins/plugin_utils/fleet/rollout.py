@@ -21,17 +21,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.shares import share_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import fold, in_order
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.plan_page import plan_kind
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.plan_page import plan_kind, plan_text
 
 PENDING, BEGUN, DONE, FAILED, ROLLED_BACK, OUT = "pending", "begun", "done", "failed", "rolled-back", "out"
-PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Prepared:
 
 def wish_of(plan: Plan | Nothing) -> str:
     """Return a digest of what a plan has a host serve; empty without a plan."""
-    return hashlib.sha256(plan_kind(cast("Plan", plan)).encode()).hexdigest()[:16] if plan else ""
+    return hashlib.sha256(plan_text(cast("Plan", plan)).encode()).hexdigest()[:16] if plan else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,8 +214,12 @@ def batch_sizes(total: int, sizes: Sequence[Any]) -> list[int]:
         GpufleetError: C(invalid-wishes).
     """
     if not sizes:
-        raise _invalid("vllm_rollout_batches", sizes, "is empty")
-    found = [_count(size, total) for size in sizes]
+        raise GpufleetError(
+            f"vllm_rollout_batches: {sizes!r} is empty.",
+            name="invalid-wishes",
+            remedy="Write whole numbers from 1 on, or percentages such as '10%'.",
+        )
+    found = [share_of(size, total, "vllm_rollout_batches", least=1) for size in sizes]
     result: list[int] = []
     left = total
     for size in itertools.chain(found, itertools.repeat(found[-1])):
@@ -225,15 +228,6 @@ def batch_sizes(total: int, sizes: Sequence[Any]) -> list[int]:
         result.append(min(size, left))
         left -= size
     return result
-
-
-def _count(size: Any, total: int) -> int:
-    share = PERCENT.fullmatch(str(size).strip())
-    if share and 0 < float(share.group(1)) <= 100:
-        return max(1, int(total * float(share.group(1)) / 100))
-    if str(size).strip().isdigit() and int(size) > 0:
-        return int(size)
-    raise _invalid("vllm_rollout_batches", size, "is no number of hosts and no share of them")
 
 
 def cut(pending: Sequence[str], done: int, sizes: Sequence[Any]) -> list[list[str]]:
@@ -255,21 +249,7 @@ def allowed(max_failures: Any, total: int) -> int:
     Raises:
         GpufleetError: C(invalid-wishes).
     """
-    text = str(max_failures).strip()
-    share = PERCENT.fullmatch(text)
-    if share and float(share.group(1)) <= 100:
-        return int(total * float(share.group(1)) / 100)
-    if text.isdigit():
-        return int(text)
-    raise _invalid("vllm_rollout_max_failures", max_failures, "is no number of hosts and no share of them")
-
-
-def _invalid(variable: str, value: Any, problem: str) -> GpufleetError:
-    return GpufleetError(
-        f"{variable}: {value!r} {problem}.",
-        name="invalid-wishes",
-        remedy=f"Write whole numbers from {0 if 'failures' in variable else 1} on, or percentages such as '10%'.",
-    )
+    return share_of(max_failures, total, "vllm_rollout_max_failures", least=0)
 
 
 def why_stop(states: Mapping[str, Mapping[str, Any]], max_failures: Any, total: int) -> str:

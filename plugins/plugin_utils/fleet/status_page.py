@@ -189,7 +189,11 @@ def _router_lines(name: str, router: Mapping[str, Any], closed: Mapping[str, Seq
         return [f"The router {name} could not be asked: {_one_line(str(why))}"]
     if not closed:
         return []
-    texts = [(host, ", ".join(reasons)) for host, reasons in closed.items()]
+    said = router.get("reasons") or {}
+    texts = [
+        (host, ", ".join(reasons) + (f": {_one_line(said[host])}" if host in said else ""))
+        for host, reasons in closed.items()
+    ]
     return [f"The router {name} sends nothing to:", *by_text(texts, hosts)]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master, listening
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -193,3 +194,53 @@ def test_a_person_who_drains_what_was_left_drained_takes_it_over(
 def test_no_router_is_told_by_name(run_module: RunModule, tmp_path: Path) -> None:
     result = run_module(router_backend.main, {"host": "gpu-01", "state": "drain", "run_dir": str(tmp_path)})
     assert result["failed"] and result["error"]["name"] == "router-not-running"
+
+
+def test_the_gate_sets_nothing_where_too_many_are_out(run_module: RunModule, master: Master, tmp_path: Path) -> None:
+    master.sessions = {}
+    master.states = {f"gpu-0{number}:vllm-0": "ready" for number in (1, 2, 3)}
+    master.states["gpu-02:vllm-0"] = "drain"
+    args = {"host": "gpu-01", "state": "drain", "owner": "deploy", "run_dir": str(tmp_path), "max_unavailable": "25%"}
+    failed = run_module(router_backend.main, args)
+    assert (failed["failed"], failed["error"]["name"], master.commands) == (True, "too-many-unavailable", [])
+    assert DrainMarks(str(tmp_path)).of("gpu-01", "deploy") == []
+    # Who comes back of itself, or gets no requests, is not in the way of the gate.
+    assert not run_module(router_backend.main, {**args, "host": "gpu-02"}).get("failed")
+    assert not run_module(router_backend.main, {**args, "state": "ready", "host": "gpu-02", "owner": ""}).get("failed")
+    assert not run_module(router_backend.main, args).get("failed")
+
+
+def test_a_host_waits_for_the_end_of_another_ones_turn(
+    run_module: RunModule, master: Master, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master.sessions = {}
+    master.states = {f"gpu-0{number}:vllm-0": "ready" for number in (1, 2, 3)}
+    args = {"state": "drain", "owner": "deploy", "run_dir": str(tmp_path), "max_unavailable": 1}
+    assert run_module(router_backend.main, {**args, "host": "gpu-02"})["changed"]
+    pauses: list[float] = []
+
+    def come_back(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            master.states["gpu-02:vllm-0"] = "ready"
+
+    monkeypatch.setattr("time.sleep", come_back)
+    failed = run_module(router_backend.main, {**args, "host": "gpu-01"})
+    assert (failed["error"]["name"], pauses) == ("too-many-unavailable", [])
+    assert run_module(router_backend.main, {**args, "host": "gpu-01", "turn_timeout": 60})["changed"]
+    assert (len(pauses), master.states["gpu-01:vllm-0"]) == (3, "drain")
+
+
+def test_a_person_s_reason_is_kept_until_the_host_is_taken_back(
+    run_module: RunModule, master: Master, tmp_path: Path
+) -> None:
+    marks = DrainMarks(str(tmp_path))
+    args = {"host": "gpu-02", "run_dir": str(tmp_path), "timeout": 20}
+    run_module(router_backend.main, {**args, "state": "drain", "owner": "deploy"})
+    assert (marks.in_turn(), marks.reason("gpu-02")) == ({"gpu-02": ""}, "")
+    result = run_module(router_backend.main, {**args, "state": "drain", "reason": "a fan is broken"})
+    assert (result["changed"], marks.in_turn(), marks.reason("gpu-02")) == (False, {}, "a fan is broken")
+    # The run whose turn it was does not take it back then.
+    assert not run_module(router_backend.main, {**args, "state": "ready", "owner": "deploy"})["changed"]
+    assert run_module(router_backend.main, {**args, "state": "ready"})["changed"]
+    assert marks.reason("gpu-02") == ""

@@ -1,0 +1,69 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the module, and have a host that is to be taken out wait for its turn.
+
+The wait is cut into short runs of the module. So one that was orphaned, because this run was killed, does not take a
+host out minutes later, when nobody is there any more to put it back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import start_of_process
+
+SHORT_S = 10
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action plugin behind gpufleet.vllm.router_backend."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module; again as long as it says that others are out for a turn, and tell who."""
+        super().run(tmp, task_vars)
+        arguments = {**self._task.args, "run": this_run()}
+        patience = float(arguments.get("turn_timeout") or 0)
+        arguments["turn_timeout"] = int(min(patience, SHORT_S))
+        told, since = "", time.monotonic()
+        while True:
+            result: dict[str, Any] = self._execute_module(
+                module_name="gpufleet.vllm.router_backend", module_args=arguments, task_vars=task_vars, tmp=tmp
+            )
+            error = result.get("error") or {}
+            if not (error.get("details") or {}).get("passes"):
+                return result
+            turns = error["details"].get("turns") or {}
+            # Those of this play that an earlier run has left come back in their own turns.
+            coming = set((task_vars or {}).get("ansible_play_hosts") or [])
+            if turns and not any(host in coming or may_live(run) for host, run in turns.items()):
+                return result
+            if error["message"] != told:
+                told, since = error["message"], time.monotonic()
+                self._display.display(f"[{(task_vars or {}).get('inventory_hostname', '')}] waits for its turn: {told}")
+            elif time.monotonic() - since >= patience:
+                return result
+
+
+def this_run() -> str:
+    """Return what tells this run of Ansible from others: the controller's name, and the process and its start."""
+    process = os.getppid()  # an action is a child of the process that the user started
+    return f"{socket.gethostname()} {process} {start_of_process(process)}"
+
+
+def may_live(run: str) -> bool:
+    """Return whether a run may still be at work: of those of another controller nothing is known."""
+    host, _space, process = run.partition(" ")
+    if host != socket.gethostname():
+        return True
+    number, _space, start = process.partition(" ")
+    return number.isdigit() and start == start_of_process(int(number))
