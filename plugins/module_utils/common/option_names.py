@@ -10,6 +10,7 @@ OPTIONS_WITH_VARIABLE = {
     "api-key": "vllm_api_key",
     "config": "vllm_extra_config",
     "data-parallel-size": "vllm_replicas",
+    "device-ids": "vllm_gpu_selection",
     "dtype": "vllm_precision",
     "gpu-memory-utilization": "vllm_gpu_memory_utilization",
     "hf-token": "vllm_hf_token",

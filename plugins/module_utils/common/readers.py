@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Callable
@@ -67,6 +69,23 @@ def text_of(value: Any) -> str:
     if isinstance(value, (dict, list, bool)):
         raise ValueError("it must be a string")
     return str(value).strip()
+
+
+def version_of(value: Any) -> str:
+    """Read a version or a tag, which YAML takes for a number where it has one dot and no letter."""
+    if isinstance(value, float):
+        raise ValueError('it is a number in YAML, where 0.30 is 0.3; write it in quotes, such as "0.30"')
+    return text_of(value)
+
+
+def mapping_of(value: Any, content: str) -> Mapping[Any, Any]:
+    """Return a dictionary, also one that is given as JSON, as C(-e name={...}) does; C(content) names what it has."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it must be a dictionary of {content}")
+    return value
 
 
 def flag(value: Any) -> bool:

@@ -52,14 +52,15 @@ def read_wishes(
             problems.append(f"{name}: cannot be templated: {error}")
     values.update(overrides)
     problems += verify_variables.problems(values)
-    problems += variable_names.relative_paths({**_controller_paths(templar, variables), **values})
+    others = {**_others(templar, variables), **values}
+    problems += variable_names.relative_paths(others) + variable_names.rounded_versions(others)
     return wishes.read({**dict.fromkeys(names), **values}, known, problems)
 
 
-def _controller_paths(templar: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the paths on the controller; those that only another host can template are left to it."""
+def _others(templar: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return paths on the controller and versions; those that only another host can template are left to it."""
     found = {}
-    for name in sorted(variable_names.CONTROLLER_PATHS & variables.keys()):
+    for name in sorted((variable_names.CONTROLLER_PATHS | variable_names.VERSIONS) & variables.keys()):
         with contextlib.suppress(AnsibleError):
             found[name] = templar.template(variables[name])
     return found

@@ -12,6 +12,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_options import warnings
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen, has_dummy_weights
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.sizing import Sizing
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
@@ -165,6 +166,8 @@ def finish_options(
         config.pop(option[3:] if option.startswith("no-") else f"no-{option}", None)
         config[option] = value
         draft.decide(option, value, "vllm_extra_config")
+    for text in warnings(wishes.extra_config, wishes.environment):
+        draft.warn(text)
     for name, value in wishes.environment.items():
         read = versions.READ_UNTIL.get(name)
         if read and not read.holds(version):

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import plain
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import plain, value_of, version_of
 
 PREFIXES = ("vllm_", "nvidia_container_toolkit_")
 # Prefixes that other collections use too: only what nearly is one of our names is told, as a warning.
@@ -22,6 +22,8 @@ OF_OTHERS = frozenset({"docker_package"})
 CONTROLLER_PATHS = frozenset(
     {"nvidia_container_toolkit_packages_dir", "router_ca", "router_certificate", "vllm_accuracy_tasks_dir"}
 )
+# Versions of what the roles install.
+VERSIONS = frozenset({"cpu_image_torch_version", "nvidia_container_toolkit_version"})
 # Variables that the collection sets itself.
 OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
 
@@ -50,6 +52,14 @@ def near_misses(variables: Iterable[str], known: Iterable[str]) -> list[str]:
         if near:
             warnings.append(f"{name} is no variable of this collection; did you mean {near[0]}?")
     return warnings
+
+
+def rounded_versions(values: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each version of what the roles install that YAML has made a number of."""
+    problems: list[str] = []
+    for name in sorted(VERSIONS & values.keys()):
+        value_of(values, name, (name, version_of), problems)
+    return problems
 
 
 def relative_paths(values: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.option_names import OPTIONS_WITH_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
     ABSENT,
     Reader,
@@ -24,22 +22,17 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
     one_of,
     text_of,
     value_of,
-)
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import (
-    SHORTEST_SECRET,
-    hideable,
-    is_secret,
+    version_of,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import PROFILES, Profile
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_options import (
+    read_environment,
+    read_extra_config,
+    read_secret_environment,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.variable_names import misspelt
-
-VARIABLES_WITH_SECRETS = {
-    "VLLM_API_KEY": "vllm_api_key",
-    "HF_TOKEN": "vllm_hf_token",
-    "HUGGING_FACE_HUB_TOKEN": "vllm_hf_token",
-}
 
 PLATFORMS = {
     "linux/amd64": "linux/amd64",
@@ -157,7 +150,7 @@ def _size(value: Any) -> float:
 
 
 def _version(value: Any) -> versions.Version:
-    found = versions.parse(text_of(value))
+    found = versions.parse(version_of(value))
     if found is None:
         raise ValueError("it must be a version such as 0.12.0")
     return found
@@ -215,76 +208,6 @@ def _prefix(value: Any) -> str:
     if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
         raise ValueError("it must be a name that Docker accepts for containers, such as vllm")
     return text
-
-
-def _environment(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise ValueError("it must be a dictionary of names and values")
-    result = {}
-    for key, content in value.items():
-        if not re.fullmatch(r"[A-Za-z_]\w*", str(key)):
-            raise ValueError(f"{key} is not a name of an environment variable")
-        if key in VARIABLES_WITH_SECRETS:
-            raise ValueError(f"{key} is a secret: set {VARIABLES_WITH_SECRETS[key]} instead")
-        if isinstance(content, (Mapping, list)) or content is None:
-            raise ValueError(f"{key} must be a string or a number")
-        if is_secret(str(key), str(content)):
-            raise ValueError(f"{key} looks like a secret, and plans are shown: set vllm_secret_environment instead")
-        result[str(key)] = str(int(content)) if isinstance(content, bool) else str(content)
-    return result
-
-
-def _secret_environment(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        raise ValueError("it must be a dictionary of names and values")
-    for key, content in value.items():
-        # The roles lay these two over it, empty ones too.
-        if key in VARIABLES_WITH_SECRETS:
-            raise ValueError(f"{key} has its own variable: set {VARIABLES_WITH_SECRETS[key]} instead")
-        text = "" if content is None else str(content)
-        if text and not hideable(text):
-            raise ValueError(
-                f"the value of {key} would be hidden wherever it occurs in what the plays show, as in numbers, for it"
-                f" is shorter than {SHORTEST_SECRET} characters or a word such as true; a secret must be longer, and"
-                " what is none belongs into vllm_environment"
-            )
-    return bool(value)
-
-
-def _extra_config(value: Any) -> dict[str, Any]:
-    """Read options of `vllm serve` in the form that its --config file passes on unharmed."""
-    if not isinstance(value, Mapping):
-        raise ValueError("it must be a dictionary of options and values")
-    result: dict[str, Any] = {}
-    for key, content in value.items():
-        option = str(key).lstrip("-").replace("_", "-")
-        if option in OPTIONS_WITH_VARIABLE:
-            raise ValueError(f"{option} has its own variable, {OPTIONS_WITH_VARIABLE[option]}")
-        if option == "pipeline-parallel-size":
-            raise ValueError(f"{option} is not planned; vllm_tensor_parallel_size divides the model over GPUs")
-        if content is None:
-            raise ValueError(f"{option} has no value; leave it out or give one")
-        if isinstance(content, Mapping):
-            content = json.dumps(content, separators=(",", ":"))
-        elif isinstance(content, (list, tuple)):
-            raise ValueError(f"{option} is a list, which vLLM's file does not take; write it as one text")
-        elif isinstance(content, bool):
-            # vLLM drops `key: false` without a word; its parser has --no-<key> for that.
-            option, content = _switch(option, content)
-        elif isinstance(content, (int, float)):
-            content = float(content) if isinstance(content, float) else int(content)
-        else:
-            content = text_of(content)
-            if content.lower() in ("true", "false"):
-                option, content = _switch(option, content.lower() == "true")
-        result[option] = content
-    return result
-
-
-def _switch(option: str, on: bool) -> tuple[str, bool]:
-    if on:
-        return option, True
-    return (option[3:] if option.startswith("no-") else f"no-{option}"), True
 
 
 def _gpus(value: Any) -> tuple[dict[str, Any], ...]:
@@ -348,7 +271,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
     "served_model_name": ("vllm_served_model_name", text_of),
     "image": ("vllm_image", auto(_image)),
-    "image_tag": ("vllm_image_tag", auto(text_of)),
+    "image_tag": ("vllm_image_tag", auto(version_of)),
     "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),
     "image_archive": ("vllm_image_archive", _path),
     "image_digest": ("vllm_image_digest", _digest),
@@ -371,11 +294,11 @@ READERS: dict[str, tuple[str, Reader]] = {
     "has_api_key": ("vllm_api_key", given),
     "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
     "has_hf_token": ("vllm_hf_token", given),
-    "has_secret_environment": ("vllm_secret_environment", _secret_environment),
-    "environment": ("vllm_environment", _environment),
-    "extra_config": ("vllm_extra_config", _extra_config),
+    "has_secret_environment": ("vllm_secret_environment", read_secret_environment),
+    "environment": ("vllm_environment", read_environment),
+    "extra_config": ("vllm_extra_config", read_extra_config),
     "gpus": ("vllm_gpus", _gpus),
-    "driver_version": ("vllm_driver_version", text_of),
+    "driver_version": ("vllm_driver_version", version_of),
     "platform": ("vllm_platform", _platform),
     "gpu_access": ("vllm_gpu_access", one_of("auto", "gpus", "cdi", "runtime", "devices", "none")),
     "gpu_selection": ("vllm_gpu_selection", _selection),

@@ -252,3 +252,16 @@ def test_a_secret_in_the_environment_is_refused_and_not_shown(environment: dict[
     text = raised.value.as_text() + str(raised.value.as_result())
     assert next(iter(environment)) in text
     assert "abc123" not in text
+
+
+@pytest.mark.parametrize("variable", ["vllm_version", "vllm_image_tag", "vllm_driver_version"])
+def test_a_version_that_yaml_took_for_a_number_is_refused(variable: str) -> None:
+    (problem,) = problems({variable: 0.30})
+    assert problem.startswith(f"{variable}: 0.3 is not valid: it is a number in YAML, where 0.30 is 0.3; write it in")
+
+
+@pytest.mark.parametrize("name", sorted(variable_names.VERSIONS))
+def test_a_version_of_what_the_roles_install_is_refused_as_a_number(name: str) -> None:
+    (problem,) = variable_names.rounded_versions({name: 1.20})
+    assert problem.startswith(f"{name}: 1.2 is not valid: it is a number in YAML")
+    assert variable_names.rounded_versions({name: "1.20.0"}) == []
