@@ -46,13 +46,16 @@ def value_of(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader]
     try:
         return read_value(variables[variable])
     except ValueError as error:
-        shown = "(hidden)" if name.startswith("has_") else _shown(variables[variable])
+        shown = "(hidden)" if name.startswith("has_") else _shown(name, variables[variable])
         problems.append(f"{variable}: {shown} is not valid: {error}")
         return ABSENT
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     """Return a value as messages show it: of a dictionary the keys alone, because the values may be secrets."""
+    value = _parsed(value)
+    if name == "environment" and not isinstance(value, Mapping):
+        return "(hidden)"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: …" for key in value) + "}"
     return repr(plain(value))
@@ -80,11 +83,17 @@ def version_of(value: Any) -> str:
 
 def mapping_of(value: Any, content: str) -> Mapping[Any, Any]:
     """Return a dictionary, also one that is given as JSON, as C(-e name={...}) does; C(content) names what it has."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
+    value = _parsed(value)
     if not isinstance(value, Mapping):
         raise ValueError(f"it must be a dictionary of {content}")
+    return value
+
+
+def _parsed(value: Any) -> Any:
+    """Return the dictionary that a text of JSON stands for, and any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
     return value
 
 

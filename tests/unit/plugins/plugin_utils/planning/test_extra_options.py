@@ -194,6 +194,13 @@ def test_environment_variables_that_change_nothing(name: str, value: Any) -> Non
     assert list(extra_options.warnings({}, environment)) == []
 
 
+@pytest.mark.parametrize(
+    "given", ['{"HTTPS_PROXY": "http://me:abc123@proxy"}', '{"KEY": abc123}', "A_TOKEN=abc123", ["abc123"]]
+)
+def test_an_environment_given_as_text_is_never_shown(given: Any) -> None:
+    assert "abc123" not in refusal("vllm_environment", given)
+
+
 def test_an_environment_given_as_json() -> None:
     assert wishes.read({"vllm_environment": '{"A": 1}'}).environment == {"A": "1"}
 
