@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ TRUTHS = declared()
 
 def expressions(text: str) -> Iterator[nodes.Expr]:
     """Yield the expressions of a template."""
-    for output in PARSER.parse(text).find_all(nodes.Output):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the lexer's, of regular expressions in texts
+        template = PARSER.parse(text)
+    for output in template.find_all(nodes.Output):
         yield from (node for node in output.nodes if not isinstance(node, nodes.TemplateData))
 
 

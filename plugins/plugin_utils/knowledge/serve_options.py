@@ -81,7 +81,7 @@ OPTIONS = (
     Decision(
         REFUSE,
         "root-path",
-        "changes the paths that ask for the API key, and health check and router know them without a prefix",
+        "changes which paths ask for the API key (with / none does), and the router asks for them without a prefix",
         "leave it out and let the proxy before the router take the prefix away",
     ),
     Decision(
