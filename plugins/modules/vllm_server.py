@@ -13,7 +13,8 @@ author: gpufleet contributors (@gpufleet)
 description:
   - Has one Docker container run for each replica of a plan, and none of the deployment's besides, in one module run.
   - A container is replaced only when something that matters for it changed; the difference is in the result. A changed
-    restart policy is set without a replacement.
+    restart policy or O(watchdog_timeout) is set without a replacement. Device files that the driver made later, or not
+    yet, do not matter; those of another GPU do.
   - Waits until each server has answered a real request, and tells its phases meanwhile. A start that fails is told by
     its one cause, within seconds of the container's death.
   - A GPU holds one model, so replacing a server stops the old one. When the new one does not become ready, the old one
@@ -281,6 +282,8 @@ options:
         send them elsewhere. It takes requests again by itself should this module be killed.
       - A server that this collection's release did not make cannot turn requests away; for one like that, it is waited
         until nothing runs, or its vLLM drains itself where it was started with C(shutdown-timeout).
+      - Another value replaces no server, and neither does another C(shutdown-timeout) in O(replicas[].config), which
+        counts from the next replacement on.
     type: int
     default: 60
   vram_timeout:
@@ -495,6 +498,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history, history_entries
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 
 if TYPE_CHECKING:
@@ -642,7 +646,7 @@ def roll_back(
 ) -> dict[str, Any]:
     """Run the servers of an earlier deployment; return the task's result."""
     settings = settings_of(params, check)
-    running = deployment.Deployment(client, settings, secrets, progress).running()
+    running = OwnContainers(client, settings, progress).running()
     entry = history_entries.select(history_entries.read_entries(params["config_dir"]), params["rollback_to"], running)
     history.check_possible(client, entry)
     wishes = history.recorded_wishes(entry)

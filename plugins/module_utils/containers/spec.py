@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable, cast
 
@@ -331,11 +332,20 @@ def spec_changes(before: Spec | None, after: Spec) -> list[Change]:
     if before is None:
         return [Change("spec", "not made by this version of the collection", "made by it")]
     old, new = _flat(before), _flat(after)
-    return [
+    changes = [
         Change(field, old.get(field), new.get(field))
-        for field in sorted({*old, *new})
+        for field in sorted({*old, *new} - set(INFORMATIVE))
         if (old.get(field) or None) != (new.get(field) or None)
     ]
+    if _other_nodes(before.get("devices") or [], after["devices"]):
+        changes.append(Change("devices", before["devices"], after["devices"]))
+    return changes
+
+
+def _other_nodes(before: Iterable[str], after: Iterable[str]) -> bool:
+    """Return whether the GPUs have other device files; one that came or went is of the same GPUs."""
+    old, new = (set(filter(GPU_NODE.fullmatch, paths)) for paths in (before, after))
+    return not (old <= new or new <= old)
 
 
 def secret_changes(
@@ -356,12 +366,21 @@ def secret_changes(
     ]
 
 
-# Fields that do not count as a change: names, what follows from other fields, and what Docker can change in place.
-INFORMATIVE = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
+# Fields that do not count as a change by themselves: names, what follows from other fields, what Docker can change in
+# place, how long vLLM drains itself (it counts from the next replacement on), and device files, see _other_nodes: the
+# driver makes them when something first needs them.
+NAMES = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
+INFORMATIVE = (*NAMES, "config.shutdown-timeout", "devices")
+GPU_NODE = re.compile(r"/dev/nvidia\d+")
 
 
 def what_matters(spec: Spec) -> dict[str, Any]:
     """Return what must differ between two specs for one to replace the other, one level of fields."""
+    return {field: value for field, value in all_fields(spec).items() if field not in INFORMATIVE}
+
+
+def all_fields(spec: Spec) -> dict[str, Any]:
+    """Return what is set in a spec, but for names and what follows from other fields, as one level of fields."""
     return {field: value for field, value in _flat(spec).items() if value}
 
 
@@ -370,7 +389,7 @@ def _flat(spec: Spec) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     fields: Mapping[str, Any] = spec
     for field, value in fields.items():
-        if field in INFORMATIVE:
+        if field in NAMES:
             continue
         if isinstance(value, dict):
             flat.update({f"{field}.{key}": entry for key, entry in value.items()})

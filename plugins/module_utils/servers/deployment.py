@@ -42,13 +42,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.caches import check_removable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history import History
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history_entries import fingerprint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.outcome import difference_of, replica_outcome
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.recovery import Recovery
@@ -168,12 +167,6 @@ class Deployment:
             "recorded": "",
             "diff": [difference_of(name, container, None) for name, container in found.items()],
         }
-
-    def running(self) -> str:
-        """Return the fingerprint of the servers that are there, see history_entries.select."""
-        containers = {name: container for name, container in self._own.by_name().items() if base_name(name) == name}
-        specs = (read_spec(container.labels) for container in containers.values())
-        return fingerprint(spec for spec in specs if spec)
 
     def recovered_on_failure(self) -> contextlib.AbstractContextManager[None]:
         """If what is wanted cannot be had, let the old servers serve that an interrupted run has stopped."""

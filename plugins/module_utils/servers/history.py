@@ -67,6 +67,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history_entr
     Entry,
     current,
     fingerprint,
+    fingerprints,
     read_entries,
     replicas_of,
 )
@@ -169,7 +170,7 @@ class History:
         """
         entries = read_entries(self._config_dir)
         serving = current(entries)
-        known = serving is not None and serving["fingerprint"] == fingerprint(specs) and not rolled_back_to
+        known = serving is not None and serving["fingerprint"] in fingerprints(specs) and not rolled_back_to
         recorded = ""
         if self._keep and specs and not known:
             entry = self._entry(entries, specs, replicas, wishes)

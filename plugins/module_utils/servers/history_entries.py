@@ -9,13 +9,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import what_matters
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import all_fields, what_matters
 
 SCHEMA_VERSION = 1
 FOLDER = "history"
@@ -39,8 +39,18 @@ def read_entries(config_dir: str) -> list[Entry]:
 
 def fingerprint(specs: Iterable[Spec]) -> str:
     """Return a digest of what matters for servers, equal for servers of which none would replace the other."""
-    matters = {spec["name"]: what_matters(spec) for spec in specs}
-    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()
+    return _digest({spec["name"]: what_matters(spec) for spec in specs})
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprints(specs: Iterable[Spec]) -> tuple[str, str]:
+    """Return the fingerprint, and the one that entries have which were recorded before time-outs ceased to matter."""
+    known = list(specs)
+    everything = {spec["name"]: all_fields(spec) for spec in known}
+    return fingerprint(known), _digest(everything)
 
 
 def current(entries: Sequence[Entry]) -> Entry | None:
@@ -73,14 +83,14 @@ def brief(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def select(entries: Sequence[Entry], wanted: str, running: str) -> Entry:
+def select(entries: Sequence[Entry], wanted: str, running: Collection[str]) -> Entry:
     """Return the deployment to go back to.
 
     Args:
         entries: the oldest first.
         wanted: its id; empty for the last one that served something else than what runs now. If what runs now was
             itself brought back, that is the one, so that asking twice does not go back twice.
-        running: fingerprint of the servers on the host, which may be those of a change that did not get to its end.
+        running: fingerprints of the servers on the host, which may be those of a change that did not get to its end.
 
     Raises:
         GpufleetError: C(no-earlier-deployment), C(deployment-unknown) or C(deployment-failed).
@@ -105,10 +115,10 @@ def select(entries: Sequence[Entry], wanted: str, running: str) -> Entry:
                 details={"deployments": good},
             )
         return found
-    if serving is not None and serving["rolled_back_to"] and serving["fingerprint"] == running:
+    if serving is not None and serving["rolled_back_to"] and serving["fingerprint"] in running:
         return serving
     for entry in reversed(entries):
-        if entry["outcome"] == READY and entry["fingerprint"] != running:
+        if entry["outcome"] == READY and entry["fingerprint"] not in running:
             return entry
     raise GpufleetError(
         f"There is no earlier deployment to go back to: {_only(serving)}.",

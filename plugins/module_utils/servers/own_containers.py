@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import memory
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Start, engine_ended
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history_entries import fingerprints
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Found
 
@@ -64,6 +65,11 @@ class OwnContainers:
             found = self.client.containers.list(all=True, filters=filters, ignore_removed=True)
         named = ((str(container.name), container) for container in found)
         return {name: container for name, container in named if belongs_to(self._settings.prefix, name)}
+
+    def running(self) -> tuple[str, str]:
+        """Return the fingerprints of the servers that are there, see history_entries.select."""
+        specs = (read_spec(container.labels) for name, container in self.by_name().items() if base_name(name) == name)
+        return fingerprints(spec for spec in specs if spec)
 
     def folders_of_others(self) -> dict[str, list[str]]:
         """Return the containers of this host's other deployments, with the folders that they mount."""

@@ -32,6 +32,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
     read_spec,
     secret_changes,
     spec_changes,
+    what_matters,
 )
 
 WISHES = ServerOptions(
@@ -245,6 +246,55 @@ def test_the_container_runs_as_the_recipe_runs_it() -> None:
 )
 def test_what_changed_is_told_field_by_field(replica: dict[str, Any], wishes: dict[str, Any], texts: list[str]) -> None:
     assert [change.as_text() for change in spec_changes(spec_of(), spec_of(replica, **wishes))] == texts
+
+
+CONTROLS = ["/dev/nvidiactl", "/dev/nvidia-uvm"]
+LAZY = ["/dev/nvidia-uvm-tools", "/dev/nvidia-modeset"]
+
+
+@pytest.mark.parametrize("access", ["gpus", "runtime", "devices"])
+@pytest.mark.parametrize(
+    ("before", "after", "replaced"),
+    [
+        ([], LAZY, False),
+        (LAZY, [], False),
+        (LAZY, LAZY[:1], False),
+        (CONTROLS, [*CONTROLS, *LAZY], False),
+        # After a reboot the driver has made none yet.
+        ([], ["/dev/nvidia2", "/dev/nvidia3", *CONTROLS], False),
+        (["/dev/nvidia2", *CONTROLS], ["/dev/nvidia2", "/dev/nvidia3", *CONTROLS, *LAZY], False),
+        (["/dev/nvidia2", "/dev/nvidia3", *CONTROLS], CONTROLS, False),
+    ],
+)
+def test_a_device_file_that_came_or_went_is_no_change(
+    access: str, before: list[str], after: list[str], replaced: bool
+) -> None:
+    specs = [
+        build_spec(REPLICA, dataclasses.replace(WISHES, gpu_access=access), (), found.__contains__)
+        for found in (before, after)
+    ]
+    assert bool(spec_changes(specs[0], specs[1])) is replaced
+    assert what_matters(specs[0]) == what_matters(specs[1])
+
+
+@pytest.mark.parametrize("access", ["gpus", "runtime", "devices"])
+def test_the_device_file_of_another_gpu_is_a_change(access: str) -> None:
+    """The same GPU may get another number when the host starts."""
+    replica: Any = {**REPLICA, "gpu_uuids": ["GPU-a", "GPU-b"]}
+    wishes = dataclasses.replace(WISHES, gpu_access=access)
+    old, new = (build_spec(replica, wishes, (), lambda _path: True, {"GPU-a": n, "GPU-b": 3}) for n in (2, 7))
+    assert [(change.field, change.before[0], change.after[0]) for change in spec_changes(old, new)] == [
+        ("devices", "/dev/nvidia2", "/dev/nvidia7")
+    ]
+
+
+@pytest.mark.parametrize(("before", "after"), [(60, 600), (60, None), (None, 60)])
+def test_how_long_vllm_drains_itself_is_no_reason_to_replace_it(before: int | None, after: int | None) -> None:
+    config = REPLICA["config"]
+    old, new = (spec_of({"config": {**config, **({"shutdown-timeout": s} if s else {})}}) for s in (before, after))
+    assert (spec_changes(old, new), what_matters(old) == what_matters(new)) == ([], True)
+    # One that is replaced for another reason gets it.
+    assert new["config"].get("shutdown-timeout") == after
 
 
 def test_the_spec_survives_its_label_and_holds_no_secret() -> None:

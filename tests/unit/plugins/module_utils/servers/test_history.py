@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import names
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, all_fields, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history, history_entries
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -65,11 +66,11 @@ BROUGHT_BACK = entry(4, "b", rolled_back_to=B["id"])
 def test_the_default_is_the_last_that_served_something_else(
     entries: list[dict[str, Any]], running: str, chosen: dict[str, Any]
 ) -> None:
-    assert history_entries.select(entries, "", running) is chosen
+    assert history_entries.select(entries, "", (running, "an older one")) is chosen
 
 
 def test_a_deployment_is_chosen_by_its_id() -> None:
-    assert history_entries.select([A, B, C], A["id"], "c") is A
+    assert history_entries.select([A, B, C], A["id"], ("c",)) is A
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_what_cannot_be_gone_back_to_is_refused(
     entries: list[dict[str, Any]], wanted: str, name: str, told: str
 ) -> None:
     with pytest.raises(GpufleetError) as caught:
-        history_entries.select(entries, wanted, "a")
+        history_entries.select(entries, wanted, ("a",))
     assert caught.value.name == name
     assert told in caught.value.message
     if name == "deployment-unknown":
@@ -162,6 +163,19 @@ def test_the_fingerprint_is_of_what_would_replace_a_server() -> None:
     assert first != history_entries.fingerprint([spec({**REPLICA, "config": {"max-num-seqs": 4}})])
     assert first != history_entries.fingerprint([spec(REPLICA, image_id="sha256:" + "2" * 64)])
     assert first != history_entries.fingerprint([spec(REPLICA), spec({**REPLICA, "name": "vllm-1"})])
+
+
+def test_an_entry_of_before_time_outs_ceased_to_matter_is_known_again() -> None:
+    """Its fingerprint is over time-outs and device files, too; none was replaced since."""
+    replica: Any = {**REPLICA, "config": {"max-num-seqs": 8, "shutdown-timeout": 60}}
+    spec = build_spec(replica, WISHES, [], lambda _path: True)
+    everything = {"vllm-0": all_fields(spec)}
+    assert {"config.shutdown-timeout", "devices"} <= everything["vllm-0"].keys()
+    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    running = history_entries.fingerprints([spec])
+    assert (running[0], running[1]) == (history_entries.fingerprint([spec]), digest)
+    earlier, serves = {**A, "fingerprint": "x"}, {**B, "fingerprint": digest}
+    assert history_entries.select([earlier, serves], "", running) is earlier
 
 
 def test_weights_are_looked_for_where_they_were(tmp_path: Path) -> None:

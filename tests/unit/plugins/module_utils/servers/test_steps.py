@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec, labels
@@ -18,6 +20,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import
     step_for,
     steps_for_unwanted,
 )
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
 
 SECRETS = {"VLLM_API_KEY": "a-long-secret"}
 
@@ -72,6 +75,27 @@ def test_what_is_done_about_a_replica(found: Found, action: str, why: str) -> No
     assert (step.action, step.serves) == (action, found.health == 200)
     assert why in "; ".join(step.why)
     assert bool(step.why) == bool(why)
+
+
+ROLES = Path(__file__).resolve().parents[5] / "roles"
+SPECS = [(ROLES / role / "meta" / "argument_specs.yml").read_text() for role in ("vllm", "verify")]
+OPTIONS = [name for text in SPECS for name in yaml.safe_load(text)["argument_specs"]["main"]["options"]]
+
+
+@pytest.mark.parametrize("value", [0, 7, 7000])
+@pytest.mark.parametrize("variable", [name for name in OPTIONS if "timeout" in name])
+def test_another_time_out_is_no_reason_to_replace_a_server(variable: str, value: int) -> None:
+    """Through the plan, which gives some to vLLM; also one that is turned off, or had been."""
+    gpus = [{"name": "NVIDIA H200", "memory_mib": 143771, "compute_capability": "9.0"}]
+    base: dict[str, Any] = {"vllm_accept_license": True, "vllm_gpus": gpus, "vllm_version": "0.30.0"}
+    wished = {variable: {"weights": value} if variable == "vllm_phase_timeouts" else value}
+    options = ServerOptions("i", "sha256:1", {"argument": "m"}, "cuda", "gpus", "bridge", "/h", "/c", "/etc")
+    plans = [planner.plan({}, wishes.read({**base, **given})) for given in ({}, wished)]
+    before, after = (build_spec(plan["replicas"][0], options, SECRETS, lambda _path: True) for plan in plans)
+    for one, other in ((before, after), (after, before)):
+        there = container()
+        there.labels = labels(one)
+        assert step_for(other, Found(there, health=200), SECRETS).action == "none"
 
 
 def test_a_server_that_answers_is_not_asked_for_its_log() -> None:
