@@ -22,7 +22,7 @@ class ActionModule(LongTaskAction):
         result: dict[str, Any] = super().run(tmp, task_vars)
         if self._task.check_mode and "changed" in result:
             # A task that only looks says that it changed nothing (changed_when), which takes the place of the module's.
-            result["would_change"] = bool(result["changed"])
+            result.setdefault("would_change", bool(result["changed"]))
         if self._templar.template((task_vars or {}).get(MODE, "")) == "compare":
             return result
         host = (task_vars or {}).get("inventory_hostname", "")

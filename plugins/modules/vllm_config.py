@@ -12,7 +12,7 @@ version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Renders the YAML file that C(vllm serve --config) reads from a Jinja2 template, for one server (O(path)) or, in one
-    run, for every replica of a plan (O(directory)), and keeps the applied plan beside them.
+    run, for every replica of a plan (O(directory)).
   - Refuses, naming the key and its right form, whatever vLLM would drop or choke on, which is C(false), null, C("true")
     in quotes, empty lists, misnamed keys and a switch that is both on and off. A nested mapping is written as JSON
     text, which every version understands. An empty configuration gives a file that vLLM accepts.
@@ -60,11 +60,13 @@ options:
         required: true
   plan:
     description:
-      - The plan that is applied; it must hold no secret.
+      - The plan that is to be applied; it must hold no secret. M(gpufleet.vllm.vllm_server) keeps it once its servers
+        have answered.
     type: dict
   plan_path:
     description:
-      - Where the plan is kept, as JSON. With O(directory) and O(plan) it is C(<directory>/plan.json) when left out.
+      - Where to write the plan, as JSON; it is written nowhere when left out. C(plan.json) in O(directory) is the plan
+        of what serves, and no place for one that is only to be applied.
     type: path
   prune:
     description:
@@ -107,7 +109,7 @@ requirements:
 """
 
 EXAMPLES = r"""
-- name: Write every replica's configuration and the plan
+- name: Write every replica's configuration
   gpufleet.vllm.vllm_config:
     directory: /etc/gpufleet
     plan: "{{ vllm_plan_result.plan }}"
@@ -196,8 +198,8 @@ ARGUMENTS: dict[str, Any] = {
     "lock_timeout": {"type": "int", "default": 0},
 }
 PREVIOUS = ".previous"
-PLAN_NAME = "plan.json"
-LOCK_NAME = ".lock"  # of vllm_server
+PLAN_NAMES = ("plan.json", "plan.unfinished.json")  # of vllm_server, as is the lock
+LOCK_NAME = ".lock"
 VARIABLE = "vllm_config_dir"  # moves the folder elsewhere
 
 
@@ -326,9 +328,9 @@ def wanted_files(params: dict[str, Any]) -> list[WantedFile]:
             template_name=template_name,
         )
         wanted.append(WantedFile(config_file.config_path(params["directory"], replica["name"]), text))
-    plan_path = params["plan_path"] or (os.path.join(params["directory"], PLAN_NAME) if params["directory"] else "")
-    if plan is not None and plan_path:
-        wanted.append(WantedFile(plan_path, config_file.render_plan(plan)))
+    if plan is not None:
+        text = config_file.render_plan(plan)  # which refuses secrets, whether it is written or not
+        wanted += [WantedFile(path, text) for path in [params["plan_path"]] if path]
     return wanted
 
 
@@ -357,9 +359,9 @@ def remove_all(module: GpufleetModule) -> dict[str, Any]:
     directory = module.params["directory"]
     files = ConfigFiles(module)
     paths = unwanted_files(directory, [])
-    paths += [os.path.join(directory, name) for name in (PLAN_NAME, access_record.FILE_NAME, LOCK_NAME)]
+    paths += [os.path.join(directory, name) for name in (*PLAN_NAMES, access_record.FILE_NAME, LOCK_NAME)]
     for path in paths:
-        if os.path.lexists(path):
+        if os.path.lexists(path) or os.path.lexists(path + PREVIOUS):
             files.remove(path)
     if not module.check_mode:
         with contextlib.suppress(OSError):

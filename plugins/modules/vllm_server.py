@@ -94,6 +94,14 @@ options:
           - Its environment variables.
         type: dict
         default: {}
+  plan:
+    description:
+      - The plan that the replicas are of, to be kept as C(plan.json) in O(config_dir) for the router and verification,
+        and in the history. It must hold no secret.
+      - It is written once the servers have answered, those of each replica by itself, so that a run that fails or is
+        killed leaves the plan of what serves. C(plan.unfinished.json) is what a run was at that has not got to its end.
+      - Without it C(plan.json) is not touched, except that a replica that O(state=absent) removes leaves it.
+    type: dict
   image:
     description:
       - Reference of an image that the host has. Needed unless O(state=absent).
@@ -324,6 +332,7 @@ EXAMPLES = r"""
     replicas: "{{ plan.replicas }}"
     image: "{{ plan.image.tag }}"
     model_source: "{{ plan.model_source }}"
+    plan: "{{ plan }}"
     device: "{{ plan.device }}"
     secrets:
       VLLM_API_KEY: "{{ vllm_api_key }}"
@@ -433,8 +442,8 @@ drains:
   sample: {"vllm-0": {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3}}
 would_change:
   description:
-    - Whether the servers would be changed. It is what the module says in C(changed), and the task's C(changed_when)
-      does not replace it.
+    - Whether a server would be changed. The task's C(changed_when) does not replace it, and a plan of which nothing but
+      the texts changed does not count.
   returned: in check mode
   type: bool
 removed:
@@ -521,6 +530,7 @@ ARGUMENTS: dict[str, Any] = {
             "environment": {"type": "dict", "default": {}},
         },
     },
+    "plan": {"type": "dict"},
     "image": {"type": "str"},
     "model_source": {
         "type": "dict",
@@ -617,6 +627,7 @@ def settings_of(params: dict[str, Any], check: bool) -> Settings:
         limits=Limits(params["ready_timeout"], params["stall_timeout"], deadlines(params["phase_timeouts"])),
         watchdog=params["watchdog_timeout"],
         check=check,
+        plan=params["plan"] or {},
         **{name: params[name] for name in names},
     )
 
@@ -650,7 +661,7 @@ def roll_back(
     entry = history_entries.select(history_entries.read_entries(params["config_dir"]), params["rollback_to"], running)
     history.check_possible(client, entry)
     wishes = history.recorded_wishes(entry)
-    settings = dataclasses.replace(settings, hf_home=wishes.hf_home, cache_dir=wishes.cache_dir)
+    settings = dataclasses.replace(settings, hf_home=wishes.hf_home, cache_dir=wishes.cache_dir, plan=entry["plan"])
     servers = deployment.Deployment(client, settings, secrets, progress)
     with history.brought_back(client, entry, params["config_dir"], check=check) as files:
         result = servers.present(entry["server"]["replicas"], wishes, rolled_back_to=entry["id"])

@@ -201,7 +201,9 @@ deployments:
       type: dict
       sample: {}
 plan:
-  description: The plan that was applied on the host; empty when there is none.
+  description:
+    - The plan of what serves on the host; empty when there is none. It becomes that of a deployment once its servers
+      have answered. Of a deployment that was killed it has the replicas that answer by now.
   returned: success
   type: dict
   sample: {"schema_version": 1, "model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"}
@@ -211,8 +213,8 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.status import applied_plan, server_states
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import history_entries
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.status import server_states
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import applied_plan, history_entries
 
 ARGUMENTS: dict[str, Any] = {
     "container_prefix": {"type": "str", "default": "vllm"},
@@ -233,7 +235,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
         "changed": False,
         "servers": states,
         "deployments": history_entries.brief(history_entries.read_entries(params["config_dir"])),
-        "plan": applied_plan(params["config_dir"]),
+        "plan": applied_plan.plan_of_host(client, params["container_prefix"], params["config_dir"]),
     }
 
 

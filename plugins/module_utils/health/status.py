@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import time
@@ -14,7 +13,7 @@ from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing, Plan, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 QUERY_TIMEOUT_S = 5.0
-PLAN_FILE = "plan.json"
 # No start prints more; a log that has lost its beginning is not read to its end for nothing.
 START_LINES = 20000
 ENGINE_DEAD = "engine dead"
@@ -191,15 +189,6 @@ def start_phases(container: Container) -> list[dict[str, Any]]:
             if watch.phase == SERVING:
                 return watch.durations(parse_time(stamp))[:-1]
     return []
-
-
-def applied_plan(config_dir: str) -> Plan | Nothing:
-    """Return the plan that was last applied on the host; empty when there is none that can be read."""
-    try:
-        plan = json.loads(read_text(config_dir, PLAN_FILE) or "{}")
-    except ValueError:
-        return {}
-    return plan if isinstance(plan, dict) else {}
 
 
 def served_name(spec: Spec | None) -> str:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan, ReplicaConfig
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ReplicaConfig
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 # The first line of every file we write: by it, prune knows which files are ours.
@@ -262,7 +262,7 @@ def check_replicas(replicas: Iterable[ReplicaConfig]) -> None:
         names.add(name)
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: Mapping[str, Any]) -> str:
     """Return the text of the plan's file.
 
     Raises:

@@ -19,8 +19,8 @@ name not as wanted, name-previous    name answers: removes name-previous; it doe
 
 The other files of this room each have a part of this: recovery.py repairs what an earlier run left, steps.py decides,
 checks.py finds what would fail, replacement.py acts and puts the old servers back, stopping.py drains and stops,
-replica_files.py writes the replicas' files. Before a server is stopped it drains: it turns new requests away and gets a
-while for those it has. The next one that needs its GPUs starts when the driver says that their memory is free.
+replica_files.py writes the replicas' files, applied_plan.py the plan. Before a server is stopped it drains: it turns
+new requests away and gets a while for those it has. The next one that needs its GPUs starts when their memory is free.
 
 Servers that need a GPU or a port which another of them still holds are replaced together; all others one after another,
 those that do not serve first and those that are no longer wanted last. A failure ends the run, so that those which have
@@ -46,6 +46,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.applied_plan import AppliedPlan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.caches import check_removable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history import History
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.outcome import difference_of, replica_outcome
@@ -93,7 +94,8 @@ class Deployment:
         self._files = ReplicaFiles(self._own, settings, self._secrets)
         self._stopping = Stopping(self._own, settings, progress)
         self._recovery = Recovery(self._own, settings, self._secrets)
-        self._history = History(client, settings.config_dir, settings.prefix, settings.history_keep)
+        self._history = History(client, settings.config_dir, settings.prefix, settings.history_keep, settings.plan)
+        self._plan = AppliedPlan(settings.config_dir, settings.plan)
         self._warnings: list[str] = []
         self._recorded = ""
 
@@ -128,6 +130,7 @@ class Deployment:
             with self.recovered_on_failure():
                 self._check_files(specs, wishes)
             self._recovery.recover({spec["name"]: spec for spec in specs})
+            self._plan.settle(self._own.by_name(), self._recovery.unfinished)
         steps = self._steps(specs, restart)
         if any(spec["restart_policy"].startswith("on-failure") for spec in specs):
             self._warnings.append(ON_FAILURE)
@@ -157,11 +160,12 @@ class Deployment:
         if not self._settings.check:
             self._remove_servers(found, everything=not wanted)
             self._remove_files(bases, files, caches, everything=not wanted)
+        plan = self._plan.forget(wanted, self._settings.prefix, check=self._settings.check)
         return {
-            "changed": bool(found or files or history or caches),
+            "changed": bool(found or files or history or caches or self._plan.changed),
             "replicas": [],
             "removed": list(found),
-            "removed_paths": files + history + caches,
+            "removed_paths": files + plan + history + caches,
             "drains": self._stopping.drains,
             "recovered": [],
             "recorded": "",
@@ -205,13 +209,19 @@ class Deployment:
         """Do the steps; a failure is noted in the history."""
         self._files.make_folders()
         self._files.write_controls(specs)
-        replacement = Replacement(self._own, self._settings, self._secrets, self._files, self._stopping, self._progress)
+        if any(step.action != "none" for step in steps):
+            self._plan.begin(specs)
+        replacement = Replacement(
+            self._own, self._settings, self._secrets, self._files, self._stopping, self._plan, self._progress
+        )
         try:
             with engine_errors("changing the servers"):
                 replacement.do(steps)
         except GpufleetError as error:
             self._note(functools.partial(failed, error))
             raise
+        if self._settings.wait:
+            self._plan.complete()
         self._files.tidy(steps)
 
     def _note(self, record: Callable[[], str]) -> None:
@@ -264,7 +274,8 @@ class Deployment:
         acted = [step for step in steps if step.action != "none"]
         changed = bool(acted or self._recovery.recovered or self._files.changed or self._recorded)
         return {
-            "changed": changed,
+            **({"would_change": bool(acted)} if self._settings.check else {}),
+            "changed": changed or self._plan.changed or (self._settings.check and bool(self._plan.difference)),
             "replicas": [
                 replica_outcome(step, self._stopping, self._files, check=self._settings.check)
                 for step in steps
@@ -280,5 +291,6 @@ class Deployment:
                 difference_of(step.name, step.old, step.spec)
                 for step in acted
                 if step.changes or step.action in ("created", "removed")
-            ],
+            ]
+            + self._plan.difference,
         }

@@ -19,7 +19,7 @@ fingerprint        of everything that matters for the servers
 collection_version that made it
 model, vllm_version for people, from the plan
 image              C(reference), C(id), C(digests) under which registries know it, and C(kept_as), our own name of it
-plan               the plan that was applied; empty when the servers were not made from one
+plan               the plan of these servers; empty when they were not made from one
 configurations     the texts of the configuration files by replica
 server             the options of the module vllm_server by which the same servers are made again
 ================== ================================================================================================
@@ -41,8 +41,6 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
     NOTHING,
-    Nothing,
-    Plan,
     Replica,
     Spec,
 )
@@ -58,7 +56,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import 
     tag_image,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.config_file import MARK, render_plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.config_file import MARK
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history_entries import (
     FAILED,
     FOLDER,
@@ -139,14 +137,18 @@ class History:
         config_dir: host folder of the replicas' configurations.
         prefix: of the containers' names.
         keep: number of deployments to keep; 0 keeps none and removes what there is.
+        plan: from which the servers of this run are made; empty when they are not made from one.
     """
 
-    def __init__(self, client: DockerClient, config_dir: str, prefix: str, keep: int) -> None:
+    def __init__(
+        self, client: DockerClient, config_dir: str, prefix: str, keep: int, plan: Mapping[str, Any] = NOTHING
+    ) -> None:
         self._client = client
         self._folder = os.path.join(config_dir, FOLDER)
         self._config_dir = config_dir
         self._prefix = prefix
         self._keep = keep
+        self._plan = dict(plan)
 
     def note_ready(
         self,
@@ -219,7 +221,7 @@ class History:
         wishes: ServerOptions,
     ) -> Entry:
         now = time.time()
-        plan = self._plan(replicas)
+        plan = self._plan
         model = specs[0]["config"].get("served-model-name") or wishes.model_source["argument"]
         return {
             "schema_version": SCHEMA_VERSION,
@@ -233,26 +235,16 @@ class History:
             "collection_version": VERSION,
             "model": plan.get("model") or str(model).split()[0],
             "vllm_version": (plan.get("image") or NOTHING).get("vllm_version") or "",
-            "image": self._image(wishes, plan),
+            "image": self._image(wishes),
             "plan": plan,
             "configurations": {},
             "server": server_options(replicas, wishes),
         }
 
-    def _plan(self, replicas: Sequence[Replica]) -> Plan | Nothing:
-        """Return the plan that vllm_config left, if these replicas are its."""
-        try:
-            plan = json.loads(read_text(self._config_dir, "plan.json") or "{}")
-        except ValueError:
-            return {}
-        found = {replica["name"]: replica.get("config") for replica in plan.get("replicas") or []}
-        wanted = {replica["name"]: replica.get("config") for replica in replicas}
-        return dict(plan) if found == wanted else {}
-
-    def _image(self, wishes: ServerOptions, plan: Plan | Nothing) -> dict[str, Any]:
+    def _image(self, wishes: ServerOptions) -> dict[str, Any]:
         image = inspect_image(self._client, wishes.image_id) or {}
         return {
-            "reference": (plan.get("image") or NOTHING).get("reference") or wishes.image,
+            "reference": (self._plan.get("image") or NOTHING).get("reference") or wishes.image,
             "id": wishes.image_id,
             "digests": list(image.get("RepoDigests") or []),
             "kept_as": kept_name(self._prefix, wishes.image_id),
@@ -378,8 +370,6 @@ def brought_back(client: DockerClient, entry: Entry, config_dir: str, *, check: 
     """
     files = {os.path.join(config_dir, f"{name}.yaml"): text for name, text in entry["configurations"].items()}
     files.update({path: "" for path in our_configurations(config_dir) if path not in files})
-    if entry["plan"]:
-        files[os.path.join(config_dir, "plan.json")] = render_plan(entry["plan"])
     before = {path: read_text(path) for path in files}
     diffs = [
         {"before_header": path, "after_header": path, "before": before[path], "after": text}

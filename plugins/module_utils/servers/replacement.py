@@ -25,11 +25,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attribute
     wanted_policy,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import NEXT, PREVIOUS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import NEXT, PREVIOUS, base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import base_url, create_arguments, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import health_status
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Start, wait_for
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.applied_plan import AppliedPlan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.checks import check_image
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replica_files import ReplicaFiles
@@ -54,6 +55,7 @@ class Replacement:
         secrets: environment variables that must not be seen.
         files: the replicas' files.
         stopping: drains and stops servers.
+        plan: of what serves.
         progress: told what is being done.
     """
 
@@ -64,6 +66,7 @@ class Replacement:
         secrets: Mapping[str, str],
         files: ReplicaFiles,
         stopping: Stopping,
+        plan: AppliedPlan,
         progress: Progress,
     ) -> None:
         self._own = own
@@ -71,6 +74,7 @@ class Replacement:
         self._secrets = secrets
         self._files = files
         self._stopping = stopping
+        self._plan = plan
         self._progress = progress
 
     def do(self, steps: Sequence[Step]) -> None:
@@ -90,6 +94,7 @@ class Replacement:
                 self._stopping.drain_and_stop(group)
                 for step in group:
                     self._own.remove(required(step.old))
+                self._plan.answered([], _removed(group))
             else:
                 self._replace(group)
         self._wait_for_those_that_stay([step for step in steps if step.action in ("none", "updated")])
@@ -124,6 +129,8 @@ class Replacement:
             unexpected = _unexpected(group, problem)
             self._put_back(group, unexpected)
             raise unexpected from problem
+        if self._settings.wait:
+            self._plan.answered([step.name for step in group if step.spec], _removed(group))
         for step in group:
             self._keep_running(step)
             if step.old is not None and (self._settings.wait or step.new is None):
@@ -229,6 +236,9 @@ class Replacement:
         for step in group:
             if step.new is not None and not (alone and step.start is not None and step.start.ready):
                 self._give_up(step, error)
+        stay = [step.name for step in group if alone and step.start and step.start.ready]
+        with contextlib.suppress(GpufleetError):
+            self._plan.answered(stay, [step.name for step in group if step.old is None and step.name not in stay])
         with contextlib.suppress(GpufleetError):
             self._files.drop_unused_copies()
         olds = [step for step in group if step.old is not None]
@@ -290,6 +300,11 @@ class Replacement:
             # The next run removes it by this name.
             with contextlib.suppress(GpufleetError), engine_errors(f"renaming {new.name}"):
                 new.rename(step.name + NEXT)
+
+
+def _removed(group: Sequence[Step]) -> list[str]:
+    """Return the replicas of a group that are no longer wanted."""
+    return [base_name(step.name) for step in group if step.spec is None]
 
 
 def _told_of_old(olds: Sequence[Step], lost: Sequence[str], problems: Sequence[str], *, answered: bool) -> str:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
 
@@ -28,6 +30,7 @@ class Settings:
         check: only tell what would be done.
         check_config: whether the image's vLLM parses a new configuration before anything is touched.
         history_keep: number of deployments to keep in the host's history.
+        plan: from which the servers are made; empty when they are not made from one.
     """
 
     config_dir: str
@@ -43,3 +46,4 @@ class Settings:
     check: bool = False
     check_config: bool = True
     history_keep: int = 10
+    plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)

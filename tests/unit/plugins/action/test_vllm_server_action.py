@@ -74,6 +74,18 @@ class Action(ActionModule):
         return {"changed": True, "replicas": [replica(action="replaced", why=["image: a -> b"])]}
 
 
+class TextsAlone(ActionModule):
+    """The plugin with a module that would write another plan, and leave the servers alone."""
+
+    def _execute_module(self, **_parts: Any) -> dict[str, Any]:
+        return {"changed": True, "would_change": False, "replicas": [replica()]}
+
+
+def test_a_plan_of_which_the_texts_changed_changes_no_server() -> None:
+    result, _display = run_action(TextsAlone, {}, {"inventory_hostname": "gpu-01"}, check=True)
+    assert (result["changed"], result["would_change"]) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("mode", "shown"),
     [

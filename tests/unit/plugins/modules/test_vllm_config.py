@@ -46,17 +46,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "etc" / "gpufleet"
 
 
-def test_one_run_writes_every_replica_and_the_plan(run_module: RunModule, folder: Path) -> None:
+def test_one_run_writes_every_replica_and_no_plan_that_does_not_serve_yet(run_module: RunModule, folder: Path) -> None:
     plan = plan_of("vllm-0", "vllm-1")
     result = run_module(vllm_config.main, {"directory": str(folder), "plan": plan})
 
     assert result["changed"]
-    assert listing(folder) == ["plan.json", "vllm-0.yaml", "vllm-1.yaml"]
+    assert listing(folder) == ["vllm-0.yaml", "vllm-1.yaml"]
     assert mode_of(folder) == "0750"
     assert {mode_of(path) for path in folder.iterdir()} == {"0640"}
     assert yaml.safe_load((folder / "vllm-1.yaml").read_text()) == {"port": 8000}
-    assert json.loads((folder / "plan.json").read_text()) == plan
-    assert [file["state"] for file in result["files"]] == ["created"] * 3
+    assert [file["state"] for file in result["files"]] == ["created"] * 2
+    (folder / "plan.json").write_text("what serves")
+    assert not run_module(vllm_config.main, {"directory": str(folder), "plan": plan, "prune": True})["changed"]
+    assert (folder / "plan.json").read_text() == "what serves"
 
 
 def test_second_run_changes_nothing(run_module: RunModule, folder: Path) -> None:
@@ -76,7 +78,7 @@ def test_check_mode_shows_and_writes_nothing(run_module: RunModule, folder: Path
 
     assert result["changed"]
     assert not folder.exists()
-    assert [Path(diff["after_header"]).name for diff in result["diff"]] == ["vllm-0.yaml", "plan.json"]
+    assert [Path(diff["after_header"]).name for diff in result["diff"]] == ["vllm-0.yaml"]
     assert "port: 8000" in result["diff"][0]["after"]
 
 
@@ -94,7 +96,7 @@ def test_replaced_text_is_kept_as_previous(run_module: RunModule, folder: Path) 
     assert (folder / "vllm-0.yaml.previous").read_text() == old
     assert mode_of(folder / "vllm-0.yaml.previous") == "0640"
     assert result["files"][0]["previous"] == str(folder / "vllm-0.yaml.previous")
-    assert listing(folder) == ["plan.json", "plan.json.previous", "vllm-0.yaml", "vllm-0.yaml.previous"]
+    assert listing(folder) == ["vllm-0.yaml", "vllm-0.yaml.previous"]
 
 
 def test_prune_removes_our_files_only(run_module: RunModule, folder: Path) -> None:
@@ -105,7 +107,7 @@ def test_prune_removes_our_files_only(run_module: RunModule, folder: Path) -> No
     arguments = {"directory": str(folder), "plan": plan_of("vllm-0", **{"max-num-seqs": 8})}
 
     kept = run_module(vllm_config.main, arguments)
-    assert "vllm-1.yaml" in listing(folder) and kept["changed"]  # the plan's file
+    assert "vllm-1.yaml" in listing(folder) and not kept["changed"]
 
     would = run_module(vllm_config.main, {**arguments, "prune": True}, check=True, diff=True)
     assert would["changed"] and "vllm-1.yaml" in listing(folder)
@@ -161,7 +163,7 @@ def test_a_full_disk_is_told_and_the_old_file_stays(
     assert "No space left on device" in result["error"]["evidence"]
     assert "vllm_config_dir" in result["error"]["remedy"]
     assert (folder / "vllm-0.yaml").read_text() == before
-    assert listing(folder) == ["plan.json", "vllm-0.yaml"]
+    assert listing(folder) == ["vllm-0.yaml"]
 
 
 def test_a_text_that_is_no_utf_8_is_kept_as_it_was(run_module: RunModule, folder: Path) -> None:
@@ -256,9 +258,16 @@ def test_absent_removes_what_was_written_and_nothing_else(tmp_path: Path, run_mo
     run_module(vllm_config.main, {"directory": str(folder), "plan": plan})
     plan["replicas"][0]["config"] = {"max-num-seqs": 4}
     run_module(vllm_config.main, {"directory": str(folder), "plan": plan})
+    (folder / "plan.unfinished.json").write_text("{}")  # of vllm_server
+    (folder / "plan.json.previous").write_text("{}")  # of an older version; vllm_server has removed plan.json
     other = folder / "notes.yaml"
     other.write_text("mine: true\n")
-    assert {path.name for path in folder.iterdir()} > {"vllm-0.yaml", "vllm-0.yaml.previous", "plan.json", other.name}
+    assert {path.name for path in folder.iterdir()} > {
+        "vllm-0.yaml",
+        "vllm-0.yaml.previous",
+        "plan.json.previous",
+        other.name,
+    }
 
     dry = run_module(vllm_config.main, {"state": "absent", "directory": str(folder)}, check=True)
     assert dry["changed"] and (folder / "vllm-0.yaml").exists()
@@ -271,9 +280,9 @@ def test_absent_removes_what_was_written_and_nothing_else(tmp_path: Path, run_mo
 
 def test_nothing_is_written_while_another_run_reads_the_folder(folder: Path, run_module: RunModule) -> None:
     run_module(vllm_config.main, {"directory": str(folder), "plan": plan_of("vllm-0")})
-    before = (folder / "plan.json").read_text()
+    before = listing(folder)
     with host_lock(str(folder / ".lock"), "vllm_server, state present"):
         result = run_module(vllm_config.main, {"directory": str(folder), "plan": plan_of("vllm-0", "vllm-1")})
     assert (result["failed"], result["error"]["name"]) == (True, "busy")
     assert "vllm_server, state present" in result["msg"]
-    assert (folder / "plan.json").read_text() == before
+    assert listing(folder) == [".lock", *before]
