@@ -44,6 +44,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines += [f"{name}: removed" for name in result.get("removed") or []]
     if result.get("rolled_back_to"):
         lines.append(f"runs the deployment {result['rolled_back_to']}" + ("" if lines else ", as before"))
+    lines += [f"{name}: takes other keys" for name in result.get("keys_changed") or []]
     drains = result.get("drains") or ((result.get("error") or {}).get("details") or {}).get("drains") or {}
     lines += [f"{name}: {drained(drain)}" for name, drain in sorted(drains.items())]
     return lines + list(result.get("recovered") or [])

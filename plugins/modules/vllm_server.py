@@ -197,8 +197,21 @@ options:
   secrets:
     description:
       - Environment variables that are never shown, such as V(VLLM_API_KEY) and V(HF_TOKEN). Empty ones are left out.
+      - Servers take another V(VLLM_API_KEY) from their next request on, without being replaced or restarted.
     type: dict
     default: {}
+  accepted_keys:
+    description:
+      - Keys that the servers take besides V(VLLM_API_KEY).
+    type: list
+    elements: str
+    default: []
+  other_keys_for:
+    description:
+      - Seconds for which the servers go on with other keys that they take now; V(-1) until another run says otherwise,
+        such as M(gpufleet.vllm.vllm_keys) once a router does not ask with them any more.
+    type: int
+    default: 0
   restart_policy:
     description:
       - Docker's restart policy. A server gets it once it is ready.
@@ -440,10 +453,16 @@ drains:
   returned: success
   type: dict
   sample: {"vllm-0": {"waited_s": 12.1, "running_at_start": 5, "finished": 5, "aborted": 0, "refused": 3}}
+keys_changed:
+  description: Replicas that take other keys than before, or would; no server is replaced for that.
+  returned: success
+  type: list
+  elements: str
+  sample: [vllm-0]
 would_change:
   description:
-    - Whether a server would be changed. The task's C(changed_when) does not replace it, and a plan of which nothing but
-      the texts changed does not count.
+    - Whether a server would be changed. The task's C(changed_when) does not replace it. Neither other keys alone count,
+      nor a plan of which nothing but the texts changed.
   returned: in check mode
   type: bool
 removed:
@@ -556,6 +575,8 @@ ARGUMENTS: dict[str, Any] = {
     "volumes": {"type": "list", "elements": "str", "default": []},
     "environment": {"type": "dict", "default": {}},
     "secrets": {"type": "dict", "default": {}, "no_log": True},
+    "accepted_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
+    "other_keys_for": {"type": "int", "default": 0, "no_log": False},
     "restart_policy": {"type": "str", "default": "unless-stopped"},
     "log_max_size": {"type": "str", "default": "100m"},
     "log_max_files": {"type": "int", "default": 5},
@@ -620,12 +641,14 @@ def settings_of(params: dict[str, Any], check: bool) -> Settings:
         "check_config",
         "drain_timeout",
         "vram_timeout",
+        "other_keys_for",
     )
     return Settings(
         history_keep=params["history_keep"],
         prefix=params["container_prefix"],
         limits=Limits(params["ready_timeout"], params["stall_timeout"], deadlines(params["phase_timeouts"])),
         watchdog=params["watchdog_timeout"],
+        accepted_keys=tuple(params["accepted_keys"]),
         check=check,
         plan=params["plan"] or {},
         **{name: params[name] for name in names},

@@ -481,11 +481,52 @@ def test_secrets_are_seen_nowhere_and_replace_the_server_when_they_change(fleet:
     assert f"--env-file {env_file}" in script
     assert env_file.stat().st_mode & 0o777 == 0o600
     assert env_file.read_text() == f"HF_TOKEN={TOKEN}\nVLLM_API_KEY={KEY}\n"
-    changed = fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": "sk-other-1234", "HF_TOKEN": TOKEN})
-    assert changed["replicas"][0]["why"] == ["secret VLLM_API_KEY: (hidden) -> (hidden, changed)"]
+    changed = fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": KEY, "HF_TOKEN": "hf-other-1234"})
+    assert changed["replicas"][0]["why"] == ["secret HF_TOKEN: (hidden) -> (hidden, changed)"]
     gone = fleet.run(fleet.replica())
     assert gone["replicas"][0]["action"] == "replaced"
     assert not env_file.exists()
+
+
+def statuses(fleet: Fleet, *keys: str) -> list[int]:
+    """Return with what the server answers each key."""
+    url = f"http://127.0.0.1:{fleet.ports[0]}/v1/models"
+    return [requests.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=10).status_code for key in keys]
+
+
+def test_another_api_key_is_taken_by_the_server_that_runs(fleet: Fleet) -> None:
+    new = "sk-other-1234"
+    made = fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": KEY})["replicas"][0]["container_id"]
+    assert statuses(fleet, KEY, new) == [200, 401]
+    told = fleet.run(fleet.replica(), check=True, secrets={"VLLM_API_KEY": new})
+    assert (told["changed"], told["keys_changed"]) == (True, [f"{fleet.prefix}-0"])
+    both = fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": new}, other_keys_for=-1)
+    assert (both["changed"], both["replicas"][0]["action"], both["recorded"]) == (True, "none", ""), both
+    assert statuses(fleet, KEY, new) == [200, 200]
+    assert not fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": new}, other_keys_for=-1)["changed"]
+    one = fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": new})
+    assert statuses(fleet, KEY, new) == [401, 200]
+    (server,) = fleet.info()["servers"]
+    assert (server["phase"], server["detail"], server["model"]) == ("serving", "", "stand-in")
+    assert one["replicas"][0]["container_id"] == made
+    fleet.engine.containers.get(made).restart()
+    fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": new}, state="restarted")
+    assert statuses(fleet, KEY, new) == [401, 200], "it is no other after a restart"
+    seen = (
+        json.dumps([told, both, one]) + (fleet.config_dir / "control" / f"{fleet.prefix}-0" / "keys.sha256").read_text()
+    )
+    assert KEY not in seen and new not in seen
+
+
+def test_a_replacement_takes_the_key_of_before_too_and_one_that_fails_gives_the_new_one(fleet: Fleet) -> None:
+    new = "sk-other-1234"
+    fleet.run(fleet.replica(), secrets={"VLLM_API_KEY": KEY})
+    broken = fleet.run(fleet.replica(max_model_len=999999), secrets={"VLLM_API_KEY": new}, other_keys_for=-1)
+    assert broken["failed"] and broken["error"]["details"]["restored"] is True
+    assert statuses(fleet, KEY, new) == [200, 200]
+    replaced = fleet.run(fleet.replica(max_model_len=512), secrets={"VLLM_API_KEY": new}, other_keys_for=-1)
+    assert replaced["replicas"][0]["action"] == "replaced"
+    assert statuses(fleet, KEY, new) == [200, 200]
 
 
 def test_the_run_line_makes_the_same_server_by_hand(fleet: Fleet) -> None:

@@ -134,3 +134,4 @@ class Spec(_SpecOfAnyVersion, total=False):
     """What a replica's container should be."""
 
     secrets: list[str]
+    takes_keys: bool

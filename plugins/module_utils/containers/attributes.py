@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import endpoint, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import KEY_VARIABLE, endpoint, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 if TYPE_CHECKING:
@@ -65,6 +66,17 @@ def mounted_config(container: Container) -> str:
 def environment_of(container: Container) -> dict[str, str]:
     """Return the container's environment variables."""
     return variables_of(container.attrs["Config"].get("Env"))
+
+
+def key_to_ask_with(container: Container, config_dir: str) -> str:
+    """Return a key that the server in a container takes; empty if it wants none.
+
+    The one that it was started with may have been replaced since; its file of secrets has the one of now.
+    """
+    spec, first = read_spec(container.labels), environment_of(container).get(KEY_VARIABLE, "")
+    if not first or not spec or not spec.get("takes_keys"):
+        return first
+    return variables_of(read_text(config_dir, f"{spec['name']}.env").splitlines()).get(KEY_VARIABLE, first)
 
 
 def parse_time(text: str) -> float:

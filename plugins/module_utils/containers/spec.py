@@ -37,6 +37,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
 )
 
 DEFAULT_PORT = 8000
+KEY_VARIABLE = "VLLM_API_KEY"
 GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 
 
@@ -138,6 +139,7 @@ def build_spec(
         "config": dict(replica["config"]),
         "environment": _environment(replica, options),
         "secrets": sorted(secrets),
+        "takes_keys": True,
         "volumes": _volumes(replica["name"], options),
         "gpu_access": access,
         "gpus": _gpu_ids(replica) if access != "none" else [],
@@ -353,12 +355,16 @@ def secret_changes(
 ) -> list[Change]:
     """Return which secrets have other values than a container has, without the values.
 
+    A server that takes other keys than the one that it was started with (door.py) is not replaced for another one.
+
     Args:
         actual_environment: the container's own variables.
         secrets: what it should have.
         spec: the container's spec, which names the secrets that it was given.
     """
-    known = spec.get("secrets", []) if spec else []
+    known = set(spec.get("secrets", [])) if spec else set()
+    if spec and spec.get("takes_keys"):
+        known.discard(KEY_VARIABLE)
     return [
         Change(f"secret {name}", "(hidden)", "(hidden, changed)")
         for name in sorted(secrets)
@@ -369,7 +375,7 @@ def secret_changes(
 # Fields that do not count as a change by themselves: names, what follows from other fields, what Docker can change in
 # place, how long vLLM drains itself (it counts from the next replacement on), and device files, see _other_nodes: the
 # driver makes them when something first needs them.
-NAMES = ("schema", "name", "image", "health_host", "health_port", "restart_policy")
+NAMES = ("schema", "name", "image", "health_host", "health_port", "restart_policy", "takes_keys")
 INFORMATIVE = (*NAMES, "config.shutdown-timeout", "devices")
 GPU_NODE = re.compile(r"/dev/nvidia\d+")
 

@@ -18,7 +18,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
-    environment_of,
+    key_to_ask_with,
     parse_time,
     started_at,
 )
@@ -128,7 +128,7 @@ def _state(name: str, container: Container, config_dir: str, log_lines: int) -> 
         state["phase"] = DRAINING
     elif state["http_status"] == 200:
         state["phase"] = SERVING
-        _ask(state, environment_of(container).get("VLLM_API_KEY", ""))
+        _ask(state, key_to_ask_with(container, config_dir))
     else:
         _tell_why_not(state, container, docker_state, log_lines)
     return state

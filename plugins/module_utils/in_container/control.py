@@ -4,7 +4,8 @@
 """The folder through which the host tells a running server things; its container mounts it read-only.
 
 It holds the two programs that run inside (door.py, health_check.py), C(watchdog) (seconds for which the server may
-hang, 0 for ever) and, while the server turns requests away, C(closed) (when it takes them again by itself).
+hang, 0 for ever), C(keys.sha256) (the keys that it takes) and, while the server turns requests away, C(closed) (when it
+takes them again by itself).
 """
 
 from __future__ import annotations

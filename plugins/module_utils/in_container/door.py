@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs inside vLLM's API server, as its ASGI middleware: counts requests, and turns new ones away when told to.
+"""Runs inside vLLM's API server, as its ASGI middleware: counts requests, turns new ones away, and knows the keys.
 
 vLLM has no means of its own that leaves running requests alone and tells new ones to go elsewhere: before 0.18 SIGTERM
 aborts what runs; from 0.18 on, with a shutdown-timeout, it lets that finish but answers what comes with status 500
@@ -23,21 +23,31 @@ x-gpufleet-refused   requests turned away
 
 Of several API processes of one server, each counts its own requests.
 
+vLLM learns its key when it starts, and never another one. So the host may write a file C(keys.sha256) beside this one:
+the SHA-256 sums of the keys that are taken now, one a line, with the time, in seconds since the epoch, until which it
+is taken, if that ends. A request with such a key is handed on with vLLM's own, any other without a key, so that vLLM
+decides what needs one. C(/health) needs none, but answers 401 to a wrong one: a router asks with its own, and so sends
+nothing to a server that does not take it. Without the file keys are left to vLLM.
+
 Standard library only, Python 3.9: it runs on the image's interpreter.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Awaitable, MutableMapping
 from typing import Any, Callable
 
 CLOSED = "closed"
+KEYS = "keys.sha256"
 RUNNING_HEADER = "x-gpufleet-running"
 WAITING_HEADER = "x-gpufleet-waiting"
 REFUSED_HEADER = "x-gpufleet-refused"
+AUTHORIZATION = b"authorization"
 RETRY_AFTER_S = 5
 
 Message = MutableMapping[str, Any]
@@ -50,7 +60,7 @@ class Door:
 
     Args:
         app: vLLM's application.
-        folder: where the file that closes the door is; that of this file.
+        folder: where the files are that the host writes; that of this file.
         clock: returns seconds since the epoch.
     """
 
@@ -59,13 +69,18 @@ class Door:
         self.waiting = 0
         self.refused = 0
         self._app = app
-        self._path = os.path.join(folder or os.path.dirname(os.path.abspath(__file__)), CLOSED)
+        self._folder = folder or os.path.dirname(os.path.abspath(__file__))
         self._clock = clock
+        self._own_key = os.environ.get("VLLM_API_KEY", "")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
         kind = scope["type"]
+        scope, wrong_key = self._with_own_key(scope)
         if kind == "http" and scope["method"] == "GET" and scope["path"].endswith("/health"):
+            if wrong_key:
+                await _answer(send, 401, {"error": "Unauthorized"}, [])
+                return
             await self._health(scope, receive, send)
         elif kind == "websocket" or (kind == "http" and scope["method"] == "POST"):
             await self._request(scope, receive, send)
@@ -88,6 +103,26 @@ class Door:
             self.running -= 1
             turn.end()
 
+    def _with_own_key(self, scope: Message) -> tuple[Message, bool]:
+        """Return the request with vLLM's own key in place of one that is taken, and whether it had a wrong one."""
+        headers = list(scope.get("headers") or ())
+        given = [value for name, value in headers if name == AUTHORIZATION]
+        if not given or not self._own_key:
+            return scope, False
+        try:
+            with open(os.path.join(self._folder, KEYS), encoding="utf-8") as stream:
+                keys = parse_keys(stream.read())
+        except FileNotFoundError:
+            return scope, False
+        except (OSError, ValueError):
+            keys = {}
+        scheme, _space, key = given[0].partition(b" ")
+        taken = scheme.lower() == b"bearer" and self._clock() < keys.get(key_sum(key), 0)
+        headers = [header for header in headers if header[0] != AUTHORIZATION]
+        if taken:
+            headers.append((AUTHORIZATION, f"Bearer {self._own_key}".encode()))
+        return {**scope, "headers": headers}, not taken
+
     async def _health(self, scope: Message, receive: Receive, send: Send) -> None:
         counts = [
             (RUNNING_HEADER.encode(), str(self.running).encode()),
@@ -95,7 +130,7 @@ class Door:
             (REFUSED_HEADER.encode(), str(self.refused).encode()),
         ]
         if self._closed():
-            await _answer(send, {"state": "draining", "running": self.running, "refused": self.refused}, counts)
+            await _answer(send, 503, {"state": "draining", "running": self.running, "refused": self.refused}, counts)
             return
 
         async def with_counts(message: Message) -> None:
@@ -116,11 +151,11 @@ class Door:
             "code": 503,
         }
         headers = [(b"retry-after", str(RETRY_AFTER_S).encode()), (b"connection", b"close")]
-        await _answer(send, {"object": "error", "error": error, **error}, headers)
+        await _answer(send, 503, {"object": "error", "error": error, **error}, headers)
 
     def _closed(self) -> bool:
         try:
-            with open(self._path, encoding="utf-8") as stream:
+            with open(os.path.join(self._folder, CLOSED), encoding="utf-8") as stream:
                 return self._clock() < float(stream.read())
         except (OSError, ValueError):
             return False
@@ -172,9 +207,24 @@ class _Turn:
         self._counted = counts
 
 
-async def _answer(send: Send, document: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
-    """Send a JSON document with status 503."""
+def key_sum(key: bytes) -> str:
+    """Return what the file of keys has of a key."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def parse_keys(text: str) -> dict[str, float]:
+    """Return the sums in the text of the file of keys, with the time until which each is taken.
+
+    Raises:
+        ValueError: for a time that is none.
+    """
+    lines = (line.split() for line in text.splitlines())
+    return {words[0]: float(words[1]) if len(words) > 1 else math.inf for words in lines if words}
+
+
+async def _answer(send: Send, status: int, document: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+    """Send a JSON document."""
     body = json.dumps(document).encode()
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 503, "headers": [*own, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
     await send({"type": "http.response.body", "body": body})

@@ -45,11 +45,15 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check, keys
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.applied_plan import AppliedPlan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.caches import check_removable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history import History
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.outcome import difference_of, replica_outcome
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.outcome import (
+    difference_of,
+    differences_of,
+    replica_outcome,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.recovery import Recovery
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replacement import Replacement
@@ -135,7 +139,9 @@ class Deployment:
         if any(spec["restart_policy"].startswith("on-failure") for spec in specs):
             self._warnings.append(ON_FAILURE)
         self._check(steps)
-        if not self._settings.check:
+        if self._settings.check:
+            self._files.write_keys(specs)
+        else:
             self._apply(steps, specs, functools.partial(self._history.note_failed, specs, replicas, wishes))
             if self._settings.wait:
                 acted = bool(self._recovery.recovered) or any(step.action != "none" for step in steps)
@@ -167,6 +173,7 @@ class Deployment:
             "removed": list(found),
             "removed_paths": files + plan + history + caches,
             "drains": self._stopping.drains,
+            "keys_changed": [],
             "recovered": [],
             "recorded": "",
             "diff": [difference_of(name, container, None) for name, container in found.items()],
@@ -209,6 +216,7 @@ class Deployment:
         """Do the steps; a failure is noted in the history."""
         self._files.make_folders()
         self._files.write_controls(specs)
+        self._files.write_keys(specs)
         if any(step.action != "none" for step in steps):
             self._plan.begin(specs)
         replacement = Replacement(
@@ -272,7 +280,8 @@ class Deployment:
 
     def _result(self, steps: Sequence[Step]) -> dict[str, Any]:
         acted = [step for step in steps if step.action != "none"]
-        changed = bool(acted or self._recovery.recovered or self._files.changed or self._recorded)
+        files = self._files
+        changed = bool(acted or self._recovery.recovered or files.changed or files.keys_changed or self._recorded)
         return {
             **({"would_change": bool(acted)} if self._settings.check else {}),
             "changed": changed or self._plan.changed or (self._settings.check and bool(self._plan.difference)),
@@ -283,14 +292,14 @@ class Deployment:
             ],
             "removed": [step.name for step in steps if step.action == "removed"],
             "removed_paths": [],
+            "keys_changed": files.keys_changed,
             "drains": self._stopping.drains,
             "recovered": self._recovery.recovered,
             "recorded": self._recorded,
             "warnings": self._warnings,
             "diff": [
-                difference_of(step.name, step.old, step.spec)
-                for step in acted
-                if step.changes or step.action in ("created", "removed")
-            ]
-            + self._plan.difference,
+                *differences_of(acted),
+                *map(keys.difference_of, files.keys_changed),
+                *self._plan.difference,
+            ],
         }

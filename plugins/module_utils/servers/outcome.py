@@ -43,3 +43,12 @@ def difference_of(name: str, old: Container | None, spec: Spec | None) -> dict[s
     """Return the difference that a step makes, as Ansible shows it."""
     before = diff_text(read_spec(old.labels)) if old else ""
     return {"before_header": name, "after_header": name, "before": before, "after": diff_text(spec)}
+
+
+def differences_of(acted: Sequence[Step]) -> list[dict[str, str]]:
+    """Return the differences that steps make, as Ansible shows them."""
+    return [
+        difference_of(step.name, step.old, step.spec)
+        for step in acted
+        if step.changes or step.action in ("created", "removed")
+    ]

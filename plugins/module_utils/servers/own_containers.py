@@ -14,8 +14,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
-    environment_of,
     is_running,
+    key_to_ask_with,
     wanted_policy,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
@@ -125,8 +125,7 @@ class OwnContainers:
         spec = read_spec(container.labels)
         if spec is None:
             raise AssertionError(f"{container.name} has no spec, so its address is not known")
-        key = environment_of(container).get("VLLM_API_KEY", "")
-        return Start(container, label, base_url(spec), key)
+        return Start(container, label, base_url(spec), key_to_ask_with(container, self._settings.config_dir))
 
     def await_memory(self, spec: Spec) -> None:
         """Wait until the GPUs of a server have the memory that it takes."""

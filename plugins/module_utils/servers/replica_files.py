@@ -21,7 +21,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import mounted_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name, belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.keys import Keys, update
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, required
@@ -39,10 +41,12 @@ class ReplicaFiles:
 
     Attributes:
         changed: whether a file was written that was not there as it is.
+        keys_changed: the replicas that take other keys than before.
     """
 
     def __init__(self, own: OwnContainers, settings: Settings, secrets: Mapping[str, str]) -> None:
         self.changed = False
+        self.keys_changed: list[str] = []
         self._own = own
         self._settings = settings
         self._secrets = secrets
@@ -104,6 +108,14 @@ class ReplicaFiles:
             watchdog = 0 if spec["restart_policy"] == "no" else self._settings.watchdog
             for path, text in self._own.control(spec["name"]).files(watchdog).items():
                 self.changed |= write_file(path, text, 0o644, variable=VARIABLE)
+
+    def write_keys(self, specs: Sequence[Spec]) -> None:
+        """Write which keys the servers take; check mode only notes where that would be a change."""
+        settings = self._settings
+        keys = Keys(self._secrets.get(KEY_VARIABLE, ""), settings.accepted_keys, settings.other_keys_for)
+        self.keys_changed = [
+            spec["name"] for spec in specs if update(settings.config_dir, spec["name"], keys, check=settings.check)
+        ]
 
     def tidy(self, steps: Sequence[Step]) -> None:
         """Write the run lines and secrets of the servers that run, and remove the files of those that do not."""

@@ -31,6 +31,8 @@ class Settings:
         check_config: whether the image's vLLM parses a new configuration before anything is touched.
         history_keep: number of deployments to keep in the host's history.
         plan: from which the servers are made; empty when they are not made from one.
+        accepted_keys: keys that servers take besides `VLLM_API_KEY`.
+        other_keys_for: see Keys.others_for.
     """
 
     config_dir: str
@@ -47,3 +49,5 @@ class Settings:
     check_config: bool = True
     history_keep: int = 10
     plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    accepted_keys: tuple[str, ...] = ()
+    other_keys_for: int = 0

@@ -72,6 +72,7 @@ class Wishes:
     port: int = 8000
     network_mode: str = "bridge"
     has_api_key: bool = False
+    has_accepted_keys: bool = False
     allow_unauthenticated: bool = False
     has_hf_token: bool = False
     has_secret_environment: bool = False
@@ -210,6 +211,14 @@ def _prefix(value: Any) -> str:
     return text
 
 
+def _keys(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("it must be a list of keys")
+    if any(re.search(r"\s", text) or not text for text in map(text_of, value)):
+        raise ValueError("a key in it is empty or has white space in it, which no header can carry")
+    return bool(value)
+
+
 def _gpus(value: Any) -> tuple[dict[str, Any], ...]:
     wanted = 'it must be a list such as [{name: NVIDIA H200, compute_capability: "9.0", memory_mib: 143771, count: 8}]'
     if not isinstance(value, (list, tuple)):
@@ -292,6 +301,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "port": ("vllm_port", integer(1, 65535)),
     "network_mode": ("vllm_network_mode", one_of("bridge", "host")),
     "has_api_key": ("vllm_api_key", given),
+    "has_accepted_keys": ("vllm_api_keys_accepted", _keys),
     "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
     "has_hf_token": ("vllm_hf_token", given),
     "has_secret_environment": ("vllm_secret_environment", read_secret_environment),
@@ -339,6 +349,10 @@ CONTRADICTIONS: tuple[tuple[Callable[[Wishes], bool], str], ...] = (
         _opens_without_key,
         "vllm_host: {wishes.host} lets other machines in, and no vllm_api_key is set; set one, set"
         " vllm_host: 127.0.0.1, or say vllm_allow_unauthenticated: true",
+    ),
+    (
+        lambda wishes: wishes.has_accepted_keys and not wishes.has_api_key,
+        "vllm_api_keys_accepted: its keys count beside vllm_api_key, which is not set; without it servers want none",
     ),
     (
         lambda wishes: wishes.image_source == "archive" and not wishes.image_archive,

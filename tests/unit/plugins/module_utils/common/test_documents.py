@@ -223,5 +223,5 @@ def test_a_spec_is_what_its_type_says() -> None:
     common = ServerOptions("i", "sha256:1", {"argument": "m"}, "cpu", "none", "bridge", "/hub", "/cache", "/etc")
     spec = build_spec(replica, common, ["HF_TOKEN"], lambda _path: False)
     assert list(in_value(Spec, spec, "spec")) == []
-    # An early version of the collection knew no secrets.
-    assert set(spec) - Spec.__required_keys__ == {"secrets"}
+    # An early version of the collection knew no secrets, nor other keys than the first one.
+    assert set(spec) - Spec.__required_keys__ == {"secrets", "takes_keys"}

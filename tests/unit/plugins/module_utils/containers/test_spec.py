@@ -320,15 +320,24 @@ def test_a_label_that_cannot_be_read_replaces_the_container(label: str) -> None:
 
 
 def test_changed_secrets_are_told_without_their_values() -> None:
-    old = spec_of(secrets=("VLLM_API_KEY",))
-    changes = secret_changes({"VLLM_API_KEY": "old", "GPG_KEY": "of the image"}, {"VLLM_API_KEY": "new"}, old)
-    assert [change.as_text() for change in changes] == ["secret VLLM_API_KEY: (hidden) -> (hidden, changed)"]
-    assert secret_changes({"VLLM_API_KEY": "same"}, {"VLLM_API_KEY": "same"}, old) == []
+    old = spec_of(secrets=("HF_TOKEN",))
+    changes = secret_changes({"HF_TOKEN": "old", "GPG_KEY": "of the image"}, {"HF_TOKEN": "new"}, old)
+    assert [change.as_text() for change in changes] == ["secret HF_TOKEN: (hidden) -> (hidden, changed)"]
+    assert secret_changes({"HF_TOKEN": "same"}, {"HF_TOKEN": "same"}, old) == []
     # One more or less is told by the spec.
     more = spec_of(secrets=("HF_TOKEN", "VLLM_API_KEY"))
     assert [change.as_text() for change in spec_changes(old, more)] == [
-        'secrets: ["VLLM_API_KEY"] -> ["HF_TOKEN", "VLLM_API_KEY"]'
+        'secrets: ["HF_TOKEN"] -> ["HF_TOKEN", "VLLM_API_KEY"]'
     ]
+
+
+def test_another_api_key_replaces_only_a_server_that_cannot_take_it() -> None:
+    spec = spec_of(secrets=("VLLM_API_KEY",))
+    before: Any = {name: value for name, value in spec.items() if name != "takes_keys"}
+    actual, wanted = {"VLLM_API_KEY": "old"}, {"VLLM_API_KEY": "new"}
+    assert secret_changes(actual, wanted, spec) == []
+    assert [change.field for change in secret_changes(actual, wanted, before)] == ["secret VLLM_API_KEY"]
+    assert spec_changes(before, spec) == [], "nor is one replaced to become one that can"
 
 
 def test_the_run_line_is_complete_and_quoted() -> None:

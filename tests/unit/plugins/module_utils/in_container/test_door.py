@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.door import Door
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.door import KEYS, Door, key_sum
 
 
 class Client:
@@ -209,3 +209,70 @@ def test_a_request_that_fails_runs_no_longer(tmp_path: Path) -> None:
         assert (client.door.running, client.door.waiting) == (0, 0)
 
     asyncio.run(scenario())
+
+
+def asked_with(folder: Path, *headers: str, path: str = "/v1/models", kind: str = "http") -> tuple[int, list[str]]:
+    """Return the status of an answer (0 for none), and the keys with which vLLM itself was asked."""
+    seen: list[str] = []
+    sent: list[Any] = []
+
+    async def application(scope: Any, _receive: Any, send: Any) -> None:
+        seen.extend(value.decode() for name, value in scope["headers"] if name == b"authorization")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = [(b"accept", b"*/*"), *((b"authorization", header.encode()) for header in headers)]
+    scope = {"type": kind, "method": "GET", "path": path, "headers": given}
+    asyncio.run(Door(application, str(folder), clock=lambda: 1000.0)(scope, receive, send))
+    return sent[0].get("status", 0), seen
+
+
+def write_keys(folder: Path, *lines: str) -> None:
+    """Write the file of keys, each line a key and what follows it."""
+    pairs = (line.partition(" ") for line in lines)
+    (folder / KEYS).write_text("".join(f"{key_sum(key.encode())}{space}{end}\n" for key, space, end in pairs))
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_key_that_is_taken_becomes_vllm_s_own_and_any_other_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "first")
+    write_keys(tmp_path, "new", "leaving 1001", "gone 999")
+    for key in ("Bearer new", "bearer new", "Bearer leaving"):
+        assert asked_with(tmp_path, key, kind=kind) == (200, ["Bearer first"])
+    for key in ("Bearer first", "Bearer gone", "Basic new", "new", "Bearer ", ""):
+        assert asked_with(tmp_path, key, kind=kind)[1] == []
+    assert asked_with(tmp_path, "Bearer x", "Bearer new")[1] == [], "vLLM itself looks at the first one"
+    assert asked_with(tmp_path)[1] == []
+
+
+def test_a_wrong_key_at_health_is_refused_and_none_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a router, which sends its own, takes a server that would refuse it for one that is down."""
+    monkeypatch.setenv("VLLM_API_KEY", "first")
+    write_keys(tmp_path, "new")
+    found = [asked_with(tmp_path, *keys, path="/health")[0] for keys in ([], ["Bearer new"], ["Bearer first"])]
+    assert found == [200, 200, 401]
+
+
+def test_without_the_file_or_a_key_of_its_own_vllm_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "first")
+    assert asked_with(tmp_path, "Bearer any") == (200, ["Bearer any"])
+    monkeypatch.delenv("VLLM_API_KEY")
+    write_keys(tmp_path, "new")
+    assert asked_with(tmp_path, "Bearer any", path="/health") == (200, ["Bearer any"])
+
+
+@pytest.mark.parametrize("text", ["", "abc when\n", "\0"])
+def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "first")
+    (tmp_path / KEYS).write_text(text)
+    assert asked_with(tmp_path, "Bearer first")[1] == []
+    (tmp_path / KEYS).unlink()
+    (tmp_path / KEYS).mkdir()
+    assert asked_with(tmp_path, "Bearer first")[1] == []

@@ -59,7 +59,7 @@ def decided(found: Found, **options: Any) -> Step:
         (Found(), "created", "there was none"),
         (Found(container(), health=200), "none", ""),
         (Found(container(max_num_seqs=4), health=200), "replaced", "config.max_num_seqs: 4 -> (not set)"),
-        (Found(container(key="another-long-secret"), health=200), "replaced", "(hidden, changed)"),
+        (Found(container(key="another-long-secret"), health=200), "none", ""),
         (Found(container("exited")), "started", "it was exited"),
         (Found(container("restarting")), "restarted", "it died again and again"),
         (Found(container(), health=503), "restarted", "its engine is dead: /health answers 503"),

@@ -120,6 +120,7 @@ def test_wrong(variable: str, value: Any, text: str) -> None:
     [
         ({"vllm_host": "0.0.0.0"}, "vllm_allow_unauthenticated: true"),
         ({"vllm_host": "::"}, "no vllm_api_key is set"),
+        ({"vllm_api_keys_accepted": ["k"]}, "beside vllm_api_key, which is not set"),
         ({"vllm_image_source": "archive"}, "vllm_image_archive"),
         ({"vllm_image_source": "pull", "vllm_image_archive": "/a.tar"}, "contradicts vllm_image_archive"),
         ({"vllm_model_source": "path", "vllm_model": "a/b"}, "absolute path"),
@@ -223,6 +224,9 @@ def test_a_secret_is_never_shown() -> None:
     (problem,) = problems({"vllm_api_key": ["sesame"]})
     assert "sesame" not in problem
     assert "(hidden)" in problem
+    (problem,) = problems({"vllm_api_key": "k", "vllm_api_keys_accepted": ["open sesame"]})
+    assert "sesame" not in problem
+    assert "white space" in problem
 
 
 def test_a_value_of_the_secret_environment_is_never_shown() -> None:
