@@ -90,6 +90,11 @@ options:
         are given a key before the router is. Check mode does not try it.
     type: dict
     default: {}
+  key_may_wait:
+    description:
+      - Go on with the key of before where the one in O(replica_keys) would be refused so, instead of failing.
+    type: bool
+    default: false
   allow_unauthenticated:
     description:
       - Whether other machines may ask without a key.
@@ -210,8 +215,10 @@ error:
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
@@ -236,6 +243,7 @@ ARGUMENTS: dict[str, Any] = {
     "certificate": {"type": "str", "default": "", "no_log": True},
     "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
     "replica_keys": {"type": "dict", "default": {}, "no_log": True},
+    "key_may_wait": {"type": "bool", "default": False, "no_log": False},
     "allow_unauthenticated": {"type": "bool", "default": False},
     "endpoints": {
         "type": "list",
@@ -279,20 +287,18 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
     replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     members.check_not_emptied(before, replicas, unsure)
-    settings = config.as_settings(
-        params,
-        params["chroot"] if os.path.isdir(params["chroot"]) else "",
-        members.one_key(params["replica_keys"], replicas),
-    )
+    wanted = members.one_key(params["replica_keys"], replicas)
+    settings = config.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
     config.check_settings(settings, replicas, params["allow_unauthenticated"])
+    key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
+    settings = replace(settings, replica_key=key)
     certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
     files = {**config.files(settings, replicas, params["directory"]), **certificate}
     changes, running = differences(router, files), router.processes()
-    action, refusing = "none", []
+    action = "none"
     if changes or not (running and router.loaded(files)):
         action = "reloaded" if running else "started"
         if not check:
-            refusing = try_key(router, settings.replica_key, replicas)
             router.check(lambda folder: {**config.files(settings, replicas, folder), **certificate})
             action = router.load(files)
     return {
@@ -310,15 +316,22 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
     }
 
 
-def try_key(router: RouterService, key: str, replicas: list[Replica]) -> list[str]:
-    """Return the hosts that refuse the key, if it is another than before.
+def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may_wait: bool) -> tuple[str, list[str]]:
+    """Return the key with which the replicas are to be asked, and the hosts that refuse it, if it is another one.
 
     Raises:
-        GpufleetError: C(router-key-refused).
+        GpufleetError: C(router-key-refused), unless it may wait.
     """
     there = os.path.exists(router.path(config.REPLICA_KEY))
     before = members.replica_key_of(router.text(config.REPLICA_KEY)) if there else None
-    return check_key(replicas, key, before) if key != before else []
+    if key == before:
+        return key, []
+    try:
+        return key, check_key(replicas, key, before)
+    except GpufleetError:
+        if before is None or not may_wait:
+            raise
+        return before, []
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:

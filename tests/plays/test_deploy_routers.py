@@ -93,46 +93,33 @@ def test_a_replica_that_the_router_does_not_get_to_know_fails_its_host(tmp_path:
     assert master.states["gpu-01:vllm-0"] == "ready"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"field": "secret VLLM_API_KEY", "before": "(hidden)", "after": "(hidden, changed)"},
-        {"field": "secrets", "before": None, "after": ["HF_TOKEN", "VLLM_API_KEY"]},
-    ],
-    ids=["another", "a first one"],
-)
-def test_another_key_than_the_router_asks_with_is_refused_before_anything_is_done(
-    tmp_path: Path, master: Master, change: dict[str, Any]
+@pytest.mark.parametrize("replaced_too", [False, True])
+def test_another_key_takes_out_only_hosts_whose_servers_are_replaced(
+    tmp_path: Path, master: Master, replaced_too: bool
 ) -> None:
     fleet = Fleet(tmp_path, master)
-    fleet.deploy(changed=True, results={"vllm_server": replaced(change)}, succeeds=False)
-    assert (master.commands, master.states) == ([], ALL_READY)
-    assert "vllm_api_key of gpu-01 would change" in fleet.said and "vllm_allow_key_change=true" in fleet.said
+    result = replaced({"field": "image", "before": "a", "after": "b"}) if replaced_too else {"changed": True}
+    results = {"vllm_server": {"replicas": [], "removed": [], **result, "keys_changed": ["vllm-0"]}}
+    log = fleet.deploy(changed=True, results=results, serves=("vllm-0",))
+    assert any("drain" in command for command in master.commands) is replaced_too, fleet.said
+    asked = [json.loads(line[2]) for line in log if line[1] == "vllm_server"]
+    assert {arguments["other_keys_for"] for arguments in asked} == {-1}
+    assert all(json.loads(line[2])["key_may_wait"] for line in log if line[1] == "router_server")
 
 
-def test_a_key_that_may_change_is_the_router_s_before_the_hosts_are_taken_back(tmp_path: Path, master: Master) -> None:
+def test_a_first_key_is_the_router_s_before_the_hosts_are_taken_back(tmp_path: Path, master: Master) -> None:
     fleet = Fleet(tmp_path, master)
-    change = {"field": "secret VLLM_API_KEY", "before": "(hidden)", "after": "(hidden, changed)"}
+    change = {"field": "secrets", "before": None, "after": ["VLLM_API_KEY"]}
     results = {"vllm_server": replaced(change), "router_server": moved("replica.key")}
-    log = fleet.deploy(changed=True, results=results, serves=("vllm-0",), vllm_allow_key_change=True)
+    log = fleet.deploy(changed=True, results=results, serves=("vllm-0",))
     names = [line[1] for line in log if line[1] != "router_backend" or '"state": "ready"' in line[2]]
     last = len(names) - names[::-1].index("router_server")
     assert names.count("router_server") == 2 and set(names[last:]) == {"router_backend"}, fleet.said
 
 
-def test_a_host_that_is_not_behind_the_router_yet_may_get_a_key_and_other_wishes_wait(
-    tmp_path: Path, master: Master
-) -> None:
-    """Of the two only gpu-02 is behind it; its servers stay where they are, so the router is not loaded again."""
-    master.states = {"gpu-02:vllm-0": "ready"}
+def test_the_router_s_other_wishes_wait(tmp_path: Path, master: Master) -> None:
+    """The servers stay where they are, so the router is not loaded again."""
     fleet = Fleet(tmp_path, master)
-    change = {"field": "secrets", "before": None, "after": ["VLLM_API_KEY"]}
-    results = {"vllm_server": replaced(change), "router_server": moved("keys.sha256")}
-    log = fleet.deploy(changed=True, results=results, succeeds=False, serves=("vllm-0",))
-    assert master.states == {"gpu-02:vllm-0": "ready"}
-    assert "vllm_api_key of gpu-02 would change" in fleet.said and "vllm_api_key of gpu-01" not in fleet.said
-    really = [line[0] for line in log if line[1] == "vllm_server" and not json.loads(line[2])["_ansible_check_mode"]]
-    assert really == ["gpu-01"]
     log = fleet.deploy(changed=True, results={"router_server": moved("keys.sha256")}, serves=("vllm-0",))
     followed = [json.loads(line[2])["_ansible_check_mode"] for line in log if line[1] == "router_server"]
     assert followed == [True], fleet.said

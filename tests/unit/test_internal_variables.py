@@ -48,9 +48,9 @@ RESULTS = {
 # What a caller gives a role, in the vars of the task that includes it.
 PARAMETERS = {
     "__docker_vendor": "whose packages to install: source, packages, key and what to say when that fails",
-    "__router_key_may_change": "whether the replicas may get another key",
     "__router_owner": "whose mark a drained host has: deploy or rollout; empty for a person",
     "__verify_baseline_for": "parts of the stored benchmark to compare with, where it is not the server's own",
+    "__vllm_other_keys_for": "seconds for which servers take keys of before; -1 until told otherwise",
     "__vllm_lock_timeout": "seconds to wait for an earlier run that is still at work on the host",
     "__vllm_mode": "apply, rehearse or compare, see roles/vllm/vars/main.yml",
     "__vllm_rollback_to": "the deployment to go back to, where it is not vllm_rollback_to",

@@ -265,11 +265,13 @@ def _table(settings: RouterSettings) -> list[str]:
 def _backend(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> list[str]:
     interval = settings.check_interval_ms
     limit = f" maxconn {settings.max_requests_per_replica}" if settings.max_requests_per_replica else ""
+    replica_key = f'"Bearer %[str(replica),map({folder}/{REPLICA_KEY})]"' if settings.replica_key else ""
     lines = [
         f"backend {BACKEND}",
         "balance leastconn",
         "option httpchk",
-        "http-check send meth GET uri /health",
+        # With the key, so that a server that does not take it gets no request.
+        f"http-check send meth GET uri /health{f' hdr Authorization {replica_key}' if replica_key else ''}",
         "http-check expect status 200",
         # Sent again, elsewhere: what found no connection, what a dying replica had answered nothing to, and what one
         # turned away that is about to stop. For that a request must be here whole. (In the frontend this would have the
@@ -279,8 +281,8 @@ def _backend(settings: RouterSettings, replicas: Sequence[Replica], folder: str)
         "retries 3",
         "retry-on conn-failure empty-response 503",
     ]
-    if settings.replica_key:
-        lines.append(f'http-request set-header Authorization "Bearer %[str(replica),map({folder}/{REPLICA_KEY})]"')
+    if replica_key:
+        lines.append(f"http-request set-header Authorization {replica_key}")
     elif settings.keys:
         lines.append("http-request del-header Authorization")
     # A name that has another address now is followed; the last known one serves where names cannot be resolved.

@@ -23,7 +23,7 @@ SHOWN = 5
 def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list[str]:
     """Refuse a key for the replicas with which fewer of them could be asked than with the one before.
 
-    Replicas that do not answer have no say. While a key is being changed some take the old one and some the new.
+    Replicas that do not answer have no say: one that comes back and refuses the key gets no requests.
 
     Args:
         replicas: those that the router is to have.
@@ -47,8 +47,9 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
     raise GpufleetError(
         f"The servers of {listed(refusing, SHOWN)} refuse vllm_api_key; every request to them would get 401.",
         name="router-key-refused",
-        remedy="The router goes on with the key that it has. Give the servers the new key first: the playbook"
-        " gpufleet.vllm.deploy does that, and has the router follow. Or set vllm_api_key to what they serve with.",
+        remedy="The router goes on with the key that it has. Have all servers take the new one, too: the playbook"
+        " gpufleet.vllm.router does that, and gpufleet.vllm.deploy for servers that an earlier release made. Hosts"
+        " outside --limit and those that cannot be reached do not get it; take one that is gone out of the inventory.",
         details={"hosts": refusing},
     )
 
@@ -56,8 +57,8 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
 def refused_by(hosts: Sequence[str]) -> str:
     """Return the warning for hosts that refuse a key with which the others can be asked."""
     return (
-        f"The servers of {listed(hosts, SHOWN)} refuse vllm_api_key, with which the others are asked: requests that get"
-        " there are answered with 401 until gpufleet.vllm.deploy has given them the key."
+        f"The servers of {listed(hosts, SHOWN)} refuse vllm_api_key, with which the others are asked: they get no"
+        " requests, or answer them with 401, until gpufleet.vllm.router or gpufleet.vllm.deploy has given them the key."
     )
 
 

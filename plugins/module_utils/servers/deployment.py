@@ -45,15 +45,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions, build_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import server_files
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check, keys
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import checks, config_check, keys, outcome
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.applied_plan import AppliedPlan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.caches import check_removable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.history import History
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.outcome import (
-    difference_of,
-    differences_of,
-    replica_outcome,
-)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.recovery import Recovery
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replacement import Replacement
@@ -176,7 +171,7 @@ class Deployment:
             "keys_changed": [],
             "recovered": [],
             "recorded": "",
-            "diff": [difference_of(name, container, None) for name, container in found.items()],
+            "diff": [outcome.difference_of(name, container, None) for name, container in found.items()],
         }
 
     def recovered_on_failure(self) -> contextlib.AbstractContextManager[None]:
@@ -286,7 +281,7 @@ class Deployment:
             **({"would_change": bool(acted)} if self._settings.check else {}),
             "changed": changed or self._plan.changed or (self._settings.check and bool(self._plan.difference)),
             "replicas": [
-                replica_outcome(step, self._stopping, self._files, check=self._settings.check)
+                outcome.replica_outcome(step, self._stopping, self._files, check=self._settings.check)
                 for step in steps
                 if step.spec
             ],
@@ -298,7 +293,7 @@ class Deployment:
             "recorded": self._recorded,
             "warnings": self._warnings,
             "diff": [
-                *differences_of(acted),
+                *outcome.differences_of(acted),
                 *map(keys.difference_of, files.keys_changed),
                 *self._plan.difference,
             ],

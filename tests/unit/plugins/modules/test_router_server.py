@@ -325,8 +325,12 @@ def test_a_key_that_the_servers_refuse_is_loaded_after_they_have_it(
         refused = run_module(router_server.main, {**args, "replica_keys": new})
         assert refused["failed"] and refused["error"]["name"] == "router-key-refused"
         assert refused["error"]["details"] == {"hosts": ["gpu-01", "gpu-02"]}
-        assert "gpufleet.vllm.deploy" in refused["msg"]
+        assert "gpufleet.vllm.router" in refused["msg"]
         assert status(args["port"], "the-client-key") == 200
+        none = {**args, "host": "0.0.0.0", "api_keys": [], "replica_keys": dict.fromkeys(hosts, "")}
+        assert run_module(router_server.main, none)["error"]["name"] == "invalid-router", "that comes before the trial"
+        waiting = run_module(router_server.main, {**args, "replica_keys": new, "key_may_wait": True})
+        assert (waiting["failed"], waiting["changed"]) == (False, False)
         # deploy has changed one server; gpu-03 cannot be asked.
         one.key = "new"
         changing = run_module(router_server.main, {**args, "replica_keys": new})

@@ -82,6 +82,12 @@ def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
     assert "http-buffer-request" not in front and "option http-buffer-request" in replicas
 
 
+def test_a_replica_that_does_not_take_the_key_gets_no_requests() -> None:
+    text = config.config(settings(), [ONE], "/etc/x")
+    assert 'uri /health hdr Authorization "Bearer %[str(replica),map(/etc/x/replica.key)]"\n' in text
+    assert "uri /health\n" in config.config(settings(replica_key=""), [ONE], "/etc/x")
+
+
 def test_without_keys_nobody_is_asked_and_addresses_are_counted() -> None:
     text = config.config(settings(keys=(), replica_key=""), [ONE], "/etc/x")
     assert "return status 401" not in text
