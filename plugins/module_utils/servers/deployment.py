@@ -292,9 +292,6 @@ class Deployment:
             "recovered": self._recovery.recovered,
             "recorded": self._recorded,
             "warnings": self._warnings,
-            "diff": [
-                *outcome.differences_of(acted),
-                *map(keys.difference_of, files.keys_changed),
-                *self._plan.difference,
-            ],
+            "diff": outcome.differences_of(acted)
+            + [*map(keys.difference_of, files.keys_changed), *self._plan.difference],
         }
