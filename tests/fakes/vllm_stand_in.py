@@ -21,6 +21,7 @@ What cannot be told from a configuration is asked for by environment variables:
 - C(STAND_IN_SILENT): print a line and hang for ever;
 - C(STAND_IN_SICK): the status to answer at /health; 1 is 503;
 - C(STAND_IN_SLOW): seconds that a completion of more than one token takes;
+- C(STAND_IN_PACE): seconds between two tokens of a streamed completion;
 - C(STAND_IN_SPINS): never get done with one, and use a processor all the while;
 - C(STAND_IN_LOAD): requests running, waiting and share of the KV cache to tell at /metrics instead of the true ones;
 - C(STAND_IN_NO_PARSER): fail to make the parser, or, with C(hang), never get done with it.
@@ -72,6 +73,7 @@ Capturing CUDA graphs (decode, FULL):  50%|          | 1/2 [00:00<?, ?it/s]
 (EngineCore pid=8) INFO 11-22 07:28:12 [core.py:340] init engine (profile, create kv cache, warmup model) took 7.9 s
 (APIServer pid=1) INFO:     Application startup complete.
 """
+EVENTS = "text/event-stream"
 TOO_LONG = """
 (EngineCore pid=8) ERROR 11-22 07:27:49 [core.py:1330] ValueError: To serve at least one request with the models's max seq
  len ({}), (960.00 GiB KV cache is needed, which is larger than the available KV cache memory (19.73 GiB). Based on the
@@ -147,6 +149,7 @@ class Application:
     """The API, as an ASGI application like vLLM's own, so that middleware stands in front of it in the same way."""
 
     model = "stand-in"
+    longest = 0
 
     def __init__(self) -> None:
         self.running = 0
@@ -155,7 +158,12 @@ class Application:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"] or b"{}")
         status, kind, data = self.answer(scope, body)
-        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(data)).encode())]
+        headers = [(b"content-type", kind.encode())]
+        if kind == EVENTS:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.stream(body.get("max_tokens", 1), send)
+            return
+        headers.append((b"content-length", str(len(data)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": data})
 
@@ -172,8 +180,11 @@ class Application:
         if key and dict(scope["headers"]).get(b"authorization") != f"Bearer {key}".encode():
             return 401, json_type, b'{"error": "Unauthorized"}'
         if path == "/v1/models":
-            document = {"object": "list", "data": [{"id": self.model, "object": "model"}]}
+            model = {"id": self.model, "object": "model", "max_model_len": self.longest}
+            document = {"object": "list", "data": [model]}
             return 200, json_type, json.dumps(document).encode()
+        if path == "/v1/completions" and body.get("stream"):
+            return 200, EVENTS, b""
         if path == "/v1/completions":
             return 200, json_type, json.dumps(self.complete(body.get("max_tokens", 1))).encode()
         return 404, json_type, b'{"detail": "Not Found"}'
@@ -186,6 +197,19 @@ class Application:
             f'vllm:kv_cache_usage_perc{{engine="0"}} {cache}\n'
             f'vllm:iteration_tokens_total_count{{engine="0"}} {self.steps}\n'
         )
+
+    async def stream(self, count: int, send: Any) -> None:
+        self.running += 1
+        try:
+            for number in range(1, count + 1):
+                choice = {"index": 0, "text": " city", "finish_reason": "length" if number == count else None}
+                event = json.dumps({"id": "x", "model": self.model, "choices": [choice]})
+                await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode(), "more_body": True})
+                self.steps += 1
+                await asyncio.sleep(float(os.environ.get("STAND_IN_PACE", "0")))
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        finally:
+            self.running -= 1
 
     def complete(self, count: int) -> dict[str, Any]:
         self.running += 1
@@ -268,6 +292,7 @@ def main() -> None:
 def serve(argument: str, config: dict[str, str]) -> None:
     """Answer requests for ever."""
     Application.model = config.get("served-model-name", argument)
+    Application.longest = int(config.get("max-model-len", 0))
     for middleware in (sys.argv[at + 1] for at, given in enumerate(sys.argv) if given == "--middleware"):
         module, _dot, name = middleware.rpartition(".")
         Handler.application = getattr(importlib.import_module(module), name)(Handler.application)
