@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine molecule faults fleet matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine stand-ins molecule faults fleet matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -15,8 +15,8 @@ setup: ## ansible-core in .venv, and this checkout findable as gpufleet.vllm
 demo: setup ## deploy a small model on this machine, ask it something, write the report
 	@tools/demo.sh
 
-test: tests-setup ## lint, units, docs, packaging, sanity, engine and molecule, then where the time went
-	@$(CHECK) lint units docs packaging sanity engine molecule hosts
+test: tests-setup ## lint, units, docs, packaging, sanity, engine, stand-ins and molecule, then where the time went
+	@$(CHECK) lint units docs packaging sanity engine stand-ins molecule hosts
 
 lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
 	@$(CHECK) lint
@@ -37,14 +37,17 @@ sanity: tests-setup ## ansible-test sanity
 engine: tests-setup ## modules against a real Docker engine
 	@$(CHECK) engine
 
+stand-ins: tests-setup ## eight stand-in hosts behind a real HAProxy: a rolling change under load, and one that is killed
+	@$(CHECK) stand-ins
+
 molecule: tests-setup ## Molecule scenarios on a real Docker engine; SCENARIO=name runs only that one
 	@$(CHECK) molecule hosts
 
 faults: tests-setup ## every fault of the documentation's table, provoked on a server under load (not part of test)
 	@$(CHECK) faults
 
-fleet: tests-setup ## Molecule: three servers behind a router under load (not part of test)
-	@$(CHECK) fleet
+fleet: tests-setup ## three servers, and 40 stand-in hosts, behind a router under load: changes and interruptions (not part of test)
+	@$(CHECK) fleet many
 
 matrix: ## sanity and unit tests, both by ansible-test, on every supported ansible-core for which a Python is at hand (not part of test)
 	@tools/setup.sh ansible

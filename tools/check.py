@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
-    tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, engine, molecule, hosts,
-                                 faults, fleet
+    tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, engine, stand-ins,
+                                 molecule, hosts, faults, fleet, many
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -164,6 +164,22 @@ def hosts() -> list[Command]:
     return scenarios([HOSTS] if (os.environ.get("SCENARIO") or HOSTS) == HOSTS else [])
 
 
+def stand_ins() -> list[Command]:
+    """Return the short form of what a fleet of stand-in hosts goes through."""
+    return [stand_in_fleet("short")]
+
+
+def many() -> list[Command]:
+    """Return all that a fleet of stand-in hosts goes through, which takes long on two cores."""
+    return [stand_in_fleet("changes"), stand_in_fleet("interruptions")]
+
+
+def stand_in_fleet(what: str) -> Command:
+    """Return a part of tests/fleet/many.py."""
+    words = [tool("python"), "tests/fleet/many.py", what]
+    return Command(what, words, environment={"PYTHONPATH": str(COLLECTIONS)})
+
+
 def fleet() -> list[Command]:
     """Return the Molecule scenario of three servers behind a router, which takes long on two cores."""
     return scenarios([FLEET])
@@ -206,12 +222,14 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "packaging": packaging,
     "sanity": sanity,
     "engine": engine,
+    "stand-ins": stand_ins,
     "molecule": molecule,
     HOSTS: hosts,
     "faults": faults,
     "fleet": fleet,
+    "many": many,
 }
-NEED_ENGINE = ("engine", "molecule", HOSTS, "faults", "fleet")
+NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", "many")
 
 
 def tool(name: str) -> str:
