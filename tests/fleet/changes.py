@@ -20,6 +20,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import (
     FIRST_LENGTH,
+    REPLICA_KEY,
     ROUTER,
     SECOND_LENGTH,
     Played,
@@ -47,6 +48,7 @@ class Change:
         limit: the hosts that it is for, by the names of all.
         verified: whether a canary has its turn before all others.
         everyone: whether each host must have a turn.
+        module: without which there is no such change.
         after: puts right what the next change must find.
     """
 
@@ -56,11 +58,13 @@ class Change:
     limit: Callable[[StandInFleet], str] = lambda _fleet: ""
     verified: bool = False
     everyone: bool = True
+    module: str = ""
     after: Callable[[StandInFleet], Any] = lambda _fleet: None
 
     def possible(self) -> bool:
-        """Return whether the collection has the playbook."""
-        return (ROOT / "playbooks" / f"{self.playbook}.yml").exists()
+        """Return whether the collection has the playbook, and the module that makes the change."""
+        module = ROOT / "plugins" / "modules" / f"{self.module}.py"
+        return (ROOT / "playbooks" / f"{self.playbook}.yml").exists() and (not self.module or module.exists())
 
 
 def another_length(fleet: StandInFleet) -> dict[str, int]:
@@ -69,6 +73,12 @@ def another_length(fleet: StandInFleet) -> dict[str, int]:
     length = SECOND_LENGTH if now == FIRST_LENGTH else FIRST_LENGTH
     fleet.wishes["vllm_max_model_len"] = length
     return dict.fromkeys(fleet.hosts, length)
+
+
+def another_key(fleet: StandInFleet) -> dict[str, int]:
+    """Wish another key of the servers."""
+    fleet.key = f"{REPLICA_KEY}-2" if fleet.key == REPLICA_KEY else REPLICA_KEY
+    return dict.fromkeys(fleet.hosts, fleet.wishes["vllm_max_model_len"])
 
 
 def as_it_is(fleet: StandInFleet) -> dict[str, int]:
@@ -92,6 +102,7 @@ CHANGES = [
     Change("rollback", "rollback", another_length),
     Change("deploy", "deploy", another_length),
     Change("restart", "restart", as_it_is),
+    Change("another key", "router", another_key, everyone=False, module="vllm_keys"),
     Change("one host drained", "drain", as_it_is, last, everyone=False),
     Change("and resumed", "resume", as_it_is, last, everyone=False),
     Change(

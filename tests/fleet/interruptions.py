@@ -47,7 +47,9 @@ from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import At, Pla
 from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
 from ansible_collections.gpufleet.vllm.tools import test_engine
 
-KILL, CTRL_C = "kill -s KILL -- -$PLAY", "kill -s INT -- -$PLAY"
+KILL = "kill -s KILL -- -$PLAY"
+# A second time, as a person does where it hangs: Ansible may wait for ever for a worker that ended with the queue locked.
+CTRL_C = "setsid /bin/sh -c 'sleep 20; kill -s INT -- -$PLAY' >/dev/null 2>&1 & sleep 0.2; kill -s INT -- -$PLAY"
 # Whatever has the variable of the play, but this.
 KILL_ALL = (
     'mark="GPUFLEET_PLAY=$GPUFLEET_PLAY"; unset GPUFLEET_PLAY; exec /bin/sh -c \'for p in /proc/[0-9]*; do'
@@ -69,7 +71,9 @@ ONLY_LOOK = {
     "set_fact",
     "slurp",
     "stat",
+    "validate_argument_spec",
     "vllm_completion",
+    "vllm_plan",
     "vllm_server_info",
     "vllm_verify_targets",
 }

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import host_of
@@ -46,7 +46,8 @@ class Sample:
 
 def read_sample(text: str, when: float) -> Sample:
     """Return the sample in the answer to C(show stat); a host is out unless HAProxy's word for it begins with UP."""
-    out, sessions = set(), {}
+    out: set[str] = set()
+    sessions: dict[str, int] = {}
     for row in csv.DictReader(io.StringIO(text.removeprefix("# "))):
         if row["pxname"] == BACKEND:
             host = host_of(row["svname"])
@@ -106,12 +107,19 @@ class Watch:
 
     def __enter__(self) -> Watch:
         """Begin to send and to look."""
-        common = {"url": self.fleet.url, "model": MODEL, "api_key": CLIENT_KEY, "ca_file": self.fleet.certificate}
-        patience = {"timeout": 120.0, "retries": 120}
-        self._loads = [
-            Load(Options(**common, **patience, rate=self.short_rate, streamed_share=0.0, max_tokens=1)),
-            Load(Options(**common, **patience, rate=self.long_rate, streamed_share=1.0, max_tokens=LONG_TOKENS)),
-        ]
+        short = Options(
+            url=self.fleet.url,
+            model=MODEL,
+            rate=self.short_rate,
+            streamed_share=0.0,
+            max_tokens=1,
+            api_key=CLIENT_KEY,
+            timeout=120,
+            retries=120,
+            ca_file=self.fleet.certificate,
+        )
+        long = replace(short, rate=self.long_rate, streamed_share=1.0, max_tokens=LONG_TOKENS)
+        self._loads = [Load(short), Load(long)]
         self._stream = self.fleet.engine.events(filters={"type": "container"}, decode=True)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
