@@ -309,7 +309,8 @@ def short_form(given: argparse.Namespace) -> int:
     """Make one rolling change, kill another one in the middle and make it again; return the exit status."""
     # Batches of a quarter, which the default's last one is not.
     wishes = {"vllm_rollout_batches": [1, "25%"]}
-    with StandInFleet(given.hosts[0], os.environ["DOCKER_HOST"], start_s=given.start, wishes=wishes) as fleet:
+    size, docker_host = given.hosts[0], os.environ["DOCKER_HOST"]
+    with StandInFleet(size, docker_host, start_s=given.start, token_s=0.05, wishes=wishes) as fleet:
         fleet.deploy_first()
         seen = see(fleet, CHANGES[0], 0, given.start)
         report(seen)
@@ -321,6 +322,6 @@ def short_form(given: argparse.Namespace) -> int:
         )
         killed = at(replaces, host, later(KILL, WITHIN_S[0]), begins=True)
         with Watch(fleet) as watch:
-            interrupting = Interrupting(fleet, watch, ",".join(fleet.hosts[:2]))
+            interrupting = Interrupting(fleet, watch, host)
             outcomes = try_all(interrupting, [(Interruption(f"in {named(replaces)}", "kill -9", killed), "upgrade")])
     return tell(outcomes[0].problems)

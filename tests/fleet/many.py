@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a fleet of stand-in hosts behind a real HAProxy goes through, beneath a steady stream of requests.
 
-    .venv/bin/python tests/fleet/many.py changes [--hosts 3 40] [--forks 5 50] [--start 60] [--only REGEX]
-    .venv/bin/python tests/fleet/many.py interruptions [--hosts 4] [--only REGEX]
+    .venv/bin/python tests/fleet/many.py changes [--hosts 3 40] [--forks 5 50] [--start 45] [--only REGEX]
+    .venv/bin/python tests/fleet/many.py interruptions [--hosts 3] [--only REGEX]
     .venv/bin/python tests/fleet/many.py short
 
 as root, with DOCKER_HOST of an engine. Short requests and streams of some seconds are sent all the time by a client
@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=None, help="seconds that a server takes to start")
     parser.add_argument("--only", default="", help="regular expression of what to try")
     given = parser.parse_args(arguments)
-    sizes, start = {"changes": ([3, 40], 60.0), "interruptions": ([4], 3.0), "short": ([8], 2.0)}[given.what]
+    sizes, start = {"changes": ([3, 40], 45.0), "interruptions": ([3], 3.0), "short": ([8], 2.0)}[given.what]
     given.hosts, given.start = given.hosts or sizes, start if given.start is None else given.start
     return given
 

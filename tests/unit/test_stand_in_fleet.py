@@ -145,6 +145,6 @@ def test_a_line_for_later_keeps_its_quotes() -> None:
 
 
 def test_what_is_tried_has_its_own_sizes() -> None:
-    assert (many.parse(["changes"]).hosts, many.parse(["changes"]).start) == ([3, 40], 60.0)
+    assert (many.parse(["changes"]).hosts, many.parse(["changes"]).start) == ([3, 40], 45.0)
     given = many.parse(["short", "--hosts", "4", "--start", "0"])
     assert (given.hosts, given.start, given.forks) == ([4], 0.0, [5, 50])
