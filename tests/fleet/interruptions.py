@@ -80,7 +80,7 @@ ONLY_LOOK = {
 WITHIN_S = (1.0, 2.0, 3.0, 4.5)
 PAUSE_S = 1.0
 COUNTS = ("sent", "answered", "retried", "refused", "lost", "failed")
-SHOWN_OF_LOG = 4000
+SHOWN_OF_LOG = 800
 HEADS = ["interrupted", "by", "left out of the router", "containers left", "next run", "afterwards", *COUNTS]
 
 
@@ -184,7 +184,6 @@ class Outcome:
 
     row: list[str]
     problems: list[str]
-    broken: bool = False
 
 
 class Interrupting:
@@ -233,7 +232,9 @@ class Interrupting:
             wrong or ("as it should" if not problems else "see below"),
             *(str(counts[count]) for count in COUNTS),
         ]
-        return Outcome(row, [f"{what.where}, {what.what}: {problem}" for problem in problems], bool(wrong))
+        if wrong:
+            fleet.put_right()
+        return Outcome(row, [f"{what.where}, {what.what}: {problem}" for problem in problems])
 
     def _changes(self, host: str) -> bool:
         return not self._limit or host in self._limit.split(",")
@@ -271,12 +272,14 @@ def unexpected(what: Interruption, first: Played) -> list[str]:
 
 
 def ended(played: Played) -> str:
-    """Return how a play ended, with the end of what it said."""
-    return f"{played.playbook} ended with status {played.status}: {played.text[-SHOWN_OF_LOG:]}"
+    """Return how a play ended, with the last error that it told."""
+    errors = [line for line in played.text.splitlines() if line.startswith("[ERROR]: ")]
+    said = errors[-1] if errors else played.text[-SHOWN_OF_LOG:]
+    return f"{played.playbook} ended with status {played.status}: {said[:SHOWN_OF_LOG]}"
 
 
 def try_all(interrupting: Interrupting, todo: Iterable[tuple[Interruption, str]]) -> list[Outcome]:
-    """Try each with what is run next; end where the fleet could not be put right any more."""
+    """Try each with what is run next."""
     found = []
     for what, verb in todo:
         began = time.monotonic()
@@ -285,8 +288,6 @@ def try_all(interrupting: Interrupting, todo: Iterable[tuple[Interruption, str]]
         say(f"{' | '.join(outcome.row)} | {time.monotonic() - began:.0f} s")
         for problem in outcome.problems:
             say(problem)
-        if outcome.broken:
-            break
     return found
 
 

@@ -31,6 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import service
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import FOLDER as FOLDER_OF_MARKS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import (
     BIN,
     FIRST_PORT,
@@ -338,6 +341,14 @@ class StandInFleet:
         if not os.path.exists(os.path.join(variables("x:1", "")["vllm_venv"], "bin", "python")):
             self.must("deploy", limit=f"{self.hosts[0]},{ROUTER}")
         return self.must("deploy", forks=4 * (os.cpu_count() or 1))
+
+    def put_right(self) -> None:
+        """Forget what was begun, have the router send requests to every host, and deploy: for what the plays cannot."""
+        shutil.rmtree(self.folder / "reports", ignore_errors=True)
+        shutil.rmtree(Path(self.run_dir) / FOLDER_OF_MARKS, ignore_errors=True)
+        master = Master(os.path.join(self.run_dir, MASTER_SOCKET))
+        master.set_state(list(master.servers()), "ready")
+        self.must("deploy")
 
 
 def processes_of(folder: Path) -> list[int]:
