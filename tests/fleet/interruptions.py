@@ -48,7 +48,7 @@ from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
 from ansible_collections.gpufleet.vllm.tools import test_engine
 
 KILL = "kill -s KILL -- -$PLAY"
-# A second time, as a person does where it hangs: Ansible may wait for ever for a worker that ended with the queue locked.
+# Twice, as a person does where it hangs: Ansible may wait for ever for a worker that ended with the queue locked.
 CTRL_C = "setsid /bin/sh -c 'sleep 20; kill -s INT -- -$PLAY' >/dev/null 2>&1 & sleep 0.2; kill -s INT -- -$PLAY"
 # Whatever has the variable of the play, but this.
 KILL_ALL = (
