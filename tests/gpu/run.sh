@@ -64,6 +64,32 @@ reported() { # what the plan said and what vLLM says
   python3 tests/gpu/compare_memory.py "${1:-/etc/gpufleet}"
 }
 phases() { grep -E '^\[gpu-host\]' "$out/$1.log" | grep -E 'took|serving' | cut -c1-160; }
+chosen() { # what vLLM chose, and what its CUDA graphs and activations take
+  docker logs vllm-0 2>&1 | grep -oE 'Using ([A-Z_]+ attention backend|[A-Z_]+ Fp8 MoE backend|FlashAttention version [0-9]+|default MoE config|configuration from [^ ]*)|FlashInfer resolved query dtypes.*|Selected [A-Za-z0-9]+ for|[A-Z_]+ is not supported with [A-Za-z]+|Profiling CUDA graph memory.*|CUDA graph pool memory: [^,]*, [^,]*|GPU KV cache size.*|Graph capturing finished.*|[0-9.]+ GiB for peak activation, [0-9.]+ GiB for non-torch memory' | sort -u | sed 's/^/   /'
+}
+started() { # started NAME PROFILE [FLAGS [ENVIRONMENT [ARGUMENT…]]]: deploy under a profile, with flags and variables added
+  local name=$1 profile=$2 more; more=$(with_flags "${3:-{\}}" "${4:-}"); shift $(($# < 4 ? $# : 4))
+  # Not checked beforehand, in a container of its own: a flag that vLLM does not have shows at once all the same.
+  play "$name" deploy -e "vllm_profile=$profile" -e "$more" -e '{"vllm_check_config": false}' "$@" || { docker logs vllm-0 >"$out/$name-vllm.log" 2>&1; return 1; }
+  docker logs vllm-0 >"$out/$name-vllm.log" 2>&1
+  phases "$name"; reported; chosen
+}
+measured() { # measured NAME WAVES [TOKENS]: what the whole host gives, each replica at the concurrency that the plan holds
+  local name=$1 waves=$2 replicas held sampler running=()
+  replicas=$(planned "len(plan['replicas'])") held=$(planned "plan['capacity']['max_concurrent_requests']")
+  sampled "$name" "$held" & sampler=$!
+  for ((i = 0; i < replicas; i++)); do by_url "$name-$i" $((8000 + i)) "$held" $((waves * held)) "${3:-1024}" & running+=($!); done
+  wait "${running[@]}"; kill $sampler 2>/dev/null; wait
+  docker logs vllm-0 >"$out/$name-vllm.log" 2>&1
+  grep -oE 'prompt throughput: .*Waiting: [0-9]+' "$out/$name-vllm.log" | tail -25
+  compare $(cd "$out" && ls -d -- *-[0-9] 2>/dev/null)
+}
+in_image() { # in_image ARGUMENT…: Python in the image, with the GPUs, the deployment's mounts and its caches
+  docker run --rm --network host --ipc host --entrypoint python3 $(ls /dev/nvidia[0-9]* /dev/nvidiactl /dev/nvidia-uvm | sed 's/^/--device /') \
+    -v /usr:/usr:ro -v /opt:/opt:ro -v /etc/alternatives:/etc/alternatives:ro -v $tests/site:/srv/site:ro \
+    -v /var/lib/gpufleet/cache/flashinfer:/root/.cache/flashinfer -v /var/lib/gpufleet/cache/triton:/root/.triton \
+    -e PYTHONPATH=/srv/site -e LD_LIBRARY_PATH="$DRIVER_FOLDER" -e TRITON_LIBCUDA_PATH="$DRIVER_FOLDER" gpufleet/host-vllm:0.26.0 "$@"
+}
 seen() { # seen CONTAINER: the GPUs that CUDA and NVML show in a container
   docker exec "$1" python3 -c 'import torch
 print("   CUDA", torch.cuda.device_count(), *("GPU-" + str(torch.cuda.get_device_properties(i).uuid).removeprefix("GPU-") for i in range(torch.cuda.device_count())))'
@@ -81,11 +107,10 @@ load() { # load CONTAINER PORT NAME ARGUMENT…: vllm bench serve, as fast as it
     --dataset-name random --ignore-eos "${@:4}" >"$out/load-$1-$3.txt" 2>&1
   echo "   $1 $3: exit $?, $(grep -E '^(Successful|Failed|Output token throughput)' "$out/load-$1-$3.txt" | xargs)"
 }
-stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
-  local name="u$2-gpu$1" own watch port=$((8100 + $1)) server="gpu$1-0"; own=$(alone "$1")
-  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e '{"vllm_check_config": false}' || { docker logs "$server" >"$out/$name-vllm.log" 2>&1; return; }
+survives() { # survives NAME CONTAINER PORT GPU: long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
+  local name=$1 server=$2 port=$3 watch
   for part in plain sampled; do
-    nvidia-smi -i "$1" --query-gpu=memory.free --format=csv,noheader,nounits -lms 250 >"$out/$name-$part-free.txt" & watch=$!
+    nvidia-smi -i "$4" --query-gpu=memory.free --format=csv,noheader,nounits -lms 250 >"$out/$name-$part-free.txt" & watch=$!
     if [ $part = plain ]; then
       load "$server" "$port" long --random-input-len 7936 --random-output-len 96 --num-prompts 48 &
       load "$server" "$port" many --random-input-len 128 --random-output-len 48 --num-prompts 1300 --max-concurrency 1100; wait $!
@@ -95,8 +120,13 @@ stress() { # stress GPU UTILISATION: deploy so; long prompts in full batches bes
     fi
     kill $watch
     docker logs "$server" >"$out/$name-vllm.log" 2>&1
-    echo "   GPU $1 at $2, $part: $(docker inspect -f '{{.State.Status}}, started {{.State.StartedAt}}' "$server"), least free $(sort -n "$out/$name-$part-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted"
+    echo "   $name, $part: $(docker inspect -f '{{.State.Status}}, started {{.State.StartedAt}}' "$server"), least free $(sort -n "$out/$name-$part-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted, most running $(grep -oE 'Running: [0-9]+' "$out/$name-vllm.log" | cut -d' ' -f2 | sort -n | tail -1)"
   done
+}
+stress() { # stress GPU UTILISATION: deploy so on that GPU alone, and see whether it survives
+  local name="u$2-gpu$1" own; own=$(alone "$1")
+  play "$name" deploy -e "$own" -e "vllm_gpu_memory_utilization=$2" -e '{"vllm_check_config": false}' || { docker logs "gpu$1-0" >"$out/$name-vllm.log" 2>&1; return; }
+  survives "$name" "gpu$1-0" $((8100 + $1)) "$1"
 }
 
 case $stage in
@@ -128,22 +158,31 @@ advised) # the same 512 requests at once, at a server that takes what the plan s
   phases advised; reported
   verify advised-512 performance -e '{"vllm_benchmark_concurrency": [512]}'
   compare recipe-plan recipe-512 advised-512 ;;
-throughput) # NAME PROFILE WAVES [FLAGS [ENVIRONMENT [TOKENS]]]: what the whole host gives, each replica at the concurrency that the plan holds
-  name=$1 waves=$3
-  # Not checked beforehand, in a container of its own: a flag that vLLM does not have shows at once all the same.
-  play "$name" deploy -e "vllm_profile=$2" -e "$(with_flags "${4:-{\}}" "${5:-}")" -e '{"vllm_check_config": false}' || exit 1
-  phases "$name"; reported
+throughput) # NAME PROFILE WAVES [FLAGS [ENVIRONMENT [TOKENS]]]
+  started "$1" "$2" "${4:-{\}}" "${5:-}" || exit 1
   for server in $(planned "' '.join(r['name'] for r in plan['replicas'])"); do
     sees "$server" "$(planned "plan['replicas'][0]['tensor_parallel_size']")"
   done
-  docker logs vllm-0 2>&1 | grep -oE 'Using (default MoE config|configuration from [^ ]*)|[A-Z_]+ is not supported with [A-Za-z]+|Graph capturing finished.*' | sort -u
-  replicas=$(planned "len(plan['replicas'])") held=$(planned "plan['capacity']['max_concurrent_requests']")
-  sampled "$name" "$held" & sampler=$! measured=()
-  for ((i = 0; i < replicas; i++)); do by_url "$name-$i" $((8000 + i)) "$held" $((waves * held)) "${6:-1024}" & measured+=($!); done
-  wait "${measured[@]}"; kill $sampler 2>/dev/null; wait
-  docker logs vllm-0 >"$out/$name-vllm.log" 2>&1
-  grep -oE 'prompt throughput: .*Waiting: [0-9]+' "$out/$name-vllm.log" | tail -25
-  compare $(cd "$out" && ls -d -- *-[0-9] 2>/dev/null) ;;
+  measured "$1" "$3" "${6:-1024}" ;;
+start) started "$@" ;; # NAME PROFILE [FLAGS [ENVIRONMENT [ARGUMENT…]]]
+load) measured "$@" ;; # NAME WAVES [TOKENS]: at the servers that are there
+new-host) # NAME PROFILE [FLAGS [ENVIRONMENT [ARGUMENT…]]]: as a host starts that got nothing of an equal one but its compile caches
+  play teardown teardown
+  tar c -C /var/lib/gpufleet cache >"$tests/cache.tar"
+  find /var/lib/gpufleet -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; rm -rf /etc/gpufleet
+  tar x -C /var/lib/gpufleet <"$tests/cache.tar"; du -sm /var/lib/gpufleet/cache/* | sed 's/^/   MiB: /'; rm "$tests/cache.tar"
+  sync; echo 3 >/proc/sys/vm/drop_caches # what the kernel remembers of files, the image's among them
+  started "$@" ;;
+latency) # NAME [CONCURRENCY…]: how fast single answers come, from the server that is there
+  name=$1; shift; [ $# -gt 0 ] || set -- 1 8 32
+  verify "$name-latency" performance -e "{\"vllm_benchmark_concurrency\": [$(IFS=,; echo "$*")], \"vllm_benchmark_num_prompts\": 0, \"vllm_benchmark_output_len\": 160}"
+  python3 tests/gpu/compare_reports.py "$name=$out/$name-latency/report.json" | tee "$out/latency-$name.txt" ;;
+survive) survives "$1" vllm-0 8000 0 ;; # NAME
+kernels) # attention alone, on a GPU that no server holds
+  play teardown teardown
+  mkdir -p /var/lib/gpufleet/cache/{flashinfer,triton}
+  in_image "$PWD/tests/gpu/attention_kernels.py" --build | tee "$out/kernels-built.txt"
+  in_image "$PWD/tests/gpu/attention_kernels.py" 2>"$out/kernels.err" | tee "$out/kernels.txt"; tail -3 "$out/kernels.err" ;;
 trace) # NAME: the kernels of the server that `throughput NAME` left with "profiler-config": while it takes requests in, and with all of them running
   name=$1 held=$(planned "plan['capacity']['max_concurrent_requests']")
   by_url "$name-trace" 8000 "$held" "$held" 384 & measured=$!
