@@ -108,8 +108,10 @@ load() { # load CONTAINER PORT NAME ARGUMENT…: vllm bench serve, as fast as it
   echo "   $1 $3: exit $?, $(grep -E '^(Successful|Failed|Output token throughput)' "$out/load-$1-$3.txt" | xargs)"
 }
 survives() { # survives NAME CONTAINER PORT GPU: long prompts in full batches beside as many requests as may run; then sampling that no start-up measures
-  local name=$1 server=$2 port=$3 watch
+  local name=$1 server=$2 port=$3 watch follower log
   for part in plain sampled; do
+    # The log is followed: a server that dies says so once for each request, and what it died of rotates away.
+    log=$out/$name-$part-vllm.log; docker logs --follow --since 1s "$server" >"$log" 2>&1 & follower=$!
     nvidia-smi -i "$4" --query-gpu=memory.free --format=csv,noheader,nounits -lms 250 >"$out/$name-$part-free.txt" & watch=$!
     if [ $part = plain ]; then
       load "$server" "$port" long --random-input-len 7936 --random-output-len 96 --num-prompts 48 &
@@ -118,9 +120,8 @@ survives() { # survives NAME CONTAINER PORT GPU: long prompts in full batches be
       load "$server" "$port" sampled --random-input-len 128 --random-output-len 32 --num-prompts 1100 --extra-body \
         '{"temperature": 0.8, "top_p": 0.9, "top_k": 50, "min_p": 0.01, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logprobs": 5, "allowed_token_ids": [64, 65, 66, 67, 68, 69]}'
     fi
-    kill $watch
-    docker logs "$server" >"$out/$name-vllm.log" 2>&1
-    echo "   $name, $part: $(docker inspect -f '{{.State.Status}}, started {{.State.StartedAt}}' "$server"), least free $(sort -n "$out/$name-$part-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$out/$name-vllm.log") lines of memory exhausted, most running $(grep -oE 'Running: [0-9]+' "$out/$name-vllm.log" | cut -d' ' -f2 | sort -n | tail -1)"
+    kill $watch $follower; truncate -s '<30M' "$log"
+    echo "   $name, $part: $(docker inspect -f '{{.State.Status}}, {{.RestartCount}} restarts' "$server"), least free $(sort -n "$out/$name-$part-free.txt" | head -1) MiB, $(grep -ci 'out of memory' "$log") lines of memory exhausted, most running $(grep -oE 'Running: [0-9]+' "$log" | cut -d' ' -f2 | sort -n | tail -1)"
   done
 }
 stress() { # stress GPU UTILISATION: deploy so on that GPU alone, and see whether it survives
