@@ -144,7 +144,10 @@ def interruptions_of(fleet: StandInFleet, steps: Sequence[Mapping[str, Any]], ho
         begins = at(replaces, host, mark, begins=True)
         found.append(Interruption(f"in {named(replaces)}", f"second operator: {second}", begins, None, second))
     if test_engine.is_ours() and os.environ["DOCKER_HOST"] == test_engine.docker_host():
-        restart = later(shlex.join([sys.executable, str(ROOT / "tools" / "test_engine.py"), "restart"]), WITHIN_S[0])
+        # The daemon must not look like a process of the play, which is ended with the fleet.
+        unmarked = ["env", "--unset=GPUFLEET_DEAD_HOSTS", "--unset=GPUFLEET_PLAY"]
+        command = [*unmarked, sys.executable, str(ROOT / "tools" / "test_engine.py"), "restart"]
+        restart = later(shlex.join(command), WITHIN_S[0])
         begins = at(replaces, host, restart, begins=True)
         found.append(Interruption(f"in {named(replaces)}", "engine restarted", begins, None, judged=False))
     return found

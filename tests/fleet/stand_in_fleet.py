@@ -36,7 +36,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks i
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import (
     BIN,
-    FIRST_PORT,
     PORTS_APART,
     ROOT,
     altered_collection,
@@ -55,6 +54,8 @@ FIRST_LENGTH, SECOND_LENGTH = 1024, 2048
 LINES_OF_A_START = 13  # between which the stand-in waits
 LONGEST_PLAY_S = 1800.0
 SHOWN_OF_LOG = 6000
+# Of fifty hosts, apart from those of other fleets on this machine.
+FIRST_PORT = 12000 + os.getpid() % 20 * 1000
 HERE = Path(__file__).resolve().parent
 
 
@@ -193,7 +194,7 @@ class StandInFleet:
         return f"127.{16 + os.getpid() % 224}.{number // 250}.{number % 250 + 1}"
 
     def port(self, host: str) -> int:
-        """Return a host's port; on one engine, hosts with one port would be taken to be in each other's way."""
+        """Return a host's port; containers of one engine and one port are taken to be in each other's way."""
         return FIRST_PORT + self.hosts.index(host) * PORTS_APART
 
     def prefix(self, host: str) -> str:
