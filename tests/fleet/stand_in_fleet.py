@@ -122,6 +122,7 @@ class StandInFleet:
         forks: int = 10,
         wishes: Mapping[str, Any] | None = None,
     ) -> None:
+        self.engine: DockerClient = connect(docker_host)
         self.hosts = [f"host-{number:02d}" for number in range(1, size + 1)]
         self.folder = Path(tempfile.mkdtemp(prefix="gpufleet-fleet-"))
         self.forks = forks
@@ -132,7 +133,6 @@ class StandInFleet:
         self._plays: list[subprocess.Popen[bytes]] = []
         self._image = f"{self.folder.name}/stand-in:1"
         self.router_port = free_port()
-        self.engine: DockerClient = connect(docker_host)
 
     def __enter__(self) -> StandInFleet:
         """Make the image and the copy of the collection; the hosts have nothing yet."""
