@@ -33,6 +33,7 @@ SETTINGS = {
     "check_interval_ms": "router_check_interval_ms",
     "directory": "router_dir",
     "run_dir": "router_run_dir",
+    "state_dir": "router_state_dir",
     "log_file": "router_log_file",
 }
 

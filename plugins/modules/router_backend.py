@@ -14,8 +14,8 @@ description:
   - Runs on a host of the router and speaks to the running HAProxy; the configuration stays as it is.
   - A drained replica gets no new request. Those that it has go on, long streams too, also those of connections from
     before the configuration was last loaded. The module waits for their end.
-  - What was set stays when the configuration is loaded again and when HAProxy is started again, as long as O(run_dir)
-    is there, which a reboot empties.
+  - What was set stays when the configuration is loaded again, when HAProxy is started again and when the host is
+    rebooted, as long as O(state_dir) is there.
   - With O(max_unavailable) it is also the gate for everything that takes a server out. It looks and takes out as one
     step, so that several runs, whoever started them, do not take out more together than each of them may.
 options:
@@ -45,7 +45,7 @@ options:
   owner:
     description:
       - Who drains the replicas for a while, such as V(deploy), to put them back itself. Those it has drained are noted
-        beside HAProxy's sockets until they are put back, or drained by anyone else.
+        in O(state_dir) until they are put back, or drained by anyone else.
       - With it, V(ready) takes back those alone. A run after one that was interrupted so finds what that one left, and
         leaves what was drained on purpose.
     type: str
@@ -98,6 +98,12 @@ options:
       - Folder of HAProxy's sockets.
     type: path
     default: /run/gpufleet-router
+  state_dir:
+    description:
+      - Folder of what is kept over a reboot, which servers are taken out and by whom, the same as that of
+        M(gpufleet.vllm.router_server). What an earlier version of this collection left in O(run_dir) is moved here.
+    type: path
+    default: /var/lib/gpufleet-router
 extends_documentation_fragment:
   - gpufleet.vllm.common.changes
 """
@@ -217,6 +223,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change 
     StateChange,
     change_for,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_folder import state_folder
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "list", "elements": "str", "required": True, "aliases": ["host"]},
@@ -231,13 +238,15 @@ ARGUMENTS: dict[str, Any] = {
     "turn_timeout": {"type": "int", "default": 0},
     "timeout": {"type": "int", "default": 60},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
+    "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
 }
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
     """Set the state, wait, and return the module's result."""
     params = module.params
-    master, marks = Master(f"{params['run_dir']}/{MASTER_SOCKET}"), DrainMarks(params["run_dir"])
+    folder = state_folder(params["state_dir"], params["run_dir"], check=module.check_mode)
+    master, marks = Master(f"{params['run_dir']}/{MASTER_SOCKET}", folder), DrainMarks(folder)
     selection = Selection(
         params["hosts"], params["replicas"], params["state"], params["owner"], params["reason"], params["run"]
     )

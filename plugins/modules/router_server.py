@@ -22,7 +22,7 @@ description:
 options:
   state:
     description:
-      - V(absent) ends HAProxy and removes O(directory).
+      - V(absent) ends HAProxy and removes O(directory), O(run_dir) and O(state_dir).
     type: str
     choices: [present, absent]
     default: present
@@ -151,6 +151,12 @@ options:
       - Folder of HAProxy's sockets.
     type: path
     default: /run/gpufleet-router
+  state_dir:
+    description:
+      - Folder of what is kept over a reboot, which servers are taken out and by whom. What an earlier version of this
+        collection left in O(run_dir) is moved here.
+    type: path
+    default: /var/lib/gpufleet-router
   log_file:
     description:
       - HAProxy's messages where systemd does not keep them.
@@ -215,6 +221,7 @@ error:
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -225,6 +232,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_folder import state_folder
 
 NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the router does not know it"
@@ -259,15 +267,16 @@ ARGUMENTS: dict[str, Any] = {
     "check_interval_ms": {"type": "int", "default": 1000},
     "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
+    "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
     "log_file": {"type": "path", "default": "/var/log/gpufleet-router.log"},
     "user": {"type": "str", "default": "haproxy"},
     "chroot": {"type": "str", "default": "/var/lib/haproxy"},
 }
 
 
-def remove(router: RouterService, directory: str, check: bool) -> dict[str, Any]:
+def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[str, Any]:
     """Take the router away and return the module's result."""
-    there = router.processes() is not None or os.path.isdir(directory)
+    there = router.processes() is not None or any(map(os.path.isdir, folders))
     text = router.text(config.CONFIG)
     if there and not check:
         router.remove()
@@ -337,13 +346,15 @@ def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may
 def work(module: GpufleetModule) -> dict[str, Any]:
     """Bring the router to the wanted state; return the task's result."""
     params = module.params
-    router = RouterService(params["directory"], params["run_dir"], params["log_file"])
+    folders = (params["directory"], params["run_dir"], params["state_dir"])
+    router = RouterService(*folders, params["log_file"])
     if params["state"] == "absent":
-        return remove(router, params["directory"], module.check_mode)
+        return remove(router, folders, module.check_mode)
     if module.check_mode:
         return ensure_router(router, params, check=True)
     os.makedirs(params["directory"], mode=0o755, exist_ok=True)
     with host_lock(os.path.join(params["directory"], ".lock"), "router_server"):
+        state_folder(params["state_dir"], params["run_dir"], check=False)
         return ensure_router(router, params, check=False)
 
 

@@ -107,12 +107,14 @@ def haproxy(servers: Sequence[Server], key: str, folder: Path) -> Iterator[Entra
     options = {name: option.get("default") for name, option in ARGUMENTS.items()}
     own = {"host": "127.0.0.1", "port": PORT, "api_keys": ["bench-client-key"]}
     chroot = options["chroot"] if os.path.isdir(options["chroot"]) else ""
-    settings = config.as_settings({**options, **own, "run_dir": str(folder / "run")}, chroot, key)
+    settings = config.as_settings(
+        {**options, **own, "run_dir": str(folder / "run"), "state_dir": str(folder)}, chroot, key
+    )
     replicas = [members.Replica(server.container, "0", server.address, server.port) for server in servers]
     certificate, public = folder / config.CERTIFICATE, folder / "public.pem"
     make_certificate(str(certificate), ["127.0.0.1"], 1)
     public.write_text(public_part(str(certificate)), encoding="utf-8")
-    router = RouterService(str(folder), str(folder / "run"), str(folder / "log"))
+    router = RouterService(str(folder), str(folder / "run"), str(folder), str(folder / "log"))
     router.check(lambda place: config.files(settings, replicas, place))
     router.load(config.files(settings, replicas, str(folder)))
     try:

@@ -62,7 +62,7 @@ class Faults:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
-        self._master = Master(os.path.join(given.run_dir, MASTER_SOCKET))
+        self._master = Master(os.path.join(given.run_dir, MASTER_SOCKET), given.state_dir)
         place = given.server_url.rpartition("/")[2].rpartition(":")
         self._server = Server(given.container, place[0], int(place[2]))
 
@@ -192,6 +192,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Provoke faults behind a steady stream of requests.")
     add_load_arguments(parser, rate=3.0)
     parser.add_argument("--run-dir", default="/run/gpufleet-router", help="the router's sockets")
+    parser.add_argument("--state-dir", default="/var/lib/gpufleet-router", help="what the router keeps")
     parser.add_argument("--host", required=True, help="the host to drain and whose server is killed")
     parser.add_argument("--container", required=True, help="that server's container")
     parser.add_argument("--server-url", required=True, help="where that server listens")

@@ -54,7 +54,8 @@ class Site:
         """Write the inventory: a router C(lb), and hosts behind it with variables of their own."""
         local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, **variables}
         behind = {host: {"vllm_config_dir": str(self.folder / host), **own} for host, own in hosts.items()}
-        router = {"hosts": {"lb": {}}, "vars": {"router_run_dir": str(self.folder / "run-of-the-router")}}
+        own = {"router_run_dir": str(self.folder / "run-of-the-router"), "router_state_dir": str(self.folder / "kept")}
+        router = {"hosts": {"lb": {}}, "vars": own}
         groups = {"router": router, "vllm": {"hosts": behind}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"vars": local, "children": groups}}))
 
@@ -92,6 +93,7 @@ def test_only_a_host_that_was_read_and_has_no_plan_is_left_out(site: Site) -> No
         "tls": False,
         "directory": str(site.folder / "router"),
         "run_dir": str(site.folder / "run"),
+        "state_dir": str(site.folder / "state"),
     }
     output = site.play(
         {"hosts": "vllm", "ignore_unreachable": True, "tasks": [role("router", "collect_replicas")]},

@@ -79,6 +79,7 @@ class Fleet:
             "vllm_accept_license": True,
             "vllm_plan": {**PLAN, "replicas": replicas},
             "router_run_dir": str(self.folder),
+            "router_state_dir": str(self.folder),
             "__vllm_ca_bundle": "",
             **variables,
         }

@@ -46,6 +46,7 @@ class Rolling:
             "vllm_rollout_state_dir": str(self.state_dir),
             "vllm_baseline_dir": str(self.folder / "baselines"),
             "router_run_dir": str(self.folder),
+            "router_state_dir": str(self.folder),
             "router_host": "127.0.0.1",
             **variables,
         }

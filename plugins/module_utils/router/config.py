@@ -67,6 +67,7 @@ class RouterSettings:
         timeout: seconds for which an answer may be silent.
         check_interval_ms: between two health checks of a replica.
         run_dir: folder of the sockets.
+        state_dir: folder of what has to outlive a reboot.
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
     """
@@ -85,6 +86,7 @@ class RouterSettings:
     timeout: int
     check_interval_ms: int
     run_dir: str
+    state_dir: str
     user: str = "haproxy"
     chroot: str = ""
 
@@ -168,8 +170,8 @@ def _global(settings: RouterSettings) -> list[str]:
         f"group {settings.user}",
         "log stdout format raw local0",
         f"stats socket {settings.run_dir}/{ADMIN_SOCKET} mode 600 level admin expose-fd listeners",
-        # What was drained stays drained when the configuration is loaded again, or HAProxy is started again.
-        f"server-state-file {settings.run_dir}/{SERVER_STATE}",
+        # What was drained stays so when the configuration is loaded again, HAProxy started again or the host rebooted.
+        f"server-state-file {settings.state_dir}/{SERVER_STATE}",
         f"maxconn {settings.max_connections}",
         f"hard-stop-after {settings.timeout}s",
         f"tune.bufsize {settings.buffer_bytes}",

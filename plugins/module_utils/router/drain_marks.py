@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which replicas were drained by whom, in a file for each host beside HAProxy's sockets.
+"""Which replicas were drained by whom, in a file for each host that outlives a reboot of the router's host.
 
 Whoever drains a replica is marked here and forgotten when it is put back: a run that does so for a while, by its kind
 and before it does so, and a person with the reason. So a drain that an interrupted run has left can be told from one
@@ -45,11 +45,11 @@ class DrainMarks:
     """The marks of one router.
 
     Args:
-        run_dir: folder of its sockets.
+        state_dir: folder of what it keeps over a reboot.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        self._folder = os.path.join(run_dir, FOLDER)
+    def __init__(self, state_dir: str) -> None:
+        self._folder = os.path.join(state_dir, FOLDER)
 
     def of(self, host: str, owner: str) -> list[str]:
         """Return the replicas of a host, by their names in HAProxy, that the owner has drained; none if unknown."""

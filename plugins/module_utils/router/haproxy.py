@@ -91,11 +91,12 @@ class Master:
 
     Args:
         path: its socket.
+        state_dir: folder of what the router keeps over a reboot.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, state_dir: str) -> None:
         self.path = path
-        self.states = ServerStates(os.path.dirname(path))
+        self.states = ServerStates(state_dir)
 
     def ask(self, command: str, worker: int | None = None) -> str:
         """Return the answer to a command, of the master or of the worker with that process id.

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The file from which a worker of HAProxy learns the state of its servers, whoever started it.
 
-Between changes it has what an administrator set alone, so that a restart or C(systemctl reload) keeps what is drained
-and finds out anew which servers live. HAProxy believes the file more than its configuration: it asks a server at the
-port that is said here. So rows are made for the configuration that the worker is going to have.
+Between changes it has what an administrator set alone, so that a restart, a reboot or C(systemctl reload) keeps what is
+drained and finds out anew which servers live. HAProxy believes the file more than its configuration: it asks a server
+at the port that is said here. So rows are made for the configuration that the worker is going to have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ipaddress
 import os
 from collections.abc import Sequence
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import BACKEND, SERVER_STATE
@@ -29,18 +29,19 @@ LOCK, TURN_LOCK = ".server-state.lock", ".turn.lock"
 # A reload that fails and is taken back takes a quarter of it.
 LOCK_S = 120.0
 MODE = 0o600
+VARIABLE = "router_state_dir"
 
 
 class ServerStates:
     """The file of one router.
 
     Args:
-        run_dir: folder of its sockets.
+        state_dir: folder of what it keeps over a reboot.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        self._run_dir = run_dir
-        self.path = os.path.join(run_dir, SERVER_STATE)
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self.path = os.path.join(state_dir, SERVER_STATE)
 
     def held(self, operation: str) -> contextlib.AbstractContextManager[None]:
         """Let nobody else set states or load a configuration inside the block.
@@ -48,7 +49,11 @@ class ServerStates:
         Raises:
             GpufleetError: C(busy) or C(write-failed).
         """
-        return host_lock(os.path.join(self._run_dir, LOCK), operation, timeout=LOCK_S)
+        try:
+            os.makedirs(self._state_dir, mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise write_failed(self._state_dir, error, VARIABLE) from error
+        return host_lock(os.path.join(self._state_dir, LOCK), operation, timeout=LOCK_S, variable=VARIABLE)
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Let nobody else decide inside the block whether a host may be taken out.
@@ -73,7 +78,7 @@ class ServerStates:
         Raises:
             GpufleetError: C(write-failed).
         """
-        write_file(self.path, text, MODE)
+        write_file(self.path, text, MODE, variable=VARIABLE)
 
 
 def rows_of(text: str) -> list[dict[str, str]]:

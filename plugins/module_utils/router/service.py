@@ -52,14 +52,16 @@ class RouterService:
     Args:
         directory: folder of its files.
         run_dir: folder of its sockets.
+        state_dir: folder of what it keeps over a reboot.
         log_file: where HAProxy's messages go when there is no systemd.
     """
 
-    def __init__(self, directory: str, run_dir: str, log_file: str) -> None:
+    def __init__(self, directory: str, run_dir: str, state_dir: str, log_file: str) -> None:
         self._directory = directory
         self._run_dir = run_dir
+        self._state_dir = state_dir
         self._log_file = log_file
-        self.master = Master(os.path.join(run_dir, config.MASTER_SOCKET))
+        self.master = Master(os.path.join(run_dir, config.MASTER_SOCKET), state_dir)
         self._states = self.master.states
 
     # What is there
@@ -134,6 +136,7 @@ class RouterService:
             GpufleetError: C(router-not-started), or C(router-not-reloaded); the old files are back then.
         """
         running = self.processes()
+        os.makedirs(self._run_dir, mode=0o755, exist_ok=True)
         self._states.ensure_file()
         with self._states.held("router_server"):
             if running:
@@ -167,8 +170,8 @@ class RouterService:
                 _systemctl("daemon-reload")
         else:
             self._stop()
-        shutil.rmtree(self._run_dir, ignore_errors=True)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        for folder in (self._run_dir, self._state_dir, self._directory):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, files: Mapping[str, str]) -> None:
         for name, text in files.items():
@@ -196,7 +199,8 @@ class RouterService:
         )
 
     def _write_unit(self) -> None:
-        if write_file(UNIT_PATH, unit_text(haproxy_program(), self._directory, self._run_dir), CONFIG_MODE):
+        text = unit_text(haproxy_program(), self._directory, self._run_dir, self._state_dir)
+        if write_file(UNIT_PATH, text, CONFIG_MODE):
             _systemctl("daemon-reload")
 
     def _seen(self) -> Processes | None:
@@ -277,10 +281,10 @@ def arguments(directory: str, run_dir: str) -> list[str]:
     return ["-W", "-S", f"{socket},mode,600", "-f", os.path.join(directory, config.CONFIG)]
 
 
-def unit_text(program: str, directory: str, run_dir: str) -> str:
+def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str:
     """Return the systemd unit of the router."""
     line = " ".join([program, "-Ws", *arguments(directory, run_dir)[1:]])
-    state = os.path.join(run_dir, config.SERVER_STATE)
+    state = os.path.join(state_dir, config.SERVER_STATE)
     return (
         "[Unit]\n"
         "Description=Router of vLLM servers (HAProxy), by the collection gpufleet.vllm\n"
@@ -288,7 +292,7 @@ def unit_text(program: str, directory: str, run_dir: str) -> str:
         "Wants=network-online.target\n\n"
         "[Service]\n"
         "Type=notify\n"
-        f"ExecStartPre=/bin/mkdir -p {run_dir}\n"
+        f"ExecStartPre=/bin/mkdir -p {run_dir} {state_dir}\n"
         f"ExecStartPre=/bin/sh -c 'test -s {state} || echo 1 > {state}'\n"
         f"ExecStart={line}\n"
         "ExecReload=/bin/kill -USR2 $MAINPID\n"

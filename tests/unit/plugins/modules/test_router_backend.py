@@ -17,6 +17,12 @@ from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master,
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
 
+@pytest.fixture(autouse=True)
+def keeps_its_state_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this host is touched where a test names no folder of the state."""
+    monkeypatch.setitem(router_backend.ARGUMENTS["state_dir"], "default", str(tmp_path))
+
+
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[Master]:
     """A master that listens in C(tmp_path)."""

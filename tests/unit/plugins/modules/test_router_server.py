@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -39,7 +40,7 @@ needs_haproxy = pytest.mark.skipif(
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Options of a router in a folder of the test; what was started is ended."""
-    folder, run_dir, log = str(tmp_path / "etc"), str(tmp_path / "run"), str(tmp_path / "log")
+    folder, run_dir, state_dir, log = (str(tmp_path / name) for name in ("etc", "run", "state", "log"))
     yield {
         "hosts": HOSTS,
         "host": "127.0.0.1",
@@ -49,10 +50,11 @@ def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "replica_keys": {"gpu-01": "the-replica-key", "gpu-02": "the-replica-key"},
         "directory": folder,
         "run_dir": run_dir,
+        "state_dir": state_dir,
         "log_file": log,
         "user": "daemon",
     }
-    RouterService(folder, run_dir, log).remove()
+    RouterService(folder, run_dir, state_dir, log).remove()
 
 
 def status(port: int, key: str) -> int:
@@ -69,13 +71,18 @@ def at(port: int, address: str = "127.0.0.1") -> list[dict[str, Any]]:
 
 def backend(run_module: RunModule, args: dict[str, Any], host: str, state: str, **more: Any) -> dict[str, Any]:
     """Set the state of a host's replica by the module that does; return the module's result."""
-    given = {"host": host, "state": state, "run_dir": args["run_dir"], "timeout": 20, **more}
-    return run_module(router_backend.main, given)
+    given = {"host": host, "state": state, "timeout": 20, **more}
+    return run_module(router_backend.main, {**given, "run_dir": args["run_dir"], "state_dir": args["state_dir"]})
+
+
+def master_of(args: dict[str, Any]) -> Master:
+    """Return the router's master process."""
+    return Master(os.path.join(args["run_dir"], "master.sock"), args["state_dir"])
 
 
 def states(args: dict[str, Any]) -> dict[str, str]:
     """Return the states of the servers in HAProxy."""
-    servers = Master(os.path.join(args["run_dir"], "master.sock")).servers()
+    servers = master_of(args).servers()
     return {name: server.state for name, server in servers.items()}
 
 
@@ -117,7 +124,7 @@ def test_it_starts_follows_and_ends(run_module: RunModule, args: dict[str, Any])
     assert other_key["action"] == "reloaded"
     assert [status(args["port"], key) for key in ("the-client-key", "another")] == [401, 503]
     assert run_module(router_server.main, {**args, "state": "absent"})["action"] == "removed"
-    assert not os.path.exists(args["directory"]) and not os.path.exists(args["run_dir"])
+    assert not any(os.path.exists(args[name]) for name in ("directory", "run_dir", "state_dir"))
     assert run_module(router_server.main, {**args, "state": "absent"})["changed"] is False
 
 
@@ -202,7 +209,7 @@ def test_what_was_taken_out_stays_so_whoever_starts_haproxy_or_loads_it(
     run_module: RunModule, args: dict[str, Any], state: str
 ) -> None:
     taken_out = {"gpu-01:vllm-0": "ready", "gpu-02:vllm-0": state}
-    master = Master(os.path.join(args["run_dir"], "master.sock"))
+    master = master_of(args)
     with serving("the-replica-key") as replica:
         args["hosts"] = {"gpu-01": at(replica.port), "gpu-02": at(replica.port)}
         run_module(router_server.main, args)
@@ -210,10 +217,9 @@ def test_what_was_taken_out_stays_so_whoever_starts_haproxy_or_loads_it(
         reload_by_hand(master)
         assert states(args) == taken_out
         end(master.processes().master)
-        command = [str(program_path("haproxy")), *arguments(args["directory"], args["run_dir"])]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        reboot(args)
+        with started_by_hand(args):
             assert states(args) == taken_out
-            started.terminate()
         assert run_module(router_server.main, args)["action"] == "started"
         assert states(args) == taken_out
         assert status(args["port"], "the-client-key") == 200
@@ -222,6 +228,57 @@ def test_what_was_taken_out_stays_so_whoever_starts_haproxy_or_loads_it(
         assert (back["changed"], back["not_up"]) == (True, [])
         reload_by_hand(master)
         assert set(states(args).values()) == {"ready"}
+
+
+@needs_haproxy
+@pytest.mark.parametrize("first", ["router_server", "router_backend"])
+def test_what_an_earlier_version_kept_beside_the_sockets_is_taken_over(
+    run_module: RunModule, args: dict[str, Any], first: str
+) -> None:
+    drained = {"gpu-01:vllm-0": "ready", "gpu-02:vllm-0": "drain"}
+    before = {**args, "state_dir": args["run_dir"]}
+    with serving("the-replica-key") as replica:
+        args["hosts"] = before["hosts"] = {"gpu-01": at(replica.port), "gpu-02": at(replica.port)}
+        run_module(router_server.main, before)
+        backend(run_module, before, "gpu-02", "drain", owner="deploy")
+        # Check mode, by which plays look for it, finds it and leaves it.
+        look = {"hosts": ["gpu-01", "gpu-02"], "state": "ready", "owner": "deploy"}
+        look.update(run_dir=args["run_dir"], state_dir=args["state_dir"])
+        assert run_module(router_backend.main, look, check=True)["hosts"] == ["gpu-02"]
+        assert not os.path.exists(args["state_dir"])
+        if first == "router_backend":
+            # The router has its old configuration still.
+            backend(run_module, args, "gpu-01", "maint")
+            backend(run_module, args, "gpu-01", "ready")
+            reload_by_hand(master_of(args))
+            assert states(args) == drained
+        assert run_module(router_server.main, args)["action"] == "reloaded"
+        assert states(args) == drained
+        assert sorted(os.listdir(os.path.join(args["state_dir"], "drained"))) == ["gpu-02.json"]
+        assert os.listdir(os.path.join(args["run_dir"], "drained")) == []
+        end(master_of(args).processes().master)
+        reboot(args)
+        with started_by_hand(args):
+            assert states(args) == drained
+            assert run_module(router_backend.main, look, check=True)["hosts"] == ["gpu-02"]
+
+
+def reboot(args: dict[str, Any]) -> None:
+    """Empty what a reboot empties, and make the folder that the unit makes before it starts HAProxy."""
+    shutil.rmtree(args["run_dir"])
+    os.makedirs(args["run_dir"])
+
+
+@contextlib.contextmanager
+def started_by_hand(args: dict[str, Any]) -> Iterator[None]:
+    """Have HAProxy run by the unit's command, for the block."""
+    command = [str(program_path("haproxy")), *arguments(args["directory"], args["run_dir"])]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        wait_for(lambda: os.path.exists(os.path.join(args["run_dir"], "master.sock")))
+        try:
+            yield
+        finally:
+            started.terminate()
 
 
 def wait_for(done: Callable[[], bool]) -> None:
@@ -343,14 +400,16 @@ def test_one_that_cannot_be_asked_is_not_started_anew(
     monkeypatch.setattr(haproxy, "PATIENCE_S", 0.2)
     given = {"hosts": HOSTS, "host": "127.0.0.1", "tls": False, "api_keys": ["key"], "user": "daemon"}
     with busy(tmp_path):
-        result = run_module(router_server.main, {**given, "directory": str(tmp_path / "etc"), "run_dir": str(tmp_path)})
+        folders = {"directory": str(tmp_path / "etc"), "run_dir": str(tmp_path), "state_dir": str(tmp_path / "state")}
+        result = run_module(router_server.main, {**given, **folders})
     assert result["failed"] and result["error"]["name"] == "router-not-answering"
     assert not (tmp_path / "etc" / "haproxy.cfg").exists()
 
 
 def test_the_unit_runs_the_same_command_and_reloads_it() -> None:
-    text = unit_text("/usr/sbin/haproxy", "/etc/x", "/run/x")
+    text = unit_text("/usr/sbin/haproxy", "/etc/x", "/run/x", "/var/lib/x")
     assert "ExecStart=/usr/sbin/haproxy -Ws -S /run/x/master.sock,mode,600 -f /etc/x/haproxy.cfg\n" in text
     assert "ExecReload=/bin/kill -USR2 $MAINPID\n" in text
     # What was drained stays so.
-    assert "ExecStartPre=/bin/sh -c 'test -s /run/x/server-state || echo 1 > /run/x/server-state'\n" in text
+    assert "ExecStartPre=/bin/mkdir -p /run/x /var/lib/x\n" in text
+    assert "ExecStartPre=/bin/sh -c 'test -s /var/lib/x/server-state || echo 1 > /var/lib/x/server-state'\n" in text

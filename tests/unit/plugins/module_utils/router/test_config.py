@@ -42,6 +42,7 @@ def settings(**changes: object) -> RouterSettings:
         timeout=600,
         check_interval_ms=1000,
         run_dir="/run/x",
+        state_dir="/var/lib/x",
     )
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
@@ -178,7 +179,7 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
     ],
 )
 def test_haproxy_itself_takes_the_configuration(given: RouterSettings, tmp_path: Path) -> None:
-    given = dataclasses.replace(given, user="root", run_dir=str(tmp_path))
+    given = dataclasses.replace(given, user="root", run_dir=str(tmp_path), state_dir=str(tmp_path))
     (tmp_path / "server-state").write_text("1\n", encoding="utf-8")
     for name, text in config.files(given, [ONE, TWO], str(tmp_path)).items():
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -63,7 +63,7 @@ def test_a_server_gets_requests_when_it_is_up_and_ready() -> None:
 
 def test_no_socket_is_a_router_that_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(GpufleetError) as caught:
-        haproxy.Master(str(tmp_path / "master.sock")).processes()
+        haproxy.Master(str(tmp_path / "master.sock"), str(tmp_path)).processes()
     assert caught.value.name == "router-not-running"
 
 
@@ -73,7 +73,7 @@ def test_a_socket_that_nobody_listens_at_any_more_is_one_too(tmp_path: Path, mon
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(path)
     with pytest.raises(GpufleetError) as caught:
-        haproxy.Master(path).processes()
+        haproxy.Master(path, str(tmp_path)).processes()
     assert caught.value.name == "router-not-running"
 
 
@@ -83,7 +83,7 @@ def test_one_that_is_too_busy_to_answer_is_not_one_that_does_not_run(
     monkeypatch.setattr(haproxy, "PATIENCE_S", 0.5)
     path = str(tmp_path / "master.sock")
     with busy(tmp_path), pytest.raises(GpufleetError) as caught:
-        haproxy.Master(path).processes()
+        haproxy.Master(path, str(tmp_path)).processes()
     assert caught.value.name == "router-not-answering"
     assert "may well run" in caught.value.message
 
@@ -98,7 +98,7 @@ def test_one_that_takes_connections_and_says_nothing_is_not_either(
         listener.bind(path)
         listener.listen(10)
         with pytest.raises(GpufleetError) as caught:
-            haproxy.Master(path).servers()
+            haproxy.Master(path, str(tmp_path)).servers()
     assert caught.value.name == "router-not-answering"
 
 
@@ -119,12 +119,12 @@ def test_one_that_is_busy_for_longer_than_a_reload_takes_is_waited_for(
                         return
 
         threading.Thread(target=serve, daemon=True).start()
-        assert haproxy.Master(path).processes().master == 1162
+        assert haproxy.Master(path, str(tmp_path)).processes().master == 1162
 
 
 def test_what_waiting_does_not_mend_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(GpufleetError) as caught:
-        haproxy.Master(str(tmp_path / "file" / "master.sock")).processes()
+        haproxy.Master(str(tmp_path / "file" / "master.sock"), str(tmp_path)).processes()
     assert caught.value.name == "router-not-answering"
     assert "Not a directory" in caught.value.evidence
