@@ -285,6 +285,22 @@ nvidia:
     docker_predates_toolkit: false
     fabric_manager: {path: /usr/bin/nv-fabricmanager, version: "580.159.04", running: true}
     persistence_daemon: {running: true}
+boot:
+  description:
+    - What systemd starts at boot, V(null) where there is no systemd.
+    - C(units) has the state of units in systemd's words, empty for one that is not there. C(files) has the SHA-256 of
+      the files that the role P(gpufleet.vllm.vllm#role) writes for it, empty for one that is not there.
+  type: dict
+  returned: always
+  sample:
+    units:
+      docker.service: enabled
+      nvidia-fabricmanager.service: ""
+      nvidia-persistenced.service: enabled
+      gpufleet-device-files.service: enabled
+      gpufleet-start-servers.timer: enabled
+    files:
+      /usr/local/sbin/gpufleet-start-servers: 5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03
 programs:
   description: For each of O(programs), where it is; V(null) when it is not installed.
   type: dict

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine im
     pull_settings,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.boot import BootInfo, boot
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo, nvidia
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import PortInfo, address_available, ports_in_use
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.python import BundleInfo, VenvInfo, ca_bundle, venv
@@ -69,6 +70,7 @@ class HostInfo(TypedDict, total=False):
     engine: EngineInfo | None
     daemon_config: DaemonConfigInfo | None
     nvidia: NvidiaInfo | None
+    boot: BootInfo | None
     programs: dict[str, str | None] | None
     disks: dict[str, DiskInfo] | None
     address_available: bool | None
@@ -156,6 +158,7 @@ def _read_system(parts: Parts, questions: Questions, root: str) -> None:
     parts.read("proxies", proxies)
     parts.read("ca_bundle", lambda: ca_bundle(root))
     parts.read("nvidia", lambda: nvidia(root))
+    parts.read("boot", lambda: boot(root))
 
 
 def _read_files(parts: Parts, questions: Questions) -> None:

@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine im
     EngineInfo,
     ImageInfo,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.boot import BootInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import ReachInfo
@@ -87,6 +88,9 @@ class Case:
 
     @overload
     def part(self, name: Literal["nvidia"]) -> NvidiaInfo | Nothing: ...
+
+    @overload
+    def part(self, name: Literal["boot"]) -> BootInfo | Nothing: ...
 
     @overload
     def part(self, name: Literal["image"]) -> ImageInfo | Nothing: ...
