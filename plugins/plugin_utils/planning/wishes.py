@@ -86,6 +86,8 @@ class Wishes:
     container_prefix: str = "vllm"
     state_dir: str = "/var/lib/gpufleet"
     drain_timeout: int = 60
+    restart_policy: str = "unless-stopped"
+    start_at_boot: bool = True
     min_driver: int = versions.OLDEST_DRIVER
     offline: bool = False
     reclaim_orphans: bool = False
@@ -262,6 +264,14 @@ def _phase_timeouts(value: Any) -> dict[str, int]:
     return {deadlines.key_of(str(name)): int(seconds) for name, seconds in value.items()}
 
 
+def _restart_policy(value: Any) -> str:
+    # YAML reads no without quotes as false.
+    text = "" if isinstance(value, (bool, list, dict)) else text_of(value)
+    if not re.fullmatch(r"no|always|unless-stopped|on-failure(:\d+)?", text):
+        raise ValueError('it must be "no" (in quotes), always, unless-stopped, on-failure or on-failure:<count>')
+    return text
+
+
 def _volumes(value: Any) -> tuple[str, ...]:
     # Ansible takes a text with commas for a list.
     entries = value.split(",") if isinstance(value, str) else value
@@ -315,6 +325,8 @@ READERS: dict[str, tuple[str, Reader]] = {
     "container_prefix": ("vllm_container_prefix", _prefix),
     "state_dir": ("vllm_state_dir", _path),
     "drain_timeout": ("vllm_drain_timeout", integer(0)),
+    "restart_policy": ("vllm_restart_policy", _restart_policy),
+    "start_at_boot": ("vllm_start_at_boot", flag),
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),
     "reclaim_orphans": ("vllm_reclaim_orphans", flag),
