@@ -79,6 +79,8 @@ ABOUT_THIS_MACHINE = {
     "engine-to-come",
     "not-root",
     "port-in-use",
+    "reboot-engine-not-enabled",
+    "reboot-no-systemd",
     "too-little-memory",
     "too-little-shm",
     "unknown-distribution",
