@@ -70,15 +70,13 @@ def test_servers_come_back_once_the_device_files_are_there(
     assert served.get("msg") is None, served
     server, stopped, previous = f"{fleet.prefix}-0", f"{fleet.prefix}-1", f"{fleet.prefix}-2-previous"
     # Left by an interrupted replacement, and not to be started by anything but the next run.
-    fleet.engine.containers.run(
-        fleet.image,
-        entrypoint=["python3", "-c", "import time; time.sleep(3600)"],
-        name=previous,
-        detach=True,
-        devices=[f"{node}:{node}:rwm"],
-        labels={LABEL_COLLECTION: COLLECTION},
-        restart_policy={"Name": "unless-stopped"},
-    )
+    like_it: Any = {
+        "entrypoint": ["python3", "-c", "import time; time.sleep(3600)"],
+        "devices": [f"{node}:{node}:rwm"],
+        "labels": {LABEL_COLLECTION: COLLECTION},
+        "restart_policy": {"Name": "unless-stopped"},
+    }
+    fleet.engine.containers.run(fleet.image, name=previous, detach=True, **like_it)
     fleet.engine.containers.get(stopped).stop(timeout=5)
     node.unlink()
     test_engine.restart()
