@@ -730,6 +730,7 @@ def main() -> None:
         required_if=[
             ("state", "present", ("image", "model_source")),
         ],
+        required_by={"image": ["model_source"]},
     )
     module.require("docker", "requests")
     module.run(lambda: warned(module, locked_work(module)))

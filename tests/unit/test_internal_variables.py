@@ -48,7 +48,10 @@ RESULTS = {
 # What a caller gives a role, in the vars of the task that includes it.
 PARAMETERS = {
     "__docker_vendor": "whose packages to install: source, packages, key and what to say when that fails",
-    "__router_owner": "whose mark a drained host has: deploy or rollout; empty for a person",
+    "__router_limit": "what counts in the place of vllm_max_unavailable; empty for no limit",
+    "__router_owner": "whose mark a drained host has: deploy, rollout or teardown; empty for a person",
+    "__router_turn": "entry points of the role vllm that change the host in its turn",
+    "__router_turn_takes_out": "whether that takes a server out",
     "__verify_baseline_for": "parts of the stored benchmark to compare with, where it is not the server's own",
     "__vllm_other_keys_for": "seconds for which servers take keys of before; -1 until told otherwise",
     "__vllm_lock_timeout": "seconds to wait for an earlier run that is still at work on the host",

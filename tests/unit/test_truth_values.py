@@ -160,7 +160,7 @@ EVERYWHERE = derived([read_yaml(path) or {} for path in VALUES], [task for path 
 
 def test_there_is_something_to_look_at() -> None:
     assert len(TRUTHS) > 15
-    assert {"vllm_check_config", "router_tls", "__router_turn_takes_out"} <= EVERYWHERE
+    assert {"vllm_check_config", "router_tls"} <= EVERYWHERE
     assert "__docker_vendor.allow_downgrade" in EVERYWHERE
 
 

@@ -271,8 +271,6 @@ class Deployment:
             self._progress.phase("removing caches", path)
             shutil.rmtree(path)
 
-    # Result
-
     def _result(self, steps: Sequence[Step]) -> dict[str, Any]:
         acted = [step for step in steps if step.action != "none"]
         files = self._files
@@ -292,6 +290,9 @@ class Deployment:
             "recovered": self._recovery.recovered,
             "recorded": self._recorded,
             "warnings": self._warnings,
-            "diff": outcome.differences_of(acted)
-            + [*map(keys.difference_of, files.keys_changed), *self._plan.difference],
+            "diff": [
+                *outcome.differences_of(acted),
+                *map(keys.difference_of, files.keys_changed),
+                *self._plan.difference,
+            ],
         }

@@ -85,7 +85,7 @@ class Wishes:
     gpu_selection: str | tuple[int | str, ...] = "free"
     container_prefix: str = "vllm"
     state_dir: str = "/var/lib/gpufleet"
-    drain_timeout: int = 60
+    drain_timeout: int = 600
     restart_policy: str = "unless-stopped"
     start_at_boot: bool = True
     min_driver: int = versions.OLDEST_DRIVER

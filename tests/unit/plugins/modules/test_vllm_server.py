@@ -33,8 +33,9 @@ def options(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("missing", ["image", "model_source"])
-@pytest.mark.parametrize("state", ["present", "restarted"])
+@pytest.mark.parametrize(
+    ("state", "missing"), [("present", "image"), ("present", "model_source"), ("restarted", "model_source")]
+)
 def test_image_and_model_are_needed_to_run_servers(
     run_module: RunModule, options: dict[str, Any], state: str, missing: str
 ) -> None:
