@@ -265,7 +265,7 @@ def take_turn(master: Master, marks: DrainMarks, selection: Selection, limit: Li
     Raises:
         GpufleetError: as obstacle tells, once there is no use in waiting; and as StateChange.begin does.
     """
-    master.processes()  # where it does not run there is no folder for a lock
+    master.processes()  # nothing is decided where it does not run
     while True:
         with master.states.turn():
             change = change_for(selection, master.servers(), marks)

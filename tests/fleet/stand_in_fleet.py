@@ -159,7 +159,8 @@ class StandInFleet:
                     os.killpg(play.pid, signal.SIGKILL)
                 play.wait()
         if (self.folder / "router").exists():
-            service.RouterService(str(self.folder / "router"), self.run_dir, str(self.folder / "router.log")).remove()
+            folders = (str(self.folder / "router"), self.run_dir, str(self.folder / "router-state"))
+            service.RouterService(*folders, str(self.folder / "router.log")).remove()
         for process in processes_of(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -264,6 +265,7 @@ class StandInFleet:
             "router_certificate_dir": str(self.folder / "certificates"),
             "router_dir": str(self.folder / "router"),
             "router_run_dir": self.run_dir,
+            "router_state_dir": str(self.folder / "router-state"),
             "router_log_file": str(self.folder / "router.log"),
             **self.wishes,
         }
@@ -346,8 +348,8 @@ class StandInFleet:
     def put_right(self) -> None:
         """Forget what was begun, have the router send requests to every host, and deploy: for what the plays cannot."""
         shutil.rmtree(self.folder / "reports", ignore_errors=True)
-        shutil.rmtree(Path(self.run_dir) / FOLDER_OF_MARKS, ignore_errors=True)
-        master = Master(os.path.join(self.run_dir, MASTER_SOCKET))
+        shutil.rmtree(self.folder / "router-state" / FOLDER_OF_MARKS, ignore_errors=True)
+        master = Master(os.path.join(self.run_dir, MASTER_SOCKET), str(self.folder / "router-state"))
         master.set_state(list(master.servers()), "ready")
         self.must("deploy")
 

@@ -51,7 +51,9 @@ class Site:
         self.folder = folder
         self.ports = {host: free_port() for host in HOSTS}
         self.router_port = free_port()
-        self.router = RouterService(str(folder / "router"), str(folder / "run"), str(folder / "haproxy.log"))
+        self.router = RouterService(
+            str(folder / "router"), str(folder / "run"), str(folder / "state"), str(folder / "haproxy.log")
+        )
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, host: str) -> None:
@@ -126,6 +128,7 @@ class Site:
             "router_check_interval_ms": 200,
             "router_dir": str(self.folder / "router"),
             "router_run_dir": str(self.folder / "run"),
+            "router_state_dir": str(self.folder / "state"),
             "router_log_file": str(self.folder / "haproxy.log"),
         }
         hosts = {host: {"vllm_config_dir": str(self.folder / host)} for host in HOSTS}

@@ -29,7 +29,6 @@ ROLE = re.compile(r"name: gpufleet\.vllm\.(\w+)")
 RESULTS = {
     "__preflight_host_info": "what host_info found on the host",
     "__preflight_gpu_info": "what gpu_info found there; a host without CUDA has none",
-    "__router_drain": "what each router did when the host was drained",
     "__router_host": "the router that an item of a loop's result is of",
     "__router_left_by": "who has left this host drained, deploy or rollout, after an interruption",
     "__router_seen": "what each router said of the replicas behind it",

@@ -49,11 +49,7 @@ class ServerStates:
         Raises:
             GpufleetError: C(busy) or C(write-failed).
         """
-        try:
-            os.makedirs(self._state_dir, mode=0o755, exist_ok=True)
-        except OSError as error:
-            raise write_failed(self._state_dir, error, VARIABLE) from error
-        return host_lock(os.path.join(self._state_dir, LOCK), operation, timeout=LOCK_S, variable=VARIABLE)
+        return self._lock(LOCK, operation)
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
         """Let nobody else decide inside the block whether a host may be taken out.
@@ -61,7 +57,14 @@ class ServerStates:
         Raises:
             GpufleetError: C(busy) or C(write-failed).
         """
-        return host_lock(os.path.join(self._run_dir, TURN_LOCK), "taking a host out", timeout=LOCK_S)
+        return self._lock(TURN_LOCK, "taking a host out")
+
+    def _lock(self, name: str, operation: str) -> contextlib.AbstractContextManager[None]:
+        try:
+            os.makedirs(self._state_dir, mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise write_failed(self._state_dir, error, VARIABLE) from error
+        return host_lock(os.path.join(self._state_dir, name), operation, timeout=LOCK_S, variable=VARIABLE)
 
     def ensure_file(self) -> None:
         """Write an empty file if there is none: HAProxy warns without it."""

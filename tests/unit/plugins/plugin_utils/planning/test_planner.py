@@ -239,7 +239,7 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "environment": {},
             "--moe-backend": "flashinfer_trtllm",
             "--compilation-config": None,
-            "--shutdown-timeout": 60,
+            "--shutdown-timeout": 600,
         },
     ),
     "FP8 of Llama 4 with other scales leaves the backend to vLLM": (
@@ -509,7 +509,7 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
                 "enforce-eager": True,
                 "gpu-memory-utilization": 0.2,
                 "served-model-name": "HuggingFaceTB/SmolLM2-135M-Instruct",
-                "shutdown-timeout": 60,
+                "shutdown-timeout": 600,
                 **INSIDE,
             },
             "precision": "fp32",
