@@ -31,7 +31,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module; again as long as it says that others are out for a turn, and tell who."""
         super().run(tmp, task_vars)
-        arguments = {**self._task.args, "run": this_run()}
+        arguments = {"run": this_run(), **self._task.args}
         patience = float(arguments.get("turn_timeout") or 0)
         arguments["turn_timeout"] = int(min(patience, SHORT_S))
         told, since = "", time.monotonic()

@@ -57,7 +57,8 @@ options:
     default: ""
   run:
     description:
-      - What tells the run that drains the replicas from others. The action plugin sets it.
+      - What tells the run that drains the replicas from others. The action plugin sets it. Empty, the turn of the host
+        is over though it stays out, and nobody waits for it.
     type: str
     default: ""
   max_unavailable:

@@ -60,7 +60,7 @@ def test_the_next_deployment_puts_back_what_an_interrupted_one_has_drained(fleet
 def test_what_a_rollout_has_left_drained_is_named_and_left_to_the_next_one(fleet: Fleet) -> None:
     fleet.master.states["gpu-02:vllm-0"] = "drain"
     DrainMarks(str(fleet.folder)).keep("gpu-02", "rollout", ["gpu-02:vllm-0"])
-    fleet.deploy(changed=True)
+    fleet.deploy(changed=True, vllm_max_unavailable="100%", vllm_allow_outage=True)
     assert fleet.master.states == {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "drain"}
     assert fleet.said.count("A rollout has taken this host out of the router") == 1
     assert DrainMarks(str(fleet.folder)).of("gpu-02", "rollout") == ["gpu-02:vllm-0"]

@@ -32,7 +32,7 @@ class Mark(NamedTuple):
         owner: the kind of run, or PERSON.
         replicas: which ones, by their names in HAProxy.
         reason: of a person.
-        run: what tells the run from others, so that one that is over can be told.
+        run: what tells the run from others, so that one that is over can be told; empty once the host's turn is over.
     """
 
     owner: str
@@ -61,10 +61,10 @@ class DrainMarks:
         return self._read(host).reason
 
     def in_turn(self) -> dict[str, str]:
-        """Return the hosts that a run has taken out for a while, each with what tells that run."""
+        """Return the hosts that a run has taken out for a turn, each with what tells that run."""
         names = [name.removesuffix(".json") for name in list_folder(self._folder) if name.endswith(".json")]
         marks = {name: self._read(name) for name in names}
-        return {name: mark.run for name, mark in marks.items() if mark.owner not in ("", PERSON)}
+        return {name: mark.run for name, mark in marks.items() if mark.run and mark.owner != PERSON}
 
     def keep(self, host: str, owner: str, replicas: Iterable[str], *, reason: str = "", run: str = "") -> None:
         """Note that the owner drains these replicas, too.

@@ -93,8 +93,9 @@ class StateChange:
         """
         selection, to_set = self.selection, self.to_set
         if selection.owner and selection.state == "drain":
-            for host in self.hosts:
-                marks.keep(host, selection.owner, set(self.names_of[host]) & set(to_set), run=selection.run)
+            # Those of a run that is over are this one's from now on.
+            for host, names in self.names_of.items():
+                marks.keep(host, selection.owner, set(names) & set(to_set), run=selection.run)
         master.set_state(to_set, selection.state)
         if not selection.owner or selection.state == "ready":
             for host in self.names_of:

@@ -221,7 +221,7 @@ def test_a_host_waits_for_the_end_of_another_ones_turn(
 ) -> None:
     master.sessions = {}
     master.states = {f"gpu-0{number}:vllm-0": "ready" for number in (1, 2, 3)}
-    args = {"state": "drain", "owner": "deploy", "run_dir": str(tmp_path), "max_unavailable": 1}
+    args = {"state": "drain", "owner": "deploy", "run": "r 1 1", "run_dir": str(tmp_path), "max_unavailable": 1}
     assert run_module(router_backend.main, {**args, "host": "gpu-02"})["changed"]
     pauses: list[float] = []
 
@@ -235,6 +235,10 @@ def test_a_host_waits_for_the_end_of_another_ones_turn(
     assert (failed["error"]["name"], pauses) == ("too-many-unavailable", [])
     assert run_module(router_backend.main, {**args, "host": "gpu-01", "turn_timeout": 60})["changed"]
     assert (len(pauses), master.states["gpu-01:vllm-0"]) == (3, "drain")
+    # One that stays out though its turn is over is not waited for.
+    assert not run_module(router_backend.main, {**args, "host": "gpu-01", "run": ""})["changed"]
+    failed = run_module(router_backend.main, {**args, "host": "gpu-02", "turn_timeout": 60})
+    assert (failed["error"]["details"]["passes"], len(pauses)) == (False, 3)
 
 
 def test_a_person_s_reason_is_kept_until_the_host_is_taken_back(
@@ -242,8 +246,8 @@ def test_a_person_s_reason_is_kept_until_the_host_is_taken_back(
 ) -> None:
     marks = DrainMarks(str(tmp_path))
     args = {"host": "gpu-02", "run_dir": str(tmp_path), "timeout": 20}
-    run_module(router_backend.main, {**args, "state": "drain", "owner": "deploy"})
-    assert (marks.in_turn(), marks.reason("gpu-02")) == ({"gpu-02": ""}, "")
+    run_module(router_backend.main, {**args, "state": "drain", "owner": "deploy", "run": "r 1 1"})
+    assert (marks.in_turn(), marks.reason("gpu-02")) == ({"gpu-02": "r 1 1"}, "")
     result = run_module(router_backend.main, {**args, "state": "drain", "reason": "a fan is broken"})
     assert (result["changed"], marks.in_turn(), marks.reason("gpu-02")) == (False, {}, "a fan is broken")
     # The run whose turn it was does not take it back then.
