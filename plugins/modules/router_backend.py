@@ -169,6 +169,12 @@ reasons:
   returned: in check mode
   type: dict
   sample: {"gpu-01": "a fan is broken"}
+turns_over:
+  description: Hosts that a run has left out for good, as they could not be put right; others come back in their turn.
+  returned: in check mode
+  type: list
+  elements: str
+  sample: []
 unknown:
   description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
@@ -254,7 +260,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     if module.check_mode:
         change = change_for(selection, master.servers(), marks)
         reasons = {host: reason for host in params["hosts"] if (reason := marks.reason(host))}
-        return {**change.as_result(change.servers(), 0.0), "reasons": reasons}
+        over = [host for host in params["hosts"] if marks.is_over(host)]
+        return {**change.as_result(change.servers(), 0.0), "reasons": reasons, "turns_over": over}
     limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
     change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])
     return change.as_result(*change.wait(master, params["timeout"]))

@@ -57,10 +57,12 @@ def test_the_next_deployment_puts_back_what_an_interrupted_one_has_drained(fleet
     assert [line[:2] for line in log if line[0] == "lb"] == [["lb", "router_backend"]] * 2
 
 
-def test_what_a_rollout_has_left_drained_is_named_and_left_to_the_next_one(fleet: Fleet) -> None:
+@pytest.mark.parametrize("run", ["", f"{socket.gethostname()} 4194304 1"], ids=["failed", "interrupted"])
+def test_what_a_rollout_has_left_comes_back_unless_it_could_not_be_put_right(fleet: Fleet, run: str) -> None:
     fleet.master.states["gpu-02:vllm-0"] = "drain"
-    DrainMarks(str(fleet.folder)).keep("gpu-02", "rollout", ["gpu-02:vllm-0"])
+    DrainMarks(str(fleet.folder)).keep("gpu-02", "rollout", ["gpu-02:vllm-0"], run=run)
     fleet.deploy(changed=True, vllm_max_unavailable="100%", vllm_allow_outage=True)
-    assert fleet.master.states == {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": "drain"}
-    assert fleet.said.count("A rollout has taken this host out of the router") == 1
-    assert DrainMarks(str(fleet.folder)).of("gpu-02", "rollout") == ["gpu-02:vllm-0"]
+    state = "ready" if run else "drain"
+    assert fleet.master.states == {"gpu-01:vllm-0": "ready", "gpu-01:vllm-1": "ready", "gpu-02:vllm-0": state}
+    assert fleet.said.count("A rollout could neither change this host nor bring it back") == (not run)
+    assert DrainMarks(str(fleet.folder)).of("gpu-02", "rollout") == ([] if run else ["gpu-02:vllm-0"])

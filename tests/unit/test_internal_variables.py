@@ -31,6 +31,7 @@ RESULTS = {
     "__preflight_gpu_info": "what gpu_info found there; a host without CUDA has none",
     "__router_host": "the router that an item of a loop's result is of",
     "__router_left_by": "who has left this host drained, deploy or rollout, after an interruption",
+    "__router_turn_over": "whether that host could not be put right, so that only a rollout takes it back",
     "__router_seen": "what each router said of the replicas behind it",
     "__verify_accuracy": "the stage's results",
     "__verify_basic": "the stage's results",

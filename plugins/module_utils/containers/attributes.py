@@ -9,6 +9,7 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import overlap
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
@@ -48,10 +49,16 @@ def host_port(container: Container) -> int:
     return endpoint(spec)[1] if spec and not spec["publish"] else 0
 
 
-def published_ports(container: Container) -> set[int]:
-    """Return the host's ports that a container publishes."""
+def publishes(container: Container, host: str, port: int) -> bool:
+    """Return whether a container publishes a port of the host at an address, or at all of them."""
     bindings = container.attrs["HostConfig"].get("PortBindings") or {}
-    return {int(entry["HostPort"]) for entries in bindings.values() for entry in entries or [] if entry.get("HostPort")}
+    taken = [
+        entry.get("HostIp") or ""
+        for entries in bindings.values()
+        for entry in entries or []
+        if entry.get("HostPort") == str(port)
+    ]
+    return any(overlap(address, host) for address in taken)
 
 
 def mounted_config(container: Container) -> str:

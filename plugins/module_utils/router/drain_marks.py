@@ -60,6 +60,11 @@ class DrainMarks:
         """Return why a person has drained the host; empty if none has, or did not say."""
         return self._read(host).reason
 
+    def is_over(self, host: str) -> bool:
+        """Return whether the turn of a host is over, though the run has left it out."""
+        mark = self._read(host)
+        return mark.owner not in ("", PERSON) and not mark.run
+
     def in_turn(self) -> dict[str, str]:
         """Return the hosts that a run has taken out for a turn, each with what tells that run."""
         names = [name.removesuffix(".json") for name in list_folder(self._folder) if name.endswith(".json")]

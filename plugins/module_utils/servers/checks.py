@@ -16,7 +16,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
     host_port,
     is_running,
-    published_ports,
+    publishes,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
@@ -67,10 +67,10 @@ def check_ports(own: OwnContainers, settings: Settings, steps: Sequence[Step]) -
     for step in starting:
         host, port = endpoint(required(step.spec))
         for container in others:
-            if port in published_ports(container):
+            if publishes(container, host, port):
                 raise port_in_use(step.name, host, port, f"the container {container.name}")
         held = any(
-            port in published_ports(container) or host_port(container) == port
+            publishes(container, host, port) or host_port(container) == port
             for container in ours.values()
             if is_running(container)
         )
