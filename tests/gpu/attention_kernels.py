@@ -160,7 +160,7 @@ def triton_attention(step: Step, out: torch.Tensor) -> Callable[[], object]:
     keys, values = step.by_token()
     one = torch.ones(1, device="cuda")
     partial = torch.empty(few, step.heads * GROUP, segments, HEAD, device="cuda")
-    largest, sums = (torch.empty(few, step.heads * GROUP, segments, device="cuda") for _ in range(2))
+    largest, sums = (torch.empty(few, step.heads * GROUP, segments, device="cuda") for _rest in range(2))
     return lambda: unified_attention(
         q=query,
         k=keys,
@@ -219,16 +219,16 @@ KERNELS: dict[str, Callable[[Step, torch.Tensor], Callable[[], object]]] = {
 
 def milliseconds(work: Callable[[], object]) -> float:
     """Return the median time of a call, from replays of a CUDA graph of several."""
-    for _ in range(3):
+    for _again in range(3):
         work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(REPEATS):
+        for _again in range(REPEATS):
             work()
     times: list[float] = []
-    for _ in range(ROUNDS):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _again in range(ROUNDS):
+        before, after = (torch.cuda.Event(enable_timing=True) for _again in range(2))
         before.record()
         graph.replay()
         after.record()
