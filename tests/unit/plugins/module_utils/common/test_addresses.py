@@ -11,7 +11,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses imp
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "found"),
+    ("here", "there", "found"),
     [
         ("127.0.0.1", "127.0.0.1", True),
         ("127.0.0.1", "127.0.0.2", False),
@@ -24,6 +24,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses imp
     ],
 )
 def test_servers_at_one_port_get_into_each_others_way_where_their_addresses_meet(
-    one: str, other: str, found: bool
+    here: str, there: str, found: bool
 ) -> None:
-    assert overlap(one, other) is overlap(other, one) is found
+    assert overlap(here, there) is overlap(there, here) is found
