@@ -38,9 +38,18 @@ def program_name(command: str) -> str:
     return os.path.basename(words[0])
 
 
+def process_fields(pid: int, root: str = "/") -> list[str]:
+    """Return the fields of a process's stat from the third on; empty when there is no such process.
+
+    The second one is the program's name in brackets, which may itself hold brackets and spaces.
+    """
+    return read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split()
+
+
 def start_of_process(pid: int, root: str = "/") -> str:
-    """Return when a process began, in the kernel's ticks since the boot; empty when there is none."""
-    return (read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split() + [""] * 20)[19]
+    """Return when a process began, in the kernel's ticks since the boot; empty when that cannot be told."""
+    fields = process_fields(pid, root)
+    return fields[19] if len(fields) > 19 else ""
 
 
 def container_id(pid: int, root: str = "/") -> str:

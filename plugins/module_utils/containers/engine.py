@@ -16,7 +16,12 @@ from typing import Any, TypedDict
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_name, program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
+    program_name,
+    program_path,
+    read_text,
+    start_of_process,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import ContainerInfo
 
 COLLECTION_LABEL = "io.gpufleet.collection"
@@ -343,12 +348,11 @@ def daemon_pid(root: str = "/") -> int | None:
 
 def started_at(pid: int, root: str = "/") -> float | None:
     """Return when a process started, in seconds since the epoch; None when that cannot be told."""
-    # The program's name, in parentheses, may hold spaces; the start is field 22, the 20th after it.
-    fields = read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split()
+    ticks = start_of_process(pid, root)
     boot = [line.split()[1] for line in read_text(root, "proc/stat").splitlines() if line.startswith("btime ")]
-    if len(fields) < 20 or not boot:
+    if not ticks or not boot:
         return None
-    return int(boot[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(boot[0]) + int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def predates_toolkit(root: str = "/") -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import container_id, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import container_id, process_fields, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import ContainerInfo, belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
@@ -40,9 +40,7 @@ def replica_of(pid: int, root: str = "/") -> str:
 def is_supervised(pid: int, root: str = "/") -> bool:
     """Return whether an ancestor of the process is a container engine's: then some engine still looks after it."""
     for _generation in range(MOST_ANCESTORS):
-        # The name stands in brackets and may itself hold any of these characters.
-        _name, _bracket, rest = read_text(root, "proc", str(pid), "stat").rpartition(")")
-        fields = rest.split()
+        fields = process_fields(pid, root)
         if len(fields) < 2 or not fields[1].isdigit() or int(fields[1]) == 0:
             return False
         pid = int(fields[1])
@@ -114,5 +112,5 @@ def may_end(pid: int, containers: Sequence[ContainerInfo], root: str = "/") -> b
 
 def exists(pid: int, root: str = "/") -> bool:
     """Return whether there is such a process that has not ended; one that waits for its parent has."""
-    state = read_text(root, "proc", str(pid), "stat").rpartition(")")[2].split()
-    return bool(state) and state[0] not in "ZX" and os.path.isdir(os.path.join(root, "proc", str(pid)))
+    fields = process_fields(pid, root)
+    return bool(fields) and fields[0] not in "ZX" and os.path.isdir(os.path.join(root, "proc", str(pid)))
