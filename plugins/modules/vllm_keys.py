@@ -86,8 +86,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import KEY_VARIABLE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE, split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.keys import (
     Keys,
     difference_of,

@@ -16,13 +16,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def overlap(one: str, other: str) -> bool:
-    """Return whether two servers that listen on these addresses get into each other's way at the same port."""
-    everywhere = {"", "0.0.0.0", "::"}  # noqa: S104
-    pair = {one.strip("[]"), other.strip("[]")}
-    return bool(pair & everywhere) or len(pair) == 1 or "localhost" in pair
-
-
 def host_of(server: str) -> str:
     """Return the host of a server of HAProxy's configuration; an address of IPv6 as a host's name has colons, too."""
     return server.rpartition(":")[0]

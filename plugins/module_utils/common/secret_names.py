@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
+# vLLM's own key.
+KEY_VARIABLE = "VLLM_API_KEY"
 # Words of names, which _, - or . divide; a word such as TOKEN also at the end of a longer one (GITHUBTOKEN).
 SECRET_NAME = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING"

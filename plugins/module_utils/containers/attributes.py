@@ -9,11 +9,11 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import overlap
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import KEY_VARIABLE, endpoint, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import endpoint, read_spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONFIG_PATH
 
 if TYPE_CHECKING:
@@ -49,16 +49,11 @@ def host_port(container: Container) -> int:
     return endpoint(spec)[1] if spec and not spec["publish"] else 0
 
 
-def publishes(container: Container, host: str, port: int) -> bool:
-    """Return whether a container publishes a port of the host at an address, or at all of them."""
+def publishing_addresses(container: Container, port: int) -> list[str]:
+    """Return the host's addresses at which a container publishes a port of the host; C(::) stands for all of them."""
     bindings = container.attrs["HostConfig"].get("PortBindings") or {}
-    taken = [
-        entry.get("HostIp") or ""
-        for entries in bindings.values()
-        for entry in entries or []
-        if entry.get("HostPort") == str(port)
-    ]
-    return any(overlap(address, host) for address in taken)
+    entries = [entry for each in bindings.values() for entry in each or []]
+    return [entry.get("HostIp") or "::" for entry in entries if entry.get("HostPort") == str(port)]
 
 
 def mounted_config(container: Container) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Callable, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NetworkOfSpec, Replica, Spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
@@ -37,7 +38,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
 )
 
 DEFAULT_PORT = 8000
-KEY_VARIABLE = "VLLM_API_KEY"
 GPU_ACCESS = ("gpus", "cdi", "runtime", "devices", "none")
 
 

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.answers import (
     BODY_SHOWN,
     Answer,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import requests
 
 RECIPE_PROMPT = "San Francisco is a"
-KEY_VARIABLE = "VLLM_API_KEY"
 CONNECT_TIMEOUT = 5.0
 HEALTH_TIMEOUT_S = 5.0
 

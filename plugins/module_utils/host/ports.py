@@ -83,8 +83,8 @@ def ports_in_use(ports: list[int], host: str, containers: list[ContainerInfo], r
         For each port C(port), C(free), C(ours) (a container of this collection holds it), C(container) (its name),
         C(pid) and C(process) (name only), None or empty when not known.
     """
-    wanted = {str(address[0]) for *_kind, address in _resolve(host)}
-    held = [entry for entry in _listeners(root) if entry["port"] in ports and _clash(entry["address"], wanted)]
+    wanted = addresses_of(host)
+    held = [entry for entry in _listeners(root) if entry["port"] in ports and clash(entry["address"], wanted)]
     owners = _owners({entry["inode"] for entry in held}, root)
     result: list[PortInfo] = []
     for port in ports:
@@ -113,7 +113,7 @@ def _publisher(port: int, wanted: set[str], containers: list[ContainerInfo]) -> 
     """
     for container in containers:
         for published in container["ports"]:
-            if published["port"] == port and _clash(published["host"], wanted):
+            if published["port"] == port and clash(published["host"], wanted):
                 return container
     return None
 
@@ -126,7 +126,12 @@ def _resolve(host: str) -> list[Any]:
     return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
-def _clash(address: str, wanted: set[str]) -> bool:
+def addresses_of(host: str) -> set[str]:
+    """Return the addresses at which a server listens that is told this one or this name."""
+    return {str(address[0]) for *_kind, address in _resolve(host)}
+
+
+def clash(address: str, wanted: set[str]) -> bool:
     """Return whether listening on an address keeps others from listening on the wanted ones."""
     held = ipaddress.ip_address(address)
     for name in wanted:

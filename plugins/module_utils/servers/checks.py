@@ -16,13 +16,19 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
     host_port,
     is_running,
-    publishes,
+    publishing_addresses,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import endpoint
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import memory
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import bind_problem, listener, port_in_use
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import (
+    addresses_of,
+    bind_problem,
+    clash,
+    listener,
+    port_in_use,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
@@ -32,6 +38,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
 
 # Docker itself sees the host's ports only where it runs: an engine elsewhere is not asked by binding them here.
@@ -67,15 +74,20 @@ def check_ports(own: OwnContainers, settings: Settings, steps: Sequence[Step]) -
     for step in starting:
         host, port = endpoint(required(step.spec))
         for container in others:
-            if publishes(container, host, port):
+            if _publishes(container, host, port):
                 raise port_in_use(step.name, host, port, f"the container {container.name}")
         held = any(
-            publishes(container, host, port) or host_port(container) == port
+            _publishes(container, host, port) or host_port(container) == port
             for container in ours.values()
             if is_running(container)
         )
         if not held and settings.docker_host.startswith(LOCAL):
             _check_bind(step.name, host, port)
+
+
+def _publishes(container: Container, host: str, port: int) -> bool:
+    """Return whether a container publishes a port where a server should listen."""
+    return any(clash(address, addresses_of(host)) for address in publishing_addresses(container, port))
 
 
 def _check_bind(name: str, host: str, port: int) -> None:

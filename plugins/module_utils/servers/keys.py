@@ -16,9 +16,9 @@ import time
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import variables_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.door import KEYS, key_sum, parse_keys
 
 UNTIL_TOLD = -1

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import mounted_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name, belongs_to
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.keys import Keys, update
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
