@@ -1,10 +1,10 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run the module, and have a host that is to be taken out wait for its turn.
+"""Run the module, have a host that is to be taken out wait for its turn, and tell what is waited for.
 
-The wait is cut into short runs of the module. So one that was orphaned, because this run was killed, does not take a
-host out minutes later, when nobody is there any more to put it back.
+The waits are cut into short runs of the module, which is silent until it ends. So one that was orphaned, because this
+run was killed, does not take a host out minutes later, when nobody is there any more to put it back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import start_of_process
 
-SHORT_S = 10
+SHORT_S = 15
+DEFAULT_TIMEOUT_S = 60
+# Of several short runs of the module the first one has set the state.
+OF_THE_FIRST = ("changed", "diff", "hosts")
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -31,27 +34,56 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module; again as long as it says that others are out for a turn, and tell who."""
         super().run(tmp, task_vars)
+        self._variables, self._tmp = task_vars or {}, tmp
         arguments = {"run": this_run(), **self._task.args}
-        patience = float(arguments.get("turn_timeout") or 0)
-        arguments["turn_timeout"] = int(min(patience, SHORT_S))
+        result = self._take_turn(arguments)
+        left = float(arguments.get("timeout", DEFAULT_TIMEOUT_S)) - SHORT_S
+        while left > 0 and result.get("sessions_left") and not self._task.check_mode:
+            self._tell(
+                f"drains: {result['sessions_left']} requests are running on {', '.join(result['still_running'])}"
+            )
+            again = self._run_module({**arguments, "timeout": int(min(left, SHORT_S)), "max_unavailable": ""})
+            if again.get("failed") or again.get("unreachable"):
+                return again
+            again["waited_s"] += result["waited_s"]
+            result = {**again, **{key: result[key] for key in OF_THE_FIRST if key in result}}
+            left -= SHORT_S
+        return result
+
+    def _take_turn(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Run the module until it is not told any more that others are out for a turn; return its result."""
+        patience, timeout = (
+            float(arguments.get("turn_timeout") or 0),
+            float(arguments.get("timeout", DEFAULT_TIMEOUT_S)),
+        )
+        short = {**arguments, "turn_timeout": int(min(patience, SHORT_S))}
+        if arguments.get("state") != "ready":
+            short["timeout"] = int(min(timeout, SHORT_S))
         told, since = "", time.monotonic()
         while True:
-            result: dict[str, Any] = self._execute_module(
-                module_name="gpufleet.vllm.router_backend", module_args=arguments, task_vars=task_vars, tmp=tmp
-            )
+            result = self._run_module(short)
             error = result.get("error") or {}
             if not (error.get("details") or {}).get("passes"):
                 return result
             turns = error["details"].get("turns") or {}
             # Those of this play that an earlier run has left come back in their own turns.
-            coming = set((task_vars or {}).get("ansible_play_hosts") or [])
+            coming = set(self._variables.get("ansible_play_hosts") or [])
             if turns and not any(host in coming or may_live(run) for host, run in turns.items()):
                 return result
             if error["message"] != told:
                 told, since = error["message"], time.monotonic()
-                self._display.display(f"[{(task_vars or {}).get('inventory_hostname', '')}] waits for its turn: {told}")
+                self._tell(f"waits for its turn: {told}")
             elif time.monotonic() - since >= patience:
                 return result
+
+    def _run_module(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = self._execute_module(
+            module_name="gpufleet.vllm.router_backend", module_args=arguments, task_vars=self._variables, tmp=self._tmp
+        )
+        return result
+
+    def _tell(self, text: str) -> None:
+        self._display.display(f"[{self._variables.get('inventory_hostname', '')}] {text}")
 
 
 def this_run() -> str:
