@@ -237,11 +237,10 @@ def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
         ungated=arguments.get("ungated") or [],
     )
     state.save_host(host, **parts, before=before)
-    undone = (
-        RolloutState(arguments["undoes"]) if arguments.get("undoes") and arguments["state"] == rollout.DONE else None
-    )
-    if undone and host in undone.hosts():
-        undone.save_host(host, state=rollout.ROLLED_BACK, out=False)
+    if arguments.get("undoes") and arguments["state"] == rollout.DONE:
+        undone = RolloutState(arguments["undoes"])
+        if host in undone.hosts():
+            undone.save_host(host, state=rollout.ROLLED_BACK, out=False)
     return {"before": before, "canary": bool(known.get("canary"))}
 
 
