@@ -113,7 +113,7 @@ def changed(base: dict[str, Any], index: int, **fields: Any) -> dict[str, Any]:
 
 def plan(base: dict[str, Any], wished: dict[str, Any]) -> Any:
     """Plan for C(base) with the wishes by their short names; the licence is accepted unless a row says otherwise."""
-    given_wishes = {"accept_license": True, **wished}
+    given_wishes = {"accept_license": True, "profile": "recipe", **wished}
     return planner.plan(base, wishes.read({f"vllm_{name}": value for name, value in given_wishes.items()}))
 
 
@@ -944,7 +944,7 @@ def test_a_b300_with_cuda_13_is_fine(tag: str) -> None:
 def test_the_release_for_a_b300_has_its_reason() -> None:
     document = plan(host(B300), {})
     (reason,) = [decision["reason"] for decision in document["decisions"] if decision["field"] == "image"]
-    assert "v0.12.0 was not built for compute capability 10.3" in reason
+    assert "v0.12.0 of profile recipe was not built for compute capability 10.3" in reason
     assert not any("no kernel image" in warning for warning in document["warnings"])
 
 
