@@ -222,10 +222,20 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"precision": "fp8"},
         {"precision": "fp8", "environment": FLASHINFER_FP8},
     ),
-    "FP8 on B200 outside the recipe leaves them off": (
+    "FP8 on B200 outside the recipe names what vLLM takes first there": (
         host(B200),
         {"precision": "fp8", "profile": "balanced"},
-        {"environment": {}, "--moe-backend": None},
+        {"environment": {}, "--moe-backend": "flashinfer_trtllm"},
+    ),
+    "FP8 on an H200 keeps to Triton, which vLLM does not take by itself": (
+        host(H200),
+        {"profile": "max_throughput"},
+        {"environment": {}, "--moe-backend": "triton"},
+    ),
+    "and so does 0.16, by the variable that it reads": (
+        host(H200),
+        {"image_tag": "v0.16.0"},
+        {"environment": {"VLLM_USE_FLASHINFER_MOE_FP8": "0"}, "--moe-backend": None},
     ),
     "RTX PRO 6000 holds FP4 and gets no FlashInfer switches": (
         host(RTX_6000, 2, peers="none"),
