@@ -153,7 +153,7 @@ plan:
     profile:
       description: The profile in use.
       type: str
-      sample: recipe
+      sample: balanced
     image:
       description: The serving image.
       type: dict
@@ -161,7 +161,7 @@ plan:
         reference:
           description: Name of the image where it comes from.
           type: str
-          sample: vllm/vllm-openai:v0.12.0
+          sample: vllm/vllm-openai:v0.26.0
         tag:
           description: Name of the image on the host, by which the servers run it.
           type: str
@@ -173,7 +173,7 @@ plan:
         vllm_version:
           description: The vLLM in the image.
           type: str
-          sample: 0.12.0
+          sample: 0.26.0
         source:
           description: How the image gets on the host, V(pull), V(archive), V(build) or V(present).
           type: str

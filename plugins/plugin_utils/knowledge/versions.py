@@ -81,6 +81,7 @@ READ_UNTIL: dict[str, Span] = {
 
 # Behaviour that changed on the way.
 ASYNC_SCHEDULING_BY_DEFAULT = Span(since=(0, 14, 0))
+FLASHINFER_MOE_BY_DEFAULT = Span(since=(0, 15, 0))
 HYBRID_KV_CACHE_WITH_CHUNKED_ATTENTION = Span(since=(0, 14, 0))
 NOOPS_ELIMINATED_BY_DEFAULT = Span(since=(0, 17, 0))
 ALLREDUCE_FUSED_BY_DEFAULT = Span(since=(0, 20, 0))

@@ -98,7 +98,7 @@ def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
         raise GpufleetError(
             f"No NVIDIA GPU on this host: {why}",
             name="no-gpu",
-            remedy=str(host.get("gpu_remedy") or "Install the driver, 575 or newer, and check `nvidia-smi -L`.")
+            remedy=str(host.get("gpu_remedy") or "Install the driver, 580 or newer, and check `nvidia-smi -L`.")
             + " For a host without a GPU set vllm_device: cpu; to plan for hardware that is not there yet, vllm_gpus.",
             details={"state": host.get("gpu_state") or ""},
         )

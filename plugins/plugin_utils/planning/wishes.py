@@ -26,7 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import PROFILES, Profile
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import DEFAULT, PROFILES, Profile
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_options import (
     read_environment,
     read_extra_config,
@@ -48,7 +48,7 @@ class Wishes:
 
     device: str = "cuda"
     accept_license: bool = False
-    profile: str = "recipe"
+    profile: str = DEFAULT
     precision: str | None = None
     model: str | None = None
     model_source: str | None = None

@@ -47,8 +47,8 @@ def test_the_plan_is_a_result_and_no_fact_that_a_cache_would_keep(run_action: Ru
     result = run_action(ready())
     assert result["changed"] is False
     assert "ansible_facts" not in result
-    assert len(result["plan"]["replicas"]) == 8
-    assert result["summary"][1] == "vllm-0: TP 1 on GPU 0, http://127.0.0.1:8000"
+    assert len(result["plan"]["replicas"]) == 4
+    assert result["summary"][1] == "vllm-0: TP 2 on GPU 0,1, http://127.0.0.1:8000"
 
 
 def test_variables_are_templated(run_action: RunAction) -> None:

@@ -51,7 +51,7 @@ def judge(run_action: RunAction, tmp_path: Path) -> Callable[..., dict[str, str]
 SCENARIOS = {
     "h200": {},
     "h200-driver-570": {"driver-too-old": "error"},
-    "h200-driver-575": {},
+    "h200-driver-575": {"driver-too-old": "error"},
     "h200-foreign-process": {"gpu-in-use": "error"},
     "h200-mig": {"mig-enabled": "error"},
     "h200-persistence-off": {"persistence-mode-off": "warning"},
