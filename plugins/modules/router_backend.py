@@ -222,7 +222,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.admission import Limit, obstacle
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import (

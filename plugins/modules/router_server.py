@@ -228,7 +228,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
@@ -277,10 +277,10 @@ ARGUMENTS: dict[str, Any] = {
 def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[str, Any]:
     """Take the router away and return the module's result."""
     there = router.processes() is not None or any(map(os.path.isdir, folders))
-    text = router.text(config.CONFIG)
+    text = router.text(config_names.CONFIG)
     if there and not check:
         router.remove()
-    path = router.path(config.CONFIG)
+    path = router.path(config_names.CONFIG)
     diff = [{"before_header": path, "after_header": path, "before": text, "after": ""}] if text else []
     action = "removed" if there else "none"
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
@@ -292,16 +292,16 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
-    before = members.read_replicas(router.text(config.REPLICAS))
+    before = members.read_replicas(router.text(config_names.REPLICAS))
     replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     members.check_not_emptied(before, replicas, unsure)
     wanted = members.one_key(params["replica_keys"], replicas)
-    settings = config.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
-    config.check_settings(settings, replicas, params["allow_unauthenticated"])
+    settings = router_settings.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
+    router_settings.check_settings(settings, replicas, params["allow_unauthenticated"])
     key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
     settings = replace(settings, replica_key=key)
-    certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
+    certificate = {config_names.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
     files = {**config.files(settings, replicas, params["directory"]), **certificate}
     changes, running = differences(router, files), router.processes()
     action = "none"
@@ -331,8 +331,8 @@ def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may
     Raises:
         GpufleetError: C(router-key-refused), unless it may wait.
     """
-    there = os.path.exists(router.path(config.REPLICA_KEY))
-    before = members.replica_key_of(router.text(config.REPLICA_KEY)) if there else None
+    there = os.path.exists(router.path(config_names.REPLICA_KEY))
+    before = members.replica_key_of(router.text(config_names.REPLICA_KEY)) if there else None
     if key == before:
         return key, []
     try:
