@@ -23,6 +23,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_config import frontend, requests_table
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.global_config import defaults_section, global_section
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica, key_sum
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.metrics_config import metrics_files, metrics_sections
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
@@ -33,6 +34,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
         REPLICA_KEY: f"replica {settings.replica_key}\n" if settings.replica_key else "",
         REPLICAS: json.dumps([vars(replica) for replica in replicas], indent=1) + "\n",
+        **metrics_files(settings, replicas),
     }
 
 
@@ -44,6 +46,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
         frontend(settings, folder),
         *([requests_table(settings)] if settings.rate_limit else []),
         replicas_backend(settings, replicas, folder),
+        *metrics_sections(settings, replicas, folder),
     )
     return "# Written by the collection gpufleet.vllm (role router). Changes made here are overwritten.\n" + "\n".join(
         "\n".join((section[0], *(f"    {line}" if line else "" for line in section[1:]))) + "\n" for section in sections
