@@ -24,6 +24,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_conf
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.global_config import defaults_section, global_section
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica, key_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.metrics_config import metrics_files, metrics_sections
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.proxies_config import proxies_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
@@ -34,6 +35,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
         REPLICA_KEY: f"replica {settings.replica_key}\n" if settings.replica_key else "",
         REPLICAS: json.dumps([vars(replica) for replica in replicas], indent=1) + "\n",
+        **proxies_file(settings),
         **metrics_files(settings, replicas),
     }
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import proxies_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
@@ -18,10 +19,12 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
         "frontend api",
-        f"bind {host}:{settings.port}{crypt}",
+        f"bind {host}:{settings.port}{proxies_config.bind_option(settings)}{crypt}",
+        *proxies_config.connection_rules(settings, folder),
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
+        *proxies_config.client_rules(settings, folder),
     ]
     if settings.keys:
         known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
@@ -48,7 +51,7 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
                 " hdr Retry-After 10",
             ),
         ]
-    return [*lines, "", "http-request del-header X-Forwarded-For", "option forwardfor", f"default_backend {BACKEND}"]
+    return [*lines, "", f"default_backend {BACKEND}"]
 
 
 def requests_table(settings: RouterSettings) -> list[str]:

@@ -40,7 +40,9 @@ UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 SYSTEMD_FOLDER = "/run/systemd/system"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
-MODES = {config_names.CONFIG: CONFIG_MODE, config_names.REPLICAS: CONFIG_MODE}
+MODES = dict.fromkeys(
+    (config_names.CONFIG, config_names.REPLICAS, config_names.TRUSTED_PROXIES, config_names.TARGETS), CONFIG_MODE
+)
 START_S = 15.0
 POLL_S = 0.1
 LOG_SHOWN = 2000
