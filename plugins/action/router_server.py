@@ -12,7 +12,7 @@ from ansible.errors import AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 MEMBER = "__router_member"
@@ -31,6 +31,11 @@ SETTINGS = {
     "buffer_bytes": "router_buffer_bytes",
     "timeout": "router_timeout",
     "check_interval_ms": "router_check_interval_ms",
+    "metrics_host": "router_metrics_host",
+    "metrics_port": "router_metrics_port",
+    "metrics_token": "router_metrics_token",
+    "proxy_protocol": "router_proxy_protocol",
+    "trusted_proxies": "router_trusted_proxies",
     "directory": "router_dir",
     "run_dir": "router_run_dir",
     "state_dir": "router_state_dir",
@@ -150,10 +155,10 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
 def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:
     """Return the address at which the router reaches a replica; empty when it cannot."""
     if member.get("address"):
-        return str(member["address"])
+        return bare(str(member["address"]))
     if is_loopback(listens):
         return listens if same_host else ""
-    return str(member["ansible_host"]) if listens in ("0.0.0.0", "::") else listens  # noqa: S104  compared
+    return bare(str(member["ansible_host"])) if listens in ("0.0.0.0", "::") else listens  # noqa: S104  compared
 
 
 def key_of(hostvars: Mapping[str, Any], host: str) -> str:

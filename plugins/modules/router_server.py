@@ -141,6 +141,36 @@ options:
       - Milliseconds between two health checks of a replica.
     type: int
     default: 1000
+  metrics_host:
+    description:
+      - Address of the listener for monitoring. One that other machines reach needs O(metrics_token) and O(tls).
+    type: str
+    default: 127.0.0.1
+  metrics_port:
+    description:
+      - Port of that listener; V(0) for none. It answers C(/metrics) with HAProxy's own metrics,
+        C(/replicas/<host>:<replica>/metrics) with those of a replica, and C(/targets) with the list of all of them.
+    type: int
+    default: 0
+  metrics_token:
+    description:
+      - What monitoring sends as C(Authorization: Bearer <token>). It is kept as a SHA-256 sum. Empty lets in everyone.
+    type: str
+    default: ""
+  proxy_protocol:
+    description:
+      - Whether the load balancers before the router begin each connection with the header of the PROXY protocol. One
+        without it is closed.
+    type: bool
+    default: false
+  trusted_proxies:
+    description:
+      - Addresses or networks of load balancers before the router. In their C(X-Forwarded-For) the last address that is
+        none of theirs is the client's. That of others is dropped.
+      - With O(proxy_protocol), or without O(tls), connections of all others are closed, but for those of this host.
+    type: list
+    elements: str
+    default: []
   directory:
     description:
       - Folder of the configuration.
@@ -228,7 +258,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
@@ -265,6 +295,11 @@ ARGUMENTS: dict[str, Any] = {
     "buffer_bytes": {"type": "int", "default": 65536},
     "timeout": {"type": "int", "default": 3600},
     "check_interval_ms": {"type": "int", "default": 1000},
+    "metrics_host": {"type": "str", "default": "127.0.0.1"},
+    "metrics_port": {"type": "int", "default": 0},
+    "metrics_token": {"type": "str", "default": "", "no_log": True},
+    "proxy_protocol": {"type": "bool", "default": False},
+    "trusted_proxies": {"type": "list", "elements": "str", "default": []},
     "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
@@ -277,10 +312,10 @@ ARGUMENTS: dict[str, Any] = {
 def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[str, Any]:
     """Take the router away and return the module's result."""
     there = router.processes() is not None or any(map(os.path.isdir, folders))
-    text = router.text(config.CONFIG)
+    text = router.text(config_names.CONFIG)
     if there and not check:
         router.remove()
-    path = router.path(config.CONFIG)
+    path = router.path(config_names.CONFIG)
     diff = [{"before_header": path, "after_header": path, "before": text, "after": ""}] if text else []
     action = "removed" if there else "none"
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
@@ -292,16 +327,16 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
         host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
         for host, entries in params["hosts"].items()
     }
-    before = members.read_replicas(router.text(config.REPLICAS))
+    before = members.read_replicas(router.text(config_names.REPLICAS))
     replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     members.check_not_emptied(before, replicas, unsure)
     wanted = members.one_key(params["replica_keys"], replicas)
-    settings = config.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
-    config.check_settings(settings, replicas, params["allow_unauthenticated"])
+    settings = router_settings.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
+    router_settings.check_settings(settings, replicas, params["allow_unauthenticated"])
     key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
     settings = replace(settings, replica_key=key)
-    certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
+    certificate = {config_names.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
     files = {**config.files(settings, replicas, params["directory"]), **certificate}
     changes, running = differences(router, files), router.processes()
     action = "none"
@@ -331,8 +366,8 @@ def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may
     Raises:
         GpufleetError: C(router-key-refused), unless it may wait.
     """
-    there = os.path.exists(router.path(config.REPLICA_KEY))
-    before = members.replica_key_of(router.text(config.REPLICA_KEY)) if there else None
+    there = os.path.exists(router.path(config_names.REPLICA_KEY))
+    before = members.replica_key_of(router.text(config_names.REPLICA_KEY)) if there else None
     if key == before:
         return key, []
     try:

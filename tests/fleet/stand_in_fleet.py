@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import service
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import FOLDER as FOLDER_OF_MARKS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import (

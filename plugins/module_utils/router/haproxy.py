@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import BACKEND
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import (
     ServerStates,
     rows_of,

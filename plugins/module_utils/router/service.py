@@ -30,7 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     run_program,
     start_program,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
@@ -40,7 +40,9 @@ UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 SYSTEMD_FOLDER = "/run/systemd/system"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
-MODES = {config.CONFIG: CONFIG_MODE, config.REPLICAS: CONFIG_MODE}
+MODES = dict.fromkeys(
+    (config_names.CONFIG, config_names.REPLICAS, config_names.TRUSTED_PROXIES, config_names.TARGETS), CONFIG_MODE
+)
 START_S = 15.0
 POLL_S = 0.1
 LOG_SHOWN = 2000
@@ -61,7 +63,7 @@ class RouterService:
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._log_file = log_file
-        self.master = Master(os.path.join(run_dir, config.MASTER_SOCKET), state_dir)
+        self.master = Master(os.path.join(run_dir, config_names.MASTER_SOCKET), state_dir)
         self._states = self.master.states
 
     # What is there
@@ -94,7 +96,7 @@ class RouterService:
 
     def _digest(self, files: Mapping[str, str]) -> str:
         whole = hashlib.sha256()
-        for name in sorted({*files, config.CERTIFICATE}):
+        for name in sorted({*files, config_names.CERTIFICATE}):
             text = files[name] if name in files else self.text(name)
             whole.update(f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
         return whole.hexdigest()
@@ -114,11 +116,11 @@ class RouterService:
         try:
             for name, text in render(folder).items():
                 write_file(os.path.join(folder, name), text, MODES.get(name, SECRET_MODE))
-            certificate, checked = self.path(config.CERTIFICATE), os.path.join(folder, config.CERTIFICATE)
+            certificate, checked = self.path(config_names.CERTIFICATE), os.path.join(folder, config_names.CERTIFICATE)
             if os.path.exists(certificate) and not os.path.exists(checked):
                 os.symlink(certificate, checked)
             run_command(
-                [program, "-c", "-f", os.path.join(folder, config.CONFIG)],
+                [program, "-c", "-f", os.path.join(folder, config_names.CONFIG)],
                 name="router-config-refused",
                 doing="HAProxy's check of the router's configuration",
                 remedy="The router goes on with what it has. Correct the router_* variable that the message leads"
@@ -272,19 +274,19 @@ def _has_ended(process: subprocess.Popen[bytes] | None) -> bool:
 
 
 def _replicas(files: Mapping[str, str]) -> list[Replica]:
-    return members.read_replicas(files.get(config.REPLICAS, ""))
+    return members.read_replicas(files.get(config_names.REPLICAS, ""))
 
 
 def arguments(directory: str, run_dir: str) -> list[str]:
     """Return the arguments with which HAProxy's master runs, without the one that says how."""
-    socket = os.path.join(run_dir, config.MASTER_SOCKET)
-    return ["-W", "-S", f"{socket},mode,600", "-f", os.path.join(directory, config.CONFIG)]
+    socket = os.path.join(run_dir, config_names.MASTER_SOCKET)
+    return ["-W", "-S", f"{socket},mode,600", "-f", os.path.join(directory, config_names.CONFIG)]
 
 
 def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str:
     """Return the systemd unit of the router."""
     line = " ".join([program, "-Ws", *arguments(directory, run_dir)[1:]])
-    state = os.path.join(state_dir, config.SERVER_STATE)
+    state = os.path.join(state_dir, config_names.SERVER_STATE)
     return (
         "[Unit]\n"
         "Description=Router of vLLM servers (HAProxy), by the collection gpufleet.vllm\n"

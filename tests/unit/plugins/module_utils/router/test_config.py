@@ -16,9 +16,9 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import addresses
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import RouterSettings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members, router_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 KEY, REPLICA_KEY = "client-key-1", "replica-key-1"
 ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000)
@@ -50,7 +50,7 @@ def settings(**changes: object) -> RouterSettings:
 def problems(given: RouterSettings, replicas: list[Replica], allow: bool = False) -> list[str]:
     """Return what check finds wrong."""
     try:
-        config.check_settings(given, replicas, allow)
+        router_settings.check_settings(given, replicas, allow)
     except GpufleetError as error:
         assert error.name == "invalid-router"
         return list(error.details["problems"])
@@ -132,6 +132,7 @@ def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow:
         (settings(keys=()), True),
         (settings(keys=(), host="127.0.0.1", tls=False), False),
         (settings(keys=(), host="::1", tls=False), False),
+        (settings(keys=(), host="[::1]", tls=False), False),
     ],
 )
 def test_what_is_safe_passes(given: RouterSettings, allow: bool) -> None:
