@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import origin_problems
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
     ADDRESS,
     ENDPOINT,
@@ -42,6 +43,7 @@ class RouterSettings:
         state_dir: folder of what has to outlive a reboot.
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
+        cors_origins: origins whose pages may ask from a browser; `*` for all.
     """
 
     host: str
@@ -61,6 +63,7 @@ class RouterSettings:
     state_dir: str
     user: str = "haproxy"
     chroot: str = ""
+    cors_origins: tuple[str, ...] = ()
 
 
 def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
@@ -69,7 +72,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     Raises:
         GpufleetError: C(invalid-router), naming every problem at once.
     """
-    problems = list(_unsafe(settings, allow_unauthenticated))
+    problems = [*_unsafe(settings, allow_unauthenticated), *origin_problems(settings.cors_origins)]
     problems += [
         f"router_endpoints: {path!r} is not a path such as /v1/completions"
         for path in settings.endpoints
@@ -114,11 +117,19 @@ def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[s
 def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:
     """Return the settings in the options of the module router_server."""
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    names = set(RouterSettings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints"}
+    names = set(RouterSettings.__dataclass_fields__) - {
+        "keys",
+        "chroot",
+        "user",
+        "replica_key",
+        "endpoints",
+        "cors_origins",
+    }
     return RouterSettings(
         keys=keys,
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
+        cors_origins=tuple(params["cors_origins"]),
         chroot=chroot,
         user=params["user"],
         **{name: params[name] for name in names},
