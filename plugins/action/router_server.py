@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import served_models
 
 MEMBER = "__router_member"
 # Each option that the router has from a variable, and that variable.
@@ -24,6 +25,7 @@ SETTINGS = {
     "api_keys": "router_api_keys",
     "allow_unauthenticated": "vllm_allow_unauthenticated",
     "endpoints": "router_endpoints",
+    "cors_origins": "router_cors_origins",
     "max_request_bytes": "router_max_request_bytes",
     "rate_limit": "router_rate_limit",
     "max_connections": "router_max_connections",
@@ -143,7 +145,9 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
         for replica in member["replicas"]:
             address = address_of(member, str(replica["host"]), here == host)
             if address:
-                hosts[host].append({"name": replica["name"], "address": address, "port": int(replica["port"])})
+                models = served_models(replica, str(member.get("model") or ""))
+                at = {"name": replica["name"], "address": address, "port": int(replica["port"])}
+                hosts[host].append({**at, "models": models})
             else:
                 left_out[host] = (
                     f"{replica['name']} listens on {replica['host']} alone; set vllm_host to an address that the front"

@@ -40,8 +40,8 @@ options:
     default: false
   hosts:
     description:
-      - For each host that was asked, its replicas, each with C(name), C(address) and C(port); none where nothing is
-        deployed.
+      - For each host that was asked, its replicas, each with C(name), C(address), C(port) and C(models), the names
+        under which it serves; none where nothing is deployed.
     type: dict
     default: {}
   left_out:
@@ -105,7 +105,31 @@ options:
       - Paths that pass. /health is answered by the router itself.
     type: list
     elements: str
-    default: [/v1/models, /v1/completions, /v1/chat/completions, /v1/responses]
+    default:
+      - /v1/models
+      - /v1/completions
+      - /v1/chat/completions
+      - /v1/responses
+      - /v1/messages
+      - /v1/messages/count_tokens
+      - /v1/embeddings
+      - /v1/rerank
+      - /v2/rerank
+      - /rerank
+      - /v1/score
+      - /score
+      - /classify
+      - /pooling
+      - /v1/audio/transcriptions
+      - /v1/audio/translations
+      - /tokenize
+      - /detokenize
+  cors_origins:
+    description:
+      - Origins whose pages may ask from a browser; V(*) alone for those of every site.
+    type: list
+    elements: str
+    default: []
   max_request_bytes:
     description:
       - Largest body of a request.
@@ -228,7 +252,7 @@ replicas:
   returned: success
   type: list
   elements: dict
-  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]
+  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000, "models": ["org/model"]}]
 kept:
   description: Hosts that could not be asked and keep the replicas that the router knew.
   returned: success
@@ -268,6 +292,27 @@ NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the router does not know it"
 GONE = "it is not among the hosts behind the router any more, so its replicas were taken out"
 
+ENDPOINTS = (
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/classify",
+    "/pooling",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/tokenize",
+    "/detokenize",
+)
+
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "members": {"type": "list", "elements": "str"},
@@ -283,11 +328,8 @@ ARGUMENTS: dict[str, Any] = {
     "replica_keys": {"type": "dict", "default": {}, "no_log": True},
     "key_may_wait": {"type": "bool", "default": False, "no_log": False},
     "allow_unauthenticated": {"type": "bool", "default": False},
-    "endpoints": {
-        "type": "list",
-        "elements": "str",
-        "default": ["/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses"],
-    },
+    "endpoints": {"type": "list", "elements": "str", "default": list(ENDPOINTS)},
+    "cors_origins": {"type": "list", "elements": "str", "default": []},
     "max_request_bytes": {"type": "int", "default": 33554432},
     "rate_limit": {"type": "int", "default": 10000},
     "max_connections": {"type": "int", "default": 8192},
@@ -324,7 +366,10 @@ def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[s
 def ensure_router(router: RouterService, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Make the router run as wanted and return the module's result."""
     known = {
-        host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
+        host: [
+            Replica(host, entry["name"], entry["address"], int(entry["port"]), tuple(entry.get("models") or ()))
+            for entry in entries
+        ]
         for host, entries in params["hosts"].items()
     }
     before = members.read_replicas(router.text(config_names.REPLICAS))

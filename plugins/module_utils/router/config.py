@@ -45,7 +45,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
     sections = (
         global_section(settings),
         defaults_section(settings),
-        frontend(settings, folder),
+        frontend(settings, folder, sorted({model for replica in replicas for model in replica.models})),
         *([requests_table(settings)] if settings.rate_limit else []),
         replicas_backend(settings, replicas, folder),
         *metrics_sections(settings, replicas, folder),

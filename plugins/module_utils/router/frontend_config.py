@@ -5,16 +5,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import proxies_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import browser_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_paths import model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms import (
+    body_rules,
+    key_rules,
+    method_rules,
+    too_long,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
 
 
-def frontend(settings: RouterSettings, folder: str) -> list[str]:
+def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> list[str]:
     host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
@@ -26,19 +36,20 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
         "",
         *proxies_config.client_rules(settings, folder),
     ]
+    lines += browser_rules(settings.cors_origins)
     if settings.keys:
+        lines += key_rules()
         known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
         wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
         # A second one would be looked at here and not counted below, or the other way round.
         lines.append(deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"))
         lines += [f"acl known_key {known}", deny(401, wanted, "!known_key", " hdr WWW-Authenticate Bearer")]
-    most = settings.max_request_bytes
     lines += [
+        *model_rules(models, settings.endpoints),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
         deny(404, "There is no such endpoint here.", "!allowed_path"),
-        deny(405, "This method is not allowed.", "!METH_GET !METH_POST"),
-        deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
-        deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}"),
+        *method_rules(),
+        too_long(settings),
     ]
     if settings.rate_limit:
         tracked = "req.fhdr(authorization),sha2(256)" if settings.keys else "src"
@@ -51,7 +62,7 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
                 " hdr Retry-After 10",
             ),
         ]
-    return [*lines, "", f"default_backend {BACKEND}"]
+    return [*lines, *body_rules(settings), "", f"default_backend {BACKEND}"]
 
 
 def requests_table(settings: RouterSettings) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import origin_problems
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
     ADDRESS,
     ENDPOINT,
@@ -48,6 +49,7 @@ class RouterSettings:
         trusted_proxies: networks of load balancers whose word for the address of a client counts.
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
+        cors_origins: origins whose pages may ask from a browser; `*` for all.
     """
 
     host: str
@@ -72,6 +74,7 @@ class RouterSettings:
     trusted_proxies: tuple[str, ...] = ()
     user: str = "haproxy"
     chroot: str = ""
+    cors_origins: tuple[str, ...] = ()
 
 
 def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
@@ -80,7 +83,12 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     Raises:
         GpufleetError: C(invalid-router), naming every problem at once.
     """
-    problems = [*_unsafe(settings, allow_unauthenticated), *_unsafe_metrics(settings), *_wrong_proxies(settings)]
+    problems = [
+        *_unsafe(settings, allow_unauthenticated),
+        *_unsafe_metrics(settings),
+        *_wrong_proxies(settings),
+        *origin_problems(settings.cors_origins),
+    ]
     problems += [
         f"router_endpoints: {path!r} is not a path such as /v1/completions"
         for path in settings.endpoints
@@ -166,12 +174,14 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Rou
         "replica_key",
         "endpoints",
         "trusted_proxies",
+        "cors_origins",
     }
     return RouterSettings(
         keys=keys,
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
         trusted_proxies=tuple(params["trusted_proxies"]),
+        cors_origins=tuple(params["cors_origins"]),
         chroot=chroot,
         user=params["user"],
         **{name: params[name] for name in names},
