@@ -14,7 +14,9 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import as_options
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import served_models
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import clients_in
 
 MEMBER = "__router_member"
 # Each option that the router has from a variable, and that variable.
@@ -23,6 +25,7 @@ SETTINGS = {
     "port": "router_port",
     "tls": "router_tls",
     "api_keys": "router_api_keys",
+    "clients": "router_clients",
     "allow_unauthenticated": "vllm_allow_unauthenticated",
     "endpoints": "router_endpoints",
     "cors_origins": "router_cors_origins",
@@ -65,6 +68,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         try:
             if from_variables:
                 arguments = {**self._settings(here, variables), **arguments}
+            if "clients" in arguments:
+                # Here, where a field with a wrong name that holds a key is sent to no host and shown nowhere.
+                arguments["clients"] = as_options(clients_in(arguments["clients"]))
             if members is not None:
                 arguments.update(gather(variables["hostvars"], members, here))
         except GpufleetError as error:

@@ -82,6 +82,40 @@ options:
     type: list
     elements: str
     default: []
+  clients:
+    description:
+      - Clients with a name of their own, besides O(api_keys). The log of requests and the sums of usage call them by
+        it. Everything that is wrong with them is told at once, by the action plugin, before anything is sent to the
+        host.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description:
+          - Name of the client, 1 to 63 letters, digits and C(_ . @ -).
+        type: str
+        required: true
+      key:
+        description:
+          - Its key, or a list of keys while it changes from one to the other. They are kept as SHA-256 sums.
+        type: list
+        elements: str
+        required: true
+      models:
+        description:
+          - Models that it may use; another one is answered with 403. Left out, it may use all.
+        type: list
+        elements: str
+      rate:
+        description:
+          - Requests in ten seconds that are let through, in the place of O(rate_limit); V(0) for no limit.
+        type: int
+      expires:
+        description:
+          - Date through which its keys work, V(2027-01-31) for example, or the time at which they end, such as
+            V(2027-01-31T18:00:00+01:00). Without a zone it is UTC. From then on they are answered with 401.
+        type: str
   replica_keys:
     description:
       - Keys with which the replicas are asked, by host, also for O(unknown) ones. Hosts that have replicas behind the
@@ -275,6 +309,7 @@ error:
 """
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -283,6 +318,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import findings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
@@ -325,6 +361,18 @@ ARGUMENTS: dict[str, Any] = {
     "tls": {"type": "bool", "default": True},
     "certificate": {"type": "str", "default": "", "no_log": True},
     "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
+    "clients": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "key": {"type": "list", "elements": "str", "required": True, "no_log": True},
+            "models": {"type": "list", "elements": "str"},
+            "rate": {"type": "int"},
+            "expires": {"type": "str"},
+        },
+    },
     "replica_keys": {"type": "dict", "default": {}, "no_log": True},
     "key_may_wait": {"type": "bool", "default": False, "no_log": False},
     "allow_unauthenticated": {"type": "bool", "default": False},
@@ -400,7 +448,7 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
             **{host: NOTHING for host, entries in known.items() if not entries},
             **unsure,
         },
-        "warnings": [refused_by(refusing)] if refusing else [],
+        "warnings": [*([refused_by(refusing)] if refusing else []), *findings(settings.clients, (), time.time())],
         "diff": changes,
     }
 

@@ -34,7 +34,7 @@ def replicas_backend(settings: RouterSettings, replicas: Sequence[Replica], fold
     ]
     if replica_key:
         lines.append(f"http-request set-header Authorization {replica_key}")
-    elif settings.keys:
+    elif settings.wants_key():
         lines.append("http-request del-header Authorization")
     # A name that has another address now is followed; the last known one serves where names cannot be resolved.
     # One failed connection takes a replica out; two passed checks take it back.

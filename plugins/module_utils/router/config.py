@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.backend_config import replicas_backend
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import client_files, clients_table
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     CONFIG,
     KEYS,
@@ -33,6 +34,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
+        **client_files(settings.clients),
         REPLICA_KEY: f"replica {settings.replica_key}\n" if settings.replica_key else "",
         REPLICAS: json.dumps([vars(replica) for replica in replicas], indent=1) + "\n",
         **proxies_file(settings),
@@ -47,6 +49,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
         defaults_section(settings),
         frontend(settings, folder, sorted({model for replica in replicas for model in replica.models})),
         *([requests_table(settings)] if settings.rate_limit else []),
+        *([clients_table()] if settings.clients else []),
         replicas_backend(settings, replicas, folder),
         *metrics_sections(settings, replicas, folder),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import proxies_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients, proxies_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import browser_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_paths import model_rules
@@ -22,6 +22,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
+# The name of the model, as far as the body fits the buffer.
+MODEL = (
+    "http-request wait-for-body time 60s if METH_POST",
+    "http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST",
+)
 
 
 def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> list[str]:
@@ -37,13 +42,17 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
         *proxies_config.client_rules(settings, folder),
     ]
     lines += browser_rules(settings.cors_origins)
-    if settings.keys:
-        lines += key_rules()
-        known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
+    if settings.wants_key():
         wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
-        # A second one would be looked at here and not counted below, or the other way round.
-        lines.append(deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"))
-        lines += [f"acl known_key {known}", deny(401, wanted, "!known_key", " hdr WWW-Authenticate Bearer")]
+        lines += [
+            *key_rules(),
+            # A second one would be looked at here and not counted below, or the other way round.
+            deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"),
+            *clients.identity_rules(folder),
+            f"acl known_key var(txn.key_sum) -m str -f {folder}/{KEYS}",
+            deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
+            *(clients.expiry_rules(folder) if settings.clients else []),
+        ]
     lines += [
         *model_rules(models, settings.endpoints),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
@@ -51,10 +60,13 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
         *method_rules(),
         too_long(settings),
     ]
+    if settings.clients:
+        lines += clients.rate_rules(folder)
     if settings.rate_limit:
-        tracked = "req.fhdr(authorization),sha2(256)" if settings.keys else "src"
+        tracked = "req.fhdr(authorization),sha2(256)" if settings.wants_key() else "src"
+        others = " if !own_rate" if settings.clients else ""
         lines += [
-            f"http-request track-sc0 {tracked} table requests",
+            f"http-request track-sc0 {tracked} table requests{others}",
             deny(
                 429,
                 f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds.",
@@ -62,11 +74,14 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
                 " hdr Retry-After 10",
             ),
         ]
-    return [*lines, *body_rules(settings), "", f"default_backend {BACKEND}"]
+    lines += body_rules(settings)
+    if settings.clients:
+        lines += [*MODEL, *clients.model_rules(folder)]
+    return [*lines, "", f"default_backend {BACKEND}"]
 
 
 def requests_table(settings: RouterSettings) -> list[str]:
-    kind = "binary len 32" if settings.keys else "ipv6"
+    kind = "binary len 32" if settings.wants_key() else "ipv6"
     return [
         "backend requests",
         f"stick-table type {kind} size 100k expire 1m store http_req_rate({RATE_WINDOW_S}s)",

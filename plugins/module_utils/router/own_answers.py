@@ -23,6 +23,12 @@ def deny(status: int, message: str, condition: str, more: str = "") -> str:
     return f"http-request {answer}{more} if {condition}"
 
 
+def deny_with_values(status: int, message: str, condition: str, more: str = "") -> str:
+    """Return such a rule whose message has expressions of HAProxy's, `%[…]`."""
+    answer = f"return status {status} content-type application/json lf-string '{openai_error(status, message)}'"
+    return f"http-request {answer}{more} if {condition}"
+
+
 def http_error(status: int, message: str) -> str:
     """Return the line that gives an error of HAProxy's own the form of OpenAI's API."""
     return f"http-error status {status} content-type application/json string '{openai_error(status, message)}'"

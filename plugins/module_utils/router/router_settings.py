@@ -14,6 +14,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import origin_problems
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import Client, read_clients
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
     ADDRESS,
     ENDPOINT,
@@ -30,7 +31,8 @@ class RouterSettings:
         host: address to listen on.
         port: port to listen on.
         tls: whether clients must speak TLS.
-        keys: keys of the clients; empty lets in everyone.
+        keys: keys of clients without a name; empty, where there are no clients with one either, lets in everyone.
+        clients: clients with a name, and what each may do.
         replica_key: key with which the replicas are asked; empty sends none.
         endpoints: paths that pass.
         max_request_bytes: largest body of a request.
@@ -56,6 +58,7 @@ class RouterSettings:
     port: int
     tls: bool
     keys: tuple[str, ...]
+    clients: tuple[Client, ...]
     replica_key: str
     endpoints: tuple[str, ...]
     max_request_bytes: int
@@ -75,6 +78,10 @@ class RouterSettings:
     user: str = "haproxy"
     chroot: str = ""
     cors_origins: tuple[str, ...] = ()
+
+    def wants_key(self) -> bool:
+        """Return whether a request needs a key."""
+        return bool(self.keys or self.clients)
 
 
 def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
@@ -109,21 +116,38 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
         if not ADDRESS.fullmatch(replica.address):
             problems.append(f"vllm_router_address: {replica.address!r} of {replica.host} is neither name nor address")
     if problems:
-        raise GpufleetError(
-            "The router cannot be had like this:\n" + "\n".join(f"  - {problem}" for problem in problems),
-            name="invalid-router",
-            remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.router lists them.",
-            details={"problems": problems},
-        )
+        raise invalid_router(problems)
+
+
+def invalid_router(problems: list[str]) -> GpufleetError:
+    """Return the error that names every problem of the router's variables."""
+    return GpufleetError(
+        "The router cannot be had like this:\n" + "\n".join(f"  - {problem}" for problem in problems),
+        name="invalid-router",
+        remedy="Set the variables as said above; ansible-doc -t role gpufleet.vllm.router lists them.",
+        details={"problems": problems},
+    )
+
+
+def clients_in(value: Any) -> tuple[Client, ...]:
+    """Return the clients in a value of `router_clients`.
+
+    Raises:
+        GpufleetError: C(invalid-router), naming every problem at once.
+    """
+    clients, problems = read_clients(value)
+    if problems:
+        raise invalid_router(problems)
+    return clients
 
 
 def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[str]:
     if is_loopback(settings.host):
         return
-    if not settings.keys and not allow_unauthenticated:
+    if not settings.wants_key() and not allow_unauthenticated:
         yield (
-            f"router_host: {settings.host} lets other machines in, and there is no key; set vllm_api_key or"
-            " router_api_keys, set router_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
+            f"router_host: {settings.host} lets other machines in, and there is no key; set vllm_api_key,"
+            " router_api_keys or router_clients, set router_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
         )
     if not settings.tls and not settings.trusted_proxies:
         yield (
@@ -165,10 +189,15 @@ def _wrong_proxies(settings: RouterSettings) -> Iterable[str]:
 
 
 def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:
-    """Return the settings in the options of the module router_server."""
+    """Return the settings in the options of the module router_server.
+
+    Raises:
+        GpufleetError: C(invalid-router) for clients that cannot be read.
+    """
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
     names = set(RouterSettings.__dataclass_fields__) - {
         "keys",
+        "clients",
         "chroot",
         "user",
         "replica_key",
@@ -178,6 +207,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Rou
     }
     return RouterSettings(
         keys=keys,
+        clients=clients_in(params["clients"]),
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
         trusted_proxies=tuple(params["trusted_proxies"]),

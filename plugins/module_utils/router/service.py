@@ -31,6 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     start_program,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import CLIENT_LIMITS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
@@ -41,7 +42,14 @@ SYSTEMD_FOLDER = "/run/systemd/system"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
 MODES = dict.fromkeys(
-    (config_names.CONFIG, config_names.REPLICAS, config_names.TRUSTED_PROXIES, config_names.TARGETS), CONFIG_MODE
+    (
+        config_names.CONFIG,
+        config_names.REPLICAS,
+        config_names.TRUSTED_PROXIES,
+        config_names.TARGETS,
+        CLIENT_LIMITS,
+    ),
+    CONFIG_MODE,
 )
 START_S = 15.0
 POLL_S = 0.1

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,16 @@ def test_the_settings_are_those_of_the_router_s_host(delegate_to: str | None, po
     given = run_action(Action, arguments, variables, delegate_to=delegate_to)[0]["given"]
     assert (given["port"], given["api_keys"], given["timeout"]) == (port, keys, 5), "what the task gives wins"
     assert "from_variables" not in given
+
+
+def test_clients_are_read_before_anything_is_sent_to_the_host() -> None:
+    marker = "sk-marker-of-a-secret"
+    client = {"name": "team-a", "key": marker, "expires": date(2026, 12, 31)}
+    arguments = {"clients": [client], "left_out": {}}
+    sent = run_action(Action, arguments, {"inventory_hostname": "lb"})[0]["given"]["clients"]
+    assert [(entry["key"], entry["expires"]) for entry in sent] == [([marker], "2027-01-01T00:00:00Z")]
+    for wrong in ({"name": "team-a", "kee": marker}, {**client, "rate": "fast"}, marker):
+        result, display = run_action(Action, {"clients": [wrong]}, {"inventory_hostname": "lb"})
+        assert result["failed"] and result["error"]["name"] == "invalid-router" and "given" not in result
+        assert "router_clients" in result["msg"]
+        assert marker not in str(result) and marker not in str(display.mock_calls)

@@ -32,6 +32,7 @@ def settings(**changes: object) -> RouterSettings:
         port=8443,
         tls=True,
         keys=(KEY,),
+        clients=(),
         replica_key=REPLICA_KEY,
         endpoints=("/v1/models", "/v1/completions"),
         max_request_bytes=1000,
