@@ -43,16 +43,7 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
     ]
     lines += browser_rules(settings.cors_origins)
     if settings.wants_key():
-        wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
-        lines += [
-            *key_rules(),
-            # A second one would be looked at here and not counted below, or the other way round.
-            deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"),
-            *clients.identity_rules(folder),
-            f"acl known_key var(txn.key_sum) -m str -f {folder}/{KEYS}",
-            deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
-            *(clients.expiry_rules(folder) if settings.clients else []),
-        ]
+        lines += _who_asks(settings, folder)
     lines += [
         *model_rules(models, settings.endpoints),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
@@ -78,6 +69,20 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
     if settings.clients:
         lines += [*MODEL, *clients.model_rules(folder)]
     return [*lines, "", f"default_backend {BACKEND}"]
+
+
+def _who_asks(settings: RouterSettings, folder: str) -> list[str]:
+    """Return the rules that let in who has a key, and find out whose it is."""
+    wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
+    return [
+        *key_rules(),
+        # A second one would be looked at here and not counted below, or the other way round.
+        deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"),
+        *clients.identity_rules(folder),
+        f"acl known_key var(txn.key_sum) -m str -f {folder}/{KEYS}",
+        deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
+        *(clients.expiry_rules(folder) if settings.clients else []),
+    ]
 
 
 def requests_table(settings: RouterSettings) -> list[str]:
