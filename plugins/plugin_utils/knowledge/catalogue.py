@@ -13,6 +13,52 @@ SCOUT_TEMPERATURE_TUNING_ABOVE = 32768
 
 
 @dataclass(frozen=True)
+class Attention:
+    """A kind of attention layers, by what each keeps of a token.
+
+    Attributes:
+        layers: how many there are.
+        kv_heads: heads for keys and values.
+        key: width of a key.
+        value: width of a value.
+        window: tokens that these layers attend to; 0 for all.
+        latent: elements that multi-head latent attention keeps instead of keys and values; 0 for every other kind.
+        index: bytes that the indexer of sparse attention keeps beside, whatever the type of the rest.
+    """
+
+    layers: int
+    kv_heads: int
+    key: int
+    value: int
+    window: int = 0
+    latent: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Division:
+    """What tensor parallelism has to divide beside the heads for attention.
+
+    Attributes:
+        even: numbers that must be multiples of it.
+        groups: groups of Mamba-2 layers: they are divided, or there is one.
+        blocks: widths of which each card's part must be a multiple of C(block).
+        block: weights that share a scale; 0 for any number.
+        expert_blocks: the same for experts, which need C(expert_block).
+        expert_block: weights of an expert that share a scale; 0 for any number.
+        fp8_blocks: whether scales are those of blocks in FP8, where newer releases take experts in smaller blocks.
+    """
+
+    even: tuple[int, ...] = ()
+    groups: int = 1
+    blocks: tuple[int, ...] = ()
+    block: int = 0
+    expert_blocks: tuple[int, ...] = ()
+    expert_block: int = 0
+    fp8_blocks: bool = False
+
+
+@dataclass(frozen=True)
 class Shape:
     """The numbers of a model that memory and parallelism depend on.
 
@@ -37,6 +83,10 @@ class Shape:
         precision: C(fp8), C(fp4) (NVFP4), C(mxfp4), C(4-bit), C(8-bit), C(bf16) or C(fp32).
         vision: whether a vision tower comes with it.
         static_fp8: whether it is FP8 with one scale a tensor, fixed for activations too, as in NVIDIA's repositories.
+        attention: the kinds of layers that keep keys and values, where they are not all alike.
+        state_bytes: bytes that layers with a state of fixed size, such as Mamba's, keep of one sequence, on all cards
+            together.
+        division: what tensor parallelism has to divide beside the heads.
     """
 
     model_type: str
@@ -57,6 +107,21 @@ class Shape:
     dtype_bytes: int = 2
     vision: bool = False
     static_fp8: bool = False
+    attention: tuple[Attention, ...] = ()
+    state_bytes: int = 0
+    division: Division = Division()
+
+    @property
+    def kinds(self) -> tuple[Attention, ...]:
+        """The kinds of layers that keep keys and values."""
+        if self.attention:
+            return self.attention
+        if self.latent:
+            return (Attention(self.layers, 1, self.latent, 0, latent=self.latent),)
+        full = self.layers - self.local_layers
+        alike = Attention(full, self.kv_heads, self.head_dim, self.head_dim)
+        local = replace(alike, layers=self.local_layers, window=self.local_window)
+        return tuple(kind for kind in (alike, local) if kind.layers)
 
 
 @dataclass(frozen=True)

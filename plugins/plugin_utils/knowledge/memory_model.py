@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB, MIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Attention, Shape
 
 # Bytes of one element of the KV cache. "auto" is that of the model's weights before quantisation.
 KV_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
@@ -35,6 +35,10 @@ OUTSIDE_TORCH_GIB = 0.24
 # NCCL's and the custom all-reduce's buffers on each card of a replica with several. Estimated, not measured.
 COMMUNICATION_GIB = 1.5
 CUDA_GRAPH_GIB_PER_LAYER = 0.71 / 48
+# Bytes of a token and layer in FP8 where attention is sparse: vLLM packs them in a format of its own, fp8_ds_mla.
+SPARSE_FP8_BYTES = 656
+# Experts in FP8 blocks that do not divide: newer releases cut the blocks down to these.
+SMALLEST_FP8_BLOCK = 32
 # What must stay free beside the engine's share: CUDA's own context, and fragments of the allocator.
 CONTEXT_GIB = 0.5
 FRAGMENTS_GIB = 2.5
@@ -60,7 +64,8 @@ class Budget:
     """Where the memory of one card goes, in GiB. C(kv) is what is left for keys and values and may be negative.
 
     C(tokens) is the KV cache's size in tokens for the replica as a whole, for requests no longer than the window of
-    local layers. A vLLM that keeps only that window reports more when max-model-len is longer.
+    local layers. A vLLM that keeps only that window reports more when max-model-len is longer. Where layers keep a
+    state of each sequence, it is what is left beside that of one, C(state) GiB on each card.
     """
 
     card: float
@@ -71,6 +76,14 @@ class Budget:
     other: float
     kv: float
     tokens: int
+    token_bytes: int = 0
+    state: float = 0.0
+
+    def held(self, length: int) -> int:
+        """Return how many requests of C(length) tokens the KV cache holds, with the state that layers keep of each."""
+        if not self.state:
+            return self.tokens // length
+        return max(0, int(self.kv * GIB / (length * self.token_bytes + self.state * GIB)))
 
     def as_sentence(self) -> str:
         """Return the sum as a person would write it down."""
@@ -89,17 +102,35 @@ def card_gib(memory_mib: int, reserved_mib: int | None = None) -> float:
     return (memory_mib - (RESERVED_MIB if reserved_mib is None else reserved_mib)) * MIB / GIB
 
 
-def kv_bytes_per_token(shape: Shape, kv_dtype: str, tensor_parallel_size: int = 1, layers: int | None = None) -> int:
+def kv_bytes_per_token(shape: Shape, kv_dtype: str, tensor_parallel_size: int = 1, local: bool | None = None) -> int:
     """Return the bytes that one token's keys and values take on each card.
 
     Keys and values are divided over at most as many cards as there are KV heads; latent attention is not divided.
+
+    Args:
+        shape: the model.
+        kv_dtype: vllm_kv_cache_dtype; C(auto) is that of the weights before quantisation.
+        tensor_parallel_size: cards of a replica.
+        local: whether to count the layers that attend to a window alone, or all others alone; None for both.
     """
     width = KV_BYTES.get(kv_dtype, shape.dtype_bytes)
-    layers = shape.layers if layers is None else layers
-    if shape.latent:
-        return layers * shape.latent * width
-    heads = math.ceil(shape.kv_heads / min(tensor_parallel_size, shape.kv_heads))
-    return 2 * layers * heads * shape.head_dim * width
+    kinds = [kind for kind in shape.kinds if local is None or bool(kind.window) == local]
+    return sum(kind.layers * _kept(kind, width, tensor_parallel_size) for kind in kinds)
+
+
+def _kept(kind: Attention, width: int, tensor_parallel_size: int) -> int:
+    """Return the bytes that one layer keeps of a token on each card."""
+    if kind.latent and kind.index:
+        return (SPARSE_FP8_BYTES if width == 1 else kind.latent * width) + kind.index
+    if kind.latent:
+        return kind.latent * width
+    heads = math.ceil(kind.kv_heads / min(tensor_parallel_size, kind.kv_heads))
+    return heads * (kind.key + kind.value) * width
+
+
+def state_gib(shape: Shape, tensor_parallel_size: int = 1) -> float:
+    """Return the GiB that layers with a state keep of one sequence on each card."""
+    return shape.state_bytes / tensor_parallel_size / GIB
 
 
 def activation_gib(shape: Shape, load: ReplicaLoad) -> float:
@@ -132,8 +163,9 @@ def budget(shape: Shape, card: float, load: ReplicaLoad) -> Budget:
     other = OUTSIDE_TORCH_GIB + (COMMUNICATION_GIB if load.tensor_parallel_size > 1 else 0.0)
     kv = share - weights - activations - graphs - other
     per_token = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size)
-    tokens = max(0, int(kv * GIB / per_token))
-    return Budget(card, share, weights, activations, graphs, other, kv, tokens)
+    state = state_gib(shape, load.tensor_parallel_size)
+    tokens = max(0, int((kv - state) * GIB / per_token))
+    return Budget(card, share, weights, activations, graphs, other, kv, tokens, per_token, state)
 
 
 def longest_request(shape: Shape, found: Budget, load: ReplicaLoad) -> int:
@@ -146,9 +178,9 @@ def longest_request(shape: Shape, found: Budget, load: ReplicaLoad) -> int:
     window = shape.local_window + 2 * load.max_num_batched_tokens
     if not hybrid or found.tokens <= window or shape.local_layers == shape.layers:
         return found.tokens
-    local = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, shape.local_layers)
-    full = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, shape.layers - shape.local_layers)
-    return int((found.kv * GIB - window * local) / full)
+    local = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, local=True)
+    full = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size, local=False)
+    return int(((found.kv - found.state) * GIB - window * local) / full)
 
 
 def highest_utilisation(shape: Shape, card: float, load: ReplicaLoad) -> float:
@@ -158,13 +190,39 @@ def highest_utilisation(shape: Shape, card: float, load: ReplicaLoad) -> float:
     return min(HIGHEST_UTILISATION, math.floor(share * 100) / 100)
 
 
-def tensor_parallel_sizes(shape: Shape, cards: int) -> list[int]:
-    """Return the numbers of cards, ascending and at most C(cards), over which the model's heads divide evenly."""
-    return [size for size in range(1, cards + 1) if divides(shape, size)]
+def tensor_parallel_sizes(shape: Shape, cards: int, version: versions.Version = versions.NEWEST) -> list[int]:
+    """Return the numbers of cards, ascending and at most C(cards), over which this vLLM can divide the model."""
+    return [size for size in range(1, cards + 1) if not indivisible(shape, size, version)]
 
 
-def divides(shape: Shape, size: int) -> bool:
-    """Return whether C(size) divides the model's heads: KV heads are divided or repeated a whole number of times."""
-    if shape.heads % size or shape.intermediate % size:
-        return False
-    return bool(shape.latent) or shape.kv_heads % size == 0 or size % shape.kv_heads == 0
+def divides(shape: Shape, size: int, version: versions.Version = versions.NEWEST) -> bool:
+    """Return whether this vLLM can divide the model over C(size) cards."""
+    return not indivisible(shape, size, version)
+
+
+def indivisible(shape: Shape, size: int, version: versions.Version = versions.NEWEST) -> str:
+    """Return what of the model this vLLM cannot divide over C(size) cards; empty where it can.
+
+    KV heads are divided or repeated a whole number of times. Of what is quantised in blocks each card needs whole ones.
+    """
+    told = shape.division
+    if shape.heads % size:
+        return f"its {shape.heads} attention heads"
+    for kind in shape.kinds:
+        if not kind.latent and kind.kv_heads % size and size % kind.kv_heads:
+            return f"its {kind.kv_heads} KV heads"
+    for number in told.even or (shape.intermediate,):
+        if number % size:
+            return f"a width of {number}"
+    if told.groups != 1 and told.groups % size:
+        return f"its {told.groups} groups of Mamba-2"
+    for number in told.blocks if size > 1 else ():
+        if told.block and number // size % told.block:
+            return f"a width of {number} in whole blocks of {told.block} quantised weights"
+    for number in told.expert_blocks:
+        part, block = number // size, told.expert_block
+        if told.fp8_blocks and versions.FP8_EXPERTS_IN_SMALLER_BLOCKS.holds(version):
+            block = SMALLEST_FP8_BLOCK if part % block else block
+        if block and part % block:
+            return f"experts of width {number} in whole blocks of {block} quantised weights"
+    return ""

@@ -5,20 +5,51 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import ModelInfo
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import layer_kinds, parameters, quantization
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.attention import (
+    attention_kinds,
+    latent_width,
+    mamba1_width,
+    mamba2,
+    query_heads,
+    state_bytes,
+)
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Attention, Division, Shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.parameters import DTYPE_BYTES
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.text_config import TextConfig
 
 # Weights on the card against the sum of their tensors: 104.93 GiB reported for 102.29 GiB of Scout in FP8.
 LOADED = 1.026
-# Bits of one quantised weight, with its scales.
-BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.5, "8-bit": 8.0}
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Groups of experts' 4-bit weights that kernels can halve down to these.
+SMALLEST_GROUP = 32
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What is known of a model whose layers cannot be told from its configuration.
+
+    Attributes:
+        why: what is missing, or not known here.
+        model_type: the family, as far as it is told.
+        precision: of its weights.
+        weights_gib: of all cards together; 0.0 where nothing tells it.
+        weights_source: where that number comes from.
+        vision: whether a vision tower comes with it.
+    """
+
+    why: str
+    model_type: str
+    precision: str
+    weights_gib: float
+    weights_source: str
+    vision: bool = False
 
 
 def check(found: ModelInfo) -> None:
@@ -52,172 +83,137 @@ def check(found: ModelInfo) -> None:
         )
 
 
-def shape(found: ModelInfo) -> Shape:
-    """Return the sizes of the model that the module host_info found.
+def read(found: ModelInfo) -> Shape | Unread:
+    """Return the sizes of a model, or what is known of one whose layers cannot be told.
 
     Args:
-        found: its C(model): C(config), C(quantization) (hf_quant_config.json), C(index_total_bytes) and C(total_bytes),
-            all but the first optional.
-
-    Raises:
-        GpufleetError: C(invalid-model-folder) when config.json lacks a number that every decoder has.
+        found: what the module host_info returned as C(model), or was read at the hub: C(config), C(quantization)
+            (hf_quant_config.json), C(index_total_bytes) and C(total_bytes), all but the first optional.
     """
-    outer: Any = found["config"]
-    config = outer.get("text_config") or outer
-    quantization = (
-        outer.get("quantization_config") or config.get("quantization_config") or found.get("quantization") or {}
-    )
-    tensors = found.get("index_total_bytes") or found.get("total_bytes") or 0
+    config = TextConfig(found.get("config") or {})
+    quantised = _quantization(config, found)
+    precision = quantization.precision_of(quantised, config.dtype)
+    weights, source = _files_gib(found)
     try:
-        return _shape(config, outer, quantization, int(tensors))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise GpufleetError(
-            f"The config.json in {found.get('path') or 'the model folder'} does not describe a decoder: {error}",
-            name="invalid-model-folder",
-            remedy="Set vllm_model to a model that vLLM can generate text with.",
-        ) from error
+        return _shape(config, quantised, precision, weights, source)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError, AttributeError, OverflowError) as error:
+        why = str(error) or type(error).__name__
+        family = config.family or "unknown"
+        return Unread(why, family, precision, round(weights, 3), source, vision=config.vision is not None)
 
 
-def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], quantization: Mapping[str, Any], tensors: int) -> Shape:
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    layers = int(config["num_hidden_layers"])
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or outer.get("torch_dtype") or "bfloat16")
-    precision = _precision(quantization, dtype)
-    local, window = _local_layers(config, layers)
-    if tensors:
-        weights, source = tensors / GIB * LOADED, "the size of its safetensors files and 2.6 % for loading"
-    else:
-        weights, source = _computed_gib(config, precision, dtype), "computed from config.json; there are no weights"
+def _quantization(config: TextConfig, found: ModelInfo) -> Mapping[str, Any]:
+    for holder in (config.outer, config.inner):
+        for name in ("quantization_config", "compression_config"):
+            if isinstance(holder.get(name), Mapping) and holder[name]:
+                told: Mapping[str, Any] = holder[name]
+                return told
+    return found.get("quantization") or {}
+
+
+def _files_gib(found: ModelInfo) -> tuple[float, str]:
+    """Return the GiB of the weights by their files, 0.0 where there are none to tell, and where the number is from."""
+    tensors = found.get("index_total_bytes") or found.get("total_bytes") or 0
+    return tensors / GIB * LOADED, "the size of its safetensors files and 2.6 % for loading"
+
+
+def _shape(config: TextConfig, quantised: Mapping[str, Any], precision: str, weights: float, source: str) -> Shape:
+    mixed = layer_kinds.mixers(config)
+    fed = layer_kinds.feed_forwards(config, mixed)
+    kinds = attention_kinds(config, mixed)
+    if not kinds:
+        raise ValueError("no layer of it keeps keys and values")
+    if not weights:
+        counted = parameters.counted_bytes(config, mixed, fed, quantised, precision)
+        weights, source = counted / GIB * LOADED, "computed from its configuration; no sizes of weights are known"
+    hidden, heads = config.needed("hidden"), query_heads(config)
+    local = [kind for kind in kinds if kind.window]
+    plain = all(kind == _first_alike(kinds, kind) for kind in kinds) and not any(kind.index for kind in kinds)
     return Shape(
-        model_type=str(config.get("model_type") or outer.get("model_type") or "unknown"),
-        layers=layers,
+        model_type=config.family or "unknown",
+        layers=sum(kind.layers for kind in kinds),
         hidden=hidden,
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
-        vocabulary=int(config["vocab_size"]),
-        intermediate=_active_width(config),
-        max_position=int(config.get("max_position_embeddings") or 2048),
+        kv_heads=config.number("kv_heads", heads) if kinds[0].latent else max(kind.kv_heads for kind in kinds),
+        head_dim=config.number("head_dim") or hidden // heads,
+        vocabulary=config.needed("vocabulary"),
+        intermediate=parameters.feed_forward(config).active,
+        max_position=_longest(config),
         weights_gib=round(weights, 3),
         weights_source=source,
         precision=precision,
-        local_layers=local,
-        local_window=window,
-        latent=int(config.get("kv_lora_rank") or 0) + int(config.get("qk_rope_head_dim") or 0)
-        if config.get("kv_lora_rank")
-        else 0,
-        dtype_bytes=DTYPE_BYTES.get(dtype.replace("torch.", ""), 2),
-        vision="vision_config" in outer,
-        static_fp8=precision == "fp8" and _is_static(quantization),
+        local_layers=sum(kind.layers for kind in local),
+        local_window=max((kind.window for kind in local), default=0),
+        latent=latent_width(config),
+        dtype_bytes=DTYPE_BYTES.get(config.dtype, 2),
+        vision=config.vision is not None,
+        static_fp8=precision == "fp8" and quantization.is_static(quantised),
+        attention=() if plain else kinds,
+        state_bytes=state_bytes(config, mixed),
+        division=_division(config, mixed, fed, quantised, precision),
     )
 
 
-def _precision(quantization: Mapping[str, Any], dtype: str) -> str:
-    """Return C(fp8), C(fp4) for NVFP4 alone, C(mxfp4), C(4-bit) or C(8-bit) for other integers, or the dtype."""
-    entries = list(_entries(quantization))
-    words = " ".join(value.lower() for _key, value in entries if isinstance(value, str))
-    weights = [_kind(value) for key, value in entries if key == "weights" and isinstance(value, Mapping)]
-    options = dict(entries)
-    if "nvfp4" in words or "fp4" in weights:
-        return "fp4"
-    if options.get("load_in_4bit") is True:
-        return "4-bit"
-    if "fp4" in words or "mxfp4" in weights:
-        return "mxfp4"
-    if "fp8" in words or "float8" in words or "fp8" in weights:
-        return "fp8"
-    bits = {str(options.get(name)) for name in ("bits", "w_bit", "nbits")}
-    if bits & {"2", "3", "4"} or "4-bit" in weights or re.search(r"\b(int4|w4a\d+)", words):
-        return "4-bit"
-    if "8" in bits or options.get("load_in_8bit") is True or "8-bit" in weights or re.search(r"\b(int8|w8a\d+)", words):
-        return "8-bit"
-    return "fp32" if dtype.endswith("float32") else "bf16"
+def _first_alike(kinds: Sequence[Attention], kind: Attention) -> Attention:
+    """Return a kind with the widths of the first: a shape says that in one number."""
+    first = kinds[0]
+    return Attention(kind.layers, first.kv_heads, first.key, first.key * (not first.latent), kind.window, first.latent)
 
 
-def _entries(quantization: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every key and value that tells of the weights: not of the KV cache, nor of what is left as it is."""
-    for key, value in quantization.items():
-        if "kv_cache" in key or key in ("input_activations", "output_activations"):
-            continue
-        yield key, value
-        if isinstance(value, Mapping):
-            yield from _entries(value)
+def _longest(config: TextConfig) -> int:
+    """Return the tokens of the longest request that vLLM lets the model have."""
+    longest = config.number("position", 2048)
+    rope = config.part("rope_scaling") or config.part("rope_parameters")
+    kind, factor = str(rope.get("rope_type") or rope.get("type") or ""), rope.get("factor")
+    if not isinstance(factor, (int, float)) or "gemma3" in config.family:
+        return longest
+    if kind == "yarn":
+        return max(longest, int(float(rope.get("original_max_position_embeddings") or 0) * factor))
+    return longest if kind in ("su", "longrope", "llama3", "default", "mrope", "") else int(longest * factor)
 
 
-def _kind(weights: Mapping[str, Any]) -> str:
-    """Return the precision in compressed-tensors' description of weights."""
-    bits = weights.get("num_bits")
-    if weights.get("type") == "float":
-        return {4: "fp4" if weights.get("group_size") == 16 else "mxfp4", 8: "fp8"}.get(bits or 0, "")
-    return f"{bits}-bit" if bits in (4, 8) else ""
+def _division(
+    config: TextConfig, mixed: Sequence[str], fed: Sequence[str], quantised: Mapping[str, Any], precision: str
+) -> Division:
+    """Return what tensor parallelism divides beside heads: feed-forward parts, states, and blocks of quantisation."""
+    found = parameters.feed_forward(config)
+    dense = found.dense if layer_kinds.DENSE in fed or config.get("enable_moe_block") else 0
+    expert, shared = (found.expert, found.shared) if layer_kinds.MOE in fed else (0, 0)
+    stateful = any(kind in (layer_kinds.STATE, layer_kinds.BOTH) for kind in mixed)
+    states, groups = _states(config) if stateful else ((), 1)
+    even = tuple(sorted({number for number in (dense, expert, shared, *states) if number}))
+    block, group = quantization.fp8_block(quantised), quantization.group(quantised)
+    if precision == "fp8" and block:
+        inputs = _quantised_inputs(config, mixed, quantised, dense, shared)
+        return Division(even, groups, inputs, block, (expert,) if expert else (), block, fp8_blocks=True)
+    if precision in ("fp4", "4-bit", "8-bit") and group:
+        inputs = _quantised_inputs(config, mixed, quantised, dense, shared)
+        smallest = min(group, SMALLEST_GROUP)
+        return Division(even, groups, inputs, group, (expert,) if expert else (), smallest)
+    return Division(even, groups)
 
 
-def _is_static(quantization: Mapping[str, Any]) -> bool:
-    """Return whether FP8 weights are known to have one scale a tensor, and one that is fixed for its input."""
-    options = dict(_entries(quantization))
-    if options.get("quant_algo"):
-        return str(options["quant_algo"]).upper() == "FP8"
-    if options.get("quant_method") == "fp8":
-        return options.get("activation_scheme") == "static" and not options.get("weight_block_size")
-    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, Mapping)]
-    return bool(groups) and all(
-        (group.get("weights") or {}).get("strategy") == "tensor"
-        and (group.get("input_activations") or {}).get("strategy") == "tensor"
-        and (group.get("input_activations") or {}).get("dynamic") is False
-        for group in groups
+def _states(config: TextConfig) -> tuple[tuple[int, ...], int]:
+    """Return what of layers with a state is divided, and the groups of Mamba-2."""
+    mamba, linear = mamba2(config), config.part("linear_attn_config")
+    if config.number("linear_num_value_heads"):
+        return (config.number("linear_num_key_heads"), config.number("linear_num_value_heads")), 1
+    if linear.get("num_heads"):
+        return (int(linear["num_heads"]),), 1
+    if mamba:
+        return (mamba["heads"],), mamba["groups"]
+    return (mamba1_width(config) or config.needed("hidden"),), 1
+
+
+def _quantised_inputs(
+    config: TextConfig, mixed: Sequence[str], quantised: Mapping[str, Any], dense: int, shared: int
+) -> tuple[int, ...]:
+    """Return the widths that go into a quantised matrix whose rows tensor parallelism divides."""
+    layers, heads = len(mixed), query_heads(config)
+    value = config.number("v_head_dim") or config.number("head_dim") or config.needed("hidden") // heads
+    parts = (
+        (heads * value, ("o_proj", "self_attn", "attention")),
+        (dense, ("mlp.down_proj", "mlp\\.(gate", "mlp.(gate")),
+        (shared, ("shared_expert",)),
     )
-
-
-def _active_width(config: Mapping[str, Any]) -> int:
-    """Return the width of the feed-forward part that one token passes: its experts and the shared ones."""
-    dense = int(config.get("intermediate_size") or 4 * int(config["hidden_size"]))
-    chosen = int(config.get("num_experts_per_tok") or 0)
-    if not _experts(config) or not chosen:
-        return dense
-    expert = int(config.get("moe_intermediate_size") or dense)
-    return chosen * expert + _shared_width(config, expert)
-
-
-def _experts(config: Mapping[str, Any]) -> int:
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if config.get(name):
-            return int(config[name])
-    return 0
-
-
-def _shared_width(config: Mapping[str, Any], expert: int) -> int:
-    if str(config.get("model_type", "")).startswith("llama4"):
-        return expert
-    if config.get("shared_expert_intermediate_size"):
-        return int(config["shared_expert_intermediate_size"])
-    return int(config.get("n_shared_experts") or 0) * expert
-
-
-def _local_layers(config: Mapping[str, Any], layers: int) -> tuple[int, int]:
-    """Return how many layers attend to a window only, and its length in tokens."""
-    chunk, window = config.get("attention_chunk_size"), config.get("sliding_window")
-    kinds = config.get("layer_types")
-    if kinds:
-        local = sum(1 for kind in kinds if kind in ("chunked_attention", "sliding_attention"))
-        return (local, int(chunk or window or 0)) if local and (chunk or window) else (0, 0)
-    if chunk:
-        # Llama 4 without a list: every fourth layer attends to everything.
-        return layers - layers // int(config.get("no_rope_layer_interval") or 4), int(chunk)
-    return 0, 0
-
-
-def _computed_gib(config: Mapping[str, Any], precision: str, dtype: str) -> float:
-    """Return the GiB of the weights by counting parameters; embeddings, head and router stay unquantised."""
-    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    dense = int(config.get("intermediate_size") or 4 * hidden)
-    experts = _experts(config)
-    expert = int(config.get("moe_intermediate_size") or dense)
-    feed_forward = 3 * hidden * (experts * expert + _shared_width(config, expert) if experts else dense)
-    embeddings = int(config["vocab_size"]) * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    width = DTYPE_BYTES.get(dtype.replace("torch.", ""), 2)
-    bits = BITS.get(precision, width * 8)
-    return (layers * (attention + feed_forward) * bits / 8 + embeddings * width) / GIB * LOADED
+    return tuple(width for width, words in parts if width and not quantization.spares(quantised, layers, *words))

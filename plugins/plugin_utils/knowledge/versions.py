@@ -88,6 +88,8 @@ ALLREDUCE_FUSED_BY_DEFAULT = Span(since=(0, 20, 0))
 CUDA_GRAPHS_IN_BUDGET = Span(since=(0, 21, 0))
 CPU_FP8_KV_CACHE = Span(since=(0, 33, 0))
 CUDA_13 = Span(since=(0, 20, 0))
+# Blocks of FP8 experts are cut smaller where they do not divide by the cards (fused_moe/oracle/fp8.py of 0.29.0).
+FP8_EXPERTS_IN_SMALLER_BLOCKS = Span(since=(0, 29, 0))
 # Its own kernels built for compute capability 10.3, given CUDA 13 (vllm #30484, #31150).
 KERNELS_FOR_10_3 = Span(since=(0, 14, 0))
 

@@ -24,6 +24,7 @@ WITHOUT_A_CARD = frozenset(
         "licence-not-accepted",
         "no-model-folder",
         "invalid-model-folder",
+        "model-size-unknown",
         "precision-contradicts-model",
         "unknown-model",
         "unknown-option",
@@ -128,5 +129,6 @@ MENDED: dict[str, Callable[[State], State]] = {
     "mixed-gpus": lambda state: replace(state, wishes=replace(state.wishes, gpu_selection="free")),
     "driver-too-old": _any_driver,
     "unsupported-platform": _any_platform,
+    "model-size-unknown": lambda state: replace(state, wishes=replace(state.wishes, tensor_parallel_size=1)),
     "licence-not-accepted": lambda state: replace(state, wishes=replace(state.wishes, accept_license=True)),
 }

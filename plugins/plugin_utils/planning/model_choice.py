@@ -12,9 +12,11 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelSource
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import ModelInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, model_shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.model_shape import Unread
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
@@ -27,9 +29,10 @@ class Chosen:
         name: what clients call it.
         source: the plan's C(model_source).
         precision: that of its weights.
-        shape: its sizes; None when nobody has read its config.json.
+        shape: its sizes; None when nobody has read its configuration, or it does not tell them.
         llama4: whether the recipe's settings for Llama 4 apply.
         fp8_kv: whether its keys and values are kept in FP8 unless the user wishes otherwise.
+        unread: what is known of a model whose configuration was read and does not tell its sizes.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Chosen:
     shape: Shape | None
     llama4: bool = False
     fp8_kv: bool = False
+    unread: Unread | None = None
 
 
 def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
@@ -56,25 +60,24 @@ def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequenc
     wished = wishes.model
     if wished is None:
         return _default_model(draft, wishes, cards)
-    shape = _read_shape(host, wished)
-    if wished.startswith("/"):
-        chosen = _folder(draft, wishes, wished, shape)
-    else:
-        chosen = _repository(draft, wishes, wished, shape)
+    read = _read(host, wished)
+    chosen = (
+        _folder(draft, wishes, wished, read) if wished.startswith("/") else _repository(draft, wishes, wished, read)
+    )
     _check_licence(wishes, chosen)
     _check_precision(draft, wishes, chosen, cards)
     return chosen
 
 
-def _read_shape(host: Mapping[str, Any], wished: str) -> Shape | None:
-    """Return the sizes of the model that was found on the host, if anybody looked."""
-    found = host.get("model")
+def _read(host: Mapping[str, Any], wished: str) -> Shape | Unread | None:
+    """Return the sizes of the model by what was read of it, on the host or at the hub; None where nobody could."""
+    found: ModelInfo = host.get("model") or ModelInfo()
     if found and wished.startswith("/"):
         model_shape.check(found)
-    if not found or not found.get("config"):
-        bare = host.get("model_config")
-        return model_shape.shape({"config": bare, "path": wished}) if bare else None
-    return model_shape.shape(found)
+    if found.get("config"):
+        return model_shape.read(found)
+    bare = host.get("model_config")
+    return model_shape.read({"config": bare, "path": wished}) if bare else None
 
 
 def _default_model(draft: Draft, wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
@@ -114,15 +117,20 @@ def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, reposito
     )
 
 
-def _folder(draft: Draft, wishes: Wishes, path: str, shape: Shape | None) -> Chosen:
+def _folder(draft: Draft, wishes: Wishes, path: str, read: Shape | Unread | None) -> Chosen:
     mount, argument = _mount(path)
     name = wishes.served_model_name or posixpath.basename(path)
     draft.decide("model", path, "vllm_model: a folder on the host, mounted read-only")
     source: ModelSource = {"kind": "path", "location": path, "mount": mount, "argument": argument}
-    if shape is None:
-        return Chosen(name, source, wishes.precision or "bf16", None)
-    llama4 = shape.model_type.startswith("llama4")
-    return Chosen(name, source, shape.precision, shape, llama4, fp8_kv=llama4)
+    llama4 = read is not None and read.model_type.startswith("llama4")
+    return _as_read(wishes, name, source, read, llama4=llama4)
+
+
+def _as_read(wishes: Wishes, name: str, source: ModelSource, read: Shape | Unread | None, *, llama4: bool) -> Chosen:
+    """Return a model that the catalogue does not know, by what was read of it."""
+    shape, unread = (None, read) if isinstance(read, Unread) else (read, None)
+    precision = read.precision if read else (wishes.precision or "bf16")
+    return Chosen(name, source, precision, shape, llama4, fp8_kv=llama4, unread=unread)
 
 
 def _mount(path: str) -> tuple[str, str]:
@@ -136,7 +144,7 @@ def _mount(path: str) -> tuple[str, str]:
     return path, f"/models/{posixpath.basename(path)}"
 
 
-def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | None) -> Chosen:
+def _repository(draft: Draft, wishes: Wishes, repository: str, read: Shape | Unread | None) -> Chosen:
     known = catalogue.find(repository)
     draft.decide("model", repository, "vllm_model")
     if known:
@@ -151,9 +159,8 @@ def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | No
     if wishes.model_source == "pypi":
         raise _no_package(repository)
     source: ModelSource = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
-    precision = shape.precision if shape else (wishes.precision or "bf16")
-    llama4 = bool(catalogue.licence_of(repository, shape.model_type if shape else ""))
-    return Chosen(wishes.served_model_name or repository, source, precision, shape, llama4, fp8_kv=llama4)
+    llama4 = bool(catalogue.licence_of(repository, read.model_type if read else ""))
+    return _as_read(wishes, wishes.served_model_name or repository, source, read, llama4=llama4)
 
 
 def has_dummy_weights(wishes: Wishes) -> bool:
@@ -164,7 +171,8 @@ def has_dummy_weights(wishes: Wishes) -> bool:
 def _check_licence(wishes: Wishes, chosen: Chosen) -> None:
     if wishes.accept_license or has_dummy_weights(wishes):
         return
-    licence = catalogue.licence_of(chosen.source["location"], chosen.shape.model_type if chosen.shape else "")
+    read = chosen.shape or chosen.unread
+    licence = catalogue.licence_of(chosen.source["location"], read.model_type if read else "")
     if licence:
         raise GpufleetError(
             f"{chosen.name} is under the Llama 4 Community License Agreement, which you have not accepted.",

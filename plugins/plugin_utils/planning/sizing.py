@@ -23,6 +23,8 @@ DEFAULT_MODEL_LEN = 32768
 # vLLM's own max-num-seqs for cards of 70 GiB and more, and for smaller ones.
 DEFAULT_SEQS_LARGE, DEFAULT_SEQS_SMALL, LARGE_CARD_GIB = 1024, 256, 70
 MOST_CARDS = 64
+# Of what a card may use, the most that weights take where nothing else is known of a model.
+WEIGHTS_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def size_replica(
         version=version,
     )
     if chosen.shape is None:
-        return _size_unknown(draft, wishes, load, cards)
+        return _size_unknown(draft, wishes, chosen, load, cards, card)
     _check_length(wishes, chosen.shape)
     load = _utilisation(draft, wishes, chosen.shape, card, load)
     load = _tensor_parallelism(draft, wishes, chosen, chosen.shape, cards, card, load)
@@ -77,6 +79,8 @@ def size_replica(
 def _kv_cache_reason(shape: Shape, found: Budget, load: ReplicaLoad) -> str:
     per_token = memory_model.kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size)
     reason = f"{found.as_sentence()} of {per_token} bytes per GPU"
+    if shape.state_bytes:
+        reason += f", and {memory_model.state_gib(shape, load.tensor_parallel_size):.3f} GiB for each sequence's state"
     if shape.local_layers:
         reason += f"; {shape.local_layers} of {shape.layers} layers attend to {shape.local_window} tokens only"
     return reason
@@ -92,17 +96,69 @@ def _check_length(wishes: Wishes, shape: Shape) -> None:
         )
 
 
-def _size_unknown(draft: Draft, wishes: Wishes, load: ReplicaLoad, cards: Sequence[Gpu]) -> Sizing:
-    size = wishes.tensor_parallel_size or 1
-    if size > len(cards):
-        raise too_few_gpus(f"vllm_tensor_parallel_size: {size}", size, cards)
+def _size_unknown(
+    draft: Draft, wishes: Wishes, chosen: Chosen, load: ReplicaLoad, cards: Sequence[Gpu], card: float
+) -> Sizing:
+    """Plan a model whose layers are not known: by the size of its weights, or as the user says."""
+    size = wishes.tensor_parallel_size or 0
+    if size * (wishes.replicas or 1) > len(cards):
+        raise too_few_gpus(f"vllm_tensor_parallel_size: {size}", size * (wishes.replicas or 1), cards)
+    reason = "vllm_tensor_parallel_size"
+    if not size and chosen.unread is None:
+        raise _size_unknown_error(chosen)
+    if not size:
+        size, reason = _size_by_weights(wishes, chosen, load, cards, card)
+    why = chosen.unread.why if chosen.unread else "its configuration could not be read"
     draft.warn(
-        "Nothing is known of the model's size: it is not in the catalogue and its config.json has not been read."
-        " Memory was not checked; set vllm_tensor_parallel_size and vllm_max_model_len yourself."
+        f"The memory of {chosen.name} was not checked: {why}. Set vllm_tensor_parallel_size, vllm_max_model_len and"
+        " vllm_max_num_seqs yourself if the server does not start."
     )
-    draft.decide("tensor_parallel_size", size, "the wish, or 1 because the model's size is unknown")
+    draft.decide("tensor_parallel_size", size, reason)
+    if chosen.unread and chosen.unread.weights_gib:
+        draft.decide("weights", f"{chosen.unread.weights_gib:.2f} GiB", chosen.unread.weights_source)
     load = replace(load, tensor_parallel_size=size)
     return Sizing(load, wishes.max_model_len, wishes.max_num_seqs, wishes.gpu_memory_utilization, None)
+
+
+def _size_unknown_error(chosen: Chosen) -> GpufleetError:
+    looked, remedy = (
+        "its configuration could not be read, neither on the host nor at the hub",
+        (
+            "Let the controller or the host reach the hub (a mirror as HF_ENDPOINT and a proxy as HTTPS_PROXY in"
+            " vllm_environment, a token in vllm_hf_token), or put the model on the host"
+        ),
+    )
+    if chosen.source["kind"] == "path":
+        looked = f"nobody has looked into {chosen.source['location']} on the host"
+        remedy = "Plan with the host in reach and its folder in place (without vllm_gpus)"
+    return GpufleetError(
+        f"Nothing is known of the size of {chosen.name}: {looked}.",
+        name="model-size-unknown",
+        remedy=f"{remedy}. Or size it yourself: vllm_tensor_parallel_size and vllm_max_model_len.",
+    )
+
+
+def _size_by_weights(
+    wishes: Wishes, chosen: Chosen, load: ReplicaLoad, cards: Sequence[Gpu], card: float
+) -> tuple[int, str]:
+    """Return the fewest cards that hold the weights with room for the rest, a power of two, and why."""
+    weights = chosen.unread.weights_gib if chosen.unread else 0.0
+    if not weights:
+        return 1, "1, because the model's size is not known"
+    most = len(cards) // (wishes.replicas or 1)
+    share = card * load.utilisation * WEIGHTS_SHARE
+    sizes = [2**power for power in range(MOST_CARDS.bit_length())]
+    size = next((size for size in sizes if weights / size <= share), 0)
+    if 0 < size <= most:
+        return size, f"the weights of {weights:.1f} GiB take at most {WEIGHTS_SHARE:.0%} of what each GPU may use"
+    raise GpufleetError(
+        f"{chosen.name} ({chosen.precision}, {weights:.1f} GiB of weights) does not fit {most} x {cards[0].name}.",
+        name="does-not-fit",
+        remedy=f"It needs {size} GPUs of this kind together{_how_to_get(size, wishes, cards)}"
+        if size
+        else "No number of these GPUs holds it.",
+        details={"gpus_needed": size or None, "weights_gib": weights, "kv_cache_gib": None},
+    )
 
 
 def _starting_seqs(wishes: Wishes, card: float) -> int:
@@ -168,13 +224,15 @@ def _tensor_parallelism(
     if most < 1:
         raise too_few_gpus(f"vllm_replicas: {wishes.replicas}", wishes.replicas or 1, cards)
     if wishes.tensor_parallel_size:
-        size, reason = _wished_size(wishes, shape, cards), "vllm_tensor_parallel_size"
+        size, reason = _wished_size(wishes, chosen, shape, cards, load), "vllm_tensor_parallel_size"
         if not _fits(shape, card, replace(load, tensor_parallel_size=size), wishes):
             raise _does_not_fit(wishes, chosen, shape, cards, card, replace(load, tensor_parallel_size=size))
         draft.decide("tensor_parallel_size", size, reason)
         return replace(load, tensor_parallel_size=size)
     wanted, reason = _profile_size(wishes, chosen.precision, shape, card, load, most)
-    sizes = memory_model.tensor_parallel_sizes(shape, most)
+    sizes = memory_model.tensor_parallel_sizes(shape, most, load.version)
+    if not sizes:
+        raise _indivisible(wishes, chosen, shape, 1, load)
     start = max(size for size in sizes if size <= wanted)
     if start < wanted:
         reason += f"; here {start}, because only {most} GPU(s) are there for a replica"
@@ -190,16 +248,10 @@ def _tensor_parallelism(
     raise _does_not_fit(wishes, chosen, shape, cards, card, replace(load, tensor_parallel_size=sizes[-1]))
 
 
-def _wished_size(wishes: Wishes, shape: Shape, cards: Sequence[Gpu]) -> int:
+def _wished_size(wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], load: ReplicaLoad) -> int:
     size = wishes.tensor_parallel_size or 1
-    if not memory_model.divides(shape, size):
-        valid = [str(valid) for valid in memory_model.tensor_parallel_sizes(shape, MOST_CARDS)]
-        raise GpufleetError(
-            f"vllm_tensor_parallel_size: {size} does not divide the model's {shape.heads} attention heads and"
-            f" {shape.kv_heads} KV heads.",
-            name="invalid-tensor-parallel-size",
-            remedy=f"Set it to auto or to one of {', '.join(valid)}.",
-        )
+    if not memory_model.divides(shape, size, load.version):
+        raise _indivisible(wishes, chosen, shape, size, load)
     wanted = size * (wishes.replicas or 1)
     if wanted > len(cards):
         asked = f"vllm_tensor_parallel_size: {size}"
@@ -207,6 +259,20 @@ def _wished_size(wishes: Wishes, shape: Shape, cards: Sequence[Gpu]) -> int:
             asked += f" with vllm_replicas: {wishes.replicas}"
         raise too_few_gpus(asked, wanted, cards)
     return size
+
+
+def _indivisible(wishes: Wishes, chosen: Chosen, shape: Shape, size: int, load: ReplicaLoad) -> GpufleetError:
+    """Return the error for a model that this vLLM cannot divide over C(size) cards."""
+    valid = memory_model.tensor_parallel_sizes(shape, MOST_CARDS, load.version)
+    what = memory_model.indivisible(shape, size, load.version)
+    asked = f"vllm_tensor_parallel_size: {size}" if wishes.tensor_parallel_size else f"Tensor parallelism {size}"
+    return GpufleetError(
+        f"{asked} does not divide {chosen.name}: {what}, by the rules of vLLM {versions.as_text(load.version)}.",
+        name="invalid-tensor-parallel-size",
+        remedy=f"Set it to auto or to one of {', '.join(map(str, valid))}."
+        if valid
+        else "Choose another vllm_model, one that is not quantised in blocks, or a newer vLLM in vllm_image_tag.",
+    )
 
 
 def too_few_gpus(asked: str, wanted: int, cards: Sequence[Gpu]) -> GpufleetError:
@@ -241,7 +307,7 @@ def _does_not_fit(
     enough = next(
         (
             larger
-            for larger in memory_model.tensor_parallel_sizes(shape, MOST_CARDS)
+            for larger in memory_model.tensor_parallel_sizes(shape, MOST_CARDS, load.version)
             if _fits(shape, card, replace(load, tensor_parallel_size=larger), wishes)
         ),
         None,
@@ -296,19 +362,7 @@ def _sequences(
             )
         return load, wishes.max_num_seqs
     if wishes.goals.sequences is None and not wishes.goals.fill:
-        as_told = ", as in the recipe" if wishes.goals.as_published else ""
-        draft.decide(
-            "max_num_seqs",
-            None,
-            f"left to vLLM ({load.max_num_seqs}){as_told}; the KV cache holds {held} requests of {lengths}",
-        )
-        if held < load.max_num_seqs:
-            draft.warn(
-                f"vLLM takes {load.max_num_seqs} requests at once unless vllm_max_num_seqs is set; the KV cache holds"
-                f" fewer of {lengths} (see the plan's capacity). More concurrency, such as the 512 of the recipe's"
-                " benchmark, waits in the queue or is preempted."
-            )
-        return load, None
+        return _left_to_vllm(draft, wishes, shape, load, held, lengths)
     if wishes.goals.sequences is None:
         for _round in range(3):
             load = replace(load, max_num_seqs=max(1, min(held, load.max_num_batched_tokens)))
@@ -324,8 +378,36 @@ def _sequences(
     return replace(load, max_num_seqs=seqs), seqs
 
 
+def _left_to_vllm(
+    draft: Draft, wishes: Wishes, shape: Shape, load: ReplicaLoad, held: int, lengths: str
+) -> tuple[ReplicaLoad, int | None]:
+    """Leave max-num-seqs to vLLM, but where its own would not start."""
+    if shape.state_bytes and held < load.max_num_seqs:
+        seqs = max(1, held)
+        draft.decide(
+            "max_num_seqs",
+            seqs,
+            f"{load.max_num_seqs}, vLLM's own, would not start: layers with a state keep one of every sequence; the KV"
+            f" cache holds {held} of {lengths}",
+        )
+        return replace(load, max_num_seqs=seqs), seqs
+    as_told = ", as in the recipe" if wishes.goals.as_published else ""
+    draft.decide(
+        "max_num_seqs",
+        None,
+        f"left to vLLM ({load.max_num_seqs}){as_told}; the KV cache holds {held} requests of {lengths}",
+    )
+    if held < load.max_num_seqs:
+        draft.warn(
+            f"vLLM takes {load.max_num_seqs} requests at once unless vllm_max_num_seqs is set; the KV cache holds"
+            f" fewer of {lengths} (see the plan's capacity). More concurrency, such as the 512 of the recipe's"
+            " benchmark, waits in the queue or is preempted."
+        )
+    return load, None
+
+
 def _held(shape: Shape, card: float, load: ReplicaLoad, length: int) -> int:
-    return memory_model.budget(shape, card, load).tokens // length
+    return memory_model.budget(shape, card, load).held(length)
 
 
 def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: ReplicaLoad) -> int:
@@ -376,7 +458,7 @@ def capacity(wishes: Wishes, sizing: Sizing) -> Capacity:
         "weights_gib_per_gpu": round(found.weights, 2),
         "kv_cache_gib_per_gpu": round(found.kv, 2),
         "kv_cache_tokens": found.tokens,
-        "max_concurrent_requests": max(1, min(found.tokens // length, sizing.load.max_num_seqs)),
+        "max_concurrent_requests": max(1, min(found.held(length), sizing.load.max_num_seqs)),
     }
 
 

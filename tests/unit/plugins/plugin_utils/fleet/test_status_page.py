@@ -101,7 +101,7 @@ def test_a_fleet_that_is_refused_as_a_whole() -> None:
 
 
 def test_a_plan_without_known_sizes() -> None:
-    unknown = plan("NVIDIA H200", model="a/b")
+    unknown = plan("NVIDIA H200", model="a/b", tensor_parallel_size=1)
     assert " ? " in plan_page.table({"a": unknown})["table"][2]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import look_at_model, snapshot
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import model_shape
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import memory_model, model_shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB, Shape
 
 SCOUT_TEXT: dict[str, Any] = {
     "model_type": "llama4_text",
@@ -100,7 +101,7 @@ PER_TENSOR = {"strategy": "tensor", "num_bits": 8, "type": "float", "dynamic": F
 
 def read(config: dict[str, Any], **more: Any) -> Any:
     found: Any = {"path": "/m", "config": config, **more}
-    return model_shape.shape(found)
+    return model_shape.read(found)
 
 
 def test_scout_is_what_the_catalogue_says() -> None:
@@ -216,10 +217,93 @@ def test_mxfp4_has_the_size_of_its_bits() -> None:
     )
 
 
-def test_what_is_no_decoder_is_refused() -> None:
-    with pytest.raises(GpufleetError, match="num_attention_heads") as caught:
-        read({"hidden_size": 5})
-    assert caught.value.name == "invalid-model-folder"
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"hidden_size": 5, "num_hidden_layers": 2}, "num_attention_heads"),
+        ({"model_type": "resnet"}, "num_hidden_layers"),
+        ({**LLAMA_8B, "layer_types": ["full_attention", "of_another_kind"]}, "of_another_kind"),
+        ({**LLAMA_8B, "compress_ratios": [0, 4, 128]}, "compress_ratios"),
+        ({**LLAMA_8B, "num_hidden_layers": "many"}, "many"),
+        ({"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}, "num_attention_heads"),
+        ({}, "num_hidden_layers"),
+    ],
+)
+def test_what_cannot_be_told_is_unread_and_says_why(config: dict[str, Any], why: str) -> None:
+    found = read(config, total_bytes=2 * GIB)
+    assert isinstance(found, model_shape.Unread)
+    assert why in found.why
+    assert found.weights_gib == pytest.approx(2.052)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*LLAMA_8B, "text_config", "layer_types", "sliding_window", "block_configs", "num_experts"]),
+        st.none() | st.integers(-3, 9) | st.text(max_size=3) | st.lists(st.integers(0, 2), max_size=3) | st.just({}),
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_no_configuration_is_refused_for_what_is_in_it(changes: dict[str, Any]) -> None:
+    found = read({**LLAMA_8B, **changes})
+    assert isinstance(found, (Shape, model_shape.Unread))
+    if isinstance(found, Shape):
+        assert found.layers > 0
+        assert memory_model.kv_bytes_per_token(found, "bfloat16") > 0
+
+
+def test_maverick_without_an_index_has_experts_in_every_second_layer() -> None:
+    maverick = {**SCOUT_TEXT, "interleave_moe_layer_step": 2, "num_local_experts": 128}
+    assert read({**maverick, "quantization_config": FP8}).weights_gib == pytest.approx(
+        373 * model_shape.LOADED, rel=0.02
+    )
+
+
+def test_a_folder_in_mistrals_own_format() -> None:
+    params = {"dim": 5120, "n_layers": 40, "head_dim": 128, "hidden_dim": 32768, "n_heads": 32, "n_kv_heads": 8}
+    found = read({**params, "vocab_size": 131072})
+    assert (found.layers, found.kv_heads, found.head_dim, found.max_position) == (40, 8, 128, 128000)
+    moe = {"num_experts": 8, "num_experts_per_tok": 2}
+    assert read({**params, "vocab_size": 131072, "moe": moe}).intermediate == 2 * 32768
+
+
+def test_gemma_3_says_little_and_means_its_familys_defaults() -> None:
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34}
+    found = read({"model_type": "gemma3", "text_config": {**text, "sliding_window": 1024}, "vision_config": {}})
+    assert (found.heads, found.kv_heads, found.head_dim, found.vocabulary) == (8, 4, 256, 262208)
+    assert (found.local_layers, found.local_window, found.vision) == (29, 1024, True)
+    assert read({"model_type": "gemma3"}).layers == 26
+
+
+def test_null_says_that_there_is_none_and_not_that_the_default_holds() -> None:
+    found = read({**LLAMA_8B, "model_type": "mistral", "sliding_window": None})
+    assert found.local_layers == 0
+    assert read({**LLAMA_8B, "model_type": "mistral"}).local_layers == 32
+
+
+@pytest.mark.parametrize(
+    ("width", "old", "new"),
+    [
+        (768, [1, 2], [1, 2, 4, 8]),
+        (1536, [1, 2, 4], [1, 2, 4, 8, 16]),
+        (512, [1, 2, 4], [1, 2, 4, 8, 16]),
+        (1408, [1], [1, 2, 4]),
+        (1856, [], [1, 2]),
+    ],
+)
+def test_experts_in_blocks_of_fp8(width: int, old: list[int], new: list[int]) -> None:
+    config = {**QWEN3_30B_A3B, "moe_intermediate_size": width}
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    found = read({**config, "quantization_config": blocks})
+    assert memory_model.tensor_parallel_sizes(found, 16, (0, 28, 0)) == old
+    assert memory_model.tensor_parallel_sizes(found, 16, (0, 29, 0)) == new
+
+
+def test_what_is_not_quantised_has_no_blocks() -> None:
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    dense = {**LLAMA_8B, "intermediate_size": 11008, "quantization_config": blocks}
+    assert memory_model.tensor_parallel_sizes(read(dense), 8) == [1, 2]
+    spared = {**blocks, "ignored_layers": ["re:.*mlp.down_proj"]}
+    assert memory_model.tensor_parallel_sizes(read({**dense, "quantization_config": spared}), 8) == [1, 2, 4, 8]
 
 
 def test_a_plain_folder_is_its_own_snapshot(tmp_path: Path) -> None:

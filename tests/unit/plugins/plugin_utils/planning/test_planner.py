@@ -67,6 +67,59 @@ TINY_SCOUT = {
     "torch_dtype": "bfloat16",
     "vocab_size": 1000,
 }
+LLAMA_70B = {
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+NEMOTRON_SUPER = {
+    **LLAMA_70B,
+    "model_type": "nemotron-nas",
+    "num_key_value_heads": None,
+    "block_configs": [
+        *({"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 2.625}} for _layer in range(49)),
+        *({"attention": {"no_op": True}, "ffn": {"ffn_mult": 2.625}} for _layer in range(31)),
+    ],
+}
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "head_dim": 128,
+    "hidden_size": 2048,
+    "max_position_embeddings": 40960,
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "vocab_size": 151936,
+}
+FP8_BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+QWEN3_NEXT = {
+    "model_type": "qwen3_next",
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "moe_intermediate_size": 512,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "shared_expert_intermediate_size": 512,
+    "vocab_size": 151936,
+}
 LAPTOP = {"architecture": "x86_64", "cpus": 2, "memory_mib": 24000, "memory_available_mib": 20000}
 
 
@@ -259,7 +312,7 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "and so does FP8 of Llama 4 that nobody has read": (
         host(B200),
-        {"model": "org/Llama-4-Scout-FP8-dynamic", "precision": "fp8"},
+        {"model": "org/Llama-4-Scout-FP8-dynamic", "precision": "fp8", "tensor_parallel_size": 1},
         {"precision": "fp8", "--moe-backend": None, "environment": {}},
     ),
     "FP8 of Llama 4 with static scales is as in NVIDIA's repository": (
@@ -502,10 +555,45 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             }
         },
     ),
-    "a model that nobody has read is planned without numbers": (
-        host(H100),
-        {"model": "org/unheard-of", "accept_license": False},
+    "a model that nobody has read is planned as the user sizes it": (
+        host(H100, 2),
+        {"model": "org/unheard-of", "accept_license": False, "tensor_parallel_size": 2, "max_model_len": 4096},
+        {"tp": 2, "--max-model-len": 4096, "requests": None},
+    ),
+    "a model whose layers are not told is sized by its weights": (
+        host(H100, 8, model={"config": {"model_type": "news"}, "total_bytes": 150 * 1024**3}),
+        {"model": "org/unheard-of"},
+        {"tp": 4, "replicas": 2, "--max-model-len": None, "requests": None},
+    ),
+    "nor is it refused where nothing tells those": (
+        host(H100, model={"config": {"model_type": "news"}}),
+        {"model": "/srv/news"},
         {"tp": 1, "--max-model-len": None, "requests": None},
+    ),
+    "a 70B model of the hub takes two H200 a server": (
+        host(H200, 8, model={"config": LLAMA_70B, "total_bytes": 141107412992}),
+        {"model": "meta-llama/Llama-3.3-70B-Instruct"},
+        {"tp": 2, "replicas": 4},
+    ),
+    "layers without attention keep nothing": (
+        host(H100, 2, model_config=NEMOTRON_SUPER),
+        {"model": "nvidia/Llama-3_3-Nemotron-Super-49B-v1", "max_model_len": 131072, "profile": "balanced"},
+        {"tp": 2, "replicas": 1, "--max-model-len": 131072},
+    ),
+    "blocks of quantised experts limit tensor parallelism": (
+        host(H100, 8, model_config={**QWEN3_MOE, "quantization_config": FP8_BLOCKS}),
+        {"model": "Qwen/Qwen3-30B-A3B-FP8", "profile": "min_latency"},
+        {"tp": 2, "replicas": 4},
+    ),
+    "which newer releases cut smaller": (
+        host(H100, 8, model_config={**QWEN3_MOE, "quantization_config": FP8_BLOCKS}),
+        {"model": "Qwen/Qwen3-30B-A3B-FP8", "profile": "min_latency", "image_tag": "v0.33.0"},
+        {"tp": 8, "replicas": 1},
+    ),
+    "a sequence's state limits how many there are": (
+        host(H100, 8, model_config=QWEN3_NEXT),
+        {"model": "Qwen/Qwen3-Coder-Next", "max_model_len": 32768, "image_tag": "v0.12.0"},
+        {"tp": 4, "--max-num-seqs": 921},
     ),
     "processors serve the small model with what is known to work": (
         LAPTOP,
@@ -853,11 +941,23 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "invalid-model-folder",
         ["model-2.safetensors"],
     ),
-    "a model that is no decoder": (
-        host(H200, model={**MODEL, "config": {"model_type": "resnet"}}),
-        {"model": "/srv/m"},
-        "invalid-model-folder",
-        ["hidden_size"],
+    "a model of unknown size": (
+        host(H200, 8),
+        {"model": "org/unheard-of"},
+        "model-size-unknown",
+        ["vllm_tensor_parallel_size and vllm_max_model_len", "vllm_hf_token"],
+    ),
+    "weights that no number of cards holds": (
+        host(H100, 2, model={"config": {"model_type": "news"}, "total_bytes": 150 * 1024**3}),
+        {"model": "org/unheard-of"},
+        "does-not-fit",
+        ["153.9 GiB of weights", "needs 4 GPUs"],
+    ),
+    "a size that cuts through blocks of quantised experts": (
+        host(H100, 8, model_config={**QWEN3_MOE, "quantization_config": FP8_BLOCKS}),
+        {"model": "Qwen/Qwen3-30B-A3B-FP8", "tensor_parallel_size": 4},
+        "invalid-tensor-parallel-size",
+        ["experts of width 768", "128", "1, 2."],
     ),
     "Scout on a laptop": (
         LAPTOP,
@@ -931,7 +1031,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "a key guards a part only": (host(H200), {"host": "0.0.0.0", "api_key": "k"}, "guards /v1 only"),
     "made-up weights": (host(H200), {"extra_config": {"load-format": "dummy"}}, "answers mean nothing"),
-    "a model nobody has read": (host(H200), {"model": "a/b"}, "Memory was not checked"),
+    "a model nobody has read": (
+        host(H200),
+        {"model": "a/b", "tensor_parallel_size": 1},
+        "was not checked: its configuration could not",
+    ),
 }
 
 

@@ -687,7 +687,9 @@ def test_offline_everything_must_be_there() -> None:
     weights = [{"folder": CACHED, "path": CACHED, "exists": True, "complete": True, "total_bytes": 1}]
     there = host_info(weights=weights, image={"id": "sha256:1", "environment": {}})
     assert told(judge(there, offline=True)) == {"offline": "info"}
-    assert told(judge(offline=True, image_archive="/srv/image.tar", model="/srv/model")) == {"offline": "info"}
+    assert told(judge(offline=True, image_archive="/srv/image.tar", model="/srv/model", tensor_parallel_size=1)) == {
+        "offline": "info"
+    }
 
 
 IMAGE_THERE = {"image": {"id": "sha256:1", "environment": {}}}
