@@ -215,7 +215,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "host-out-of-memory",
         r"Killed signal terminated program|died due to signal 9|Killed\s+signal 9|cc1plus: out of memory"
-        r"|(?:virtual )?memory exhausted: |\(core dumped\).*Killed|^Killed$|SubprocException.*SIGKILL",
+        r"|(?:virtual )?memory exhausted: |SubprocException.*SIGKILL",
         "A compiler that the server had started was killed, as happens when the host has no memory left.",
         "Lower MAX_JOBS (and NVCC_THREADS) in vllm_environment so that fewer compilers run at a time, or use a host"
         " with more memory.",

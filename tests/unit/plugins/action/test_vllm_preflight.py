@@ -74,7 +74,11 @@ SCENARIOS = {
 # What this machine lacks has nothing to do with the scenario.
 ABOUT_THIS_MACHINE = {
     "clock-not-synchronised",
+    "daemon-config-not-read",
     "disk-full",
+    "engine-is-podman",
+    "engine-is-rootless",
+    "engine-is-snap",
     "engine-not-running",
     "engine-to-come",
     "not-root",

@@ -623,6 +623,21 @@ def test_engine(settings: dict[str, Any], expected: dict[str, str]) -> None:
     assert told(judge(host_info(engine=NO_ENGINE), engine=settings)) == expected
 
 
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({"kind": "docker", "rootless": False, "config_path": "/etc/docker/daemon.json"}, {}),
+        ({"kind": "docker", "config_path": ""}, {}),
+        ({"kind": "podman", "version": "5.4.0"}, {"engine-is-podman": "error"}),
+        ({"kind": "snap", "config_path": "/var/snap/docker/1/daemon.json"}, {"engine-is-snap": "error"}),
+        ({"kind": "docker", "rootless": True}, {"engine-is-rootless": "warning"}),
+        ({"kind": "docker", "config_path": "/srv/daemon.json"}, {"daemon-config-not-read": "warning"}),
+    ],
+)
+def test_an_engine_of_another_kind_is_told(about: dict[str, Any], expected: dict[str, str]) -> None:
+    assert told(judge(host_info(engine=about))) == expected
+
+
 def test_an_unfinished_replacement_of_this_deployment_is_told() -> None:
     boxes = [container("vllm-0-previous", OURS, "exited"), container("other-0-previous", OTHERS, "exited")]
     boxes.append(container("vllm-1-previous", GONE, "exited", ours=False))
