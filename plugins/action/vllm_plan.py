@@ -14,7 +14,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import (
+    moe_tables,
+    planner_host,
+    read_wishes,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, variable_names
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.plan_ports import check_host
 
@@ -42,7 +46,8 @@ class ActionModule(ControllerAction):
         if arguments["validate_only"]:
             return {"msg": "The vllm_* variables are valid.", **told}
         host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
-        plan = planner.plan({**host, **arguments["host"]}, wished)
+        tables = moe_tables(self._templar, variables)
+        plan = planner.plan({**host, "moe_tables": tables, **arguments["host"]}, wished)
         check_host(plan, arguments["host_info"])
         written = self._written(plan, arguments["plan_dir"], variables)
         return {"plan": plan, "summary": planner.summary(plan), **written, **told}

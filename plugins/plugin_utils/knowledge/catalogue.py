@@ -37,6 +37,8 @@ class Shape:
         precision: C(fp8), C(fp4) (NVFP4), C(mxfp4), C(4-bit), C(8-bit), C(bf16) or C(fp32).
         vision: whether a vision tower comes with it.
         static_fp8: whether it is FP8 with one scale a tensor, fixed for activations too, as in NVIDIA's repositories.
+        experts: how many experts a layer has that are chosen from; 0 for a model without.
+        expert_width: the width of one of them, all cards together.
     """
 
     model_type: str
@@ -57,6 +59,8 @@ class Shape:
     dtype_bytes: int = 2
     vision: bool = False
     static_fp8: bool = False
+    experts: int = 0
+    expert_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ SCOUT = Model(
         local_layers=36,
         local_window=8192,
         vision=True,
+        experts=16,
+        expert_width=8192,
         weights_gib=0.0,
         weights_source="",
         precision="",

@@ -109,6 +109,8 @@ def _shape(config: Mapping[str, Any], outer: Mapping[str, Any], quantization: Ma
         dtype_bytes=DTYPE_BYTES.get(dtype.replace("torch.", ""), 2),
         vision="vision_config" in outer,
         static_fp8=precision == "fp8" and _is_static(quantization),
+        experts=_experts(config),
+        expert_width=int(config.get("moe_intermediate_size") or config.get("intermediate_size") or 0),
     )
 
 

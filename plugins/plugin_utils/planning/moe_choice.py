@@ -84,8 +84,8 @@ def _blackwell(
         )
         return
     draft.warn(
-        "FlashInfer's FP8 MoE kernels for Blackwell were not run by this collection, and similar ones have cost accuracy"
-        " without a word (vllm #31609, #33532): run the accuracy check."
+        "FlashInfer's FP8 MoE kernels for Blackwell were not run by this collection, and similar ones have cost"
+        " accuracy without a word (vllm #31609, #33532): run the accuracy check."
     )
     if first:
         reason = "TensorRT-LLM's kernels for Blackwell, which vLLM takes first on 10.x from 0.15 on"
