@@ -35,7 +35,7 @@ CHUNK = "attention_chunk_size"
 TABLES_VARIABLE = "VLLM_TUNED_CONFIG_FOLDER"
 CUBIN_VARIABLE = "VLLM_HAS_FLASHINFER_CUBIN"
 # Options of the user's own by which he decides on graphs himself.
-OWN_GRAPHS = ("compilation-config", "cudagraph-capture-sizes", "cuda-graph-sizes", "enforce-eager")
+OWN_GRAPHS = ("cudagraph-capture-sizes", "cuda-graph-sizes", "enforce-eager", "max-cudagraph-capture-size")
 CAPTURE_STEP = 256
 
 
@@ -58,7 +58,8 @@ def without_chunks(wishes: Wishes, shape: Shape) -> bool:
 def with_graphs(wishes: Wishes, shape: Shape, load: ReplicaLoad) -> ReplicaLoad:
     """Return the load with what is captured in CUDA graphs."""
     whole = not _attends_in_chunks(shape) or without_chunks(wishes, shape)
-    own = any(option in wishes.extra_config for option in (*OWN_GRAPHS, "max-cudagraph-capture-size"))
+    own = any(option in wishes.extra_config for option in OWN_GRAPHS)
+    own = own or "cudagraph" in str(wishes.extra_config.get("compilation-config", ""))
     sent = bool(wishes.max_num_seqs or wishes.goals.sequences or wishes.goals.fill)
     capture = 0
     if load.max_num_seqs > memory_model.DEFAULT_CAPTURE and sent and not own and is_on(wishes, "graph-sizes"):

@@ -24,6 +24,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import gpus, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import levers
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.answer_options import answer_options
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.cpu_options import cpu_capacity, cpu_options
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.gpu_options import (
@@ -189,6 +190,8 @@ def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     chosen = choose(draft, host, wishes, ())
     chosen = replace(chosen, precision="bf16" if wishes.precision == "bf16" else "fp32")
     config = cpu_options(draft, host, wishes, chosen, version)
+    levers.text_only_options(wishes, chosen, version, config)
+    answer_options(draft, wishes, chosen, image["reference"], config)
     config, environment = finish_options(draft, wishes, chosen, version, config, {})
     count = wishes.replicas or 1
     draft.decide("replicas", count, "vllm_replicas" if wishes.replicas else "one server shares all cores")

@@ -97,6 +97,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**FULL, "extra_config": {"compilation-config": {"cudagraph_capture_sizes": [1, 2]}}},
         {"--max-cudagraph-capture-size": None},
     ),
+    "a compilation of one's own that says nothing of graphs": (
+        {**FULL, "extra_config": {"compilation-config": {"pass_config": {"fuse_allreduce_rms": False}}}},
+        {"--max-cudagraph-capture-size": 1024},
+    ),
     "one thread before 0.28": (SHORT, {"OMP_NUM_THREADS": "1"}),
     "vLLM's own choice from 0.28 on": ({"image_tag": "v0.28.0"}, {"OMP_NUM_THREADS": None}),
     "threads of one's own": ({"environment": {"OMP_NUM_THREADS": 4}}, {"OMP_NUM_THREADS": "4"}),

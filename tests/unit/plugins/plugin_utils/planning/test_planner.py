@@ -549,6 +549,11 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         },
         {"--load-format": "dummy", "--kv-cache-dtype": None, "model": "miniature"},
     ),
+    "processors read tool calls by the parser that is named": (
+        LAPTOP,
+        {"device": "cpu", "tool_calling": "hermes"},
+        {"--tool-call-parser": "hermes", "--enable-auto-tool-choice": True, "--chat-template": None},
+    ),
     "wishes on processors win": (
         LAPTOP,
         {"device": "cpu", "precision": "bf16", "max_num_seqs": 2, "gpu_memory_utilization": 0.3, "max_model_len": 512},
