@@ -33,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from extract_parsers import (  # type: ignore[import-not-found]  beside this file
+from extract_parsers import (  # type: ignore[import-not-found]
     ExtractionError,
     by_line,
     unpack,

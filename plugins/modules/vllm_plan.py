@@ -233,6 +233,20 @@ plan:
           description: Environment variables of the server.
           type: dict
           sample: {}
+    moe_tables:
+      description:
+        - Tuned tables of vLLM's Triton MoE kernel that the servers find in a folder of theirs. V(null) where they have
+          none.
+      type: dict
+      contains:
+        folder:
+          description: Name of the folder in the server's control folder; it follows from the tables.
+          type: str
+          sample: moe-b41c9257c045
+        files:
+          description: The tables by the names by which vLLM finds them.
+          type: dict
+          sample: {}
     capacity:
       description: What the memory model expects of one replica. V(null) where the model's size is unknown.
       type: dict

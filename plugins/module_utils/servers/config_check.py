@@ -183,6 +183,11 @@ def remedy_for(kind: str, keys: Sequence[str]) -> str:
     own = sorted({OPTIONS_WITH_VARIABLE[key] for key in keys if key in OPTIONS_WITH_VARIABLE})
     others = [key for key in keys if key not in OPTIONS_WITH_VARIABLE]
     parts = []
+    if keys == ["chat-template"]:
+        return (
+            "The image does not have this file: name another one in vllm_extra_config (chat-template), or set"
+            " vllm_tool_calling to false where you did not ask for it."
+        )
     if own:
         parts.append(f"Correct {', '.join(own)}.")
     if others and kind == "unknown":

@@ -11,6 +11,8 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import levers
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.answer_options import answer_options
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_options import warnings
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen, has_dummy_weights
@@ -23,9 +25,9 @@ CONTAINER_PORT = 8000
 
 
 def cuda_options(
-    draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu], sizing: Sizing
+    draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu], sizing: Sizing, reference: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the configuration and the environment that every replica on GPUs has."""
+    """Return the configuration and the environment that every replica on GPUs has; C(reference) is the image."""
     load, version = sizing.load, sizing.load.version
     config: dict[str, Any] = {}
     if load.kv_dtype != "auto":
@@ -48,6 +50,12 @@ def cuda_options(
     environment: dict[str, str] = {}
     if chosen.llama4:
         choose_moe_backend(draft, wishes, chosen, cards[0].compute_capability, version, config, environment)
+    if chosen.shape:
+        levers.graph_options(draft, wishes, chosen.shape, load, config)
+    levers.threads(draft, wishes, version, environment)
+    levers.attention(draft, wishes, cards[0], load, config, environment)
+    levers.text_only_options(wishes, chosen, version, config)
+    answer_options(draft, wishes, chosen, reference, config)
     return finish_options(draft, wishes, chosen, version, config, environment)
 
 

@@ -43,6 +43,12 @@ PLATFORMS = {
 }
 
 
+# What vllm_levers_off may name, see levers.py.
+LEVERS = ("whole-graphs", "graph-sizes", "threads", "moe-tables")
+# The name of a parser that stands for none.
+OFF = "-"
+
+
 @dataclass(frozen=True)
 class Wishes:
     """The user's wishes. None stands for C(auto): the planner chooses."""
@@ -95,6 +101,11 @@ class Wishes:
     image_size_gib: float | None = None
     phase_timeouts: dict[str, int] = field(default_factory=dict)
     volumes: tuple[str, ...] = ()
+    levers_off: frozenset[str] = frozenset()
+    text_only: bool = False
+    attention_backend: str | None = None
+    tool_calling: str | None = None
+    reasoning_parser: str | None = None
 
     @property
     def goals(self) -> Profile:
@@ -281,6 +292,30 @@ def _volumes(value: Any) -> tuple[str, ...]:
     return tuple(filter(None, map(text_of, entries)))
 
 
+def _levers(value: Any) -> frozenset[str]:
+    # Ansible takes a text with commas for a list.
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"it must be a list of {', '.join(LEVERS)}")
+    return frozenset(one_of(*LEVERS)(entry) for entry in entries if str(entry).strip())
+
+
+def _parser(value: Any) -> str:
+    if value is False or str(value).strip().lower() in ("false", "no", "off"):
+        return OFF
+    text = text_of(value) if not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[a-z][\w.-]*", text):
+        raise ValueError("it must be auto, false or the name of a parser of vLLM's, such as llama4_pythonic")
+    return text
+
+
+def _backend(value: Any) -> str:
+    text = text_of(value)
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
+        raise ValueError("it must be auto or the name of an attention backend of vLLM's, such as FLASHINFER")
+    return text
+
+
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", one_of("cuda", "cpu")),
@@ -334,6 +369,11 @@ READERS: dict[str, tuple[str, Reader]] = {
     "image_size_gib": ("vllm_image_size_gib", auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
     "volumes": ("vllm_volumes", _volumes),
+    "levers_off": ("vllm_levers_off", _levers),
+    "text_only": ("vllm_text_only", flag),
+    "attention_backend": ("vllm_attention_backend", auto(_backend)),
+    "tool_calling": ("vllm_tool_calling", auto(_parser)),
+    "reasoning_parser": ("vllm_reasoning_parser", auto(_parser)),
 }
 
 

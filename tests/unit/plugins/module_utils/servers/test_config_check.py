@@ -119,3 +119,23 @@ def test_which_changes_are_worth_a_check(field: str, expected: bool) -> None:
 def test_programs_of_an_image_mark_their_answers_alike() -> None:
     programs = (parse_config, look_at_gpus, hub_download)
     assert {program.ANSWER_MARK for program in programs} == {image_python.ANSWER_MARK}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("chat-template: /no/such/file.jinja\n", "/no/such/file.jinja"),
+        ('"chat-template": "/no/such/file.jinja"\n', "/no/such/file.jinja"),
+        ("chat-template: /etc/passwd\n", ""),
+        ("chat-template: '{{ messages }}'\n", ""),
+        ("port: 8000\n", ""),
+    ],
+)
+def test_a_template_that_the_image_does_not_have(text: str, missing: str) -> None:
+    assert parse_config.missing_template(text) == missing
+
+
+def test_the_remedy_for_a_template_that_is_not_there() -> None:
+    said = "argument --chat-template: there is no file /no/such here"
+    error = config_check.refusal({"vllm-0": said}, "i:1")
+    assert "vllm_tool_calling" in error.remedy

@@ -278,12 +278,12 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "FP8 on B200 outside the recipe names what vLLM takes first there": (
         host(B200),
         {"precision": "fp8", "profile": "balanced"},
-        {"environment": {}, "--moe-backend": "flashinfer_trtllm"},
+        {"--moe-backend": "flashinfer_trtllm"},
     ),
     "FP8 on an H200 keeps to Triton, which vLLM does not take by itself": (
         host(H200),
         {"profile": "max_throughput"},
-        {"environment": {}, "--moe-backend": "triton"},
+        {"--moe-backend": "triton"},
     ),
     "and so does 0.16, by the variable that it reads": (
         host(H200),
@@ -636,6 +636,11 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "accept_license": False,
         },
         {"--load-format": "dummy", "--kv-cache-dtype": None, "model": "miniature"},
+    ),
+    "processors read tool calls by the parser that is named": (
+        LAPTOP,
+        {"device": "cpu", "tool_calling": "hermes"},
+        {"--tool-call-parser": "hermes", "--enable-auto-tool-choice": True, "--chat-template": None},
     ),
     "wishes on processors win": (
         LAPTOP,
