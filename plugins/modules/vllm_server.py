@@ -715,13 +715,6 @@ def locked_work(module: GpufleetModule) -> dict[str, Any]:
         return work(module)
 
 
-def warned(module: GpufleetModule, result: dict[str, Any]) -> dict[str, Any]:
-    """Hand the result's warnings to Ansible and return the rest."""
-    for warning in result.pop("warnings", []):
-        module.warn(warning)
-    return result
-
-
 def main() -> None:
     """Run the module."""
     module = GpufleetModule(
@@ -733,7 +726,7 @@ def main() -> None:
         required_by={"image": ["model_source"]},
     )
     module.require("docker", "requests")
-    module.run(lambda: warned(module, locked_work(module)))
+    module.run(lambda: locked_work(module))
 
 
 if __name__ == "__main__":

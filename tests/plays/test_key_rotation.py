@@ -154,6 +154,7 @@ class Site:
                     if until and until in names[-1]:
                         os.killpg(run.pid, signal.SIGKILL)
         text = "".join(said)
+        assert "DEPRECATION WARNING" not in text, text
         assert not any(secret in text for secret in (OLD, NEW, CLIENTS)), "a key was shown"
         if until:
             assert run.returncode == -signal.SIGKILL, text

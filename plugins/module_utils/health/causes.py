@@ -548,8 +548,8 @@ CAUSES: tuple[Cause, ...] = (
         r"Unable to find address for: (\S+)|ifa != nullptr|[Nn]o (?:socket )?interfaces? found"
         r"|Gloo connectFullMesh failed",
         "The server's processes do not find an address of this host to talk to each other.",
-        "Set VLLM_HOST_IP to the host's address in vllm_environment, and GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to"
-        " its interface; or set vllm_network_mode to host.",
+        "Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in vllm_environment to an interface that the container has (lo"
+        " will do: all processes are in one container), or set vllm_network_mode to host.",
     ),
     Cause(
         "nccl-error",
@@ -882,7 +882,7 @@ CAUSES: tuple[Cause, ...] = (
         "host-address-unknown",
         r"[Cc](?:annot|an't) assign requested address|\[Errno 99\]",
         "The address that the server should listen on is none of this host's.",
-        "Correct vllm_host; VLLM_HOST_IP in vllm_environment, if it is set, has to be the host's too.",
+        "Correct vllm_host: 0.0.0.0, 127.0.0.1 or an address that the host has.",
     ),
     Cause(
         "permission-denied",

@@ -324,7 +324,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "precision": ("vllm_precision", auto(one_of("auto", "fp8", "fp4", "bf16"))),
     "model": ("vllm_model", auto(_model)),
     "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
-    "served_model_name": ("vllm_served_model_name", text_of),
+    "served_model_name": ("vllm_served_model_name", version_of),
     "image": ("vllm_image", auto(_image)),
     "image_tag": ("vllm_image_tag", auto(version_of)),
     "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),
