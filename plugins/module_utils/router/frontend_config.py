@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import access_log, clients
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
@@ -25,45 +25,57 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
     lines = [
         "frontend api",
         f"bind {host}:{settings.port}{crypt}",
+        # A connection that waits for the next request ends with the answer to that, or it is cut by a reload.
+        "option idle-close-on-response",
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
+        *access_log.frontend_lines(settings),
     ]
-    if settings.wants_key():
-        wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
-        # A second one would be looked at here and not counted below, or the other way round.
-        lines.append(deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"))
-        lines += [
-            *clients.identity_rules(folder),
-            f"acl known_key var(txn.key_sum) -m str -f {folder}/{KEYS}",
-            deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
-            *(clients.expiry_rules(folder) if settings.clients else []),
-        ]
     most = settings.max_request_bytes
-    lines += [
+    return [
+        *lines,
+        *(_who_may_ask(settings, folder) if settings.wants_key() else []),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
         deny(404, "There is no such endpoint here.", "!allowed_path"),
+        *access_log.request_rules(settings),
         deny(405, "This method is not allowed.", "!METH_GET !METH_POST"),
         deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
         deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}"),
+        *_how_often(settings, folder),
+        *(MODEL if settings.clients or settings.access_log else []),
+        *(clients.model_rules(folder) if settings.clients else []),
+        *access_log.answer_rules(settings),
+        "",
+        "http-request del-header X-Forwarded-For",
+        "option forwardfor",
+        f"default_backend {BACKEND}",
     ]
-    if settings.clients:
-        lines += clients.rate_rules(folder)
+
+
+def _who_may_ask(settings: RouterSettings, folder: str) -> list[str]:
+    wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
+    return [
+        # A second one would be looked at here and not counted below, or the other way round.
+        deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"),
+        *clients.identity_rules(folder),
+        f"acl known_key var(txn.key_sum) -m str -f {folder}/{KEYS}",
+        deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
+        *(clients.expiry_rules(folder) if settings.clients else []),
+    ]
+
+
+def _how_often(settings: RouterSettings, folder: str) -> list[str]:
+    lines = clients.rate_rules(folder) if settings.clients else []
     if settings.rate_limit:
         tracked = "req.fhdr(authorization),sha2(256)" if settings.wants_key() else "src"
         others = " if !own_rate" if settings.clients else ""
+        too_often = f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds."
         lines += [
             f"http-request track-sc0 {tracked} table requests{others}",
-            deny(
-                429,
-                f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds.",
-                f"{{ sc0_http_req_rate gt {settings.rate_limit} }}",
-                " hdr Retry-After 10",
-            ),
+            deny(429, too_often, f"{{ sc0_http_req_rate gt {settings.rate_limit} }}", " hdr Retry-After 10"),
         ]
-    if settings.clients:
-        lines += [*MODEL, *clients.model_rules(folder)]
-    return [*lines, "", "http-request del-header X-Forwarded-For", "option forwardfor", f"default_backend {BACKEND}"]
+    return lines
 
 
 def requests_table(settings: RouterSettings) -> list[str]:
