@@ -229,6 +229,33 @@ options:
     type: list
     elements: str
     default: []
+  access_log:
+    description:
+      - File of the log of requests, a line of JSON each. Empty writes none.
+    type: str
+    default: ""
+  access_log_max_bytes:
+    description:
+      - Size at which O(access_log) is rotated, within a second. It is rotated each day (UTC), too.
+    type: int
+    default: 104857600
+  access_log_files:
+    description:
+      - Rotated files that are kept at most.
+    type: int
+    default: 20
+  access_log_days:
+    description:
+      - Days for which rotated files are kept.
+    type: int
+    default: 90
+  count_tokens:
+    description:
+      - Whether to log how many tokens an answer took, where it tells, is not streamed and fits O(buffer_bytes). HAProxy
+        waits for the whole of such an answer before it passes it on, and for each request it makes a connection of its
+        own to the replica.
+    type: bool
+    default: true
   directory:
     description:
       - Folder of the configuration.
@@ -303,14 +330,14 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
       V(router-not-answering), V(router-emptied), V(router-key-refused), V(haproxy-missing), V(write-failed), V(busy),
-      V(keys-differ), V(key-unreadable) and V(setting-unreadable).
+      V(router-log-not-started), V(keys-differ), V(key-unreadable) and V(setting-unreadable).
   returned: failure
   type: dict
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -318,7 +345,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_SETTINGS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import findings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.keeper_service import ensure_keeper, keeper_answers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
@@ -390,6 +419,11 @@ ARGUMENTS: dict[str, Any] = {
     "metrics_token": {"type": "str", "default": "", "no_log": True},
     "proxy_protocol": {"type": "bool", "default": False},
     "trusted_proxies": {"type": "list", "elements": "str", "default": []},
+    "access_log": {"type": "str", "default": ""},
+    "access_log_max_bytes": {"type": "int", "default": 104857600},
+    "access_log_files": {"type": "int", "default": 20},
+    "access_log_days": {"type": "int", "default": 90},
+    "count_tokens": {"type": "bool", "default": True},
     "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
@@ -430,17 +464,12 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
     key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
     settings = replace(settings, replica_key=key)
     certificate = {config_names.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
-    files = {**config.files(settings, replicas, params["directory"]), **certificate}
-    changes, running = differences(router, files), router.processes()
-    action = "none"
-    if changes or not (running and router.loaded(files)):
-        action = "reloaded" if running else "started"
-        if not check:
-            router.check(lambda folder: {**config.files(settings, replicas, folder), **certificate})
-            action = router.load(files)
+
+    def render(folder: str) -> dict[str, str]:
+        return {**config.files(settings, replicas, folder), **certificate}
+
     return {
-        "changed": bool(changes) or action != "none",
-        "action": action,
+        **load(router, render, params, check),
         "replicas": [vars(replica) for replica in replicas],
         "kept": sorted(host for host, what in said.items() if what == "kept"),
         "left_out": {
@@ -449,8 +478,24 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
             **unsure,
         },
         "warnings": [*([refused_by(refusing)] if refusing else []), *findings(settings.clients, (), time.time())],
-        "diff": changes,
     }
+
+
+def load(
+    router: RouterService, render: Callable[[str], dict[str, str]], params: dict[str, Any], check: bool
+) -> dict[str, Any]:
+    """Have HAProxy and the keeper of its log run with the files that are made for a folder; return what was done."""
+    files = render(params["directory"])
+    changes, running = differences(router, files), router.processes()
+    action, log_missing = "none", not keeper_answers(files[KEEPER_SETTINGS])
+    if changes or not (running and router.loaded(files)):
+        action = "reloaded" if running else "started"
+        if not check:
+            router.check(render)
+            action = router.load(files)
+    if (changes or log_missing) and not check:
+        ensure_keeper(params["directory"], files[KEEPER_SETTINGS], params["log_file"])
+    return {"changed": bool(changes) or action != "none" or log_missing, "action": action, "diff": changes}
 
 
 def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may_wait: bool) -> tuple[str, list[str]]:

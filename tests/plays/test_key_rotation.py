@@ -130,6 +130,7 @@ class Site:
             "router_run_dir": str(self.folder / "run"),
             "router_state_dir": str(self.folder / "state"),
             "router_log_file": str(self.folder / "haproxy.log"),
+            "router_access_log": str(self.folder / "requests" / "access.log"),
         }
         hosts = {host: {"vllm_config_dir": str(self.folder / host)} for host in HOSTS}
         groups = {"vllm": {"hosts": hosts}, "router": {"hosts": {"lb": {}}}}

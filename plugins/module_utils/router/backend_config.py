@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import access_log
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, REPLICA_KEY
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
@@ -20,6 +21,7 @@ def replicas_backend(settings: RouterSettings, replicas: Sequence[Replica], fold
     lines = [
         f"backend {BACKEND}",
         "balance leastconn",
+        *access_log.backend_lines(settings),
         "option httpchk",
         # With the key, so that a server that does not take it gets no request.
         f"http-check send meth GET uri /health{f' hdr Authorization {replica_key}' if replica_key else ''}",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import keeper_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.backend_config import replicas_backend
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import client_files, clients_table
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
@@ -35,6 +36,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
         **client_files(settings.clients),
+        **keeper_files(settings),
         REPLICA_KEY: f"replica {settings.replica_key}\n" if settings.replica_key else "",
         REPLICAS: json.dumps([vars(replica) for replica in replicas], indent=1) + "\n",
         **proxies_file(settings),

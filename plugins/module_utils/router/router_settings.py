@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class RouterSettings:
         buffer_bytes: a request up to this size can be sent again when a replica dies.
         timeout: seconds for which an answer may be silent.
         check_interval_ms: between two health checks of a replica.
+        access_log: file of the log of requests; empty for none.
+        access_log_max_bytes: size at which it is rotated; it is each day, too.
+        access_log_files: rotated files that are kept.
+        access_log_days: days for which they are kept.
+        count_tokens: whether to log how many tokens an answer took.
         run_dir: folder of the sockets.
         state_dir: folder of what has to outlive a reboot.
         metrics_host: address of the listener for monitoring.
@@ -68,6 +74,11 @@ class RouterSettings:
     buffer_bytes: int
     timeout: int
     check_interval_ms: int
+    access_log: str
+    access_log_max_bytes: int
+    access_log_files: int
+    access_log_days: int
+    count_tokens: bool
     run_dir: str
     state_dir: str
     metrics_host: str = "127.0.0.1"
@@ -94,6 +105,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
         *_unsafe(settings, allow_unauthenticated),
         *_unsafe_metrics(settings),
         *_wrong_proxies(settings),
+        *_log_problems(settings),
         *origin_problems(settings.cors_origins),
     ]
     problems += [
@@ -186,6 +198,20 @@ def _wrong_proxies(settings: RouterSettings) -> Iterable[str]:
             "router_proxy_protocol: true has whoever connects say which address he has; list the load balancers'"
             " addresses in router_trusted_proxies, from which alone connections are taken then"
         )
+
+
+def _log_problems(settings: RouterSettings) -> list[str]:
+    """Return what is wrong with the variables of the log."""
+    problems = []
+    path = settings.access_log
+    if path and (not os.path.isabs(path) or path.endswith("/") or any(sign.isspace() for sign in path)):
+        problems.append(
+            f"router_access_log: {path!r} must be an absolute path of a file, without white space, or empty"
+        )
+    for name in ("max_bytes", "files", "days"):
+        if getattr(settings, f"access_log_{name}") < 1:
+            problems.append(f"router_access_log_{name}: must be 1 or more; to have no log set router_access_log to ''")
+    return problems
 
 
 def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:

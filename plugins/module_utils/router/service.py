@@ -30,15 +30,23 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     run_program,
     start_program,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, keeper_service, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_PROGRAM, KEEPER_SETTINGS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import CLIENT_LIMITS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import CONFIG, REPLICAS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
+    UNIT_FOLDER,
+    on_systemd,
+    remove_unit,
+    systemctl,
+    write_unit,
+)
 
 UNIT = "gpufleet-router.service"
-UNIT_PATH = f"/etc/systemd/system/{UNIT}"
-SYSTEMD_FOLDER = "/run/systemd/system"
+UNIT_PATH = f"{UNIT_FOLDER}/{UNIT}"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
 MODES = dict.fromkeys(
@@ -48,6 +56,8 @@ MODES = dict.fromkeys(
         config_names.TRUSTED_PROXIES,
         config_names.TARGETS,
         CLIENT_LIMITS,
+        KEEPER_PROGRAM,
+        KEEPER_SETTINGS,
     ),
     CONFIG_MODE,
 )
@@ -174,10 +184,8 @@ class RouterService:
     def remove(self) -> None:
         """End HAProxy and remove what this made."""
         if on_systemd():
-            if os.path.exists(UNIT_PATH):
-                _systemctl("disable", "--now", UNIT)
-                os.unlink(UNIT_PATH)
-                _systemctl("daemon-reload")
+            remove_unit(UNIT)
+            remove_unit(keeper_service.UNIT)
         else:
             self._stop()
         for folder in (self._run_dir, self._state_dir, self._directory):
@@ -191,9 +199,9 @@ class RouterService:
         self._states.write(at_their_places(self._states.read(), replicas))
         mark = _size(self._log_file)
         if on_systemd():
-            self._write_unit()
-            _systemctl("enable", UNIT)
-            _systemctl("restart", UNIT)
+            write_unit(UNIT, self._unit_text())
+            systemctl(UNIT, "enable")
+            systemctl(UNIT, "restart")
             process = None
         else:
             process = self._spawn()
@@ -208,10 +216,8 @@ class RouterService:
             evidence=self._said(mark),
         )
 
-    def _write_unit(self) -> None:
-        text = unit_text(haproxy_program(), self._directory, self._run_dir, self._state_dir)
-        if write_file(UNIT_PATH, text, CONFIG_MODE):
-            _systemctl("daemon-reload")
+    def _unit_text(self) -> str:
+        return unit_text(haproxy_program(), self._directory, self._run_dir, self._state_dir)
 
     def _seen(self) -> Processes | None:
         """Return what runs, if that can be told now."""
@@ -240,7 +246,7 @@ class RouterService:
     def _reload(self, replicas: Sequence[Replica]) -> None:
         mark, before = _size(self._log_file), self.master.processes().workers()
         if on_systemd():
-            self._write_unit()
+            write_unit(UNIT, self._unit_text())
         self._states.write(at_their_places(self.master.states_now(), replicas))
         try:
             self.master.reload()
@@ -315,11 +321,6 @@ def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str
     )
 
 
-def on_systemd() -> bool:
-    """Return whether systemd runs this host."""
-    return os.path.isdir(SYSTEMD_FOLDER)
-
-
 def haproxy_program() -> str:
     """Return where HAProxy is.
 
@@ -334,15 +335,6 @@ def haproxy_program() -> str:
             remedy="Let the role router install it (router_manage_package: true), or install HAProxy 2.4 or newer.",
         )
     return path
-
-
-def _systemctl(*words: str) -> str:
-    return run_command(
-        ["systemctl", *words],
-        name="router-not-started",
-        doing=f"systemctl {' '.join(words)}",
-        remedy=f"Look at journalctl --unit {UNIT}.",
-    )
 
 
 def _lives(pid: int) -> bool:

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import os
 import subprocess
 import threading
@@ -19,55 +16,18 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
-from ansible_collections.gpufleet.vllm.plugins.modules import router_server
 from ansible_collections.gpufleet.vllm.tests.fakes.counting_replica import CountingReplica, counting
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.fakes.running_router import (
+    Answer,
+    RunningRouter,
+    error_of,
+    running_router,
+)
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.test_router_server import needs_haproxy
 
 pytestmark = needs_haproxy
 MARKER = "sk-marker-of-a-secret"
-Answer = tuple[int, dict[str, str], bytes]
-
-
-class Router:
-    """A router before one replica, with the options of its module."""
-
-    def __init__(self, run_module: RunModule, folder: Path, replica: CountingReplica) -> None:
-        self._run_module = run_module
-        self.options: dict[str, Any] = {
-            "hosts": {"gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": replica.port}]},
-            "host": "127.0.0.1",
-            "port": free_port(),
-            "tls": False,
-            "api_keys": [],
-            "replica_keys": {"gpu-01": ""},
-            "directory": str(folder / "etc"),
-            "run_dir": str(folder / "run"),
-            "state_dir": str(folder / "state"),
-            "log_file": str(folder / "log"),
-            "user": "daemon",
-        }
-
-    def run(self, given: list[dict[str, Any]], check: bool = False, **more: Any) -> dict[str, Any]:
-        """Have the router run with these clients."""
-        options = {**self.options, "clients": given, **more}
-        result = self._run_module(router_server.main, options, check=check, diff=True)
-        assert not result["failed"], result
-        return result
-
-    def ask(self, key: str, **body: Any) -> Answer:
-        """Return status, headers and body of the answer to a completion."""
-        return self.send("POST", "/v1/completions", json.dumps({"prompt": "p", **body}).encode(), key)
-
-    def send(self, method: str, path: str, body: bytes | None, key: str, **headers: str) -> Answer:
-        """Return status, headers and body of the answer to any request."""
-        with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.options["port"], timeout=30)
-        ) as connection:
-            connection.request(method, path, body, {"Authorization": f"Bearer {key}", **headers})
-            answer = connection.getresponse()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
 
 @pytest.fixture
@@ -78,22 +38,13 @@ def replica() -> Iterator[CountingReplica]:
 
 
 @pytest.fixture
-def router(run_module: RunModule, tmp_path: Path, replica: CountingReplica) -> Iterator[Router]:
+def router(run_module: RunModule, tmp_path: Path, replica: CountingReplica) -> Iterator[RunningRouter]:
     """A router that does not run yet; what was started is ended."""
-    found = Router(run_module, tmp_path, replica)
-    yield found
-    RouterService(*(found.options[name] for name in ("directory", "run_dir", "state_dir", "log_file"))).remove()
+    with running_router(run_module, tmp_path, replica.port) as found:
+        yield found
 
 
-def error_of(answer: Answer) -> dict[str, Any]:
-    """Return the error in an answer, which has OpenAI's form."""
-    assert answer[1]["content-type"] == "application/json"
-    error: dict[str, Any] = json.loads(answer[2])["error"]
-    assert error["code"] == answer[0] and error["type"] == "invalid_request_error"
-    return error
-
-
-def test_named_clients_and_keys_without_a_name_work_side_by_side(router: Router) -> None:
+def test_named_clients_and_keys_without_a_name_work_side_by_side(router: RunningRouter) -> None:
     router.run([{"name": "team-a", "key": ["a-old", "a-new"]}], api_keys=["plain"])
     assert [router.ask(key)[0] for key in ("a-old", "a-new", "plain", "wrong", "")] == [200, 200, 200, 401, 401]
     assert not router.run([{"name": "team-a", "key": ["a-old", "a-new"]}], api_keys=["plain"])["changed"]
@@ -105,7 +56,7 @@ def test_named_clients_and_keys_without_a_name_work_side_by_side(router: Router)
     assert without["action"] == "reloaded" and router.ask("a-new")[0] == 401
 
 
-def test_a_key_ends_at_its_second_without_a_reload(router: Router) -> None:
+def test_a_key_ends_at_its_second_without_a_reload(router: RunningRouter) -> None:
     ends = int(time.time()) + 4
     router.run(
         [{"name": "team-a", "key": "the-key-a", "expires": clients.iso_time(ends)}, {"name": "b", "key": "the-key-b"}]
@@ -137,7 +88,7 @@ def test_a_key_ends_at_its_second_without_a_reload(router: Router) -> None:
     assert router.ask("the-key-a")[0] == 200
 
 
-def test_a_client_gets_its_own_rate_and_no_more(router: Router) -> None:
+def test_a_client_gets_its_own_rate_and_no_more(router: RunningRouter) -> None:
     given: list[dict[str, Any]] = [
         {"name": "slow", "key": ["s1", "s2"], "rate": 3},
         {"name": "free", "key": "f", "rate": 0},
@@ -154,7 +105,7 @@ def test_a_client_gets_its_own_rate_and_no_more(router: Router) -> None:
 
 
 def test_a_client_that_goes_on_asking_gets_its_rate_all_the_same(
-    router: Router, monkeypatch: pytest.MonkeyPatch
+    router: RunningRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is turned away does not count, or it would never be let in again."""
     monkeypatch.setattr(clients, "RATE_WINDOW_S", 2)
@@ -183,7 +134,9 @@ def test_a_client_that_goes_on_asking_gets_its_rate_all_the_same(
         (b'{"model": "' + b"m" * 5000 + b'"}', 403),
     ],
 )
-def test_a_client_may_use_its_models_alone(router: Router, replica: CountingReplica, body: bytes, status: int) -> None:
+def test_a_client_may_use_its_models_alone(
+    router: RunningRouter, replica: CountingReplica, body: bytes, status: int
+) -> None:
     router.run([{"name": "one", "key": "k", "models": ["m/1", "m/3"]}, {"name": "all", "key": "a"}])
     answer = router.send("POST", "/v1/completions", body, "k")
     assert answer[0] == status
@@ -194,7 +147,7 @@ def test_a_client_may_use_its_models_alone(router: Router, replica: CountingRepl
     assert router.send("POST", "/v1/completions", body, "a")[0] == 200
 
 
-def test_keys_are_changed_beneath_streams_and_none_is_dropped(router: Router, replica: CountingReplica) -> None:
+def test_keys_are_changed_beneath_streams_and_none_is_dropped(router: RunningRouter, replica: CountingReplica) -> None:
     replica.pace = 0.1
     both = {"name": "b", "key": ["b-old", "b-new"]}
     router.run([{"name": "a", "key": "a-old"}, both])
@@ -227,7 +180,7 @@ def test_keys_are_changed_beneath_streams_and_none_is_dropped(router: Router, re
     assert len(answers) > 12
 
 
-def test_no_key_is_shown_or_kept_anywhere(router: Router, tmp_path: Path) -> None:
+def test_no_key_is_shown_or_kept_anywhere(router: RunningRouter, tmp_path: Path) -> None:
     shown = [router.run([{"name": "team-a", "key": MARKER, "rate": 5}], check=True)]
     shown.append(router.run([{"name": "team-a", "key": [MARKER, "other"], "models": ["m"]}]))
     for key in (MARKER, "other", "wrong-" + MARKER):

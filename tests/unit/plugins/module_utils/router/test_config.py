@@ -42,6 +42,11 @@ def settings(**changes: object) -> RouterSettings:
         buffer_bytes=65536,
         timeout=600,
         check_interval_ms=1000,
+        access_log="",
+        access_log_max_bytes=1000,
+        access_log_files=5,
+        access_log_days=5,
+        count_tokens=True,
         run_dir="/run/x",
         state_dir="/var/lib/x",
     )
