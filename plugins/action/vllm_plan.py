@@ -12,6 +12,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
@@ -42,7 +43,8 @@ class ActionModule(ControllerAction):
         if arguments["validate_only"]:
             return {"msg": "The vllm_* variables are valid.", **told}
         host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
-        plan = planner.plan({**host, **arguments["host"]}, wished)
+        known = hub_look.with_model({**host, **arguments["host"]}, wished, self._templar, variables)
+        plan = planner.plan(known, wished)
         check_host(plan, arguments["host_info"])
         written = self._written(plan, arguments["plan_dir"], variables)
         return {"plan": plan, "summary": planner.summary(plan), **written, **told}
