@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.hub_model import HUB
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
@@ -40,15 +42,16 @@ class ActionModule(ControllerAction):
             wished = read_wishes(self._templar, variables, {}, KNOWN_VARIABLES)
         except GpufleetError as error:
             if arguments["stage"] == "ask":
-                return {"questions": source_checks.questions(Wishes(device="cpu", offline=True), "")}
+                return {"questions": self._questions(Wishes(device="cpu", offline=True), "", {})}
             return _told(preflight_judge.without_wishes(arguments["host_info"], error))
         if arguments["stage"] == "ask":
-            return {"questions": source_checks.questions(wished, arguments["hf_home"])}
+            return {"questions": self._questions(wished, arguments["hf_home"], variables)}
         host_info = arguments["host_info"]
         # A task that was skipped registers something too.
         gpu_info = arguments["gpu_info"] if "state" in arguments["gpu_info"] else {}
+        host = planner_host(gpu_info, host_info, variables, wished.container_prefix)
         verdict = preflight_judge.judge(
-            planner_host(gpu_info, host_info, variables, wished.container_prefix),
+            hub_look.with_model(host, wished, self._templar, variables),
             host_info,
             gpu_info,
             wished,
@@ -57,6 +60,19 @@ class ActionModule(ControllerAction):
             manage_engine=arguments["manage_engine"],
         )
         return _told(verdict)
+
+    def _questions(self, wished: Wishes, hf_home: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return what to ask the host: the hub of the model too, where the controller gets no answer from it."""
+        asked = source_checks.questions(wished, hf_home)
+        if not hub_look.wanted(wished):
+            return {**asked, "hub_model": "", "hub_revision": "main", "hub_endpoint": HUB}
+        questions = hub_look.questions(wished, self._templar, variables)
+        return {
+            **asked,
+            "hub_model": "" if hub_look.look(questions).answered else questions[0].repository,
+            "hub_revision": questions[0].revision,
+            "hub_endpoint": wished.environment.get("HF_ENDPOINT", HUB),
+        }
 
 
 def _told(verdict: preflight_judge.Verdict) -> dict[str, Any]:

@@ -63,8 +63,30 @@ options:
     default: []
   model_path:
     description:
-      - Folder of a model to look at. Without it RV(model) is V(null).
+      - Folder of a model to look at, or of its repository in the Hugging Face cache. Without it RV(model) is V(null).
     type: path
+  hub_model:
+    description:
+      - Name of a model whose configuration and sizes of files are read at the hub when O(model_path) has none. Empty
+        asks nothing; the roles ask from the controller, and leave it to the hosts where the controller gets no answer.
+      - Uses O(hub_proxy), O(hub_no_proxy) and O(hub_ca_bundle).
+    type: str
+    default: ""
+  hub_revision:
+    description:
+      - Branch, tag or commit of O(hub_model).
+    type: str
+    default: main
+  hub_endpoint:
+    description:
+      - Address of the hub for O(hub_model), or of a mirror of it.
+    type: str
+    default: https://huggingface.co
+  hf_token:
+    description:
+      - Token of somebody who may read O(hub_model).
+    type: str
+    default: ""
   image_reference:
     description:
       - Name of an image that the engine is asked for. Empty asks for none, and RV(image) is V(null).
@@ -342,9 +364,11 @@ ports:
   sample: [{port: 8000, free: false, ours: true, container: vllm-0, pid: 4242, process: docker-proxy}]
 model:
   description:
-    - What O(model_path) holds. C(config) is config.json and C(quantization) hf_quant_config.json.
-    - C(missing_files) are named by the index of the weights but not there; C(cut_files) are shorter than they say.
-    - C(complete) is true when there is a configuration and weights, and none of them is missing or cut.
+    - What O(model_path) holds, or what the hub tells of O(hub_model), then with the commit as C(at_hub). C(config) is
+      config.json, or params.json of Mistral's own format, and C(quantization) hf_quant_config.json.
+    - C(missing_files) are named by the index of the weights but not there; C(cut_files) are shorter than they say;
+      C(pointers) are what git leaves where git-lfs has not fetched the file.
+    - C(complete) is true when there is a configuration and weights, and none of them is missing, cut or a pointer.
   type: dict
   returned: always
   sample:
@@ -359,6 +383,7 @@ model:
     index_total_bytes: 9974404416
     missing_files: [model-00002-of-00002.safetensors]
     cut_files: []
+    pointers: []
     complete: false
 weights:
   description:
@@ -438,6 +463,10 @@ ARGUMENTS: dict[str, Any] = {
     "hub_proxy": {"type": "str", "default": "", "no_log": True},
     "hub_no_proxy": {"type": "str", "default": ""},
     "hub_ca_bundle": {"type": "str", "default": ""},
+    "hub_model": {"type": "str", "default": ""},
+    "hub_revision": {"type": "str", "default": "main"},
+    "hub_endpoint": {"type": "str", "default": "https://huggingface.co"},
+    "hf_token": {"type": "str", "default": "", "no_log": True},
     "asked_at": {"type": "float"},
 }
 

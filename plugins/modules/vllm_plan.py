@@ -14,6 +14,10 @@ description:
     collection knows of models, GPUs and vLLM versions.
   - Runs on the controller and never contacts the host. With C(vllm_gpus) in the inventory it plans for hardware that is
     not there yet.
+  - Of a model that the collection does not know, and of which O(host_info) has no whole C(model), it asks the hub, or
+    the mirror that C(HF_ENDPOINT) in C(vllm_environment) names, for its configuration and the sizes of its files, once
+    for all hosts; with C(vllm_offline) it does not. What was told is kept for an hour below
+    C($XDG_CACHE_HOME/gpufleet) or C(~/.cache/gpufleet), without token and passwords.
   - Fails before anything is downloaded or stopped when the wish cannot be met, with the numbers. Every invalid or
     misspelt C(vllm_*) variable is named in one error. Names that begin with C(docker_), C(router_) or C(cpu_image_)
     may be those of other roles; of these a near miss is a warning.

@@ -9,7 +9,7 @@ The parts are independent: a part that cannot be read is None, and `errors` says
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, TypedDict, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
@@ -24,6 +24,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine im
     image,
     pull_settings,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import hub_model as at_hub
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.boot import BootInfo, boot
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo, nvidia
@@ -107,6 +108,10 @@ class Questions:
     hub_proxy: str = ""
     hub_no_proxy: str = ""
     hub_ca_bundle: str = ""
+    hub_model: str = ""
+    hub_revision: str = "main"
+    hub_endpoint: str = at_hub.HUB
+    hf_token: str = field(default="", repr=False)
     asked_at: float | None = None
 
 
@@ -163,11 +168,27 @@ def _read_system(parts: Parts, questions: Questions, root: str) -> None:
 
 def _read_files(parts: Parts, questions: Questions) -> None:
     """Read what is installed and which weights are there."""
-    folder, model = questions.venv, questions.model_path
+    folder = questions.venv
     parts.read("venv", lambda: venv(folder, list(questions.requirements)) if folder else None)
     parts.read("programs", lambda: {name: program_path(name) for name in questions.programs})
-    parts.read("model", lambda: look_at_model(model) if model else None)
+    parts.read("model", lambda: _model(questions, (parts.found["ca_bundle"] or {}).get("path", "")))
     parts.read("weights", lambda: [weights(path) for path in questions.weights_paths])
+
+
+def _model(questions: Questions, host_bundle: str) -> ModelInfo | None:
+    """Return what is told of the model: by its folder, or else by the hub where the host is to ask it."""
+    found = look_at_model(questions.model_path) if questions.model_path else None
+    if not questions.hub_model or (found and found.get("config")):
+        return found
+    return at_hub.read(
+        at_hub.HubQuestion(
+            questions.hub_model,
+            questions.hub_revision,
+            questions.hub_endpoint,
+            questions.hf_token,
+            hub_route(questions, host_bundle),
+        )
+    )
 
 
 def _read_engine(parts: Parts, questions: Questions, root: str) -> None:

@@ -10,6 +10,7 @@ server in a container knows only the proxy that it is given. Addresses of proxie
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
 import os
 import re
@@ -114,6 +115,15 @@ def _address(text: str) -> Address | None:
     return None
 
 
+class Unreachable(Exception):
+    """An address that gives nothing: the server's C(status), or None and the C(cause) as in ReachInfo."""
+
+    def __init__(self, status: int | None, cause: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.cause = cause
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Takes a redirection as the answer that it is: nothing is downloaded."""
 
@@ -163,6 +173,44 @@ def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> ReachInfo:
     except (OSError, ValueError) as error:
         cause, reason = _cause(error)
         return {**result, "cause": cause, "reason": reason}
+
+
+def get(url: str, route: Route, token: str = "", *, largest: int, timeout: float = TIMEOUT_S) -> bytes:
+    """Return what a server gives for an address.
+
+    Args:
+        url: the address.
+        route: the way there.
+        token: sent to that server alone, and not to where it redirects to; empty for none.
+        largest: bytes that are read at most.
+        timeout: seconds without any byte after which it is given up.
+
+    Raises:
+        Unreachable: the server refuses, or does not answer.
+    """
+    url = without_user(url)
+    proxied = route.proxied(url)
+    proxies = {name: value for name, value in route.proxies.items() if name != "no"} if proxied else {}
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_context(route))
+    )
+    if not url.startswith(("https://", "http://")):
+        raise Unreachable(None, "failed", "it is no address of a web server")
+    request = urllib.request.Request(url, headers={"User-Agent": "gpufleet.vllm"})  # noqa: S310  see above
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with contextlib.closing(opener.open(request, timeout=timeout)) as answer:
+            content: bytes = answer.read(largest + 1)
+    except urllib.error.HTTPError as error:
+        raise Unreachable(
+            error.code, "proxy" if error.code == PROXY_REFUSES else "", f"it answers {error.code}"
+        ) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unreachable(None, *_cause(error)) from error
+    if len(content) > largest:
+        raise Unreachable(None, "failed", f"it gives more than {largest} bytes")
+    return content
 
 
 def _context(route: Route) -> ssl.SSLContext:

@@ -13,11 +13,18 @@ from typing import Any, TypedDict
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
-LARGEST_CONFIG = MIB
+# One that lists every layer of a quantised model has several MiB.
+LARGEST_CONFIG = 8 * MIB
 LARGEST_INDEX = 32 * MIB
 PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 MOST_PARTS = 10000
 OTHER_WEIGHTS = (".bin", ".pt", ".gguf")
+CONFIG, MISTRAL_CONFIG = "config.json", "params.json"
+INDEXES = ("model.safetensors.index.json", "consolidated.safetensors.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json")
+# What git leaves in the place of a file that git-lfs was not there to fetch.
+POINTER = b"version https://git-lfs.github.com/spec/"
+LONGEST_POINTER = 1024
 
 
 class WeightsFile(TypedDict):
@@ -41,7 +48,9 @@ class ModelInfo(TypedDict, total=False):
     index_total_bytes: float | None
     missing_files: list[str]
     cut_files: list[str]
+    pointers: list[str]
     complete: bool
+    at_hub: str
 
 
 class WeightsInfo(TypedDict):
@@ -87,44 +96,61 @@ def look_at_model(path: str) -> ModelInfo:
     """Return what a model folder holds, or the current snapshot of a repository's folder in the Hugging Face cache.
 
     Returns:
-        C(path), C(exists), C(config) and C(quantization) (config.json and hf_quant_config.json, None when missing,
-        broken or larger than 1 MiB), C(config_error), C(tokenizer) (whether there is one), C(safetensors) (C(name) and
-        C(size) in bytes), C(total_bytes), C(index_total_bytes) (what the index promises, or None),
-        C(missing_files) (named by the index but not there), C(cut_files) (shorter than they say themselves) and
-        C(complete).
+        C(path), C(exists), C(config) (config.json, or params.json of Mistral's own format) and C(quantization)
+        (hf_quant_config.json), both None when missing, broken or larger than 8 MiB, C(config_error), C(tokenizer)
+        (whether there is one), C(safetensors) (C(name) and C(size) in bytes), C(total_bytes), C(index_total_bytes)
+        (what the index promises, or None), C(missing_files) (named by the index but not there), C(cut_files) (shorter
+        than they say themselves), C(pointers) (that git-lfs has not fetched) and C(complete).
     """
     path = snapshot(path)
     result: ModelInfo = {"path": path, "exists": os.path.isdir(path)}
-    config, error = _json(os.path.join(path, "config.json"), LARGEST_CONFIG)
     names = list_folder(path)
+    own = MISTRAL_CONFIG if MISTRAL_CONFIG in names and CONFIG not in names else CONFIG
+    config, error = _json(os.path.join(path, own), LARGEST_CONFIG)
     weights: list[WeightsFile] = [
         {"name": name, "size": os.path.getsize(os.path.join(path, name))}
         for name in names
         if name.endswith(".safetensors") and os.path.isfile(os.path.join(path, name))
     ]
-    index = _json(os.path.join(path, "model.safetensors.index.json"), LARGEST_INDEX)[0] or {}
+    indexes = (_json(os.path.join(path, name), LARGEST_INDEX)[0] for name in INDEXES if name in names)
+    index = next((found for found in indexes if found), {})
     total = sum(entry["size"] for entry in weights)
-    names_of, metadata = _object(index.get("weight_map")), _object(index.get("metadata"))
-    promised = metadata.get("total_size")
+    promised = _object(index.get("metadata")).get("total_size")
     promised = promised if isinstance(promised, (int, float)) else None
     there = {entry["name"] for entry in weights}
-    missing = sorted(set(map(str, names_of.values())) - there) or _missing_parts(there)
+    missing = sorted(set(map(str, _object(index.get("weight_map")).values())) - there) or _missing_parts(there)
+    if missing and any(name.startswith("consolidated") for name in there):
+        # vLLM takes Mistral's own files, and those of the index need not be there.
+        missing, promised = [], None
+    pointers = [name for name in names if is_pointer(os.path.join(path, name))]
     cut = [entry["name"] for entry in weights if not _is_whole(os.path.join(path, entry["name"]), entry["size"])]
     result.update(
         ModelInfo(
             config=config,
             config_error=error,
             quantization=_json(os.path.join(path, "hf_quant_config.json"), LARGEST_CONFIG)[0],
-            tokenizer=any(name in names for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")),
+            tokenizer=any(name in names for name in TOKENIZERS),
             safetensors=weights,
             total_bytes=total,
             index_total_bytes=promised,
             missing_files=missing,
             cut_files=cut,
-            complete=bool(config and weights and not missing and not cut and total >= (promised or 0)),
+            pointers=pointers,
+            complete=bool(config and weights and not (missing or cut or pointers) and total >= (promised or 0)),
         )
     )
     return result
+
+
+def is_pointer(path: str) -> bool:
+    """Return whether a file is what git leaves in the place of one that git-lfs was not there to fetch."""
+    try:
+        if os.path.getsize(path) > LONGEST_POINTER or not os.path.isfile(path):
+            return False
+        with open(path, "rb") as stream:
+            return stream.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
 
 
 def _object(value: Any) -> dict[str, Any]:

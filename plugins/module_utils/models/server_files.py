@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, listed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import is_pointer
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache, hub_folder
 
 INDEX = "model.safetensors.index.json"
@@ -88,6 +89,14 @@ def cached(cache: HubCache, model: str, revision: str) -> str:
 def _check_folder(folder: str, variable: str) -> None:
     """Raise unless the folder holds weights, and all and the whole of them."""
     names = list_folder(folder)
+    pointers = [name for name in names if is_pointer(os.path.join(folder, name))]
+    if pointers:
+        raise GpufleetError(
+            f"The model in {folder} is not complete: git-lfs has not fetched {listed(pointers)}.",
+            name="weights-missing",
+            remedy=f"Run `git lfs pull` in {folder}, or fetch the model with `hf download`.",
+            evidence=os.path.join(folder, pointers[0]),
+        )
     index = _index(folder) if INDEX in names else []
     missing = [name for name in index if not os.path.exists(os.path.join(folder, name))]
     if missing and fnmatch.filter(names, CONSOLIDATED):

@@ -13,6 +13,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import moe_tables, planner_host
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.plan_ports import check_host
@@ -40,7 +41,8 @@ def plan_of(
     """
     gpu_info, host_info = found
     host = planner_host(gpu_info, host_info, variables, wished.container_prefix)
-    plan = planner.plan({**host, "moe_tables": moe_tables(templar, variables), **further}, wished)
+    known = {**host, "moe_tables": moe_tables(templar, variables), **further}
+    plan = planner.plan(hub_look.with_model(known, wished, templar, variables), wished)
     check_host(plan, host_info)
     return plan
 

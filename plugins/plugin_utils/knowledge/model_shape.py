@@ -68,11 +68,19 @@ def check(found: ModelInfo) -> None:
             name="no-model-folder",
             remedy="Put the model there, or set vllm_model to the folder that has its config.json.",
         )
+    pointers = found.get("pointers") or []
+    if pointers:
+        raise GpufleetError(
+            f"vllm_model: {folder} lacks {len(pointers)} file(s) that git-lfs has not fetched, such as {pointers[0]}.",
+            name="invalid-model-folder",
+            remedy=f"Run `git lfs pull` in {folder}, or fetch the model with `hf download`.",
+        )
     if not found.get("config"):
         raise GpufleetError(
             f"vllm_model: {folder} is not a model's folder: {found.get('config_error') or 'it has no config.json.'}",
             name="invalid-model-folder",
-            remedy="Set vllm_model to the folder that has the model's config.json and safetensors files.",
+            remedy="Set vllm_model to the folder that has the model's config.json (or params.json of Mistral's own"
+            " format) and safetensors files.",
         )
     missing = found.get("missing_files") or []
     if missing:
@@ -113,8 +121,13 @@ def _quantization(config: TextConfig, found: ModelInfo) -> Mapping[str, Any]:
 
 def _files_gib(found: ModelInfo) -> tuple[float, str]:
     """Return the GiB of the weights by their files, 0.0 where there are none to tell, and where the number is from."""
-    tensors = found.get("index_total_bytes") or found.get("total_bytes") or 0
-    return tensors / GIB * LOADED, "the size of its safetensors files and 2.6 % for loading"
+    files = found.get("safetensors") or []
+    # Mistral's own files stand beside the same weights under other names; vLLM loads one of the two.
+    others = sum(entry["size"] for entry in files if not entry["name"].startswith("consolidated"))
+    total = found.get("total_bytes") if found.get("complete", True) else 0
+    tensors = found.get("index_total_bytes") or (others if others and total else total) or 0
+    where = f" at the hub (commit {found['at_hub'][:12]})" if found.get("at_hub") else ""
+    return tensors / GIB * LOADED, f"the size of its safetensors files{where} and 2.6 % for loading"
 
 
 def _shape(config: TextConfig, quantised: Mapping[str, Any], precision: str, weights: float, source: str) -> Shape:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelSource
@@ -33,6 +33,7 @@ class Chosen:
         llama4: whether the recipe's settings for Llama 4 apply.
         fp8_kv: whether its keys and values are kept in FP8 unless the user wishes otherwise.
         unread: what is known of a model whose configuration was read and does not tell its sizes.
+        why: why the hub told nothing of it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Chosen:
     llama4: bool = False
     fp8_kv: bool = False
     unread: Unread | None = None
+    why: str = ""
 
 
 def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
@@ -66,7 +68,7 @@ def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequenc
     )
     _check_licence(wishes, chosen)
     _check_precision(draft, wishes, chosen, cards)
-    return chosen
+    return replace(chosen, why=str(host.get("model_why") or ""))
 
 
 def _read(host: Mapping[str, Any], wished: str) -> Shape | Unread | None:

@@ -51,9 +51,9 @@ def plan(host: Mapping[str, Any], wishes: Wishes) -> Plan:
         host: what the host has. C(gpus) (as gpu_info returns them), C(architecture) (x86_64 or aarch64), C(cpus),
             C(memory_mib), C(memory_available_mib), C(cpu_flags), C(driver_version), C(gpu_state), C(gpu_reason)
             (gpu_info's C(state), C(reason) and, as C(gpu_remedy), C(remedy)), C(own_containers) (ids of the containers
-            that earlier plans made here), and C(model) (what host_info found in the model's folder) or
-            C(model_config) (its config.json alone), and C(moe_tables) (names and texts of the files in
-            vllm_moe_tables_dir). All are optional.
+            that earlier plans made here), C(model) (what host_info found in the model's folder, or the hub told) or
+            C(model_config) (its config.json alone), C(model_why) (why the hub told nothing), and C(moe_tables) (names
+            and texts of the files in vllm_moe_tables_dir). All are optional.
         wishes: what the user wants.
 
     Returns:

@@ -123,18 +123,17 @@ def _size_unknown(
 
 
 def _size_unknown_error(chosen: Chosen) -> GpufleetError:
-    looked, remedy = (
-        "its configuration could not be read, neither on the host nor at the hub",
-        (
-            "Let the controller or the host reach the hub (a mirror as HF_ENDPOINT and a proxy as HTTPS_PROXY in"
-            " vllm_environment, a token in vllm_hf_token), or put the model on the host"
-        ),
+    asked = f" ({chosen.why})" if chosen.why else ""
+    why = f"its configuration could not be read, neither on the host nor at the hub{asked}"
+    remedy = (
+        "Let the controller or the host reach the hub (a mirror as HF_ENDPOINT and a proxy as HTTPS_PROXY in"
+        " vllm_environment, a token in vllm_hf_token), or put the model on the host"
     )
     if chosen.source["kind"] == "path":
-        looked = f"nobody has looked into {chosen.source['location']} on the host"
+        why = f"nobody has looked into {chosen.source['location']} on the host"
         remedy = "Plan with the host in reach and its folder in place (without vllm_gpus)"
     return GpufleetError(
-        f"Nothing is known of the size of {chosen.name}: {looked}.",
+        f"Nothing is known of the size of {chosen.name}: {why}.",
         name="model-size-unknown",
         remedy=f"{remedy}. Or size it yourself: vllm_tensor_parallel_size and vllm_max_model_len.",
     )

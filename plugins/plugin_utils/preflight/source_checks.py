@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host.hub_model import HUB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
@@ -21,7 +22,6 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case impor
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.disk_checks import weights_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, INFO, WARNING, Finding
 
-HUB = "https://huggingface.co"
 # Those whose files the probe knows to be whole.
 PROBED_FORMATS = ("", "auto", "hf", "safetensors")
 
@@ -31,8 +31,9 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
 
     Returns:
         C(image_reference), C(registry) and C(hub) (the address of a small file of the model), empty where there is
-        nothing to ask, C(image_alternatives) (what the image may be instead, by the cards), and C(weights_paths)
-        (folders that may hold the weights). With vllm_offline nobody is asked.
+        nothing to ask, C(image_alternatives) (what the image may be instead, by the cards), C(weights_paths) (folders
+        that may hold the weights), and C(model_path) (the one whose configuration is read, empty for none). With
+        vllm_offline nobody is asked.
     """
     reference, *alternatives = references(wishes)
     source = wishes.image_source or (
@@ -41,13 +42,15 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
     repositories = _repositories(wishes)
     endpoint = wishes.environment.get("HF_ENDPOINT", HUB).rstrip("/")
     revision = str(wishes.extra_config.get("revision") or "main")
+    folders = _weights_paths(wishes, repositories, hf_home)
     asks_hub = repositories and not wishes.offline and not _dummy(wishes)
     return {
         "image_reference": reference,
         "image_alternatives": alternatives,
         "registry": reference if source == "pull" and not wishes.offline else "",
         "hub": f"{endpoint}/{repositories[0]}/resolve/{revision}/config.json" if asks_hub else "",
-        "weights_paths": _weights_paths(wishes, repositories, hf_home),
+        "weights_paths": folders,
+        "model_path": _model_path(wishes, folders),
     }
 
 
@@ -78,6 +81,13 @@ def _weights_paths(wishes: Wishes, repositories: Iterable[str], hf_home: str) ->
     revision = str(wishes.extra_config.get("revision") or "")
     hub = hub_cache(hf_home, wishes.environment, wishes.volumes).folder
     return [hub_folder(hub, repository, revision) for repository in repositories] if hub else []
+
+
+def _model_path(wishes: Wishes, folders: list[str]) -> str:
+    """Return the folder that tells the sizes of the model: its own, or that of its repository in the host's cache."""
+    if (wishes.model or "").startswith("/"):
+        return str(wishes.model)
+    return folders[0] if folders and wishes.model and not catalogue.find(wishes.model) else ""
 
 
 def _dummy(wishes: Wishes) -> bool:

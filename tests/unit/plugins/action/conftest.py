@@ -5,12 +5,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import hub_model
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have no test ask the hub of the world, and return the folder where what was told is kept."""
+    kept = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
+    monkeypatch.setattr(hub_model, "HUB", "http://127.0.0.1:1")
+    return kept
 
 
 def run_action(

@@ -126,6 +126,16 @@ def test_it_asks_by_the_wishes(run_action: RunAction) -> None:
     asked = run_action({"vllm_model": "org/model"}, stage="ask", hf_home="/hf")["questions"]
     assert asked["hub"] == "https://huggingface.co/org/model/resolve/main/config.json"
     assert asked["weights_paths"] == ["/hf/hub/models--org--model"]
+    assert asked["model_path"] == "/hf/hub/models--org--model"
+
+
+def test_hosts_ask_the_hub_of_the_model_where_the_controller_gets_no_answer(run_action: RunAction) -> None:
+    """Here nothing listens at the hub's address."""
+    revision = {"vllm_extra_config": {"revision": "v2"}}
+    asked = run_action({"vllm_model": "org/model", **revision}, stage="ask", hf_home="/hf")["questions"]
+    assert (asked["hub_model"], asked["hub_revision"]) == ("org/model", "v2")
+    for other in ({"vllm_model": "/srv/m"}, {}, {"vllm_model": "org/model", "vllm_offline": True}):
+        assert run_action(other, stage="ask", hf_home="/hf")["questions"]["hub_model"] == ""
 
 
 def test_invalid_wishes_ask_nobody_and_are_a_finding_beside_others(run_action: RunAction) -> None:

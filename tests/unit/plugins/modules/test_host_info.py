@@ -12,6 +12,7 @@ from typing import Any, Callable
 import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.modules import host_info
+from ansible_collections.gpufleet.vllm.tests.fakes.hub import Hub, Repository
 
 RunModule = Callable[..., dict[str, Any]]
 NO_ENGINE = "unix:///nowhere/docker.sock"
@@ -54,6 +55,21 @@ def test_every_option_reaches_its_part(run_module: RunModule, tmp_path: Path) ->
     assert [entry["exists"] for entry in result["weights"]] == [True, False]
     assert 1000 <= result["clock"]["ahead_seconds"] < 1060
     assert result["reach"] == {}
+
+
+def test_the_hub_is_asked_for_a_model_that_the_host_does_not_have(run_module: RunModule, tmp_path: Path) -> None:
+    files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"x"}
+    with Hub({"org/m": Repository({"main": files}, token="hf_sesame")}).running() as hub:
+        asked = {"docker_host": NO_ENGINE, "hub_model": "org/m", "hub_endpoint": hub.url, "hf_token": "hf_sesame"}
+        result = run_module(host_info.main, {**asked, "model_path": str(tmp_path)})
+        assert result["model"]["config"] == {"model_type": "llama"}
+        assert (result["model"]["total_bytes"], len(result["model"]["at_hub"])) == (1, 40)
+        (tmp_path / "config.json").write_text('{"model_type": "own"}')
+        before = len(hub.log)
+        result = run_module(host_info.main, {**asked, "model_path": str(tmp_path)})
+        assert (result["model"]["config"], len(hub.log)) == ({"model_type": "own"}, before)
+        result = run_module(host_info.main, {**asked, "hf_token": ""})
+        assert (result["model"], result["errors"]["model"]) == (None, "Unreachable: it answers 401")
 
 
 def test_check_mode_is_the_same(run_module: RunModule) -> None:

@@ -143,3 +143,22 @@ class TestHub:
         with pytest.raises(GpufleetError) as incomplete:
             self.check(tmp_path, {"HF_HUB_OFFLINE": "1"})
         assert SHARDS[0] in incomplete.value.message
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 17209920\n"
+
+
+def test_what_git_lfs_has_not_fetched_is_told_with_the_command_that_does(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(POINTER)
+    error = refusal(folder)
+    assert error.name == "weights-missing"
+    assert "tokenizer.json" in error.message
+    assert "git lfs pull" in error.remedy
+
+
+def test_a_pointer_in_the_place_of_the_weights_too(folder: Path) -> None:
+    (folder / SHARDS[0]).write_text(POINTER)
+    assert "git lfs pull" in refusal(folder).remedy
+    (folder / SHARDS[0]).write_bytes(safetensors())
+    (folder / "notes.txt").write_text("about " + POINTER)
+    check(folder)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import look_at_model, snapshot
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import memory_model, model_shape
@@ -318,6 +321,43 @@ def test_the_snapshot_that_main_points_to(tmp_path: Path) -> None:
     (tmp_path / "refs").mkdir()
     (tmp_path / "refs" / "main").write_text("aaa\n")
     assert snapshot(str(tmp_path)) == str(tmp_path / "snapshots" / "aaa")
+
+
+def test_a_folder_of_mistrals_own_format_is_whole(tmp_path: Path) -> None:
+    params = {"dim": 64, "n_layers": 2, "head_dim": 16, "hidden_dim": 128, "n_heads": 4, "n_kv_heads": 2}
+    (tmp_path / "params.json").write_text(json.dumps({**params, "vocab_size": 100}))
+    (tmp_path / "tekken.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "consolidated.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    # Of other files than vLLM loads.
+    index = {"metadata": {"total_size": 999}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = look_at_model(str(tmp_path))
+    assert (found["complete"], found["tokenizer"], found["missing_files"]) == (True, True, [])
+    model_shape.check(found)
+    read_shape = model_shape.read(found)
+    assert isinstance(read_shape, Shape)
+    assert (read_shape.layers, read_shape.kv_heads) == (2, 2)
+
+
+def test_a_pointer_of_git_lfs_is_refused_with_the_command_that_fetches_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    found = look_at_model(str(tmp_path))
+    assert (found["pointers"], found["complete"]) == (["tokenizer.json"], False)
+    with pytest.raises(GpufleetError, match=r"tokenizer\.json") as caught:
+        model_shape.check(found)
+    assert (caught.value.name, "git lfs pull" in caught.value.remedy) == ("invalid-model-folder", True)
+
+
+def test_weights_that_stand_there_twice_count_once() -> None:
+    files = [{"name": "consolidated.safetensors", "size": 4 * GIB}, {"name": "model.safetensors", "size": 4 * GIB}]
+    assert read(LLAMA_8B, safetensors=files, total_bytes=8 * GIB).weights_gib == pytest.approx(4 * 1.026)
+
+
+def test_a_part_of_the_weights_is_not_taken_for_all() -> None:
+    counted = read(LLAMA_8B).weights_gib
+    assert read(LLAMA_8B, total_bytes=GIB, complete=False).weights_gib == counted
 
 
 def test_host_info_looks_into_the_snapshot(tmp_path: Path) -> None:

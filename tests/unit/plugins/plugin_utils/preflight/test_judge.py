@@ -843,6 +843,8 @@ def test_questions(case: str) -> None:
     assert (asked["registry"], asked["hub"]) == (registry, hub)
     assert len(asked["weights_paths"]) == len(weights)
     assert all(path.endswith(name) for path, name in zip(asked["weights_paths"], weights, strict=True))
+    folder = read.model if (read.model or "").startswith("/") else (asked["weights_paths"] if read.model else [""])[0]
+    assert asked["model_path"] == folder
 
 
 # ---- how it is told ----
