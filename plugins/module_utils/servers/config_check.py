@@ -172,6 +172,8 @@ def options_of(text: str) -> tuple[str, list[str]]:
     if value:
         names = [name for name in value.group(1).split("/") if name.startswith("--")]
         return "value", [name.lstrip("-") for name in names[:1]]
+    if re.search(r"chat template string .* doesn't exist", text):
+        return "value", ["chat-template"]
     ambiguous = re.search(r"ambiguous option: --([\w.-]+)", text)
     if ambiguous:
         return "unknown", [ambiguous.group(1)]

@@ -140,7 +140,7 @@ def attention(
                 None,
                 "left to vLLM. vllm_attention_backend: FLASHINFER decodes faster on Hopper with an FP8 KV cache: x 1.05"
                 " output tokens/s at TP 1 without attention in chunks; TP 2 was not measured. It compiles kernels with"
-                " the image's nvcc, which was not seen in vLLM's own images",
+                " the image's nvcc, which vLLM's own images have (vllm #29270); it was not run with one of them",
             )
         return
     config["attention-backend"] = wishes.attention_backend

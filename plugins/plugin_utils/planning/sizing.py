@@ -15,7 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Budget, ReplicaLoad
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.levers import with_graphs
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.levers import with_graphs, without_chunks
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
@@ -423,7 +423,8 @@ def _held(shape: Shape, card: float, load: ReplicaLoad, length: int) -> int:
 
 
 def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: ReplicaLoad) -> int:
-    longest = memory_model.longest_request(shape, found, load)
+    # Without chunks every layer keeps the whole request.
+    longest = found.tokens if without_chunks(wishes, shape) else memory_model.longest_request(shape, found, load)
     if wishes.max_model_len:
         length, reason = wishes.max_model_len, f"vllm_max_model_len; up to {longest} tokens fit"
     else:

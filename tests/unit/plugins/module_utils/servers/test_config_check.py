@@ -121,21 +121,11 @@ def test_programs_of_an_image_mark_their_answers_alike() -> None:
     assert {program.ANSWER_MARK for program in programs} == {image_python.ANSWER_MARK}
 
 
-@pytest.mark.parametrize(
-    ("text", "missing"),
-    [
-        ("chat-template: /no/such/file.jinja\n", "/no/such/file.jinja"),
-        ('"chat-template": "/no/such/file.jinja"\n', "/no/such/file.jinja"),
-        ("chat-template: /etc/passwd\n", ""),
-        ("chat-template: '{{ messages }}'\n", ""),
-        ("port: 8000\n", ""),
-    ],
-)
-def test_a_template_that_the_image_does_not_have(text: str, missing: str) -> None:
-    assert parse_config.missing_template(text) == missing
-
-
-def test_the_remedy_for_a_template_that_is_not_there() -> None:
-    said = "argument --chat-template: there is no file /no/such here"
+def test_the_remedy_for_a_chat_template_that_the_image_does_not_have() -> None:
+    said = (
+        "ValueError: The supplied chat template string (/vllm-workspace/examples/x.jinja) appears path-like, but"
+        " doesn't exist! Tried: /vllm-workspace/examples/x.jinja"
+    )
     error = config_check.refusal({"vllm-0": said}, "i:1")
+    assert error.details["options"] == ["chat-template"]
     assert "vllm_tool_calling" in error.remedy
