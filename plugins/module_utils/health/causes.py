@@ -348,6 +348,15 @@ CAUSES: tuple[Cause, ...] = (
         rank=ECHO,
     ),
     Cause(
+        "gpu-not-capable",
+        r"^(?:[\w.]+: )?(.*\b(?:[Rr]equires?|only (?:supported|supports?|available)(?: on| for)?) (?:\S+ ){0,4}?"
+        r"(?:compute capability|SM ?\d+|sm_?\d+|Blackwell|Hopper|Ampere)\b.*)",
+        "A kernel or a precision that was chosen does not run on this GPU: {0}",
+        "Set vllm_precision and vllm_kv_cache_dtype to auto, and take attention-backend and moe-backend out of"
+        " vllm_extra_config; otherwise this model needs another GPU.",
+        rank=GENERAL,
+    ),
+    Cause(
         "kernel-image-missing",
         r"no kernel image is available for execution on the device|device kernel image is invalid"
         r"|CUDA error: invalid device function|[Uu]nsupported gpu architecture|ptxas fatal.*\bsm_\w+"
