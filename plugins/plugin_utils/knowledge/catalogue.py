@@ -239,16 +239,22 @@ def licence_of(name: str, model_type: str = "") -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card by name: for plans of hardware that nobody can probe yet. Memory in MiB as NVML tells it."""
+    """A graphics card by name: for plans of hardware that nobody can probe yet. Memory in MiB as NVML tells it.
+
+    C(unified) is set where the card has no memory of its own and works in the host's.
+    """
 
     pattern: str
     compute_capability: str
     memory_mib: int
     architecture: str = "x86_64"
+    unified: bool = False
 
 
 # In this order: the first pattern found in the name decides.
 CARDS = (
+    # 128 GB, of which the operating system sees about 119 GiB.
+    Card(r"GB10\b|DGX Spark", "12.1", 122000, "aarch64", unified=True),
     Card(r"GB300", "10.3", 284208, "aarch64"),
     Card(r"GB200", "10.0", 189471, "aarch64"),
     Card(r"GH200.*144", "9.0", 146831, "aarch64"),
@@ -257,20 +263,41 @@ CARDS = (
     Card(r"B200", "10.0", 183359),
     Card(r"H200", "9.0", 143771),
     Card(r"H100.*NVL", "9.0", 95830),
-    Card(r"H100", "9.0", 81559),
+    Card(r"H100|H800", "9.0", 81559),
+    Card(r"H20-3e", "9.0", 143771),
+    Card(r"H20\b", "9.0", 97871),
     Card(r"RTX PRO 6000", "12.0", 97887),
+    Card(r"RTX PRO 5000", "12.0", 48935),
+    Card(r"RTX 5090", "12.0", 32607),
     Card(r"L40", "8.9", 46068),
     Card(r"A100.*80", "8.0", 81920),
     Card(r"A100", "8.0", 40960),
 )
+# A GH200's name has the size of the memory of its processor, and 144 of its card's.
+MEMORY_IN_NAME = re.compile(r"(?<![\d.])(\d{2,3}) ?GB?\b", re.IGNORECASE)
+# What NVML tells of a card of so many GB, in MiB: 81559 of 80.
+MIB_OF_GB = 1019
+# What a card's own data sheet calls it is up to a tenth more.
+SAME_SIZE = (0.97, 1.10)
+MIG_SLICE = re.compile(r"\bMIG\b|\b\dg\.\d+gb", re.IGNORECASE)
+VGPU = re.compile(r"-\d+[ABCQ]$|\bGRID\b|\bvGPU\b", re.IGNORECASE)
 
 
 def card(name: str) -> Card | None:
-    """Return what is known of the card of that name, or None."""
-    for entry in CARDS:
-        if re.search(entry.pattern, name, re.IGNORECASE):
-            return entry
-    return None
+    """Return what is known of the card of that name, with the memory that the name itself tells, or None."""
+    known = next((entry for entry in CARDS if re.search(entry.pattern, name, re.IGNORECASE)), None)
+    told = MEMORY_IN_NAME.search(name)
+    if known is None or told is None or "GH200" in known.pattern:
+        return known
+    size = int(told.group(1)) * 1024
+    if SAME_SIZE[0] <= size / known.memory_mib <= SAME_SIZE[1]:
+        return known
+    return replace(known, memory_mib=int(told.group(1)) * MIB_OF_GB)
+
+
+def part_of_a_card(name: str) -> str:
+    """Return what a GPU of that name is instead of a whole card, C(MIG slice) or C(vGPU); empty for a whole one."""
+    return "MIG slice" if MIG_SLICE.search(name) else "vGPU" if VGPU.search(name) else ""
 
 
 def misnamed(repository: str) -> tuple[str, ...]:

@@ -20,6 +20,10 @@ SAME_MEMORY = 0.02
 
 FABRIC_LOGS = "`nvidia-smi -q` (Fabric) and `journalctl -u nvidia-fabricmanager`"
 
+WHY_WHOLE = {
+    "MIG slice": "Slices cannot work together, and NVML tells each process one of them alone",
+    "vGPU": "It shares a card with other machines in turns, and vGPUs have no NVLink between each other",
+}
 UNSUPPORTED = {
     (8, 0): "Ampere has no FP8 arithmetic, and its memory holds neither FP8 nor FP4 weights well",
     (8, 6): "Ampere has no FP8 arithmetic",
@@ -43,6 +47,7 @@ class Gpu:
     used_by: str = ""
     error: str = ""
     limited: bool = False
+    unified: bool = False
 
     @property
     def capability(self) -> str:
@@ -67,31 +72,37 @@ class Selection:
     reason: str = ""
 
 
-def from_probe(gpus: Iterable[dict[str, Any]], own_containers: Iterable[str] = ()) -> list[Gpu]:
+def from_probe(
+    gpus: Iterable[dict[str, Any]], own_containers: Iterable[str] = (), host_memory_mib: int = 0
+) -> list[Gpu]:
     """Return the GPUs that the module gpu_info found.
 
     Args:
         gpus: its C(gpus).
         own_containers: ids of this collection's containers on the host; what they hold is not in use by others.
+        host_memory_mib: the host's main memory, in which GPUs without memory of their own work; 0 where it is unknown.
     """
     own = set(own_containers)
-    return [_from_probe(gpu, own) for gpu in gpus]
+    return [_from_probe(gpu, own, host_memory_mib) for gpu in gpus]
 
 
-def _from_probe(gpu: dict[str, Any], own: set[str]) -> Gpu:
+def _from_probe(gpu: dict[str, Any], own: set[str], host_memory_mib: int) -> Gpu:
+    known = catalogue.card(str(gpu.get("name") or ""))
+    unified = not gpu.get("memory_total_mib") and known is not None and known.unified
     major, _dot, minor = str(gpu.get("compute_capability") or "0.0").partition(".")
     return Gpu(
         index=int(gpu["index"]),
         name=str(gpu.get("name") or "unknown"),
         compute_capability=(int(major), int(minor or 0)),
-        memory_mib=int(gpu.get("memory_total_mib") or 0),
+        memory_mib=host_memory_mib if unified else int(gpu.get("memory_total_mib") or 0),
         uuid=str(gpu.get("uuid") or ""),
-        reserved_mib=gpu.get("memory_reserved_mib"),
+        reserved_mib=0 if unified else gpu.get("memory_reserved_mib"),
         mig=bool(gpu.get("mig_mode")),
         peers=tuple(gpu.get("peers") or ()),
         used_by=_used_by(gpu, own),
         error=str(gpu.get("error") or _fabric_error(gpu.get("fabric"))),
         limited=fabric_limited(gpu.get("fabric")),
+        unified=unified,
     )
 
 
@@ -142,11 +153,19 @@ def from_inventory(entries: Sequence[dict[str, Any]]) -> list[Gpu]:
     """Return the GPUs that the inventory promises in C(vllm_gpus).
 
     Raises:
-        GpufleetError: C(invalid-wishes) when an entry names no known card and does not describe it either.
+        GpufleetError: C(invalid-wishes) when an entry names no known card and does not describe it either, or a part of
+            a card.
     """
     found: list[Gpu] = []
     for entry in entries:
         name = str(entry.get("name", "NVIDIA GPU"))
+        part = catalogue.part_of_a_card(name)
+        if part:
+            raise GpufleetError(
+                f"vllm_gpus: {name!r} is a {part}: a part of a card. {WHY_WHOLE[part]}.",
+                name="mig-enabled" if part == "MIG slice" else "unsupported-gpu",
+                remedy="Describe whole cards, as in {name: NVIDIA H200, count: 8}.",
+            )
         known = catalogue.card(name)
         capability = entry.get("compute_capability") or (known.compute_capability if known else "")
         memory = entry.get("memory_mib") or (known.memory_mib if known else 0)
@@ -159,7 +178,8 @@ def from_inventory(entries: Sequence[dict[str, Any]]) -> list[Gpu]:
             )
         major, _dot, minor = str(capability).partition(".")
         for _number in range(int(entry.get("count", 1))):
-            found.append(Gpu(len(found), name, (int(major), int(minor or 0)), int(memory)))
+            unified = bool(known and known.unified)
+            found.append(Gpu(len(found), name, (int(major), int(minor or 0)), int(memory), unified=unified))
     return found
 
 
@@ -171,8 +191,8 @@ def select(gpus: Sequence[Gpu], wish: str | Sequence[int | str]) -> Selection:
         wish: C(free) leaves out what others use, C(all) wants every GPU, a list names indexes or UUIDs.
 
     Raises:
-        GpufleetError: C(unknown-gpu), C(unsupported-gpu), C(mig-enabled), C(gpu-in-use), C(gpu-lost) or
-            C(mixed-gpus).
+        GpufleetError: C(unknown-gpu), C(unsupported-gpu), C(mig-enabled), C(gpu-memory-unknown), C(gpu-in-use),
+            C(gpu-lost) or C(mixed-gpus).
     """
     strict = wish != "free"
     chosen = list(gpus) if isinstance(wish, str) else [_named(gpus, name) for name in wish]
@@ -180,6 +200,8 @@ def select(gpus: Sequence[Gpu], wish: str | Sequence[int | str]) -> Selection:
     chosen = _without_failed(chosen, strict, warnings)
     chosen = _supported(chosen, strict, warnings)
     _refuse_mig(chosen)
+    _refuse_vgpus(chosen, not isinstance(wish, str), warnings)
+    _refuse_without_memory(chosen)
     chosen = _without_used(chosen, strict, warnings)
     chosen = _uniform(chosen, strict, warnings)
     if any(gpu.compute_capability[0] == 12 for gpu in chosen):
@@ -187,6 +209,11 @@ def select(gpus: Sequence[Gpu], wish: str | Sequence[int | str]) -> Selection:
             f"{chosen[0].name} has compute capability {chosen[0].capability}: its kernels differ from those of 10.x,"
             " for which the recipe was made. FlashInfer's MoE kernels and the fused all-reduce stay off; verify"
             " accuracy and performance before relying on it."
+        )
+    if chosen[0].unified:
+        warnings.append(
+            f"{chosen[0].name} works in the host's own memory, of which the operating system and all other programs"
+            " need a part: lower vllm_gpu_memory_utilization where the server does not find what it asks for free."
         )
     limited = [gpu for gpu in chosen if gpu.limited]
     if limited:
@@ -261,6 +288,34 @@ def _refuse_mig(gpus: Sequence[Gpu]) -> None:
         remedy=f"Turn it off when nothing uses the card: {off} (then reset the GPU or reboot), or name only the other"
         " GPUs in vllm_gpu_selection.",
     )
+
+
+def _refuse_vgpus(gpus: Sequence[Gpu], named: bool, warnings: list[str]) -> None:
+    """Refuse vGPUs unless the user names them himself."""
+    found = [gpu for gpu in gpus if catalogue.part_of_a_card(gpu.name)]
+    if not found:
+        return
+    text = f"GPU {_names(found)} is a vGPU. {WHY_WHOLE['vGPU']}."
+    if not named:
+        raise GpufleetError(
+            text,
+            name="unsupported-gpu",
+            remedy="Give the machine whole GPUs (PCI passthrough). To try it with this one all the same, name it in"
+            f" vllm_gpu_selection: {[gpu.index for gpu in found]}.",
+        )
+    warnings.append(f"{text} It was not tried; vllm_gpu_selection asks for it.")
+
+
+def _refuse_without_memory(gpus: Sequence[Gpu]) -> None:
+    unknown = [gpu for gpu in gpus if gpu.memory_mib <= 0]
+    if unknown:
+        first = unknown[0]
+        raise GpufleetError(
+            f"The driver tells no memory of GPU {_names(unknown)}.",
+            name="gpu-memory-unknown",
+            remedy="Describe the host's GPUs with their memory, as in vllm_gpus:"
+            f' [{{name: {first.name}, compute_capability: "{first.capability}", memory_mib: 122000, count: 1}}].',
+        )
 
 
 def _without_used(gpus: list[Gpu], strict: bool, warnings: list[str]) -> list[Gpu]:

@@ -169,6 +169,9 @@ def feed_forwards(config: TextConfig, mixed: list[str]) -> list[str]:
     layers = len(mixed)
     if not config.number("experts"):
         return [DENSE] * layers
+    listed = _listed(config)
+    if listed:
+        return [MOE if number in listed else DENSE for number in range(layers)]
     return [MOE if _is_moe(config, number, layers) else DENSE for number in range(layers)]
 
 
@@ -180,9 +183,6 @@ def _is_moe(config: TextConfig, number: int, layers: int) -> bool:
     frequency = config.get("moe_layer_freq")
     if isinstance(frequency, (list, tuple)):
         return bool(frequency[number])
-    listed = _listed(config)
-    if listed:
-        return number in listed
     if number < config.number("dense_first") or number in config.list_of("mlp_only_layers"):
         return False
     start, end = config.number("moe_layer_start_index"), config.number("moe_layer_end_index", layers - 1)

@@ -99,7 +99,7 @@ def read(found: ModelInfo) -> Shape | Unread:
             (hf_quant_config.json), C(index_total_bytes) and C(total_bytes), all but the first optional.
     """
     config = TextConfig(found.get("config") or {})
-    quantised = _quantization(config, found)
+    quantised = quantization.entries_of(_quantization(config, found))
     precision = quantization.precision_of(quantised, config.dtype)
     weights, source = _files_gib(found)
     try:
@@ -130,7 +130,7 @@ def _files_gib(found: ModelInfo) -> tuple[float, str]:
     return tensors / GIB * LOADED, f"the size of its safetensors files{where} and 2.6 % for loading"
 
 
-def _shape(config: TextConfig, quantised: Mapping[str, Any], precision: str, weights: float, source: str) -> Shape:
+def _shape(config: TextConfig, quantised: quantization.Entries, precision: str, weights: float, source: str) -> Shape:
     mixed = layer_kinds.mixers(config)
     fed = layer_kinds.feed_forwards(config, mixed)
     kinds = attention_kinds(config, mixed)
@@ -189,7 +189,7 @@ def _longest(config: TextConfig) -> int:
 
 
 def _division(
-    config: TextConfig, mixed: Sequence[str], fed: Sequence[str], quantised: Mapping[str, Any], precision: str
+    config: TextConfig, mixed: Sequence[str], fed: Sequence[str], quantised: quantization.Entries, precision: str
 ) -> Division:
     """Return what tensor parallelism divides beside heads: feed-forward parts, states, and blocks of quantisation."""
     found = parameters.feed_forward(config)
@@ -222,7 +222,7 @@ def _states(config: TextConfig) -> tuple[tuple[int, ...], int]:
 
 
 def _quantised_inputs(
-    config: TextConfig, mixed: Sequence[str], quantised: Mapping[str, Any], dense: int, shared: int
+    config: TextConfig, mixed: Sequence[str], quantised: quantization.Entries, dense: int, shared: int
 ) -> tuple[int, ...]:
     """Return the widths that go into a quantised matrix whose rows tensor parallelism divides."""
     layers, heads = len(mixed), query_heads(config)

@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.layer_kind
     STATE,
     WINDOW,
 )
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.quantization import BITS, spares
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.quantization import BITS, Entries, spares
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.text_config import TextConfig
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -99,7 +99,7 @@ def _shared(config: TextConfig, expert: int) -> int:
 
 
 def counted_bytes(
-    config: TextConfig, mixed: Sequence[str], fed: Sequence[str], quantization: Mapping[str, Any], precision: str
+    config: TextConfig, mixed: Sequence[str], fed: Sequence[str], quantised: Entries, precision: str
 ) -> float:
     """Return the bytes of all weights; embeddings, head and router stay unquantised.
 
@@ -107,7 +107,7 @@ def counted_bytes(
         config: the model's.
         mixed: what layer_kinds.mixers found.
         fed: what layer_kinds.feed_forwards found.
-        quantization: the model's, empty for none.
+        quantised: entries of the model's quantisation, empty for none.
         precision: what quantization.precision_of found.
     """
     wide = DTYPE_BYTES.get(config.dtype, 2)
@@ -117,7 +117,7 @@ def counted_bytes(
     only_experts = precision == "mxfp4" and config.get("quant_method") is None and config.family == "gpt_oss"
 
     def bytes_of(*words: str) -> float:
-        return wide if only_experts or spares(quantization, layers, *words) else narrow
+        return wide if only_experts or spares(quantised, layers, *words) else narrow
 
     total = sum(_mixer_weights(config, number, kind) for number, kind in enumerate(mixed))
     kinds = ("self_attn", "mixer", "attention", "linear_attn")

@@ -13,9 +13,11 @@ from typing import Any
 BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.5, "8-bit": 8.0}
 
 
-def precision_of(quantization: Mapping[str, Any], dtype: str) -> str:
+Entries = list[tuple[str, Any]]
+
+
+def precision_of(entries: Entries, dtype: str) -> str:
     """Return C(fp8), C(fp4) for NVFP4 alone, C(mxfp4), C(4-bit) or C(8-bit) for other integers, or the dtype."""
-    entries = list(_entries(quantization))
     words = " ".join(value.lower() for _key, value in entries if isinstance(value, str))
     weights = [_kind(value) for key, value in entries if key == "weights" and isinstance(value, Mapping)]
     options = dict(entries)
@@ -35,8 +37,12 @@ def precision_of(quantization: Mapping[str, Any], dtype: str) -> str:
     return "fp32" if dtype.endswith("float32") else "bf16"
 
 
+def entries_of(quantization: Mapping[str, Any]) -> Entries:
+    """Return every key and value of a quantisation, nested ones too, that tells of the weights: not of the KV cache."""
+    return list(_entries(quantization))
+
+
 def _entries(quantization: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every key and value that tells of the weights: not of the KV cache, nor of what is left as it is."""
     for key, value in quantization.items():
         if "kv_cache" in key or key in ("input_activations", "output_activations"):
             continue
@@ -53,14 +59,14 @@ def _kind(weights: Mapping[str, Any]) -> str:
     return f"{bits}-bit" if bits in (4, 8) else ""
 
 
-def is_static(quantization: Mapping[str, Any]) -> bool:
+def is_static(entries: Entries) -> bool:
     """Return whether FP8 weights are known to have one scale a tensor, and one that is fixed for its input."""
-    options = dict(_entries(quantization))
+    options = dict(entries)
     if options.get("quant_algo"):
         return str(options["quant_algo"]).upper() == "FP8"
     if options.get("quant_method") == "fp8":
         return options.get("activation_scheme") == "static" and not options.get("weight_block_size")
-    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    groups = [group for group in (options.get("config_groups") or {}).values() if isinstance(group, Mapping)]
     return bool(groups) and all(
         (group.get("weights") or {}).get("strategy") == "tensor"
         and (group.get("input_activations") or {}).get("strategy") == "tensor"
@@ -69,32 +75,32 @@ def is_static(quantization: Mapping[str, Any]) -> bool:
     )
 
 
-def fp8_block(quantization: Mapping[str, Any]) -> int:
+def fp8_block(entries: Entries) -> int:
     """Return the side of the blocks of weights that share a scale in FP8; 0 where whole tensors or channels do."""
-    found = dict(_entries(quantization))
+    found = dict(entries)
     block = found.get("weight_block_size")
     if not block and str(found.get("strategy")) == "block":
         block = found.get("block_structure")
     return int(max(block)) if isinstance(block, (list, tuple)) and block else 0
 
 
-def group(quantization: Mapping[str, Any]) -> int:
+def group(entries: Entries) -> int:
     """Return how many weights beside each other share a scale, of weights of 4 or 8 bits in groups; 0 for no groups."""
-    found = dict(_entries(quantization))
+    found = dict(entries)
     size = found.get("group_size") or found.get("q_group_size") or 0
     return size if isinstance(size, int) and size > 0 else 0
 
 
-def spares(quantization: Mapping[str, Any], layers: int, *words: str) -> bool:
+def spares(entries: Entries, layers: int, *words: str) -> bool:
     """Return whether a part of every layer is left unquantised, by the names of what is not converted.
 
     Args:
-        quantization: the model's.
+        entries: of the model's quantisation.
         layers: how many it has.
         words: of which the part's name has one.
     """
     named: set[str] = set()
-    for key, value in _entries(quantization):
+    for key, value in entries:
         if key in ("ignore", "ignored_layers", "modules_to_not_convert", "exclude_modules") and value:
             named.update(str(entry) for entry in value)
     found = [name for name in named if any(word in name for word in words)]

@@ -84,11 +84,19 @@ class TextConfig:
         self.outer = from_mistral(outer) if is_mistral(outer) else outer
         self.inner, self.family = _language_model(self.outer)
         self._defaults: Mapping[str, Any] = _tables()["families"].get(self.family, {})
+        # The same few are asked for again for each layer.
+        self._found: dict[tuple[str, ...], Any] = {}
+        self._numbers: dict[str, int] = {}
 
     def get(self, *names: str) -> Any:
         """Return the value under the first of these names that has one; else the family's default, else the outer
         configuration's. What is null says that there is none, not that the default holds.
         """
+        if names not in self._found:
+            self._found[names] = self._look_for(names)
+        return self._found[names]
+
+    def _look_for(self, names: tuple[str, ...]) -> Any:
         for source in (self.inner, self._defaults, self.outer):
             known = [source[name] for name in names if name in source]
             if known:
@@ -97,10 +105,12 @@ class TextConfig:
 
     def number(self, what: str, otherwise: int = 0) -> int:
         """Return one of NAMES, or of the configuration's own names; of a list the largest."""
-        value = self.get(*NAMES.get(what, (what,)))
-        if isinstance(value, (list, tuple)):
-            value = max(value, default=0)
-        return int(value) if value else otherwise
+        if what not in self._numbers:
+            value = self.get(*NAMES.get(what, (what,)))
+            if isinstance(value, (list, tuple)):
+                value = max(value, default=0)
+            self._numbers[what] = int(value) if value else 0
+        return self._numbers[what] or otherwise
 
     def needed(self, what: str) -> int:
         """Return one of NAMES that nothing can be said without.

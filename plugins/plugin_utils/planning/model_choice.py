@@ -188,11 +188,7 @@ def _check_precision(draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequen
         return
     first = cards[0]
     if chosen.precision == "fp4" and first.generation != "blackwell":
-        raise GpufleetError(
-            f"vllm_precision: fp4 cannot run on {first.name}: compute capability {first.capability} has no NVFP4.",
-            name="precision-not-supported",
-            remedy="Set vllm_precision to auto or fp8.",
-        )
+        _without_nvfp4(draft, wishes, chosen, first)
     if wishes.precision and wishes.precision != chosen.precision:
         raise GpufleetError(
             f"vllm_precision: {wishes.precision} contradicts vllm_model: the weights in {chosen.source['location']} are"
@@ -211,3 +207,21 @@ def _check_precision(draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequen
     draft.decide("precision", chosen.precision, reason)
     if chosen.source["location"] in catalogue.SCOUT.gated and not wishes.has_hf_token:
         draft.warn(f"{chosen.source['location']} is gated at the hub: set vllm_hf_token to a token with access.")
+
+
+def _without_nvfp4(draft: Draft, wishes: Wishes, chosen: Chosen, card: Gpu) -> None:
+    """Refuse NVFP4 weights on cards that cannot calculate with them, unless the user asks for just that."""
+    known = (
+        f"compute capability {card.capability} has no NVFP4 arithmetic. vLLM can unpack such weights there and"
+        " calculate in 16 bits (Marlin's kernels; vllm #38728 reports it from an H200); this collection has not tried"
+        " it"
+    )
+    if wishes.precision == "fp4" and wishes.model:
+        draft.warn(f"{chosen.name} on {card.name}: {known}, and its speed and accuracy are not known here.")
+        return
+    raise GpufleetError(
+        f"vllm_precision: fp4 is not planned on {card.name}: {known}.",
+        name="precision-not-supported",
+        remedy="Set vllm_precision to auto or fp8, and vllm_model to weights of that precision. To try NVFP4 all the"
+        " same, set both vllm_precision: fp4 and vllm_model to the weights.",
+    )

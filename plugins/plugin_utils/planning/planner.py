@@ -38,7 +38,8 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.image_choic
     choose_image,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen, choose
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.sizing import capacity, size_replica, too_few_gpus
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.size_refusals import too_few_gpus
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.sizing import capacity, size_replica
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
 SCHEMA_VERSION = 1
@@ -103,7 +104,8 @@ def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
     if wishes.gpus:
         found = gpus.from_inventory(wishes.gpus)
     else:
-        found = gpus.from_probe(host.get("gpus") or [], host.get("own_containers") or [])
+        memory_mib = int(host.get("memory_mib") or 0)
+        found = gpus.from_probe(host.get("gpus") or [], host.get("own_containers") or [], memory_mib)
     if not found:
         why = host.get("gpu_reason") or "NVML has not been asked, or found no device."
         raise GpufleetError(

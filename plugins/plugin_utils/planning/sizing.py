@@ -10,22 +10,26 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Capacity
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, gpus, memory_model, versions
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, memory_model, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Budget, ReplicaLoad
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.levers import with_graphs, without_chunks
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.size_refusals import (
+    MOST_CARDS,
+    how_to_get,
+    indivisible,
+    too_few_gpus,
+)
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.unknown_size import choose_size
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
 RECIPE_BATCHED_TOKENS = 8192
 DEFAULT_MODEL_LEN = 32768
 # vLLM's own max-num-seqs for cards of 70 GiB and more, and for smaller ones.
 DEFAULT_SEQS_LARGE, DEFAULT_SEQS_SMALL, LARGE_CARD_GIB = 1024, 256, 70
-MOST_CARDS = 64
-# Of what a card may use, the most that weights take where nothing else is known of a model.
-WEIGHTS_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -64,18 +68,28 @@ def size_replica(
         version=version,
     )
     if chosen.shape is None:
-        return _size_unknown(draft, wishes, chosen, load, cards, card)
-    _check_length(wishes, chosen.shape)
-    load = with_graphs(wishes, chosen.shape, load)
-    load = _tensor_parallelism(draft, wishes, chosen, chosen.shape, cards, card, _filled(wishes, load))
-    load = _utilisation(draft, wishes, chosen.shape, card, load)
-    load, seqs = _sequences(draft, wishes, chosen.shape, card, load)
-    found = memory_model.budget(chosen.shape, card, load)
-    length = _model_len(draft, wishes, chosen.shape, found, load)
-    draft.decide("weights", f"{chosen.shape.weights_gib:.2f} GiB", chosen.shape.weights_source)
-    draft.decide("kv_cache", f"{found.tokens} tokens", _kv_cache_reason(chosen.shape, found, load))
+        load = replace(load, tensor_parallel_size=choose_size(draft, wishes, chosen, cards, card * load.utilisation))
+        return Sizing(load, wishes.max_model_len, wishes.max_num_seqs, wishes.gpu_memory_utilization, None)
+    shape = _as_loaded(wishes, chosen.shape)
+    _check_length(wishes, shape)
+    load = with_graphs(wishes, shape, load)
+    load = _tensor_parallelism(draft, wishes, chosen, shape, cards, card, _filled(wishes, load))
+    load = _utilisation(draft, wishes, shape, card, load)
+    load, seqs = _sequences(draft, wishes, shape, card, load)
+    found = memory_model.budget(shape, card, load)
+    length = _model_len(draft, wishes, shape, found, load)
+    draft.decide("weights", f"{shape.weights_gib:.2f} GiB", shape.weights_source)
+    draft.decide("kv_cache", f"{found.tokens} tokens", _kv_cache_reason(shape, found, load))
     sent = load.utilisation if wishes.gpu_memory_utilization or wishes.goals.fill else None
     return Sizing(load, length, seqs, sent, found)
+
+
+def _as_loaded(wishes: Wishes, shape: Shape) -> Shape:
+    """Return the model as vLLM loads it on GPUs: weights of 32 bits in 16, unless the user wishes otherwise."""
+    if shape.precision != "fp32" or str(wishes.extra_config.get("dtype") or "auto") in ("float32", "float"):
+        return shape
+    source = f"{shape.weights_source}; vLLM loads weights of 32 bits in 16"
+    return replace(shape, weights_gib=round(shape.weights_gib / 2, 3), dtype_bytes=2, weights_source=source)
 
 
 def _kv_cache_reason(shape: Shape, found: Budget, load: ReplicaLoad) -> str:
@@ -89,77 +103,18 @@ def _kv_cache_reason(shape: Shape, found: Budget, load: ReplicaLoad) -> str:
 
 
 def _check_length(wishes: Wishes, shape: Shape) -> None:
-    if wishes.max_model_len and wishes.max_model_len > shape.max_position:
+    longer = wishes.environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").lower() not in ("", "0", "false")
+    if (
+        wishes.max_model_len
+        and wishes.max_model_len > shape.max_position
+        and not (longer or "hf-overrides" in wishes.extra_config)
+    ):
         raise GpufleetError(
             f"vllm_max_model_len: {wishes.max_model_len} is longer than the {shape.max_position} tokens that the model"
             " was made for.",
             name="invalid-max-model-len",
             remedy=f"Set it to auto or to at most {shape.max_position}.",
         )
-
-
-def _size_unknown(
-    draft: Draft, wishes: Wishes, chosen: Chosen, load: ReplicaLoad, cards: Sequence[Gpu], card: float
-) -> Sizing:
-    """Plan a model whose layers are not known: by the size of its weights, or as the user says."""
-    size = wishes.tensor_parallel_size or 0
-    if size * (wishes.replicas or 1) > len(cards):
-        raise too_few_gpus(f"vllm_tensor_parallel_size: {size}", size * (wishes.replicas or 1), cards)
-    reason = "vllm_tensor_parallel_size"
-    if not size and chosen.unread is None:
-        raise _size_unknown_error(chosen)
-    if not size:
-        size, reason = _size_by_weights(wishes, chosen, load, cards, card)
-    why = chosen.unread.why if chosen.unread else "its configuration could not be read"
-    draft.warn(
-        f"The memory of {chosen.name} was not checked: {why}. Set vllm_tensor_parallel_size, vllm_max_model_len and"
-        " vllm_max_num_seqs yourself if the server does not start."
-    )
-    draft.decide("tensor_parallel_size", size, reason)
-    if chosen.unread and chosen.unread.weights_gib:
-        draft.decide("weights", f"{chosen.unread.weights_gib:.2f} GiB", chosen.unread.weights_source)
-    load = replace(load, tensor_parallel_size=size)
-    return Sizing(load, wishes.max_model_len, wishes.max_num_seqs, wishes.gpu_memory_utilization, None)
-
-
-def _size_unknown_error(chosen: Chosen) -> GpufleetError:
-    asked = f" ({chosen.why})" if chosen.why else ""
-    why = f"its configuration could not be read, neither on the host nor at the hub{asked}"
-    remedy = (
-        "Let the controller or the host reach the hub (a mirror as HF_ENDPOINT and a proxy as HTTPS_PROXY in"
-        " vllm_environment, a token in vllm_hf_token), or put the model on the host"
-    )
-    if chosen.source["kind"] == "path":
-        why = f"nobody has looked into {chosen.source['location']} on the host"
-        remedy = "Plan with the host in reach and its folder in place (without vllm_gpus)"
-    return GpufleetError(
-        f"Nothing is known of the size of {chosen.name}: {why}.",
-        name="model-size-unknown",
-        remedy=f"{remedy}. Or size it yourself: vllm_tensor_parallel_size and vllm_max_model_len.",
-    )
-
-
-def _size_by_weights(
-    wishes: Wishes, chosen: Chosen, load: ReplicaLoad, cards: Sequence[Gpu], card: float
-) -> tuple[int, str]:
-    """Return the fewest cards that hold the weights with room for the rest, a power of two, and why."""
-    weights = chosen.unread.weights_gib if chosen.unread else 0.0
-    if not weights:
-        return 1, "1, because the model's size is not known"
-    most = len(cards) // (wishes.replicas or 1)
-    share = card * load.utilisation * WEIGHTS_SHARE
-    sizes = [2**power for power in range(MOST_CARDS.bit_length())]
-    size = next((size for size in sizes if weights / size <= share), 0)
-    if 0 < size <= most:
-        return size, f"the weights of {weights:.1f} GiB take at most {WEIGHTS_SHARE:.0%} of what each GPU may use"
-    raise GpufleetError(
-        f"{chosen.name} ({chosen.precision}, {weights:.1f} GiB of weights) does not fit {most} x {cards[0].name}.",
-        name="does-not-fit",
-        remedy=f"It needs {size} GPUs of this kind together{_how_to_get(size, wishes, cards)}"
-        if size
-        else "No number of these GPUs holds it.",
-        details={"gpus_needed": size or None, "weights_gib": weights, "kv_cache_gib": None},
-    )
 
 
 def _starting_seqs(wishes: Wishes, card: float) -> int:
@@ -243,7 +198,7 @@ def _tensor_parallelism(
     wanted, reason = _profile_size(wishes, chosen.precision, shape, card, load, most)
     sizes = memory_model.tensor_parallel_sizes(shape, most, load.version)
     if not sizes:
-        raise _indivisible(wishes, chosen, shape, 1, load)
+        raise indivisible(wishes, chosen, shape, 1, load.version)
     start = max(size for size in sizes if size <= wanted)
     if start < wanted:
         reason += f"; here {start}, because only {most} GPU(s) are there for a replica"
@@ -262,7 +217,7 @@ def _tensor_parallelism(
 def _wished_size(wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[Gpu], load: ReplicaLoad) -> int:
     size = wishes.tensor_parallel_size or 1
     if not memory_model.divides(shape, size, load.version):
-        raise _indivisible(wishes, chosen, shape, size, load)
+        raise indivisible(wishes, chosen, shape, size, load.version)
     wanted = size * (wishes.replicas or 1)
     if wanted > len(cards):
         asked = f"vllm_tensor_parallel_size: {size}"
@@ -270,29 +225,6 @@ def _wished_size(wishes: Wishes, chosen: Chosen, shape: Shape, cards: Sequence[G
             asked += f" with vllm_replicas: {wishes.replicas}"
         raise too_few_gpus(asked, wanted, cards)
     return size
-
-
-def _indivisible(wishes: Wishes, chosen: Chosen, shape: Shape, size: int, load: ReplicaLoad) -> GpufleetError:
-    """Return the error for a model that this vLLM cannot divide over C(size) cards."""
-    valid = memory_model.tensor_parallel_sizes(shape, MOST_CARDS, load.version)
-    what = memory_model.indivisible(shape, size, load.version)
-    asked = f"vllm_tensor_parallel_size: {size}" if wishes.tensor_parallel_size else f"Tensor parallelism {size}"
-    return GpufleetError(
-        f"{asked} does not divide {chosen.name}: {what}, by the rules of vLLM {versions.as_text(load.version)}.",
-        name="invalid-tensor-parallel-size",
-        remedy=f"Set it to auto or to one of {', '.join(map(str, valid))}."
-        if valid
-        else "Choose another vllm_model, one that is not quantised in blocks, or a newer vLLM in vllm_image_tag.",
-    )
-
-
-def too_few_gpus(asked: str, wanted: int, cards: Sequence[Gpu]) -> GpufleetError:
-    """Return the error for a wish, C(asked), that needs C(wanted) GPUs."""
-    return GpufleetError(
-        f"{asked} needs {wanted} GPUs; {len(cards)} can be used here ({gpus.describe(cards)}).",
-        name="too-few-gpus",
-        remedy="Lower it or set it to auto, or free GPUs that others use.",
-    )
 
 
 def _needs(wishes: Wishes) -> str:
@@ -325,7 +257,7 @@ def _does_not_fit(
     )
     if enough and enough > size:
         remedy = f"It needs {enough} GPUs of this kind together (tensor parallelism {enough})"
-        remedy += _how_to_get(enough, wishes, cards)
+        remedy += how_to_get(enough, wishes, cards)
     else:
         remedy = "No number of these GPUs holds it."
     if wishes.gpu_memory_utilization and wishes.gpu_memory_utilization < _default_utilisation(load):
@@ -346,15 +278,6 @@ def _does_not_fit(
 
 def _default_utilisation(load: ReplicaLoad) -> float:
     return versions.default_gpu_memory_utilization(load.version)
-
-
-def _how_to_get(enough: int, wishes: Wishes, cards: Sequence[Gpu]) -> str:
-    """Return the end of a sentence that says what to change so that a replica gets C(enough) GPUs."""
-    if enough > len(cards):
-        return f"; this host has {len(cards)}."
-    if wishes.replicas and wishes.replicas * enough > len(cards):
-        return f": set vllm_replicas to auto or to at most {len(cards) // enough}."
-    return ": set vllm_tensor_parallel_size to auto."
 
 
 def _sequences(

@@ -396,6 +396,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
         "index_total_bytes": 20,
         "missing_files": [],
         "cut_files": [],
+        "pointers": [],
         "complete": True,
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import gpus
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, gpus
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 
 OURS, THEIRS = "a" * 64, "b" * 64
@@ -119,6 +119,25 @@ def test_generations(capability: tuple[int, int], generation: str) -> None:
         ("NVIDIA GB200", (10, 0), 189471),
         ("NVIDIA B300 SXM6 AC", (10, 3), 275040),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", (12, 0), 97887),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", (12, 0), 97887),
+        ("NVIDIA RTX PRO 5000 Blackwell", (12, 0), 48935),
+        ("NVIDIA GB10", (12, 1), 122000),
+        ("NVIDIA GB300", (10, 3), 284208),
+        ("NVIDIA GH200 120GB", (9, 0), 97871),
+        ("NVIDIA H200 NVL", (9, 0), 143771),
+        ("NVIDIA H200 141GB", (9, 0), 143771),
+        ("NVIDIA B200 192GB", (10, 0), 183359),
+        ("NVIDIA B300 288GB", (10, 3), 275040),
+        ("NVIDIA H800", (9, 0), 81559),
+        ("NVIDIA H20", (9, 0), 97871),
+        ("NVIDIA H20-3e", (9, 0), 143771),
+        ("NVIDIA H100 PCIe", (9, 0), 81559),
+        ("NVIDIA H100 64GB HBM2", (9, 0), 65216),
+        ("NVIDIA H100 96GB HBM3", (9, 0), 97824),
+        ("NVIDIA H100 NVL 94GB", (9, 0), 95830),
+        ("NVIDIA A100-SXM-64GB", (8, 0), 65216),
+        ("NVIDIA A100-SXM4-80GB", (8, 0), 81920),
+        ("NVIDIA A100-SXM4-40GB", (8, 0), 40960),
     ],
 )
 def test_cards_by_name(name: str, capability: tuple[int, int], memory: int) -> None:
@@ -127,6 +146,35 @@ def test_cards_by_name(name: str, capability: tuple[int, int], memory: int) -> N
         (0, capability, memory),
         (1, capability, memory),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "MIG slice"),
+        ("MIG 1g.10gb", "MIG slice"),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb+me", "MIG slice"),
+        ("NVIDIA H100XM-40C", "vGPU"),
+        ("NVIDIA H100L-94C", "vGPU"),
+        ("GRID A100D-80C", "vGPU"),
+        ("NVIDIA L40S-48Q", "vGPU"),
+        ("NVIDIA H100 80GB HBM3", ""),
+        ("NVIDIA A100-SXM4-80GB", ""),
+        ("NVIDIA H20-3e", ""),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", ""),
+        ("NVIDIA B300 SXM6 AC", ""),
+    ],
+)
+def test_parts_of_cards_by_name(name: str, part: str) -> None:
+    assert catalogue.part_of_a_card(name) == part
+
+
+def test_a_card_without_memory_of_its_own_has_its_hosts() -> None:
+    silent = {"index": 0, "name": "NVIDIA GB10", "compute_capability": "12.1", "memory_total_mib": None}
+    (found,) = gpus.from_probe([silent], [], 122572)
+    assert (found.memory_mib, found.reserved_mib, found.unified) == (122572, 0, True)
+    (found,) = gpus.from_probe([{**silent, "name": "NVIDIA H200"}], [], 122572)
+    assert (found.memory_mib, found.unified) == (0, False)
 
 
 def test_what_the_inventory_says_of_a_card_wins() -> None:

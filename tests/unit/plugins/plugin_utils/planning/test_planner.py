@@ -29,6 +29,10 @@ RTX_6000 = ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "12.0", 97887)
 A100 = ("NVIDIA A100-SXM4-80GB", "8.0", 81920)
 L40S = ("NVIDIA L40S", "8.9", 46068)
 
+GB10 = ("NVIDIA GB10", "12.1", 0)
+VGPU = ("NVIDIA H100XM-80C", "9.0", 81920)
+SMALL = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
 RECIPE_HOPPER = {
     "kv-cache-dtype": "fp8",
     "async-scheduling": True,
@@ -555,6 +559,16 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             }
         },
     ),
+    "a DGX Spark has the memory of its host": (
+        host(GB10, memory_mib=122572, architecture="aarch64"),
+        {"accept_license": False, **SMALL},
+        {"tp": 1, "replicas": 1, "platform": "linux/arm64"},
+    ),
+    "and is for arm64 where the inventory describes it": (
+        {},
+        {"gpus": [{"name": "NVIDIA GB10"}], "accept_license": False, **SMALL},
+        {"tp": 1, "platform": "linux/arm64"},
+    ),
     "a model that nobody has read is planned as the user sizes it": (
         host(H100, 2),
         {"model": "org/unheard-of", "accept_license": False, "tensor_parallel_size": 2, "max_model_len": 4096},
@@ -574,6 +588,16 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         host(H200, 8, model={"config": LLAMA_70B, "total_bytes": 141107412992}),
         {"model": "meta-llama/Llama-3.3-70B-Instruct"},
         {"tp": 2, "replicas": 4},
+    ),
+    "weights of 32 bits are loaded in 16": (
+        host(H100, model={"config": {**TINY_LLAMA, "torch_dtype": "float32"}, "total_bytes": 100 * 1024**3}),
+        {"model": "org/old"},
+        {"tp": 1, "replicas": 1},
+    ),
+    "a longer request than the model was made for, if vLLM is told to allow it": (
+        host(H100, model_config=TINY_LLAMA),
+        {"model": "org/m", "max_model_len": 4096, "environment": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}},
+        {"--max-model-len": 4096},
     ),
     "layers without attention keep nothing": (
         host(H100, 2, model_config=NEMOTRON_SUPER),
@@ -728,7 +752,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         host(H200),
         {"precision": "fp4"},
         "precision-not-supported",
-        ["fp4", "compute capability 9.0 has no NVFP4", "fp8"],
+        ["fp4", "compute capability 9.0 has no NVFP4", "fp8", "has not tried it", "set both vllm_precision: fp4"],
     ),
     "FP4 weights by name on Hopper": (
         host(H200),
@@ -946,6 +970,21 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "invalid-model-folder",
         ["model-2.safetensors"],
     ),
+    "a card whose driver tells no memory": (
+        host(("NVIDIA H200", "9.0", 0)),
+        {},
+        "gpu-memory-unknown",
+        ["tells no memory of GPU 0 (NVIDIA H200)", "memory_mib"],
+    ),
+    "one that works in memory of which nothing is known": (host(GB10), SMALL, "gpu-memory-unknown", ["memory_mib"]),
+    "a vGPU": (host(VGPU), SMALL, "unsupported-gpu", ["is a vGPU", "vllm_gpu_selection: [0]"]),
+    "a slice in the inventory": (
+        {},
+        {"gpus": [{"name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb"}]},
+        "mig-enabled",
+        ["MIG slice", "whole cards"],
+    ),
+    "a vGPU in the inventory": ({}, {"gpus": [{"name": "NVIDIA H100XM-40C"}]}, "unsupported-gpu", ["is a vGPU"]),
     "a model of unknown size": (
         host(H200, 8),
         {"model": "org/unheard-of"},
