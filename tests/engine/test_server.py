@@ -86,7 +86,9 @@ def test_a_server_sees_its_tuned_tables_and_other_ones_replace_it(fleet: Fleet) 
 
     def seen() -> str:
         container = fleet.engine.containers.get(f"{fleet.prefix}-0")
-        return str(container.exec_run(["sh", "-c", 'cat "$VLLM_TUNED_CONFIG_FOLDER"/E=16*'])[1].decode())
+        said = container.exec_run(["sh", "-c", 'cat "$VLLM_TUNED_CONFIG_FOLDER"/E=16*'])[1]
+        assert isinstance(said, bytes)
+        return said.decode()
 
     assert run(1)["replicas"][0]["action"] == "created"
     assert seen() == "1"
