@@ -97,6 +97,27 @@ def test_a_server_at_an_address_of_ipv6_is_made_looked_at_and_verified(
     assert (verified["failed"], verified["models"]) == (False, ["stand-in"]), verified
 
 
+def test_a_server_sees_its_tuned_tables_and_other_ones_replace_it(fleet: Fleet) -> None:
+    def run(number: int) -> dict[str, Any]:
+        folder = f"moe-{number}"
+        tables = {"folder": folder, "files": {"E=16,N=4096,device_name=NVIDIA_H200,dtype=fp8_w8a8.json": f"{number}"}}
+        replica = fleet.replica(environment={"VLLM_TUNED_CONFIG_FOLDER": f"/etc/vllm/control/{folder}"})
+        return fleet.run(replica, plan={"replicas": [replica], "moe_tables": tables})
+
+    def seen() -> str:
+        container = fleet.engine.containers.get(f"{fleet.prefix}-0")
+        said = container.exec_run(["sh", "-c", 'cat "$VLLM_TUNED_CONFIG_FOLDER"/E=16*'])[1]
+        assert isinstance(said, bytes)
+        return said.decode()
+
+    assert run(1)["replicas"][0]["action"] == "created"
+    assert seen() == "1"
+    assert run(1)["changed"] is False
+    changed = run(2)
+    assert changed["replicas"][0]["action"] == "replaced"
+    assert seen() == "2"
+
+
 def test_check_mode_tells_and_touches_nothing(fleet: Fleet) -> None:
     told = fleet.run(fleet.replica(), check=True, image="example.com/not/here:1")
     assert (told["changed"], told["replicas"][0]["action"]) == (True, "created")
