@@ -658,6 +658,28 @@ def test_a_stopped_server_is_started(fleet: Fleet) -> None:
     assert (result["changed"], result["replicas"][0]["action"], answer(fleet)) == (True, "started", 200)
 
 
+def test_what_is_stopped_for_a_while_is_started_again_as_it_was(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    names = [f"{fleet.prefix}-0", f"{fleet.prefix}-1"]
+    before = [fleet.engine.containers.get(name).id for name in names]
+    assert fleet.run(state="stopped", check=True)["stopped"] == names
+    assert answer(fleet) == 200
+    result = fleet.run(state="stopped")
+    assert (result["changed"], result["stopped"], sorted(result["drains"])) == (True, names, names)
+    assert (answer(fleet, 0), answer(fleet, 1)) == (0, 0)
+    assert fleet.run(state="stopped")["changed"] is False
+    # Meanwhile another one may have its port.
+    other = fleet.beside("tune", 0)
+    assert other.run(other.replica(), history_keep=0, restart_policy="no")["replicas"][0]["action"] == "created"
+    other.run(state="absent")
+    result = fleet.run(state="started")
+    assert [replica["action"] for replica in result["replicas"]] == ["started", "started"]
+    assert [fleet.engine.containers.get(name).id for name in names] == before
+    assert (answer(fleet, 0), answer(fleet, 1)) == (200, 200)
+    assert fleet.run(state="started")["changed"] is False
+    assert [entry["current"] for entry in fleet.info()["deployments"]] == [True]
+
+
 def test_another_deployment_whose_prefix_begins_with_this_one_is_left_alone(fleet: Fleet) -> None:
     other = fleet.beside("small", 3)
     other.run(other.replica())
