@@ -5,15 +5,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
+    BACKEND,
+    CERTIFICATE,
+    KEYS,
+    OWN_HEADERS,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import list_rules, model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
 
 
-def frontend(settings: RouterSettings, folder: str) -> list[str]:
+def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
+    """Return the frontend that clients speak to."""
     host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
@@ -22,6 +32,7 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
+        f"http-request del-header {OWN_HEADERS} -m beg",
     ]
     if settings.keys:
         known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
@@ -48,10 +59,14 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
                 " hdr Retry-After 10",
             ),
         ]
-    return [*lines, "", "http-request del-header X-Forwarded-For", "option forwardfor", f"default_backend {BACKEND}"]
+    lines += ["", "http-request del-header X-Forwarded-For", "option forwardfor"]
+    if all_named(found):
+        lines += list_rules(folder, BACKEND)
+    return [*lines, *model_rules(settings, found, folder), f"default_backend {BACKEND}"]
 
 
 def requests_table(settings: RouterSettings) -> list[str]:
+    """Return the table that counts the requests of each key, or of each address."""
     kind = "binary len 32" if settings.keys else "ipv6"
     return [
         "backend requests",
