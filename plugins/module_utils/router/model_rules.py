@@ -75,26 +75,29 @@ def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -
     lines += [f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})", *_unknown(found)]
     if not reads_whole(settings, found):
         return [*lines, *hash_rules(settings), CHOSEN]
+    unread = "METH_POST !{ var(txn.model) -m found }"
+    several = has_several(found)
     return [
         *lines,
         # What HAProxy has seen of the body is not all of it.
         "http-request set-var(txn.seen) req.body_len",
         "acl is_cut req.body_size,sub(txn.seen) gt 0",
         f"acl is_cut req.body_len ge {settings.buffer_bytes // 2}",
-        _nameless(found, "METH_POST !{ var(txn.model) -m found } !is_cut"),
-        *_may_use(settings, folder, " { var(txn.model) -m found }"),
+        *([_nameless(found, f"{unread} !is_cut")] if several else []),
+        *_may_use(settings, folder, ("{ var(txn.model) -m found }", "!is_cut")),
         *hash_rules(settings),
-        f"use_backend {READER} if METH_POST !{{ var(txn.model) -m found }}",
+        # Where all replicas serve the same, only who is kept to some models has to name one.
+        f"use_backend {READER} if {unread}{'' if several else ' { var(txn.models) -m found }'}",
         CHOSEN,
     ]
 
 
-def _may_use(settings: RouterSettings, folder: str, condition: str) -> list[str]:
+def _may_use(settings: RouterSettings, folder: str, conditions: Sequence[str]) -> list[str]:
     """Return the rules that keep clients to their models; the reader takes a client's name along."""
     if not settings.clients:
         return []
     told = f"http-request set-header {CLIENT_HEADER} %[var(txn.client),base64] if named_client"
-    return [*clients.model_rules(folder, condition), *([told] if condition else [])]
+    return [*clients.model_rules(folder, conditions), told]
 
 
 def _unknown(found: Sequence[Route]) -> list[str]:
@@ -147,9 +150,9 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
         f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
         *([CLIENT_FROM_HEADER, "acl named_client var(txn.client) -m found"] if settings.clients else []),
         f"http-request del-header {OWN_HEADERS} -m beg",
-        _nameless(found, "!{ var(txn.model) -m found }"),
+        *([_nameless(found, "!{ var(txn.model) -m found }")] if has_several(found) else []),
         *_unknown(found),
-        *_may_use(settings, folder, ""),
+        *(clients.model_rules(folder) if settings.clients else []),
         *hash_rules(settings),
         f"http-response set-header {MODEL_HEADER} %[var(txn.model),base64]",
         f"http-response set-header {OWN_HEADERS}replica %[var(txn.replica)]",
