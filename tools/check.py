@@ -4,7 +4,7 @@
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, engine, stand-ins,
-                                 molecule, hosts, faults, fleet, many
+                                 molecule, hosts, faults, fleet, tune, many
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -41,6 +41,7 @@ BIN = Path(sys.executable).parent
 INTERRUPT_PATIENCE = 30.0  # seconds
 PACKAGE = Path("ansible_collections/gpufleet/vllm")
 FLEET = "fleet"
+TUNE = "tune"
 # The scenario of bare hosts, which shares nothing but the engine with other tests, and the stage that it is.
 HOSTS = "hosts"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
@@ -141,13 +142,13 @@ def sanity() -> list[Command]:
 
 def engine() -> list[Command]:
     """Return the tests of modules against a real Docker engine, and those of the router with a real HAProxy."""
-    router = pytest("router", "router", ["tests/unit/plugins/modules/test_router_server.py"])
+    router = pytest("router", "router", ["tests/unit/plugins/modules/test_router_server.py", "tests/router"])
     router.environment |= unpacked.environment("haproxy", "haproxy")
     return [pytest("pytest", "engine", ["tests/engine"]), router]
 
 
 def molecule() -> list[Command]:
-    """Return the Molecule scenarios but the fleet's, each with its whole sequence, on a real Docker engine.
+    """Return the Molecule scenarios but fleet and tune, each with its whole sequence, on a real Docker engine.
 
     SCENARIO in the environment names the only one to run. The one of the stage hosts is left to it.
     """
@@ -155,7 +156,7 @@ def molecule() -> list[Command]:
     wanted = os.environ.get("SCENARIO")
     if wanted and wanted not in names:
         raise SystemExit(f"SCENARIO is {wanted!r}, which is none of {', '.join(names)}")
-    chosen = [wanted] if wanted else [name for name in names if name != FLEET]
+    chosen = [wanted] if wanted else [name for name in names if name not in (FLEET, TUNE)]
     return scenarios([name for name in chosen if name != HOSTS])
 
 
@@ -207,6 +208,11 @@ def forgotten(folder: Path) -> Path:
     return folder
 
 
+def tune() -> list[Command]:
+    """Return the Molecule scenario that tunes a server, which starts it five times."""
+    return scenarios([TUNE])
+
+
 def faults() -> list[Command]:
     """Return the faults provoked on a server under load; after Molecule, which makes the image that they serve with."""
     command = pytest("pytest", "faults", ["tests/faults"])
@@ -227,9 +233,10 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     HOSTS: hosts,
     "faults": faults,
     "fleet": fleet,
+    TUNE: tune,
     "many": many,
 }
-NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", "many")
+NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "many")
 
 
 def tool(name: str) -> str:

@@ -46,7 +46,11 @@ These are told where the log holds no error at all, from how the container's pro
 def every_cause() -> dict[str, list[health_causes.Cause]]:
     """Return the causes that a line of a log proves, by name, in the order in which they are tried."""
     found: dict[str, list[health_causes.Cause]] = {}
-    for cause in (*health_causes.CAUSES, health_causes.KILLED_PROCESS):
+    for cause in (
+        *health_causes.CAUSES,
+        *(cause for _place, cause in health_causes.PLACES),
+        health_causes.PROCESS_DIED,
+    ):
         found.setdefault(cause.name, []).append(cause)
     return found
 

@@ -60,6 +60,13 @@ EXAMPLES: dict[str, list[Play]] = {
             ["preflight probe", "verify", "verify report"],
         )
     ],
+    "tune": [
+        (
+            EVERY,
+            {"vllm_goal": {"ttft_ms": 2000, "tpot_ms": 50}, "vllm_tune_max_num_seqs": [128, 256, 512]},
+            ["tune", "tune tables", "tune serving"],
+        )
+    ],
     "router": [
         ("all:!router", {}, ["router collect_replicas"]),
         (
@@ -83,6 +90,7 @@ IMPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 PLAYBOOKS = {
+    "tune": "gpufleet.vllm.tune",
     "preflight": "gpufleet.vllm.preflight",
     "router": "gpufleet.vllm.router",
     "verify": "gpufleet.vllm.verify",

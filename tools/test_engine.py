@@ -108,6 +108,7 @@ def start() -> None:
     mount_control_groups()
     make_network()
     have_daemon()
+    remove_containers()  # of a run that could not stop its engine, as when the machine went down
 
 
 def restart() -> None:

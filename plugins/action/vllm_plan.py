@@ -5,19 +5,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_plan import plan_of, write_plan
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import read_wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, variable_names
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.plan_ports import check_host
 
 ARGUMENTS: dict[str, Any] = {
     "gpu_info": {"type": "dict", "default": {}},
@@ -42,23 +36,8 @@ class ActionModule(ControllerAction):
         told = {"warnings": warnings} if warnings else {}
         if arguments["validate_only"]:
             return {"msg": "The vllm_* variables are valid.", **told}
-        host = planner_host(arguments["gpu_info"], arguments["host_info"], variables, wished.container_prefix)
-        known = hub_look.with_model({**host, **arguments["host"]}, wished, self._templar, variables)
-        plan = planner.plan(known, wished)
-        check_host(plan, arguments["host_info"])
-        written = self._written(plan, arguments["plan_dir"], variables)
+        found = arguments["gpu_info"], arguments["host_info"]
+        plan = plan_of(self._templar, variables, wished, found, arguments["host"])
+        name = str(variables.get("inventory_hostname", "host"))
+        written = write_plan(plan, arguments["plan_dir"], name, check=self._task.check_mode, diff=self._task.diff)
         return {"plan": plan, "summary": planner.summary(plan), **written, **told}
-
-    def _written(self, plan: Plan, folder: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Write the plan below C(folder) on the controller, if one is given, and return what changed."""
-        if not folder:
-            return {}
-        path = os.path.join(os.path.expanduser(folder), f"{variables.get('inventory_hostname', 'host')}.json")
-        text = json.dumps(plan, indent=2, sort_keys=False) + "\n"
-        before = read_text(path)
-        result: dict[str, Any] = {"plan_file": path, "changed": before != text}
-        if self._task.diff and before != text:
-            result["diff"] = [{"before_header": path, "after_header": path, "before": before, "after": text}]
-        if before != text and not self._task.check_mode:
-            replace_file(path, text, what="plan", name="plan-not-written", variable="vllm_plan_dir")
-        return result

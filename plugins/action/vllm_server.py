@@ -42,6 +42,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         ready = f", ready after {_lasted(replica['ready_s'])}" if replica["ready_s"] else ""
         lines.append(f"{replica['name']}: {replica['action']}{why}{ready}")
     lines += [f"{name}: removed" for name in result.get("removed") or []]
+    lines += [f"{name}: stopped" for name in result.get("stopped") or []]
     if result.get("rolled_back_to"):
         lines.append(f"runs the deployment {result['rolled_back_to']}" + ("" if lines else ", as before"))
     lines += [f"{name}: takes other keys" for name in result.get("keys_changed") or []]

@@ -15,6 +15,8 @@ description:
   - Everything else in C(daemon.json) stays. A file that is not valid JSON is an error and is not touched.
   - What the engine can take over while it runs is reloaded, which touches no container. A restart, which ends every
     container on the host, comes only where it must, and fails while containers run unless O(allow_restart) is set.
+  - What the engine would refuse at its next start is told before it is written, by C(dockerd --validate) with the
+    options that it runs with (from Docker 23 on) and by the collection's own rules. So is a file that it does not read.
   - When the engine does not start with the new configuration, the old file and the engine with it are put back.
   - With systemd the unit C(docker.service) is started and enabled; without, Debian's init script or C(dockerd) itself
     is started, and restarted with the options and the environment that it had.
@@ -99,8 +101,8 @@ changed_keys:
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
-    - Names are V(daemon-config-invalid), V(daemon-config-refused), V(engine-serves), V(engine-start-failed),
-      V(toolkit-missing), V(toolkit-failed) and V(write-failed).
+    - Names are V(daemon-config-invalid), V(daemon-config-not-read), V(daemon-config-refused), V(engine-is-podman),
+      V(engine-serves), V(engine-start-failed), V(toolkit-missing), V(toolkit-failed) and V(write-failed).
   returned: failure
   type: dict
 """
@@ -109,8 +111,9 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import ensure
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import CONFIG, shown
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import DaemonWish as Wish
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import shown
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_options import CONFIG
 
 ARGUMENTS: dict[str, Any] = {
     "docker_host": DOCKER_ARGUMENTS["docker_host"],

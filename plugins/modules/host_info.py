@@ -247,6 +247,8 @@ engine:
     - Whether a Docker engine answers at O(docker_host) (C(running), else C(reason)), its facts and all its containers.
     - A container is C(ours) when it carries the label of this collection.
     - C(image_dir) is the folder that images are kept in, or would be; V(null) for an engine on another host.
+    - C(kind) is V(docker), V(snap) (Docker's snap) or V(podman), C(rootless) whether it runs without root, and
+      C(config_path) the file that its daemon reads, empty where that is not known.
   type: dict
   returned: always
   sample:
@@ -265,6 +267,9 @@ engine:
     default_runtime: runc
     cdi_spec_dirs: [/etc/cdi, /var/run/cdi]
     image_dir: /var/lib/docker
+    kind: docker
+    rootless: false
+    config_path: /etc/docker/daemon.json
     containers:
       - id: 0a1b2c
         name: vllm-0

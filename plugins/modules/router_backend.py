@@ -94,6 +94,11 @@ options:
       - Seconds to wait at most. What is left then is told in RV(sessions_left) and RV(not_up).
     type: int
     default: 60
+  directory:
+    description:
+      - Folder of the router's configuration. Read in check mode alone.
+    type: path
+    default: /etc/gpufleet-router
   run_dir:
     description:
       - Folder of HAProxy's sockets.
@@ -169,12 +174,31 @@ reasons:
   returned: in check mode
   type: dict
   sample: {"gpu-01": "a fan is broken"}
+causes:
+  description:
+    - Why the last health checks of replicas did not pass, by their names in HAProxy; outside of check mode of those in
+      RV(not_up).
+  returned: success
+  type: dict
+  sample: {"gpu-01:vllm-0": "connection refused"}
 turns_over:
   description: Hosts that a run has left out for good, as they could not be put right; others come back in their turn.
   returned: in check mode
   type: list
   elements: str
   sample: []
+certificate:
+  description: The certificate that HAProxy serves, C(not_after) and C(seconds_left); empty where it serves none.
+  returned: in check mode
+  type: dict
+  sample: {"not_after": "2027-12-24T16:00:00Z", "seconds_left": 33696000}
+shared:
+  description:
+    - The address that several routers share, C(address), whether this one has it now, C(held), and whether it has
+      compared what is drained with the others since its start, C(in_step). Empty where there is none.
+  returned: in check mode
+  type: dict
+  sample: {"address": "10.0.0.10", "held": true, "in_step": true}
 unknown:
   description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
@@ -218,13 +242,17 @@ error:
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.admission import Limit, obstacle
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_end import served_end
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.check_causes import check_causes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import shared_state
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import (
     Selection,
     StateChange,
@@ -244,6 +272,7 @@ ARGUMENTS: dict[str, Any] = {
     "requests_per_replica": {"type": "int", "default": 0},
     "turn_timeout": {"type": "int", "default": 0},
     "timeout": {"type": "int", "default": 60},
+    "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
 }
@@ -261,10 +290,21 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         change = change_for(selection, master.servers(), marks)
         reasons = {host: reason for host in params["hosts"] if (reason := marks.reason(host))}
         over = [host for host in params["hosts"] if marks.is_over(host)]
-        return {**change.as_result(change.servers(), 0.0), "reasons": reasons, "turns_over": over}
+        end = served_end(master)
+        certificate = end.as_result() if end else {}
+        shared = shared_state(params["directory"], params["run_dir"])
+        seen = {"reasons": reasons, "turns_over": over, "certificate": certificate, "shared": shared}
+        return {**change.as_result(change.servers(), 0.0), **seen, "causes": causes_of(master, change.names)}
     limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
     change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])
-    return change.as_result(*change.wait(master, params["timeout"]))
+    result = change.as_result(*change.wait(master, params["timeout"]))
+    return {**result, "causes": causes_of(master, result["not_up"])}
+
+
+def causes_of(master: Master, names: Sequence[str]) -> dict[str, str]:
+    """Return why the last health checks of replicas did not pass; nothing is asked where none is named."""
+    causes = check_causes(master.statistics()) if names else {}
+    return {name: causes[name].text for name in names if name in causes}
 
 
 def take_turn(master: Master, marks: DrainMarks, selection: Selection, limit: Limit, deadline: float) -> StateChange:

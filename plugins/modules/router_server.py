@@ -40,8 +40,8 @@ options:
     default: false
   hosts:
     description:
-      - For each host that was asked, its replicas, each with C(name), C(address) and C(port); none where nothing is
-        deployed.
+      - For each host that was asked, its replicas, each with C(name), C(address), C(port) and C(models), the names
+        under which it serves; none where nothing is deployed.
     type: dict
     default: {}
   left_out:
@@ -82,6 +82,40 @@ options:
     type: list
     elements: str
     default: []
+  clients:
+    description:
+      - Clients with a name of their own, besides O(api_keys). The log of requests and the sums of usage call them by
+        it. Everything that is wrong with them is told at once, by the action plugin, before anything is sent to the
+        host.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description:
+          - Name of the client, 1 to 63 letters, digits and C(_ . @ -).
+        type: str
+        required: true
+      key:
+        description:
+          - Its key, or a list of keys while it changes from one to the other. They are kept as SHA-256 sums.
+        type: list
+        elements: str
+        required: true
+      models:
+        description:
+          - Models that it may use; another one is answered with 403. Left out, it may use all.
+        type: list
+        elements: str
+      rate:
+        description:
+          - Requests in ten seconds that are let through, in the place of O(rate_limit); V(0) for no limit.
+        type: int
+      expires:
+        description:
+          - Date through which its keys work, V(2027-01-31) for example, or the time at which they end, such as
+            V(2027-01-31T18:00:00+01:00). Without a zone it is UTC. From then on they are answered with 401.
+        type: str
   replica_keys:
     description:
       - Keys with which the replicas are asked, by host, also for O(unknown) ones. Hosts that have replicas behind the
@@ -105,7 +139,31 @@ options:
       - Paths that pass. /health is answered by the router itself.
     type: list
     elements: str
-    default: [/v1/models, /v1/completions, /v1/chat/completions, /v1/responses]
+    default:
+      - /v1/models
+      - /v1/completions
+      - /v1/chat/completions
+      - /v1/responses
+      - /v1/messages
+      - /v1/messages/count_tokens
+      - /v1/embeddings
+      - /v1/rerank
+      - /v2/rerank
+      - /rerank
+      - /v1/score
+      - /score
+      - /classify
+      - /pooling
+      - /v1/audio/transcriptions
+      - /v1/audio/translations
+      - /tokenize
+      - /detokenize
+  cors_origins:
+    description:
+      - Origins whose pages may ask from a browser; V(*) alone for those of every site.
+    type: list
+    elements: str
+    default: []
   max_request_bytes:
     description:
       - Largest body of a request.
@@ -141,6 +199,63 @@ options:
       - Milliseconds between two health checks of a replica.
     type: int
     default: 1000
+  metrics_host:
+    description:
+      - Address of the listener for monitoring. One that other machines reach needs O(metrics_token) and O(tls).
+    type: str
+    default: 127.0.0.1
+  metrics_port:
+    description:
+      - Port of that listener; V(0) for none. It answers C(/metrics) with HAProxy's own metrics,
+        C(/replicas/<host>:<replica>/metrics) with those of a replica, and C(/targets) with the list of all of them.
+    type: int
+    default: 0
+  metrics_token:
+    description:
+      - What monitoring sends as C(Authorization: Bearer <token>). It is kept as a SHA-256 sum. Empty lets in everyone.
+    type: str
+    default: ""
+  proxy_protocol:
+    description:
+      - Whether the load balancers before the router begin each connection with the header of the PROXY protocol. One
+        without it is closed.
+    type: bool
+    default: false
+  trusted_proxies:
+    description:
+      - Addresses or networks of load balancers before the router. In their C(X-Forwarded-For) the last address that is
+        none of theirs is the client's. That of others is dropped.
+      - With O(proxy_protocol), or without O(tls), connections of all others are closed, but for those of this host.
+    type: list
+    elements: str
+    default: []
+  access_log:
+    description:
+      - File of the log of requests, a line of JSON each. Empty writes none.
+    type: str
+    default: ""
+  access_log_max_bytes:
+    description:
+      - Size at which O(access_log) is rotated, within a second. It is rotated each day (UTC), too.
+    type: int
+    default: 104857600
+  access_log_files:
+    description:
+      - Rotated files that are kept at most.
+    type: int
+    default: 20
+  access_log_days:
+    description:
+      - Days for which rotated files are kept.
+    type: int
+    default: 90
+  count_tokens:
+    description:
+      - Whether to log how many tokens an answer took, where it tells, is not streamed and fits O(buffer_bytes). HAProxy
+        waits for the whole of such an answer before it passes it on, and for each request it makes a connection of its
+        own to the replica.
+    type: bool
+    default: true
   directory:
     description:
       - Folder of the configuration.
@@ -198,7 +313,7 @@ replicas:
   returned: success
   type: list
   elements: dict
-  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]
+  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000, "models": ["org/model"]}]
 kept:
   description: Hosts that could not be asked and keep the replicas that the router knew.
   returned: success
@@ -215,20 +330,24 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(invalid-router), V(router-config-refused), V(router-not-started), V(router-not-reloaded),
       V(router-not-answering), V(router-emptied), V(router-key-refused), V(haproxy-missing), V(write-failed), V(busy),
-      V(keys-differ), V(key-unreadable) and V(setting-unreadable).
+      V(router-log-not-started), V(keys-differ), V(key-unreadable) and V(setting-unreadable).
   returned: failure
   type: dict
 """
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_SETTINGS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import findings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.keeper_service import ensure_keeper, keeper_answers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
@@ -237,6 +356,27 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_folder 
 NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the router does not know it"
 GONE = "it is not among the hosts behind the router any more, so its replicas were taken out"
+
+ENDPOINTS = (
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/classify",
+    "/pooling",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/tokenize",
+    "/detokenize",
+)
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -250,14 +390,23 @@ ARGUMENTS: dict[str, Any] = {
     "tls": {"type": "bool", "default": True},
     "certificate": {"type": "str", "default": "", "no_log": True},
     "api_keys": {"type": "list", "elements": "str", "default": [], "no_log": True},
+    "clients": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "key": {"type": "list", "elements": "str", "required": True, "no_log": True},
+            "models": {"type": "list", "elements": "str"},
+            "rate": {"type": "int"},
+            "expires": {"type": "str"},
+        },
+    },
     "replica_keys": {"type": "dict", "default": {}, "no_log": True},
     "key_may_wait": {"type": "bool", "default": False, "no_log": False},
     "allow_unauthenticated": {"type": "bool", "default": False},
-    "endpoints": {
-        "type": "list",
-        "elements": "str",
-        "default": ["/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses"],
-    },
+    "endpoints": {"type": "list", "elements": "str", "default": list(ENDPOINTS)},
+    "cors_origins": {"type": "list", "elements": "str", "default": []},
     "max_request_bytes": {"type": "int", "default": 33554432},
     "rate_limit": {"type": "int", "default": 10000},
     "max_connections": {"type": "int", "default": 8192},
@@ -265,6 +414,16 @@ ARGUMENTS: dict[str, Any] = {
     "buffer_bytes": {"type": "int", "default": 65536},
     "timeout": {"type": "int", "default": 3600},
     "check_interval_ms": {"type": "int", "default": 1000},
+    "metrics_host": {"type": "str", "default": "127.0.0.1"},
+    "metrics_port": {"type": "int", "default": 0},
+    "metrics_token": {"type": "str", "default": "", "no_log": True},
+    "proxy_protocol": {"type": "bool", "default": False},
+    "trusted_proxies": {"type": "list", "elements": "str", "default": []},
+    "access_log": {"type": "str", "default": ""},
+    "access_log_max_bytes": {"type": "int", "default": 104857600},
+    "access_log_files": {"type": "int", "default": 20},
+    "access_log_days": {"type": "int", "default": 90},
+    "count_tokens": {"type": "bool", "default": True},
     "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
@@ -277,10 +436,10 @@ ARGUMENTS: dict[str, Any] = {
 def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[str, Any]:
     """Take the router away and return the module's result."""
     there = router.processes() is not None or any(map(os.path.isdir, folders))
-    text = router.text(config.CONFIG)
+    text = router.text(config_names.CONFIG)
     if there and not check:
         router.remove()
-    path = router.path(config.CONFIG)
+    path = router.path(config_names.CONFIG)
     diff = [{"before_header": path, "after_header": path, "before": text, "after": ""}] if text else []
     action = "removed" if there else "none"
     return {"changed": there, "action": action, "replicas": [], "kept": [], "left_out": {}, "diff": diff}
@@ -289,30 +448,28 @@ def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[s
 def ensure_router(router: RouterService, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Make the router run as wanted and return the module's result."""
     known = {
-        host: [Replica(host, entry["name"], entry["address"], int(entry["port"])) for entry in entries]
+        host: [
+            Replica(host, entry["name"], entry["address"], int(entry["port"]), tuple(entry.get("models") or ()))
+            for entry in entries
+        ]
         for host, entries in params["hosts"].items()
     }
-    before = members.read_replicas(router.text(config.REPLICAS))
+    before = members.read_replicas(router.text(config_names.REPLICAS))
     replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     members.check_not_emptied(before, replicas, unsure)
     wanted = members.one_key(params["replica_keys"], replicas)
-    settings = config.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
-    config.check_settings(settings, replicas, params["allow_unauthenticated"])
+    settings = router_settings.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
+    router_settings.check_settings(settings, replicas, params["allow_unauthenticated"])
     key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
     settings = replace(settings, replica_key=key)
-    certificate = {config.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
-    files = {**config.files(settings, replicas, params["directory"]), **certificate}
-    changes, running = differences(router, files), router.processes()
-    action = "none"
-    if changes or not (running and router.loaded(files)):
-        action = "reloaded" if running else "started"
-        if not check:
-            router.check(lambda folder: {**config.files(settings, replicas, folder), **certificate})
-            action = router.load(files)
+    certificate = {config_names.CERTIFICATE: params["certificate"]} if params["tls"] and params["certificate"] else {}
+
+    def render(folder: str) -> dict[str, str]:
+        return {**config.files(settings, replicas, folder), **certificate}
+
     return {
-        "changed": bool(changes) or action != "none",
-        "action": action,
+        **load(router, render, params, check),
         "replicas": [vars(replica) for replica in replicas],
         "kept": sorted(host for host, what in said.items() if what == "kept"),
         "left_out": {
@@ -320,9 +477,25 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
             **{host: NOTHING for host, entries in known.items() if not entries},
             **unsure,
         },
-        "warnings": [refused_by(refusing)] if refusing else [],
-        "diff": changes,
+        "warnings": [*([refused_by(refusing)] if refusing else []), *findings(settings.clients, (), time.time())],
     }
+
+
+def load(
+    router: RouterService, render: Callable[[str], dict[str, str]], params: dict[str, Any], check: bool
+) -> dict[str, Any]:
+    """Have HAProxy and the keeper of its log run with the files that are made for a folder; return what was done."""
+    files = render(params["directory"])
+    changes, running = differences(router, files), router.processes()
+    action, log_missing = "none", not keeper_answers(files[KEEPER_SETTINGS])
+    if changes or not (running and router.loaded(files)):
+        action = "reloaded" if running else "started"
+        if not check:
+            router.check(render)
+            action = router.load(files)
+    if (changes or log_missing) and not check:
+        ensure_keeper(params["directory"], files[KEEPER_SETTINGS], params["log_file"])
+    return {"changed": bool(changes) or action != "none" or log_missing, "action": action, "diff": changes}
 
 
 def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may_wait: bool) -> tuple[str, list[str]]:
@@ -331,8 +504,8 @@ def settled_key(router: RouterService, key: str, replicas: list[Replica], *, may
     Raises:
         GpufleetError: C(router-key-refused), unless it may wait.
     """
-    there = os.path.exists(router.path(config.REPLICA_KEY))
-    before = members.replica_key_of(router.text(config.REPLICA_KEY)) if there else None
+    there = os.path.exists(router.path(config_names.REPLICA_KEY))
+    before = members.replica_key_of(router.text(config_names.REPLICA_KEY)) if there else None
     if key == before:
         return key, []
     try:

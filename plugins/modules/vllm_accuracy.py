@@ -165,9 +165,11 @@ error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(gates-failed), V(requests-failed), V(server-gone), V(task-unknown), V(task-missing),
-      V(dataset-unreachable), V(no-samples), V(no-results), V(result-unreadable), V(install-failed), V(lm-eval-failed),
-      V(job-too-slow), V(image-missing), V(busy), V(name-taken), V(interrupted), V(invalid-wishes) and those of
-      M(gpufleet.vllm.vllm_completion).
+      V(dataset-unreachable), V(dataset-gated), V(dataset-script), V(hub-rate-limit), V(hub-refused),
+      V(tokenizer-missing), V(task-runs-code), V(task-needs-likelihoods), V(python-package-missing), V(no-samples),
+      V(no-results), V(result-unreadable), V(install-failed), V(lm-eval-failed), V(job-too-slow), V(image-missing),
+      V(busy), V(name-taken), V(interrupted), V(invalid-wishes), those of M(gpufleet.vllm.vllm_completion), and of
+      the disk and the host as M(gpufleet.vllm.vllm_model) has them.
   returned: failure, or a gate failed
   type: dict
 """

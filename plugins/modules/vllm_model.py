@@ -201,9 +201,10 @@ error:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
     - Names are V(model-gated), V(model-not-found), V(revision-not-found), V(hub-refused), V(hub-rate-limit),
       V(hub-unreachable), V(name-not-resolved), V(certificate-not-trusted), V(disk-full), V(permission-denied),
-      V(weights-missing), V(python-package-missing), V(download-stalled), V(download-too-slow), V(download-failed),
-      V(secret-invalid), V(image-missing), V(busy), V(name-taken), V(interrupted), V(write-failed),
-      V(engine-not-running) and V(engine-error).
+      V(storage-failed), V(folder-not-writable), V(too-many-open-files), V(host-out-of-memory), V(weights-missing),
+      V(python-package-missing), V(download-stalled), V(download-too-slow), V(download-failed), V(secret-invalid),
+      V(image-missing), V(busy), V(name-taken), V(interrupted), V(write-failed), V(engine-not-running) and
+      V(engine-error).
   returned: failure
   type: dict
 """

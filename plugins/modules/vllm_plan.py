@@ -157,7 +157,7 @@ plan:
     profile:
       description: The profile in use.
       type: str
-      sample: recipe
+      sample: balanced
     image:
       description: The serving image.
       type: dict
@@ -165,7 +165,7 @@ plan:
         reference:
           description: Name of the image where it comes from.
           type: str
-          sample: vllm/vllm-openai:v0.12.0
+          sample: vllm/vllm-openai:v0.26.0
         tag:
           description: Name of the image on the host, by which the servers run it.
           type: str
@@ -177,7 +177,7 @@ plan:
         vllm_version:
           description: The vLLM in the image.
           type: str
-          sample: 0.12.0
+          sample: 0.26.0
         source:
           description: How the image gets on the host, V(pull), V(archive), V(build) or V(present).
           type: str
@@ -235,6 +235,20 @@ plan:
           sample: {"host": "0.0.0.0", "port": 8000, "kv-cache-dtype": "fp8", "max-num-seqs": 128}
         environment:
           description: Environment variables of the server.
+          type: dict
+          sample: {}
+    moe_tables:
+      description:
+        - Tuned tables of vLLM's Triton MoE kernel that the servers find in a folder of theirs. V(null) where they have
+          none.
+      type: dict
+      contains:
+        folder:
+          description: Name of the folder in the server's control folder; it follows from the tables.
+          type: str
+          sample: moe-b41c9257c045
+        files:
+          description: The tables by the names by which vLLM finds them.
           type: dict
           sample: {}
     capacity:

@@ -35,13 +35,16 @@ options:
       - V(restarted) also restarts those that need no replacement. Without O(image) it restarts what served last, as
         this host's history has it, whatever the inventory asks for by now; only O(secrets) and how to go about it are
         given.
+      - V(started) starts those that do not run, of what served last in the same sense, and leaves the others alone. It
+        takes back what V(stopped) did.
+      - V(stopped) drains and stops all servers of this O(container_prefix). Their containers and all files stay.
       - V(absent) stops and removes them, and with all of them the host's history of deployments.
       - V(rolled_back) has the servers of an earlier deployment of this host's history run, see O(rollback_to). What
         they are is taken from there, O(replicas), O(image) and all else that is kept with it, so only O(secrets) and
         how to go about it are given. Their configuration files, the applied plan and the image's name become what they
         were, too; on a failure they stay as they are.
     type: str
-    choices: [present, absent, restarted, rolled_back]
+    choices: [present, absent, restarted, started, stopped, rolled_back]
     default: present
   replicas:
     description:
@@ -104,11 +107,11 @@ options:
     type: dict
   image:
     description:
-      - Reference of an image that the host has. Needed unless O(state=absent).
+      - Reference of an image that the host has. Needed with O(state=present).
     type: str
   model_source:
     description:
-      - The plan's C(model_source). Needed unless O(state=absent).
+      - The plan's C(model_source). Needed with O(image).
     type: dict
     suboptions:
       kind:
@@ -372,6 +375,17 @@ EXAMPLES = r"""
       VLLM_API_KEY: "{{ vllm_api_key }}"
       HF_TOKEN: "{{ vllm_hf_token }}"
 
+- name: Free the GPUs for a while
+  gpufleet.vllm.vllm_server:
+    state: stopped
+
+- name: Have what was stopped serve again
+  gpufleet.vllm.vllm_server:
+    state: started
+    secrets:
+      VLLM_API_KEY: "{{ vllm_api_key }}"
+      HF_TOKEN: "{{ vllm_hf_token }}"
+
 - name: Remove all servers of this host, but keep the caches
   gpufleet.vllm.vllm_server:
     state: absent
@@ -379,7 +393,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 replicas:
-  description: What was done about each replica; empty with O(state=absent).
+  description: What was done about each replica; empty with O(state=absent) and O(state=stopped).
   returned: success
   type: list
   elements: dict
@@ -471,6 +485,12 @@ removed:
   type: list
   elements: str
   sample: [vllm-1]
+stopped:
+  description: Names of the containers that were stopped.
+  returned: success with O(state=stopped)
+  type: list
+  elements: str
+  sample: [vllm-0]
 removed_paths:
   description: Files and folders that O(state=absent) removed.
   returned: success
@@ -528,12 +548,17 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history, history_entries
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.stopping import Stopping
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
 ARGUMENTS: dict[str, Any] = {
-    "state": {"type": "str", "choices": ["present", "absent", "restarted", "rolled_back"], "default": "present"},
+    "state": {
+        "type": "str",
+        "choices": ["present", "absent", "restarted", "started", "stopped", "rolled_back"],
+        "default": "present",
+    },
     "replicas": {
         "type": "list",
         "elements": "dict",
@@ -663,8 +688,10 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     environment, secrets = split_secrets(texts(params["environment"]), texts(params["secrets"]))
     if params["state"] == "rolled_back":
         return roll_back(client, params, secrets, progress, check=module.check_mode)
-    if params["state"] == "restarted" and not params["image"]:
+    if params["state"] == "started" or (params["state"] == "restarted" and not params["image"]):
         return restart(client, params, secrets, progress, check=module.check_mode)
+    if params["state"] == "stopped":
+        return stop(client, settings_of(params, module.check_mode), progress)
     servers = deployment.Deployment(client, settings_of(params, module.check_mode), secrets, progress)
     if params["state"] == "absent":
         names = [replica["name"] for replica in params["replicas"]]
@@ -696,12 +723,33 @@ def roll_back(
 def restart(
     client: DockerClient, params: dict[str, Any], secrets: dict[str, str], progress: Progress, *, check: bool
 ) -> dict[str, Any]:
-    """Restart the servers of the deployment that served last; return the task's result."""
+    """Restart, or start, the servers of the deployment that served last; return the task's result."""
     entry = history_entries.serving(history_entries.read_entries(params["config_dir"]))
     wishes = history.recorded_wishes(entry)
     settings = dataclasses.replace(settings_of(params, check), hf_home=wishes.hf_home, cache_dir=wishes.cache_dir)
     servers = deployment.Deployment(client, settings, secrets, progress)
-    return servers.present(entry["server"]["replicas"], wishes, restart=True)
+    return servers.present(entry["server"]["replicas"], wishes, restart=params["state"] == "restarted")
+
+
+def stop(client: DockerClient, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Drain and stop all servers of a deployment; return the task's result."""
+    stopping = Stopping(OwnContainers(client, settings, progress), settings, progress)
+    stopped = stopping.stop_all()
+    return {
+        "changed": bool(stopped),
+        "replicas": [],
+        "stopped": stopped,
+        "removed": [],
+        "removed_paths": [],
+        "keys_changed": [],
+        "drains": stopping.drains,
+        "recovered": [],
+        "recorded": "",
+        "diff": [
+            {"before_header": name, "after_header": name, "before": "running\n", "after": "stopped\n"}
+            for name in stopped
+        ],
+    }
 
 
 def locked_work(module: GpufleetModule) -> dict[str, Any]:
@@ -715,13 +763,6 @@ def locked_work(module: GpufleetModule) -> dict[str, Any]:
         return work(module)
 
 
-def warned(module: GpufleetModule, result: dict[str, Any]) -> dict[str, Any]:
-    """Hand the result's warnings to Ansible and return the rest."""
-    for warning in result.pop("warnings", []):
-        module.warn(warning)
-    return result
-
-
 def main() -> None:
     """Run the module."""
     module = GpufleetModule(
@@ -733,7 +774,7 @@ def main() -> None:
         required_by={"image": ["model_source"]},
     )
     module.require("docker", "requests")
-    module.run(lambda: warned(module, locked_work(module)))
+    module.run(lambda: locked_work(module))
 
 
 if __name__ == "__main__":

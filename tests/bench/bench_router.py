@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.metrics import parse_samples
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
@@ -107,11 +107,11 @@ def haproxy(servers: Sequence[Server], key: str, folder: Path) -> Iterator[Entra
     options = {name: option.get("default") for name, option in ARGUMENTS.items()}
     own = {"host": "127.0.0.1", "port": PORT, "api_keys": ["bench-client-key"]}
     chroot = options["chroot"] if os.path.isdir(options["chroot"]) else ""
-    settings = config.as_settings(
+    settings = router_settings.as_settings(
         {**options, **own, "run_dir": str(folder / "run"), "state_dir": str(folder)}, chroot, key
     )
     replicas = [members.Replica(server.container, "0", server.address, server.port) for server in servers]
-    certificate, public = folder / config.CERTIFICATE, folder / "public.pem"
+    certificate, public = folder / config_names.CERTIFICATE, folder / "public.pem"
     make_certificate(str(certificate), ["127.0.0.1"], 1)
     public.write_text(public_part(str(certificate)), encoding="utf-8")
     router = RouterService(str(folder), str(folder / "run"), str(folder), str(folder / "log"))

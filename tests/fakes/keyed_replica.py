@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -20,13 +21,19 @@ class KeyedReplica:
 
 
 @contextlib.contextmanager
-def serving(key: str, port: int = 0) -> Iterator[KeyedReplica]:
-    """Serve with a key, at a free port unless one is given."""
+def serving(
+    key: str, port: int = 0, host: str = "127.0.0.1", *, health_needs_key: bool = False
+) -> Iterator[KeyedReplica]:
+    """Serve with a key, at a free port unless one is given; health may want it, too, as behind a door of ours."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found.asked.append(self.path)
-            known = self.path == "/health" or self.headers["Authorization"] == f"Bearer {found.key}"
+            open_to_all = self.path == "/health" and not health_needs_key
+            known = open_to_all or self.headers["Authorization"] == f"Bearer {found.key}"
             self.send_response(200 if known else 401)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -34,7 +41,7 @@ def serving(key: str, port: int = 0) -> Iterator[KeyedReplica]:
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    with Server((host, port), Handler) as server:
         found = KeyedReplica(key, server.server_address[1])
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield found

@@ -218,7 +218,7 @@ FAULTS: tuple[Fault, ...] = (
         how="kill_loading_engine",
         phase="weights",
         # vLLM may look before the process that has ended can be asked what ended it.
-        or_else=("process-killed", "One of the server's processes was ended from outside"),
+        or_else=("process-died", "One of the server's processes ended without saying why"),
     ),
     Fault(
         "out-of-memory",

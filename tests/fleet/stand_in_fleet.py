@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import service
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import MASTER_SOCKET
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import service, systemd
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import FOLDER as FOLDER_OF_MARKS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import (
@@ -54,6 +54,7 @@ FIRST_LENGTH, SECOND_LENGTH = 1024, 2048
 LINES_OF_A_START = 13  # between which the stand-in waits
 LONGEST_PLAY_S = 1800.0
 SHOWN_OF_LOG = 6000
+QUIET_LOOKS = 3  # without a container, a second apart, before the fleet is taken to be gone
 # Of fifty hosts, apart from those of other fleets on this machine.
 FIRST_PORT = 12000 + os.getpid() % 20 * 1000
 HERE = Path(__file__).resolve().parent
@@ -137,7 +138,7 @@ class StandInFleet:
     def __enter__(self) -> StandInFleet:
         """Make the image and the copy of the collection; the hosts have nothing yet."""
         try:
-            if service.on_systemd() and os.path.exists(service.UNIT_PATH):
+            if systemd.on_systemd() and os.path.exists(service.UNIT_PATH):
                 raise SystemExit(f"This machine is a router already ({service.UNIT_PATH}); take another one.")
             import_stand_in(self.engine, self._image, debian_program("busybox-static", "bin/busybox"))
             altered_collection(self.folder / "collections")
@@ -161,16 +162,31 @@ class StandInFleet:
         if (self.folder / "router").exists():
             folders = (str(self.folder / "router"), self.run_dir, str(self.folder / "router-state"))
             service.RouterService(*folders, str(self.folder / "router.log")).remove()
-        for process in processes_of(self.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        for box in self.engine.containers.list(all=True, ignore_removed=True):
-            if str(box.name).startswith(f"{self.folder.name}-"):
-                box.remove(force=True)
+        while left := processes_of(self.folder):
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+        self._remove_containers()
         with contextlib.suppress(Exception):  # it was not made
             self.engine.images.remove(self._image, force=True)
         self.engine.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remove_containers(self) -> None:
+        """Remove the fleet's containers; the engine may still create one that a killed module had asked for."""
+        from docker.errors import NotFound
+
+        quiet = 0
+        while quiet < QUIET_LOOKS:
+            boxes = self.engine.containers.list(
+                all=True, ignore_removed=True, filters={"name": f"^/?{self.folder.name}-"}
+            )
+            for box in boxes:
+                with contextlib.suppress(NotFound):
+                    box.remove(force=True)
+            quiet = 0 if boxes else quiet + 1
+            time.sleep(1)
 
     # What it is
 
@@ -267,6 +283,7 @@ class StandInFleet:
             "router_run_dir": self.run_dir,
             "router_state_dir": str(self.folder / "router-state"),
             "router_log_file": str(self.folder / "router.log"),
+            "router_access_log": str(self.folder / "requests" / "access.log"),
             **self.wishes,
         }
         each = {

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import host_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import ADMIN_SOCKET, BACKEND
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import ADMIN_SOCKET, BACKEND
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import CLIENT_KEY, MODEL, StandInFleet
 from ansible_collections.gpufleet.vllm.tests.load.client import Load, Options, Record
 

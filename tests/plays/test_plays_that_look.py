@@ -67,6 +67,7 @@ def play(tmp_path: Path) -> Play:
             timeout=600,
             check=False,
         )
+        assert "DEPRECATION WARNING" not in done.stdout, done.stdout
         return done.returncode, done.stdout
 
     return run

@@ -62,7 +62,7 @@ ARRANGED = """
 def play(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the folder's C(plays.yml) on the hosts of its C(hosts.json), with what its C(wire.json) says of them."""
     (folder / "log").unlink(missing_ok=True)
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "plays.yml"],
         cwd=folder,
         env={
@@ -80,6 +80,8 @@ def play(folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=900,
         check=False,
     )
+    assert "DEPRECATION WARNING" not in done.stdout + done.stderr, done.stdout + done.stderr
+    return done
 
 
 def log_of(folder: Path) -> list[list[str]]:

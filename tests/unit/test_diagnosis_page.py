@@ -11,7 +11,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health import causes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.tools.diagnosis_table import PAGE, VARIABLE, page, sentence
 
-ALL = [*causes.CAUSES, causes.KILLED_PROCESS, *causes.EXIT_CAUSES.values(), causes.OUT_OF_MEMORY_KILL]
+ALL = [
+    *causes.CAUSES,
+    *(cause for _place, cause in causes.PLACES),
+    causes.PROCESS_DIED,
+    *causes.EXIT_CAUSES.values(),
+    causes.OUT_OF_MEMORY_KILL,
+]
 
 
 def test_the_page_is_what_the_tool_makes() -> None:

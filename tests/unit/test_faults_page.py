@@ -50,7 +50,7 @@ def test_every_case_of_the_molecule_scenario_has_a_row() -> None:
 
 def test_what_is_told_of_a_failed_start_is_a_diagnosis_with_that_text() -> None:
     """So that a changed sentence is noticed here, in a second, before the long tests."""
-    causes = [*health_causes.CAUSES, health_causes.KILLED_PROCESS, health_causes.OUT_OF_MEMORY_KILL]
+    causes = [*health_causes.CAUSES, health_causes.PROCESS_DIED, health_causes.OUT_OF_MEMORY_KILL]
     told = {fault.error for fault in FAULTS if fault.replayed}
     assert told <= {cause.name for cause in causes}
 

@@ -41,6 +41,7 @@ RESULTS = {
     "__verify_tasks_folder": "whether their folder was made",
     "__vllm_config_written": "what vllm_config did",
     "__vllm_gpu_access_found": "how GPUs reach containers, by vllm_gpu_access",
+    "__vllm_look_error": "why the host could not be looked at; empty where it was",
     "__vllm_image_there": "what vllm_image did",
     "__vllm_server": "what vllm_server did, or would do",
     "__vllm_servers": "what vllm_server_info said",
@@ -48,11 +49,13 @@ RESULTS = {
 # What a caller gives a role, in the vars of the task that includes it.
 PARAMETERS = {
     "__docker_vendor": "whose packages to install: source, packages, key and what to say when that fails",
+    "__router_reason": "why it is taken out, where it is not vllm_drain_reason",
     "__router_limit": "what counts in the place of vllm_max_unavailable; empty for no limit",
-    "__router_owner": "whose mark a drained host has: deploy, rollout or teardown; empty for a person",
+    "__router_owner": "whose mark a drained host has: deploy, rollout, teardown or tune; empty for a person",
     "__router_turn": "entry points of the role vllm that change the host in its turn",
     "__router_turn_takes_out": "whether that takes a server out",
     "__verify_baseline_for": "parts of the stored benchmark to compare with, where it is not the server's own",
+    "__vllm_beside": "prefix, config_dir and timeout of servers that run for a while beside the deployment",
     "__vllm_other_keys_for": "seconds for which servers take keys of before; -1 until told otherwise",
     "__vllm_lock_timeout": "seconds to wait for an earlier run that is still at work on the host",
     "__vllm_mode": "apply, rehearse or compare, see roles/vllm/vars/main.yml",

@@ -36,7 +36,7 @@ FLOORS = {
     "plugin_utils": (
         ("knowledge",),
         ("planning",),
-        ("actions", "preflight", "verification"),
+        ("actions", "preflight", "tuning", "verification"),
         ("fleet",),
         ("report",),
     ),

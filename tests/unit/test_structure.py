@@ -189,3 +189,11 @@ def test_no_variable_of_a_task_has_the_name_of_a_result_or_fact() -> None:
     given = {name for task in tasks for name in task.get("vars") or {}}
     assert min(len(kept), len(given)) > 20
     assert sorted(kept & given) == []
+
+
+def test_every_play_says_its_strategy() -> None:
+    """With the strategy free, which a user's ansible.cfg may set, hosts come to the steps of all hosts one by one."""
+    plays = [play for path in sorted((ROOT / "playbooks").glob("*.yml")) for play in read_yaml(path) if "hosts" in play]
+    assert len(plays) > 20
+    said = {play.get("strategy") for play in plays}
+    assert said == {"ansible.builtin.linear", "ansible.builtin.host_pinned"}

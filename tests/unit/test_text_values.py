@@ -78,6 +78,34 @@ def test_the_ways_out_that_preflight_asks_about(environment: Any, engine: Any, p
     assert asked == proxies
 
 
+@pytest.mark.parametrize("given", [{"download": 9, "image": 8}, '{"download": 9, "image": 8}'])
+def test_the_deadlines_of_phases(given: Any) -> None:
+    variables = {"__vllm_phase_timeouts": read_yaml(ROLES / "vllm/vars/main.yml")["__vllm_phase_timeouts"]}
+    for file, name, seconds in (("image", "Pull or load the image", 8), ("model", "Fetch the weights", 9)):
+        found = next(
+            value
+            for step in tasks_of(read_yaml(ROLES / f"vllm/tasks/{file}.yml"))
+            for key, value in step.items()
+            if key.startswith("gpufleet.vllm.") and "timeout" in value
+        )
+        assert rendered(found["timeout"], variables, {"vllm_phase_timeouts": given}) == seconds, name
+
+
+@pytest.mark.parametrize("given", [{"TOKEN": "secret-1"}, '{"TOKEN": "secret-1"}'])
+@pytest.mark.parametrize("file", ["server", "restart", "rollback", "model"])
+def test_the_secrets_of_the_servers(given: Any, file: str) -> None:
+    variables = {"__vllm_secret_environment": read_yaml(ROLES / "vllm/vars/main.yml")["__vllm_secret_environment"]}
+    secrets = next(
+        value["secrets"]
+        for step in tasks_of(read_yaml(ROLES / f"vllm/tasks/{file}.yml"))
+        for key, value in step.items()
+        if key.startswith("gpufleet.vllm.") and "secrets" in value
+    )
+    values = {"vllm_secret_environment": given, "vllm_api_key": "", "vllm_hf_token": "hf"}
+    found = rendered(secrets, variables, values)
+    assert (found["TOKEN"], found["HF_TOKEN"]) == ("secret-1", "hf")
+
+
 @pytest.mark.parametrize("given", [["basic", "accuracy"], "basic,accuracy", "basic, accuracy"])
 def test_the_stages_of_a_turn(given: Any) -> None:
     found = task("rollout/tasks/verify.yml", "Verify by stages")
@@ -89,7 +117,7 @@ def test_the_stages_of_a_turn(given: Any) -> None:
 @pytest.mark.parametrize(("names", "keys"), [(["a.example", "b"], ["k1", "k2"]), ("a.example,b", "k1, k2")])
 def test_the_first_of_the_routers_names_and_keys(names: Any, keys: Any) -> None:
     found = task("router/tasks/security.yml", "Try what must be refused")
-    options = found["gpufleet.vllm.vllm_security"]
+    options = task("router/tasks/security.yml", "Try it from the controller")["gpufleet.vllm.vllm_security"]
     values = {"router_names": names, "router_api_keys": keys, "router_address": ""}
     variables = {name: text for name, text in found["vars"].items() if name in ("__router_called", "__router_keys")}
     asked = [rendered(options[name], variables, values) for name in ("address", "server_name", "api_key")]

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS as ROUTER_OPTIONS
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.tuning import tune_variables
 from ansible_collections.gpufleet.vllm.tests.unit.test_module_options import MODULES, PLUGINS, documented
 from ansible_collections.gpufleet.vllm.tests.unit.test_structure import read_yaml, tasks_of
 
@@ -36,7 +37,11 @@ INNER = ("pre_tasks", "tasks", "post_tasks", "block", "rescue", "always")
 SET_FACT = "ansible.builtin.set_fact"
 OURS = "gpufleet.vllm."
 PARSER = Environment(autoescape=True)
-READERS = {**dict(wishes.READERS.values()), **verify_variables.READERS}
+READERS = {
+    **dict(wishes.READERS.values()),
+    **verify_variables.READERS,
+    **dict(tune_variables.READERS.values()),
+}
 
 
 def declared() -> set[str]:
@@ -219,7 +224,7 @@ def named_in_plugins() -> dict[str, set[str]]:
 def test_code_that_reads_variables_reads_text() -> None:
     """By a reader, or as an option of a module; nothing else looks at them."""
     for variable, files in named_in_plugins().items():
-        assert files <= {"wishes.py", "router_server.py"}, variable
+        assert files <= {"wishes.py", "router_server.py", "tune_variables.py"}, variable
     for variable in TRUTHS & READERS.keys():
         assert READERS[variable] is flag, variable
     options = {variable: option for option, variable in SETTINGS.items()}

@@ -60,6 +60,13 @@ class Replica(ReplicaConfig):
     environment: dict[str, str]
 
 
+class MoeTables(TypedDict):
+    """Tuned tables of the MoE kernel: files that servers find in a folder of theirs."""
+
+    folder: str
+    files: dict[str, str]
+
+
 class Capacity(TypedDict):
     """What the memory model expects of one replica; None is not known."""
 
@@ -91,6 +98,7 @@ class Plan(TypedDict):
     gpu_access: str
     network_mode: str
     replicas: list[Replica]
+    moe_tables: MoeTables | None
     capacity: Capacity
     decisions: list[Decision]
     warnings: list[str]

@@ -53,10 +53,13 @@ class GpufleetModule(AnsibleModule):  # type: ignore[misc]
                 )
 
     def run(self, work: Callable[[], dict[str, Any]]) -> NoReturn:
-        """Exit with what C(work) returns, or fail with the GpufleetError it raises."""
+        """Exit with what C(work) returns, or fail with the GpufleetError it raises; C(warnings) are told one by one."""
         try:
             result = work()
         except GpufleetError as error:
             self.fail_on(error)
-        self.exit_json(**result)
+        # ansible-core deprecates warnings in what exit_json is given.
+        for warning in result.get("warnings", []):
+            self.warn(warning)
+        self.exit_json(**{name: value for name, value in result.items() if name != "warnings"})
         raise AssertionError("exit_json returned")

@@ -43,12 +43,24 @@ def value_of(variables: Mapping[str, Any], name: str, reader: tuple[str, Reader]
     variable, read_value = reader
     if variable not in variables or variables[variable] is None:
         return ABSENT
+    value = variables[variable]
     try:
-        return read_value(variables[variable])
+        return _read(read_value, value)
     except ValueError as error:
-        shown = "(hidden)" if name.startswith("has_") else _shown(name, variables[variable])
+        shown = "(hidden)" if name.startswith("has_") else _shown(name, value)
         problems.append(f"{variable}: {shown} is not valid: {error}")
         return ABSENT
+
+
+def _read(read_value: Reader, value: Any) -> Any:
+    """Return what a reader makes of a value, or else of the dictionary or list that it is as JSON: C(-e name=[...])."""
+    try:
+        return read_value(value)
+    except ValueError:
+        parsed = _parsed(value)
+        if parsed is value:
+            raise
+        return read_value(parsed)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -90,8 +102,8 @@ def mapping_of(value: Any, content: str) -> Mapping[Any, Any]:
 
 
 def _parsed(value: Any) -> Any:
-    """Return the dictionary that a text of JSON stands for, and any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
+    """Return the dictionary or list that a text of JSON stands for, and any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         with contextlib.suppress(ValueError):
             return json.loads(value)
     return value

@@ -10,6 +10,7 @@ container on the host and comes only where it must, and not while any runs unles
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -39,10 +40,16 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_co
     DaemonWish,
     wanted_config,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_rules import (
+    refuse_conflicts,
+    refuse_unread,
+    validate,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import (
     daemon_pid,
     engine,
     predates_toolkit,
+    process_of,
 )
 
 LOG = "/var/log/docker.log"
@@ -166,7 +173,7 @@ class Daemon:
 
     def reload(self, loaded: Callable[[Mapping[str, Any]], bool]) -> bool:
         """Let it read daemon.json again; return whether `loaded` became true of what the engine tells."""
-        pid = daemon_pid()
+        pid = process_of(self.docker_host)
         if pid is None:
             return False
         os.kill(pid, signal.SIGHUP)
@@ -332,12 +339,13 @@ def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
         C(changed), C(action), C(reason), C(pending), C(changed_keys) and the C(diff).
 
     Raises:
-        GpufleetError: C(daemon-config-invalid), C(toolkit-missing), C(toolkit-failed), C(engine-serves),
-            C(engine-start-failed), C(daemon-config-refused) or C(write-failed).
+        GpufleetError: C(daemon-config-invalid), C(daemon-config-not-read), C(engine-is-podman), C(toolkit-missing),
+            C(toolkit-failed), C(engine-serves), C(engine-start-failed), C(daemon-config-refused) or C(write-failed).
     """
     before, after, keys = wanted_config(wish)
     seen = engine(wish.docker_host)
     step = next_step(wish, seen, keys, wish.nvidia_runtime and predates_toolkit())
+    _refuse_useless(wish, seen, step, after, keys)
     result = {
         "changed": bool(keys) or step.action != "none",
         "action": step.action,
@@ -369,6 +377,17 @@ def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
             details={"keys": keys},
         ) from error
     return result
+
+
+def _refuse_useless(
+    wish: DaemonWish, seen: Mapping[str, Any], step: DaemonStep, after: str, keys: Sequence[str]
+) -> None:
+    """Refuse what the engine would not read, and what it would not start with."""
+    if seen["running"] and (wish.config or keys or step.action != "none"):
+        refuse_unread(wish, seen)
+    refuse_conflicts(wish, json.loads(after) if after.strip() else {}, keys)
+    if keys:
+        validate(wish, after, keys, str(seen.get("version") or ""))
 
 
 def _take(wish: DaemonWish, step: DaemonStep, result: dict[str, Any]) -> None:

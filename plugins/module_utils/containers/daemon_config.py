@@ -16,8 +16,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import is_secret
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_options import CONFIG
 
-CONFIG = "/etc/docker/daemon.json"
 CONFIG_MODE = 0o644  # of a new one, as Docker's is
 RUNTIME = "nvidia"
 

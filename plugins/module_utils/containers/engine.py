@@ -22,6 +22,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
     read_text,
     start_of_process,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_options import (
+    config_of,
+    peer_of,
+    words_of,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import ContainerInfo
 
 COLLECTION_LABEL = "io.gpufleet.collection"
@@ -66,7 +71,13 @@ UNKNOWN: EngineInfo = {
     "default_runtime": None,
     "cdi_spec_dirs": None,
     "image_dir": None,
+    "kind": None,
+    "rootless": None,
+    "config_path": None,
 }
+# Where the host's own daemon answers.
+DEFAULT_HOSTS = ("unix:///var/run/docker.sock", "unix:///run/docker.sock")
+PODMAN, SNAP, DOCKER = "podman", "snap", "docker"
 PID_FILES = ("/var/run/docker.pid", "/run/docker.pid")
 NVIDIA_HOOK = "nvidia-container-runtime-hook"
 
@@ -89,6 +100,9 @@ class EngineInfo(TypedDict):
     default_runtime: str | None
     cdi_spec_dirs: list[str] | None
     image_dir: str | None
+    kind: str | None
+    rootless: bool | None
+    config_path: str | None
     containers: list[ContainerInfo]
 
 
@@ -139,8 +153,9 @@ def engine(docker_host: str, timeout: float = 5.0) -> EngineInfo:
     Returns:
         C(running), C(reason) (why not, for a person), C(version), C(api_version), C(os), C(architecture), C(root_dir),
         C(storage_driver), C(cgroup_driver), C(runtimes) (names), C(default_runtime), C(cdi_spec_dirs), C(image_dir)
-        (the folder on this host that images are kept in, None for an engine on another host), C(containers) (every one:
-        see C(_container)) and C(dockerd) (path of the daemon's program).
+        (the folder on this host that images are kept in, None for an engine on another host), C(kind) (C(docker),
+        C(snap) for Docker's snap, C(podman)), C(rootless), C(config_path) (the file that its daemon reads, empty if
+        that is not known), C(containers) (every one: see C(_container)) and C(dockerd) (path of the daemon's program).
     """
     result: EngineInfo = {
         **UNKNOWN,
@@ -176,10 +191,21 @@ def engine(docker_host: str, timeout: float = 5.0) -> EngineInfo:
             "default_runtime": info.get("DefaultRuntime"),
             "cdi_spec_dirs": info.get("CDISpecDirs") or [],
             "image_dir": _image_dir(docker_host, info),
+            "kind": _kind(version, info),
+            "rootless": "name=rootless" in (info.get("SecurityOptions") or []) or bool(info.get("Rootless")),
+            "config_path": config_of(process_of(docker_host) or 0),
             "containers": sorted((_container(entry) for entry in containers), key=lambda found: str(found["name"])),
         }
     )
     return result
+
+
+def _kind(version: dict[str, Any], info: dict[str, Any]) -> str:
+    """Return what answers: Docker, Docker's snap, or Podman, which speaks for Docker at its own socket."""
+    names = [str(part.get("Name")) for part in version.get("Components") or []]
+    if any("podman" in name.lower() for name in names):
+        return PODMAN
+    return SNAP if str(info.get("DockerRootDir") or "").startswith("/var/snap/") else DOCKER
 
 
 def _image_dir(docker_host: str, info: dict[str, Any]) -> str | None:
@@ -187,7 +213,10 @@ def _image_dir(docker_host: str, info: dict[str, Any]) -> str | None:
     if not docker_host.startswith("unix:"):
         return None
     if "io.containerd.snapshotter" in str(info.get("DriverStatus") or ""):
-        return CONTAINERD_ROOT
+        address = str((info.get("Containerd") or {}).get("Address") or "")
+        # A containerd of the daemon's own, where the host has none.
+        own = os.path.join(str(info.get("DockerRootDir") or DOCKER_ROOT), "containerd", "daemon")
+        return own if "/docker/" in address else CONTAINERD_ROOT
     configured = daemon_config()["content"].get("data-root")
     return str(info.get("DockerRootDir") or configured or DOCKER_ROOT)
 
@@ -344,6 +373,15 @@ def daemon_pid(root: str = "/") -> int | None:
         if text.isdigit() and program_name(read_text(root, "proc", text, "cmdline")) == "dockerd":
             return int(text)
     return None
+
+
+def process_of(docker_host: str, root: str = "/") -> int | None:
+    """Return the process id of the dockerd that answers at an address; None when it is not of this host."""
+    peer = peer_of(docker_host)
+    if peer and words_of(peer, root):
+        return peer
+    # Where systemd listens, and hands the socket over, it counts as the one that listens.
+    return daemon_pid(root) if docker_host in DEFAULT_HOSTS else None
 
 
 def started_at(pid: int, root: str = "/") -> float | None:

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
@@ -55,6 +55,7 @@ class Job:
         working_dir: folder of the container to start in.
         network_mode: of the container, as C(docker run --network) takes it.
         work_dir: folder of the host whose lock its run holds, see work_folder; empty for none.
+        options: further arguments of the Docker SDK's C(containers.create), such as its GPUs.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Job:
     working_dir: str = "/"
     network_mode: str = "host"
     work_dir: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,7 @@ def run_job(
                 init=True,
                 labels={LABEL: job.name, **({LABEL_WORK_DIR: _plain(job.work_dir)} if job.work_dir else {})},
                 log_config=LogConfig(type="json-file", config={"max-size": "50m"}),
+                **job.options,
             )
         except ImageNotFound as error:
             raise image_missing(job.image, error, NO_IMAGE) from error
@@ -208,7 +211,7 @@ def remove_left(client: DockerClient, *, work_dir: str = "", prefix: str = "") -
         for container in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
             of_folder = bool(work_dir) and container.labels.get(LABEL_WORK_DIR) == _plain(work_dir)
             of_prefix = bool(prefix) and re.fullmatch(
-                rf"{re.escape(prefix)}-(\d+-(accuracy|benchmark)|weights(-look)?)", container.labels[LABEL]
+                rf"{re.escape(prefix)}-(\d+-(accuracy|benchmark)|weights(-look)?|moe-tables)", container.labels[LABEL]
             )
             if of_folder or of_prefix:
                 with contextlib.suppress(NotFound):

@@ -392,7 +392,7 @@ def _init_failure(error: NVMLError, module: dict[str, Any] | None, devices: list
     seen = f"{len(devices) or 'no'} NVIDIA GPU(s) on this host's PCI bus"
     loaded = f"the loaded kernel module is {module['version']}" if module else "no NVIDIA kernel module is loaded"
     install = (
-        "Install the NVIDIA driver, 575 or newer, from the distribution's or NVIDIA's repository and load it with"
+        "Install the NVIDIA driver, 580 or newer, from the distribution's or NVIDIA's repository and load it with"
         " `modprobe nvidia`; on a host without a GPU set vllm_device: cpu."
     )
     if module and state == "no-driver":

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Why a vLLM server did not start, or died: one named cause, the line that proves it, and what to do.
 
-A failing vLLM prints its cause once, far above the errors of the processes that waited for it; so the earliest line
-that a strong cause matches wins. Weak causes are lines that also appear in starts that succeed, such as an answer of
-the hub that is tried again; they count only when nothing stronger is found.
+A failing vLLM prints its cause once, far above the errors of the processes that waited for it; so of two causes of
+one rank the earlier line wins. The rank says how near to the root a line stands: an echo is what other processes print
+once one has failed, and a hint is a line that good starts print too, such as an answer of the hub that is tried again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ class Cause:
         pattern: regular expression searched in the line, after the log's prefix is taken off.
         meaning: one sentence for people; {0}, {1} ... stand for the groups of the pattern.
         remedy: what to do, naming the variable; may hold the groups too.
-        weak: whether the line also appears in starts that succeed.
+        rank: how near to the root the line stands: ROOT, GENERAL, ECHO or HINT.
     """
 
     name: str
     pattern: str
     meaning: str
     remedy: str
-    weak: bool = False
+    rank: int = 0
+
+
+# The cause itself.
+ROOT = 0
+# The cause itself, in words that say only where it was refused; a line that says more goes before it.
+GENERAL = 1
+# Also printed when something else has failed before.
+ECHO = 2
+# Also printed by starts that succeed.
+HINT = 3
 
 
 # What the role nvidia_container_toolkit does.
@@ -49,6 +59,22 @@ CAUSES: tuple[Cause, ...] = (
         "It no longer worked and was ended, so that it is started again: {0}.",
         "Look at what its log says before that, and at dmesg for Xid lines of the GPU. Raise vllm_watchdog_timeout if"
         " the server was only busy.",
+    ),
+    # What custom all-reduce's C++ code says before it ends its process
+    Cause(
+        "gpu-out-of-memory",
+        r"^Failed: .*\.cuh?:\d+ 'out of memory'",
+        "The GPU's memory did not suffice for what the GPUs exchange.",
+        "Lower vllm_gpu_memory_utilization or vllm_max_num_seqs, or set disable-custom-all-reduce: true in"
+        " vllm_extra_config.",
+    ),
+    Cause(
+        "custom-all-reduce-failed",
+        r"(?:custom|quick)_all_?reduce\S*\.cuh?:\d+ '([^']+)'|[Cc]ustom_?(?:ar|all_?reduce).*\binvalid argument",
+        "The GPUs could not share memory for vLLM's own all-reduce ({0}), as when PyTorch's allocator uses expandable"
+        " segments.",
+        "Take expandable_segments out of PYTORCH_CUDA_ALLOC_CONF (PYTORCH_ALLOC_CONF) in vllm_environment, or set"
+        " disable-custom-all-reduce: true in vllm_extra_config.",
     ),
     # Memory of the card
     Cause(
@@ -119,27 +145,85 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "gpu-out-of-memory",
-        r"(?:torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error: out of memory)",
+        r"(?:torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error(?: \S+:\d+)?:? '?out of memory"
+        r"|[Cc]uda failure (?:\d+ )?'out of memory'|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+        r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED)",
         "The GPU's memory did not suffice.",
         "Lower vllm_gpu_memory_utilization, vllm_max_num_seqs or vllm_max_num_batched_tokens, or raise"
         " vllm_tensor_parallel_size.",
     ),
+    # The home folder of a user whom the image does not know is /, and the remedy is another than for the mounts.
+    Cause(
+        "permission-denied",
+        r"(?:Permission denied|Read-only file system): '(?!/root/\.(?:cache/(?:huggingface|vllm|flashinfer)|triton))"
+        r"((?:/[^'/]+)*/\.(?:triton|config|cache|nv|local|ssh|netrc|numba|cupy|matplotlib)\b[^']*|/nonexistent[^']*)'",
+        "The server may not write {0} in the home folder of its user.",
+        "Set HOME in vllm_environment to a folder that the container's user may write, such as /tmp.",
+    ),
     # Memory and disk of the host
     Cause(
+        "shared-memory-too-small",
+        r"(?:/dev/shm/nccl)|Bus error|unable to (?:allocate|mmap).*shared memory|insufficient shared memory \(shm\)"
+        r"|No space left on device: '/dev/shm|unable to (?:open|resize) shared memory object",
+        "The container's shared memory is too small.",
+        "Servers use the host's shared memory (ipc_mode host, the default): make room in /dev/shm, or"
+        " enlarge it with mount -o remount,size=64G /dev/shm.",
+    ),
+    Cause(
         "disk-full",
-        r"No space left on device",
-        "A disk is full.",
+        r"No space left on device|Disk quota exceeded|Errno (?:28|122)\]|os error (?:28|122)\)",
+        "A disk is full, or its user's quota is used up.",
         "Make room where vllm_hf_home, vllm_cache_dir and Docker's data folder are, or move them to a larger disk.",
     ),
     Cause(
-        "shared-memory-too-small",
-        r"(?:/dev/shm/nccl)|Bus error|unable to (?:allocate|mmap).*shared memory",
-        "The container's shared memory is too small.",
-        "Run with the host's (ipc_mode host, the default) or give it more with shm_size.",
+        "storage-failed",
+        r"\[Errno (?:5|116|117|121)\]|os error (?:5|116|117|121)\)|Input/output error|Stale file handle"
+        r"|Structure needs cleaning|Remote I/O error",
+        "A disk, or a file server, fails: it does not hand over what is stored there.",
+        "See dmesg on the host; put vllm_hf_home, vllm_cache_dir and the model's folder on storage that works.",
+    ),
+    Cause(
+        "folder-not-writable",
+        r"Read-only file system(?:: '([^']+)')?|\[Errno 30\]|os error 30\)",
+        "A folder that the server has to write to is mounted read-only.",
+        "Take ro from the folder's entry in vllm_volumes, or move vllm_hf_home and vllm_cache_dir to where the host may"
+        " write.",
+    ),
+    Cause(
+        "too-many-open-files",
+        r"(?<!`OSError: )\[Errno 24\]|os error 24\)|(?<!Errno 24\] )Too many open files",
+        "The server reached the limit of files that it may have open.",
+        "Raise nofile under default-ulimits in docker_daemon_config.",
+    ),
+    Cause(
+        "threads-refused",
+        r"(?:pthread_create failed|can't start new thread|Thread creation failed|Cannot create thread)"
+        r".*Operation not permitted",
+        "The Docker engine's filter of system calls refuses the server's threads: the engine, or the host's libseccomp,"
+        " is older than the image.",
+        "Update the Docker engine to 20.10.10 or newer and libseccomp2 to 2.5 or newer (docker_source), or use an older"
+        " image (vllm_version).",
+    ),
+    Cause(
+        "threads-refused",
+        r"pthread_create failed|can't start new thread|[Tt]hread creation failed|Resource temporarily unavailable"
+        r"|failed to (?:spawn|create) (?:new )?thread|Cannot create (?:new )?thread",
+        "The server was refused another thread or process: a limit of the host or of the container is reached.",
+        "Lower OMP_NUM_THREADS (OPENBLAS_NUM_THREADS) in vllm_environment, or raise the limit: nproc under"
+        " default-ulimits in docker_daemon_config, TasksMax of docker.service, kernel.threads-max and kernel.pid_max.",
     ),
     Cause(
         "host-out-of-memory",
-        r"(?:Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough memory)|std::bad_alloc|^MemoryError)",
+        r"Killed signal terminated program|died due to signal 9|Killed\s+signal 9|cc1plus: out of memory"
+        r"|(?:virtual )?memory exhausted: |SubprocException.*SIGKILL",
+        "A compiler that the server had started was killed, as happens when the host has no memory left.",
+        "Lower MAX_JOBS (and NVCC_THREADS) in vllm_environment so that fewer compilers run at a time, or use a host"
+        " with more memory.",
+    ),
+    Cause(
+        "host-out-of-memory",
+        r"Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough memory)|std::bad_alloc|^MemoryError"
+        r"|\[Errno 12\]|os error 12\)|memory allocation of \d+ bytes failed|cudaHostAlloc.*(?:failed|out of memory)",
         "The host's memory did not suffice.",
         "End other processes, lower vllm_gpu_memory_utilization (CPU build), or use a host with more memory.",
     ),
@@ -210,15 +294,63 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "compiler-missing",
-        r"Failed to find C compiler|(?:nvcc|ninja|gcc|g\+\+): (?:command )?not found|Could not find nvcc"
-        r"|Ninja is required|No such file or directory: '(?:nvcc|ninja|gcc|g\+\+|cc)'",
+        r"fatal error: '?([^\s:']+)'?(?::| file) (?:No such file or directory|not found)"
+        r"|cannot find -l(\S+)|catastrophic error: cannot open source file \"([^\"]+)\"",
+        "The image has a compiler for the kernels that are compiled at start-up, but lacks a part that they need:"
+        " {0}{1}{2}.",
+        "Use an image that has it (vllm_image: one with CUDA's development files), or keep FlashInfer from compiling:"
+        " VLLM_USE_FLASHINFER_SAMPLER: '0' in vllm_environment, or another attention-backend in vllm_extra_config.",
+    ),
+    Cause(
+        "compiler-missing",
+        r"nvcc fatal\s*: Unknown option|unrecognized command[- ]line option|unsupported GNU version"
+        r"|SM \d+\S*(?: \S+)* requires CUDA >=|requires CUDA Toolkit|requires nvcc|Could not determine CUDA version",
+        "The image's compiler is too old or too new for the kernels that are compiled at start-up.",
+        "Use an image as its makers released it (vllm_image, vllm_image_tag), or keep FlashInfer from compiling:"
+        " VLLM_USE_FLASHINFER_SAMPLER: '0' in vllm_environment, or another attention-backend in vllm_extra_config.",
+    ),
+    Cause(
+        "compiler-missing",
+        r"Failed to find C compiler|(?:nvcc|ninja|gcc|g\+\+|c\+\+|cc|ptxas): (?:command )?not found"
+        r"|Could not find (?:nvcc|CUDA|cuda_home)|nvcc not found|[Nn]inja is required|Cannot find (?:ptxas|nvcc)"
+        r"|(?:CUDA_HOME|CUDA_PATH) (?:environment variable is )?(?:is )?(?:not set|unset)"
+        r"|Unable to find (?:nvcc|ninja|CUDA)|No such file or directory: '(?:\S*/)?(?:nvcc|ninja|gcc|g\+\+|c\+\+|cc"
+        r"|ptxas)'"
+        r"|Compiler: \S+ is not found|MissingJITCacheError",
         "The image has no compiler for the kernels that are compiled at start-up.",
-        "Use an image that has one (vllm_image), or avoid the compiling backend through vllm_extra_config.",
+        "Use an image that has one (vllm_image: one with CUDA's development files), or keep FlashInfer from compiling:"
+        " VLLM_USE_FLASHINFER_SAMPLER: '0' in vllm_environment, or another attention-backend in vllm_extra_config.",
+    ),
+    Cause(
+        "compile-cache-damaged",
+        r"Expected tensors only, but got: <class '\w+'>|Inductor cache lookup failed",
+        "What torch had compiled and kept for the next start is damaged, or of another vLLM.",
+        "Remove the folder vllm/torch_compile_cache below vllm_cache_dir on the host and run the play again; the next"
+        " start compiles anew.",
+    ),
+    Cause(
+        "compile-cache-damaged",
+        r"(?:flashinfer|torch_extensions|torchinductor|torch_compile_cache|/\.?triton/|/\.cache/)\S*: (?:file too short"
+        r"|invalid ELF header|cannot (?:read|apply)|undefined symbol)",
+        "A kernel that was compiled and kept for the next start is damaged, or of another vLLM.",
+        "Remove what is below vllm_cache_dir on the host and run the play again; the next start compiles anew.",
+    ),
+    Cause(
+        "compile-cache-damaged",
+        r"leading to a corrupted compilation artifact",
+        "vLLM could not compile the model, and says that what it kept of an earlier attempt is damaged.",
+        "Remove the folder vllm/torch_compile_cache below vllm_cache_dir on the host and run the play again, which"
+        " then shows the failure itself if it comes again.",
+        rank=ECHO,
     ),
     Cause(
         "kernel-image-missing",
-        r"no kernel image is available for execution on the device",
-        "The image's kernels were not built for this GPU.",
+        r"no kernel image is available for execution on the device|device kernel image is invalid"
+        r"|CUDA error: invalid device function|[Uu]nsupported gpu architecture|ptxas fatal.*\bsm_\w+"
+        r"|No supported CUDA architectures found|FlashInfer requires GPUs with sm\d+|Unknown CUDA arch"
+        r"|Unsupported compute capability"
+        r"|(?:Value|target|gpu) 'sm_\w+' is not|LLVM ERROR: .*sm_|unsupported (?:GPU )?arch(?:itecture)? '?sm_",
+        "The image's kernels, or its compiler, were not made for this GPU.",
         "Set vllm_version (vllm_image_tag) to a release that supports the GPU's compute capability.",
     ),
     # Driver and container toolkit
@@ -226,6 +358,13 @@ CAUSES: tuple[Cause, ...] = (
         "driver-too-old",
         r"unsatisfied condition: cuda\s*>=\s*([\d.]+)",
         "The host's NVIDIA driver is too old for the image, which needs CUDA {0}.",
+        "Update the driver on the host, or set vllm_version to a release built for an older CUDA.",
+    ),
+    Cause(
+        "driver-too-old",
+        r"provided PTX was compiled with an unsupported toolchain|CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+        r"|CUDA_ERROR_INVALID_PTX.*unsupported",
+        "The host's NVIDIA driver is older than the CUDA with which the image's kernels were compiled.",
         "Update the driver on the host, or set vllm_version to a release built for an older CUDA.",
     ),
     Cause(
@@ -265,7 +404,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "driver-libraries-missing",
-        r"nvidia-container-cli: initialization error|libnvidia-ml\.so\.1: cannot open shared object"
+        r"nvidia-container-cli: initialization error(?!.*version mismatch)"
+        r"|libnvidia-ml\.so\.1: cannot open shared object"
         r"|libcuda\.so\.1: cannot open shared object",
         "The NVIDIA driver's libraries are not found.",
         "Install the driver on the host (nvidia-smi must work there), then run the play again; with vllm_gpu_access"
@@ -285,7 +425,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "driver-mismatch",
-        r"Error 80[34]|system has unsupported display driver / cuda driver combination"
+        r"Error 80[34]|[Dd]river/library version mismatch"
+        r"|system has unsupported display driver / cuda driver combination"
         r"|forward compatibility was attempted on non supported HW",
         "The driver and the image's CUDA libraries do not go together.",
         "Reboot the host if its driver was just updated; otherwise update it, or set vllm_version to a release built"
@@ -304,6 +445,28 @@ CAUSES: tuple[Cause, ...] = (
         r"|uncorrectable ECC error",
         "The GPU failed.",
         "See dmesg for Xid errors; reset or replace the GPU.",
+    ),
+    Cause(
+        "gpu-busy",
+        r"CUDA-capable device\(s\) is/are busy or unavailable|CUDA_ERROR_DEVICE_UNAVAILABLE|exclusive-thread device"
+        r" already in use",
+        "The GPU takes no further process: it is in exclusive mode, or another process hangs on it.",
+        "Run nvidia-smi -c DEFAULT on the host and end the process that holds the GPU (gpu_info lists it), or choose"
+        " another with vllm_gpu_selection.",
+    ),
+    Cause(
+        "cuda-does-not-initialise",
+        r"CUDA unknown error|Error 999\b|CUDA driver initialization failed|CUDA_ERROR_(?:UNKNOWN|NOT_INITIALIZED)"
+        r"|CUDA driver error: (?:unknown|initialization)|CUDA error: initialization error",
+        "The NVIDIA driver does not initialise CUDA in the container.",
+        "On the host load the module nvidia_uvm (nvidia-modprobe -u -c=0) or reboot it; a container that was handed"
+        " device files without /dev/nvidia-uvm needs another vllm_gpu_access.",
+    ),
+    Cause(
+        "no-gpu-in-container",
+        r"Torch not compiled with CUDA enabled|PyTorch was compiled without CUDA support",
+        "The image's PyTorch was built without CUDA.",
+        "Correct vllm_image and vllm_image_tag; on a machine without a GPU set vllm_device: cpu.",
     ),
     Cause(
         "no-gpu-in-container",
@@ -347,22 +510,67 @@ CAUSES: tuple[Cause, ...] = (
         "Set vllm_tensor_parallel_size to a divisor of {0}.",
     ),
     Cause(
+        "tensor-parallel-size-does-not-divide",
+        r"(?:input|output|in|out)(?:_size|put_partition|_features)?_?(?:size|per_partition|partition_size)?\S*"
+        r"(?: of \w[^=]*)? ?= ?(\d+) is not divisible by (?:the )?(?:weight quantization )?\w+ ?= ?(\d+)"
+        r"|(?:intermediate|input|output)\S*_per_partition \(?(\d+)\)? ?(?:to be|must be|not|is not) divisible by (\d+)",
+        "The model's layers cannot be split over so many GPUs: a part of {0}{2} is no multiple of {1}{3}, in which its"
+        " weights are quantized.",
+        "Set vllm_tensor_parallel_size to a smaller size (and vllm_replicas to more), enable-expert-parallel: true in"
+        " vllm_extra_config for a mixture of experts, or another vllm_precision.",
+    ),
+    Cause(
+        "tensor-parallel-size-does-not-divide",
+        r"(?:not aligned with the quantized weight shape|size_per_partition.* divisible by|per_partition.* divisible by"
+        r"|divisible by (?:the )?(?:`?tp_size|tensor[ _-]?(?:model[ _-])?parallel)|not divisible by tp\b"
+        r"|heads? must be divisible by world_size|[Tt]ensor[ -]parallel(?:ized| world size)?.*(?:not divi(?:de|sible)"
+        r"|does not divide|divides num)"
+        r"|too large tensor parallel size|heads? .*divisible by (?:attn_)?tp|tensor_parallel_size splits"
+        r"|tensor parallel \S+ size .*divisible|[Ww]eight \w+ ?= ?\d+ is not divisible by)",
+        "The model's layers cannot be split over so many GPUs.",
+        "Set vllm_tensor_parallel_size to a smaller size (and vllm_replicas to more), or another vllm_precision.",
+    ),
+    Cause(
+        "tensor-parallel-size-does-not-divide",
+        r"^AssertionError: (\d+) is not divisible by (\d+)$",
+        "A layer of {0} cannot be split over {1} GPUs.",
+        "Set vllm_tensor_parallel_size to a divisor of {0}.",
+    ),
+    Cause(
+        "gpu-peer-access-missing",
+        r"peer access is not supported between these two devices|peer mapping resources exhausted",
+        "Two GPUs of the server cannot reach each other's memory.",
+        "Set NCCL_P2P_DISABLE: '1' in vllm_environment and disable-custom-all-reduce: true in vllm_extra_config, or"
+        " switch off ACS and IOMMU in the host's firmware.",
+    ),
+    Cause(
+        "host-address-unknown",
+        r"Unable to find address for: (\S+)|ifa != nullptr|[Nn]o (?:socket )?interfaces? found"
+        r"|Gloo connectFullMesh failed",
+        "The server's processes do not find an address of this host to talk to each other.",
+        "Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in vllm_environment to an interface that the container has (lo"
+        " will do: all processes are in one container), or set vllm_network_mode to host.",
+    ),
+    Cause(
         "nccl-error",
-        r"ncclSystemError|ncclUnhandledCudaError|NCCL error|ncclRemoteError|ncclInternalError",
+        r"ncclSystemError|ncclUnhandledCudaError|NCCL error|ncclRemoteError|ncclInternalError|ncclInvalidUsage"
+        r"|NCCL WARN|Watchdog caught collective operation timeout",
         "The GPUs could not talk to each other (NCCL).",
         "Give the container the host's shared memory (ipc_mode host); set NCCL_DEBUG: INFO in vllm_environment to learn"
         " more.",
+        rank=ECHO,
     ),
     # Model
     Cause(
         "model-gated",
-        r"You are trying to access a gated repo|Access to model \S+ is restricted|GatedRepoError",
+        r"You are trying to access a gated repo|is a gated repository|Access to model \S+ is restricted|GatedRepoError",
         "The hub gives this model only to accounts that accepted its licence.",
         "Accept the licence at the model's page and set vllm_hf_token to a token of that account.",
     ),
     Cause(
         "model-not-found",
         r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError"
+        r"|Can't load the configuration of"
         r"|Invalid repository ID or local directory specified|Repo id must (?:be|use)",
         "There is no such model at the hub, and no such folder.",
         "Correct vllm_model; for a private model set vllm_hf_token.",
@@ -375,8 +583,32 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "hub-unreachable",
+        r"HarmonyError: error downloading or loading vocab file|(?:openaipublic|tiktoken|harmony).*(?:[Mm]ax retries"
+        r"|[Tt]imed out|[Ff]ailed to (?:download|resolve))",
+        "The host cannot fetch the vocabulary of the model's tokenizer, which OpenAI's servers keep.",
+        "Give the host a way out (proxy variables in vllm_environment, vllm_ca_bundle), or copy the vocabulary to it,"
+        " mount it through vllm_volumes and name its folder as TIKTOKEN_ENCODINGS_BASE in vllm_environment.",
+    ),
+    Cause(
+        "kernels-not-fetched",
+        r"Artifact not found locally: |Failed to (?:get|fetch) (?:the )?checksum|[Ff]ailed to download \S*(?:cubin"
+        r"|flashinfer)|(?:cubin|flashinfer)"
+        r"\S* .*(?:download failed|could not be downloaded)",
+        "FlashInfer could not fetch its compiled kernels from NVIDIA's servers.",
+        "Give the host a way out (proxy variables in vllm_environment, vllm_ca_bundle), or use an image that holds"
+        " flashinfer-cubin (vllm_image).",
+    ),
+    Cause(
+        "revision-not-found",
+        r"is not a valid git identifier|RevisionNotFoundError",
+        "The hub's repository has no such revision.",
+        "Correct revision (tokenizer-revision, code-revision) in vllm_extra_config.",
+    ),
+    Cause(
+        "hub-unreachable",
         r"couldn't connect to '([^']+)'|LocalEntryNotFoundError|Cannot reach https?://\S*huggingface"
-        r"|outgoing traffic has been disabled",
+        r"|outgoing traffic has been disabled|OfflineModeIsEnabled|Cannot find (?:an appropriate cached snapshot|the"
+        r" requested files)",
         "The host cannot reach the hub and has no copy of the model.",
         "Give the host a way out (proxy variables in vllm_environment, vllm_ca_bundle), or copy the model to it and set"
         " vllm_model to the folder.",
@@ -386,32 +618,42 @@ CAUSES: tuple[Cause, ...] = (
         r"CERTIFICATE_VERIFY_FAILED",
         "A TLS certificate is not trusted, as behind an inspecting proxy.",
         "Set vllm_ca_bundle to a file with the proxy's certificate authority.",
-        weak=True,
+        rank=HINT,
     ),
     Cause(
         "hub-rate-limit",
         r"429 Client Error|Too Many Requests",
         "The hub limits the rate of requests from here.",
         "Set vllm_hf_token, or start fewer hosts at a time; the download goes on where it stopped.",
-        weak=True,
+        rank=HINT,
     ),
     Cause(
         "name-not-resolved",
         r"(?:Temporary failure in name resolution|Name or service not known|Failed to resolve '([^']+)')",
         "A host name could not be resolved from the container.",
         "Mend the host's DNS, or set vllm_network_mode to host.",
-        weak=True,
+        rank=HINT,
+    ),
+    Cause(
+        "hub-unreachable",
+        r"Max retries exceeded with url|(?:ConnectTimeout|ReadTimeout|ConnectError|ProxyError|NewConnectionError)\b"
+        r"|Network is unreachable|No route to host",
+        "A server on the network, most often the hub, could not be reached from the container.",
+        "Give the host a way out (proxy variables in vllm_environment, vllm_ca_bundle), or copy the model to it and set"
+        " vllm_model to the folder.",
+        rank=HINT,
     ),
     Cause(
         "weights-corrupt",
-        r"SafetensorError|Error while deserializing header|MetadataIncompleteBuffer|InvalidHeaderDeserialization"
+        r"SafetensorError|Invalid magic number; corrupt file|The state dictionary .* is corrupted"
+        r"|Error while deserializing header|MetadataIncompleteBuffer|InvalidHeaderDeserialization"
         r"|HeaderTooLarge|PytorchStreamReader failed|unexpected end of (?:data|file)",
         "A file of the weights is damaged or cut short.",
         "Remove the model's folder under vllm_hf_home (or the file under vllm_model) and fetch it again.",
     ),
     Cause(
         "weights-missing",
-        r"Cannot find any model weights with",
+        r"Cannot find any model weights with|[Ee]rror no file named|No safetensors (?:files )?found",
         "The model's folder holds no weights.",
         "Fetch the model again, or correct vllm_model.",
     ),
@@ -424,16 +666,33 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "architecture-not-supported",
-        r"Model architectures (\S.*?) (?:are not supported|failed to be inspected)"
+        r"Model architectures? (\S.*?) (?:(?:are|is) not supported|failed to be inspected|was supported)"
         r"|model type `?(\S+?)`? but Transformers does not recognize this architecture",
         "This vLLM does not know the model's architecture.",
         "Set vllm_version to a release that supports it.",
     ),
     Cause(
         "config-json-missing",
-        r"does not appear to have a file named config\.json|(?:No|no) config(?:\.json)? (?:file )?found",
+        r"does not appear to have a file named config\.json|No model architectures are specified|(?:No"
+        r"|no) config(?:\.json)? (?:file )?found",
         "The model's folder or repository has no config.json.",
         "Correct vllm_model.",
+    ),
+    Cause(
+        "tokenizer-unreadable",
+        r"data did not match any variant of untagged enum|Can't load tokenizer for|Couldn't instantiate the backend"
+        r" tokenizer|Unable to load vocabulary from file|Tokenizer class \S+ does not exist|expected value at line 1"
+        r" column 1|[Ee]rror parsing line .*tokenizer|No tokenizer file found",
+        "The model's tokenizer cannot be read: its files are missing, cut short, or newer than this vLLM.",
+        "Fetch the model's files again (a file of git-lfs's: git lfs pull in vllm_model), or set vllm_version to a"
+        " newer"
+        " release.",
+    ),
+    Cause(
+        "config-json-unreadable",
+        r"is not a valid JSON file|json\.decoder\.JSONDecodeError",
+        "A JSON file of the model, such as config.json, is damaged or cut short.",
+        "Fetch the model's files again, or correct those in the folder of vllm_model.",
     ),
     Cause(
         "remote-code-refused",
@@ -454,6 +713,13 @@ CAUSES: tuple[Cause, ...] = (
         r"error: unrecognized arguments: (.+)",
         "This vLLM has no option {0}.",
         "Take it out of vllm_extra_config, or set vllm_version to a release that has it.",
+    ),
+    Cause(
+        "flag-value-refused",
+        r"invalid (tool call parser|reasoning parser): (\S+)",
+        "This vLLM has no {0} {1}.",
+        "Correct tool-call-parser or reasoning-parser in vllm_extra_config, or set vllm_version to a release that has"
+        " it.",
     ),
     Cause(
         "flag-value-refused",
@@ -499,6 +765,45 @@ CAUSES: tuple[Cause, ...] = (
         "This vLLM knows no variable {0}, and was told to refuse such.",
         "Take it out of vllm_environment, or fail-on-environ-validation out of vllm_extra_config.",
     ),
+    Cause(
+        "environment-value-refused",
+        r"^ValueError: (VLLM_[A-Z_0-9]+) (?:'[^']*' )?(?:must|appears|is set|should|expected|\()",
+        "An environment variable has a value that vLLM refuses.",
+        "Correct {0} in vllm_environment.",
+    ),
+    Cause(
+        "configuration-refused",
+        r"^\s*Value error, (.+?)(?: \[type=|$)",
+        "vLLM refuses the configuration: {0}",
+        "Correct the option that it names: the variable of that name (vllm_*), or vllm_extra_config.",
+        rank=GENERAL,
+    ),
+    Cause(
+        "configuration-refused",
+        r"^\s*(Input should be .+?|Unexpected keyword argument|Extra inputs are not permitted) \[type=\w+,"
+        r" input_value=(.*?)(?:, input_type=|$)",
+        "vLLM refuses a value of its configuration, {1}: {0}.",
+        "Correct the option that the line above names: the variable of that name (vllm_*), or vllm_extra_config.",
+        rank=GENERAL,
+    ),
+    Cause(
+        "configuration-refused",
+        r"^TypeError: Error: (--\S+ requires .+)",
+        "vLLM refuses the configuration: {0}",
+        "Correct the option that it names in vllm_extra_config.",
+        rank=GENERAL,
+    ),
+    # torch's and Triton's compilers, once nothing above says why
+    Cause(
+        "compilation-failed",
+        r"A compilation subprocess exited unexpectedly|^(?:torch\._(?:inductor|dynamo)\.exc\.\w+|triton\.(?:compiler"
+        r"|runtime)\.errors\.\w+|LoweringException"
+        r"|BackendCompilerFailed|InductorError|CompilationError|OutOfResources|PTXASError"
+        r"|(?:\w+\.)*PassManager::run failed)\b:? ?(.*)",
+        "A compiler that vLLM calls at start-up failed: {0}",
+        "Set enforce-eager: true in vllm_extra_config, which does without torch's compiler, or another vllm_version.",
+        rank=GENERAL,
+    ),
     # Time
     Cause(
         "engine-start-timeout",
@@ -512,6 +817,23 @@ CAUSES: tuple[Cause, ...] = (
         r"Did not receive response from front-end process within (\d+)",
         "The engine waited {0} minutes in vain for the API server, which has ended or is starved of processor time.",
         "See whether the host is overloaded, then run the play again.",
+    ),
+    # What a crash prints that is no error of Python's; a process may also crash because another has failed.
+    Cause(
+        "segmentation-fault",
+        r"Segfault encountered|Segmentation fault|SIGSEGV",
+        "One of the server's processes crashed (segmentation fault).",
+        "Try another vllm_version, and without LD_PRELOAD and VLLM_* variables in vllm_environment; see dmesg on the"
+        " host for Xid lines of the GPU.",
+        rank=ECHO,
+    ),
+    Cause(
+        "memory-corrupted",
+        r"^(?:free|malloc|realloc|munmap_chunk|malloc_consolidate)\(\): |corrupted size vs\. prev_size"
+        r"|double free or corruption|corrupted double-linked list|stack smashing detected|heap corruption",
+        "One of the server's processes ended because its memory was corrupted, which is a fault of the software.",
+        "Try another vllm_version, and without LD_PRELOAD and VLLM_* variables in vllm_environment.",
+        rank=ECHO,
     ),
     # Ports, image, permissions
     Cause(
@@ -551,6 +873,18 @@ CAUSES: tuple[Cause, ...] = (
         "Set LOGNAME in vllm_environment to any name, so that nobody asks for the user's.",
     ),
     Cause(
+        "port-not-allowed",
+        r"attempt(?:ing)? to bind on address \(?'?([^,)']*)'?, (\d+)\)?: (?:\[errno 13\] )?[Pp]ermission denied",
+        "The server may not listen on port {1}: ports below 1024 are for root.",
+        "Set vllm_port to 1024 or more.",
+    ),
+    Cause(
+        "host-address-unknown",
+        r"[Cc](?:annot|an't) assign requested address|\[Errno 99\]",
+        "The address that the server should listen on is none of this host's.",
+        "Correct vllm_host: 0.0.0.0, 127.0.0.1 or an address that the host has.",
+    ),
+    Cause(
         "permission-denied",
         r"PermissionError|Permission denied",
         "The server may not read or write one of its files.",
@@ -580,25 +914,108 @@ CAUSES: tuple[Cause, ...] = (
         r"(?:ModuleNotFoundError|ImportError): No module named '?([\w.]+)",
         "The image lacks the Python package {0}.",
         "Use another image (vllm_image) or a release that holds it.",
-        weak=True,
+        rank=HINT,
     ),
     Cause(
         "cuda-error",
         r"(CUDA error: .+|CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+)",
         "The GPU reported: {0}.",
         "See dmesg on the host for Xid errors, and the vLLM issues for this message.",
-        weak=True,
+        rank=HINT,
     ),
 )
 
-# What is left to say when neither a cause nor any other error is in the log.
-KILLED_PROCESS = Cause(
-    "process-killed",
+_FAILED = r"^(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception): (.+)"
+_REFUSED = r"^(?:[\w.]+\.)?(?:ValueError|TypeError|NotImplementedError|AssertionError): (.+)"
+
+# What the place in the sources says of an error that no pattern knows: (file of the innermost frame, cause).
+PLACES: tuple[tuple[str, Cause], ...] = (
+    (
+        r"/vllm/envs\.py$",
+        Cause(
+            "environment-value-refused",
+            _FAILED,
+            "An environment variable has a value that vLLM refuses: {0}",
+            "Correct it in vllm_environment.",
+            GENERAL,
+        ),
+    ),
+    (
+        r"/vllm/config/|/vllm/engine/arg_utils\.py$|/vllm/entrypoints/openai/(?:cli_args|api_server)\.py$"
+        r"|/vllm/entrypoints/cli/|/vllm/utils/argparse_utils\.py$",
+        Cause(
+            "configuration-refused",
+            _REFUSED,
+            "vLLM refuses the configuration: {0}",
+            "Correct the option that it names: the variable of that name (vllm_*), or vllm_extra_config.",
+            GENERAL,
+        ),
+    ),
+    (
+        r"/vllm/model_executor/model_loader/",
+        Cause(
+            "weights-not-loaded",
+            _FAILED,
+            "vLLM could not load the model's weights: {0}",
+            "Check the files under vllm_model and load-format in vllm_extra_config, or set vllm_version to a newer"
+            " release.",
+            GENERAL,
+        ),
+    ),
+    (
+        r"/vllm/model_executor/layers/quantization/|/compressed_tensors/|/vllm/model_executor/kernels/",
+        Cause(
+            "quantization-failed",
+            _FAILED,
+            "vLLM's code for the model's quantization failed: {0}",
+            "Set vllm_precision and vllm_tensor_parallel_size to auto, or vllm_version to a newer release.",
+            GENERAL,
+        ),
+    ),
+    (
+        r"/vllm/v1/attention/|/vllm/attention/|/vllm_flash_attn/",
+        Cause(
+            "attention-backend-failed",
+            _FAILED,
+            "vLLM's attention backend failed: {0}",
+            "Take attention-backend out of vllm_extra_config (VLLM_ATTENTION_BACKEND out of vllm_environment) or name"
+            " another, and set vllm_kv_cache_dtype to auto.",
+            GENERAL,
+        ),
+    ),
+    (
+        r"/vllm/lora/",
+        Cause(
+            "lora-refused",
+            _FAILED,
+            "vLLM refuses a LoRA adapter: {0}",
+            "Correct lora-modules, max-lora-rank and max-loras in vllm_extra_config.",
+            GENERAL,
+        ),
+    ),
+    (
+        r"/vllm/(?:model_executor/models|models|transformers_utils)/",
+        Cause(
+            "model-code-failed",
+            _FAILED,
+            "vLLM's code for this model failed: {0}",
+            "Set vllm_version to another release, or correct what the message names (in vllm_extra_config hf-overrides,"
+            " limit-mm-per-prompt), or the model's files.",
+            GENERAL,
+        ),
+    ),
+)
+
+# What is left to say when no error is in the log: which process ended, and not why. That vLLM names no process in
+# "Failed core proc(s): {}" says nothing, not even that one was killed.
+PROCESS_DIED = Cause(
+    "process-died",
     r"(?:Worker|Engine core) proc \S+ died unexpectedly|engine core exited unexpectedly"
-    # Without any: vLLM looked before the process that had ended could be asked for its exit code.
-    r"|Failed core proc\(s\): \{(?:\}|[^}]*: -(?:4|7|9|11)\b)",
-    "One of the server's processes was ended from outside, most often by the host's out-of-memory killer.",
-    "See dmesg for 'Out of memory'; give the host more memory, or lower what the server takes.",
+    r"|Failed core proc\(s\): \{[^}]*: -(?:4|6|7|9|11)\b",
+    "One of the server's processes ended without saying why.",
+    "See dmesg on the host for 'Out of memory' and for Xid lines of the GPU. With PYTHONFAULTHANDLER: '1' and"
+    " VLLM_LOGGING_LEVEL: DEBUG in vllm_environment the next start says where it ends.",
+    ECHO,
 )
 
 # Errors of processes that only waited for the one that failed.
@@ -606,6 +1023,10 @@ WRAPPER = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|Engine process failed to start"
     r"|EngineDeadError|Executor failed|died unexpectedly|See root cause above|See stack trace|SystemExit"
     r"|KeyboardInterrupt|EngineCore encountered|EngineCore failed to start|WorkerProc (?:failed|hit an exception)"
+    r"|Worker failed with error|for the root cause|Failed core proc|Ninja build failed|ChildFailedError"
+    r"|recvValue failed|Broken pipe|Connection (?:reset|closed) by peer|EOFError$|CancelledError|BrokenBarrierError"
+    r"|shutting down executor"
+    r"|Error in model execution|CalledProcessError: Command '\['ninja'"
 )
 
 
@@ -623,13 +1044,15 @@ EXIT_CAUSES: dict[int, Cause] = {
         "shared-memory-too-small",
         "",
         "The server was ended by a bus error, as when shared memory is full.",
-        "Run with the host's (ipc_mode host, the default) or give it more with shm_size.",
+        "Servers use the host's shared memory (ipc_mode host, the default): make room in /dev/shm, or"
+        " enlarge it with mount -o remount,size=64G /dev/shm.",
     ),
     137: Cause(
         "killed",
         "",
-        "The server was killed (SIGKILL): by the host's out-of-memory killer, or by someone.",
-        "See dmesg for 'Out of memory'; give the host more memory, or lower what the server takes.",
+        "The server was killed (SIGKILL): by the host's out-of-memory killer, or by someone. The kernel's log does not"
+        " tell.",
+        "See dmesg for 'Out of memory'; if it is there, give the host more memory or lower what the server takes.",
     ),
     139: Cause(
         "segmentation-fault",

@@ -5,7 +5,8 @@
 
 It holds the two programs that run inside (door.py, health_check.py), C(watchdog) (seconds for which the server may
 hang, 0 for ever), C(keys.sha256) (the keys that it takes) and, while the server turns requests away, C(closed) (when it
-takes them again by itself).
+takes them again by itself). Tuned tables of the MoE kernel have a folder of their own there, of which the name follows
+from the tables, so that an old server that comes back finds those that it had.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import inspect
 import os
 import shutil
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
@@ -46,6 +49,12 @@ class Control:
             WATCHDOG: f"{watchdog}\n",
         }
         return {os.path.join(self.folder, name): text for name, text in texts.items()}
+
+    def tables(self, found: Mapping[str, Any]) -> dict[str, str]:
+        """Return the texts of a plan's C(moe_tables) by their paths."""
+        folder = os.path.join(self.folder, os.path.basename(str(found.get("folder") or "")))
+        files: Mapping[str, str] = found.get("files") or {}
+        return {os.path.join(folder, os.path.basename(name)): str(text) for name, text in files.items()}
 
     def close(self, seconds: float) -> None:
         """Tell the server to turn new requests away for `seconds`, or until `open`."""

@@ -32,6 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -306,6 +307,10 @@ class Symptoms:
     status: int
     of_the_system: bool
 
+    def local(self, numbers: AbstractSet[int]) -> bool:
+        """Return whether it bears one of these error numbers, and is no connection's."""
+        return bool(self.numbers & numbers) and not self.classes & CONNECTIONS
+
     def says(self, *phrases: str) -> bool:
         """Return whether one of the phrases occurs in the text."""
         return any(phrase in self.text for phrase in phrases)
@@ -330,13 +335,46 @@ class ErrorKind:
     hub_names_pause: bool = False
 
 
+# Errors of the disk and of the host, which trying again does not help, by their numbers in Linux.
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+BROKEN = {errno.EIO, errno.ESTALE, errno.EUCLEAN, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}
+FILES_OPEN = {errno.EMFILE, errno.ENFILE}
+# What the file system of the cache cannot do, and what lies in the place of a file or folder of it.
+UNFIT = {
+    *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EFBIG, errno.EXDEV, errno.ENAMETOOLONG, errno.EILSEQ),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENOTEMPTY, errno.EBUSY, errno.ETXTBSY),
+    *(errno.EMLINK, errno.EDEADLK),
+}
+# A number in these is that of a connection.
+CONNECTIONS = {"NewConnectionError", "ConnectError", "ConnectTimeout", "ConnectionError", "MaxRetryError"}
+# How the texts of huggingface_hub (Python) and of hf_xet (Rust) hold a number.
+NUMBERS = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 # The first kind that the symptoms show counts.
 ERROR_KINDS = (
     ErrorKind(
         "disk-full",
-        lambda seen: errno.ENOSPC in seen.numbers or seen.says("No space left on device", "Not enough free disk space"),
+        lambda seen: (
+            seen.local(FULL)
+            or seen.says("No space left on device", "Not enough free disk space", "Disk quota exceeded")
+        ),
     ),
-    ErrorKind("permission-denied", lambda seen: bool(seen.numbers & {errno.EACCES, errno.EPERM, errno.EROFS})),
+    ErrorKind("permission-denied", lambda seen: seen.local(FORBIDDEN) or seen.says("I/O error: Permission denied")),
+    ErrorKind(
+        "storage-failed", lambda seen: seen.local(BROKEN) or seen.says("Input/output error", "Stale file handle")
+    ),
+    ErrorKind("too-many-open-files", lambda seen: seen.local(FILES_OPEN) or seen.says("Too many open files")),
+    ErrorKind(
+        "host-out-of-memory",
+        lambda seen: seen.local({errno.ENOMEM}) or "MemoryError" in seen.classes or seen.says("Cannot allocate memory"),
+    ),
+    ErrorKind(
+        "folder-not-writable",
+        lambda seen: (
+            seen.local(UNFIT) or seen.says("does not appear to support flock", "No locks available", "File too large")
+        ),
+    ),
+    ErrorKind("certificate-not-trusted", lambda seen: seen.says("suitable TLS CA certificate bundle")),
     ErrorKind("model-gated", lambda seen: "GatedRepoError" in seen.classes),
     ErrorKind("revision-not-found", lambda seen: "RevisionNotFoundError" in seen.classes),
     ErrorKind("weights-missing", lambda seen: "OfflineModeIsEnabled" in seen.classes),
@@ -381,10 +419,12 @@ def hub_error(error: BaseException) -> HubError:
     chain = list(_chain(error))
     responses = (getattr(entry, "response", None) for entry in chain)
     response = next((entry for entry in responses if entry is not None), None)
+    text = " ".join(f"{type(entry).__name__}: {entry}" for entry in chain)
+    numbers = {getattr(entry, "errno", None) for entry in chain}
     seen = Symptoms(
         classes=frozenset(kind.__name__ for entry in chain for kind in type(entry).__mro__),
-        text=" ".join(f"{type(entry).__name__}: {entry}" for entry in chain),
-        numbers=frozenset(getattr(entry, "errno", None) for entry in chain),
+        text=text,
+        numbers=frozenset({*numbers, *(int(python or rust) for python, rust in NUMBERS.findall(text))}),
         status=int(getattr(response, "status_code", 0) or 0),
         of_the_system=isinstance(error, (OSError, RuntimeError)),
     )

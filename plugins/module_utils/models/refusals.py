@@ -63,6 +63,24 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "The container may not write to {cache}.",
         "Give its user access to the folder (a mount in vllm_volumes: without :ro, with SELinux with :z).",
     ),
+    "storage-failed": (
+        "The disk of {cache}, or the file server behind it, fails.",
+        "See dmesg on the host; put the cache on storage that works ({variable}).",
+    ),
+    "folder-not-writable": (
+        "The file system of {cache} cannot hold the hub's cache: it refuses locks, links, long names or large files, or"
+        " something else lies in the place of a file of the cache.",
+        "Set {variable} to a folder on a local disk (ext4, xfs), or mount the file server with locks (NFS: without"
+        " nolock), and see what the evidence names.",
+    ),
+    "too-many-open-files": (
+        "The container reached the limit of files that it may have open.",
+        "Raise nofile under default-ulimits in docker_daemon_config.",
+    ),
+    "host-out-of-memory": (
+        "The host has no memory left for the download.",
+        "End other processes on the host, or run the play again when it serves less.",
+    ),
     "weights-missing": (
         "{model} has no weights that vLLM would load.",
         "Correct vllm_model, or load-format in vllm_extra_config.",

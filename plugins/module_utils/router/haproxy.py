@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import BACKEND
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import (
     ServerStates,
     rows_of,
@@ -189,6 +189,14 @@ class Master:
             GpufleetError: C(router-not-running) or C(router-not-answering).
         """
         return self._ask_current("show servers state", STATES_HEAD)
+
+    def statistics(self) -> str:
+        """Return the answer of the current worker to C(show stat).
+
+        Raises:
+            GpufleetError: C(router-not-running) or C(router-not-answering).
+        """
+        return self._ask_current("show stat", STATISTICS)
 
     def _ask_current(self, command: str, head: str) -> str:
         """Return the answer of the current worker, which has this head; the worker may be replaced at any moment."""

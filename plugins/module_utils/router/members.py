@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
@@ -20,12 +21,16 @@ ADDRESS = re.compile(r"[A-Za-z0-9_.:-]+")
 
 @dataclass(frozen=True)
 class Replica:
-    """One server behind the router: host and name as the inventory and the plan call it, and where it is."""
+    """One server behind the router: host and name as the inventory and the plan call it, where it is, what it serves.
+
+    C(models) are the names by which clients ask for its model; none where an earlier version wrote this down.
+    """
 
     host: str
     name: str
     address: str
     port: int
+    models: tuple[str, ...] = ()
 
     def server(self) -> str:
         """Return its name in HAProxy's configuration."""
@@ -50,9 +55,20 @@ def replica_key_of(text: str) -> str:
 def read_replicas(text: str) -> list[Replica]:
     """Return the replicas in the text of C(replicas.json); none if it is not one."""
     try:
-        return [Replica(**entry) for entry in json.loads(text)]
-    except (ValueError, TypeError):
+        return [Replica(**{**entry, "models": tuple(entry.get("models", ()))}) for entry in json.loads(text)]
+    except (ValueError, TypeError, AttributeError):
         return []
+
+
+def served_models(replica: Mapping[str, Any], model: str) -> list[str]:
+    """Return the names under which a replica of a plan serves its model.
+
+    Args:
+        replica: of the plan.
+        model: the plan's, which is the name where the configuration has none.
+    """
+    names = (replica.get("config") or {}).get("served-model-name") or model
+    return names.split() if isinstance(names, str) else [str(name) for name in names]
 
 
 def merge(

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, bare, bracketed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 
 # What vLLM offers without asking for its key, in some version, and what would get round a careless list of paths.
@@ -30,12 +31,13 @@ FORBIDDEN = (
     "/wake_up",
     "/collective_rpc",
     "/reset_prefix_cache",
-    "/tokenize",
-    "/detokenize",
+    "/tokenizer_info",
     "/metrics",
     "/version",
     "/load",
     "/server_info",
+    "/scale_elastic_ep",
+    "/inference/v1/abort_requests",
     "/docs",
     "/openapi.json",
     "/v1/load_lora_adapter",
@@ -47,6 +49,7 @@ FORBIDDEN = (
     "/metrics?/v1/models",
 )
 REFUSED = (400, 401, 403, 404, 405)
+SSH_PORT = 22
 WRONG_KEY = "wrong-key"
 SHOWN = 200
 
@@ -66,20 +69,23 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Check:
-    """One attempt: what was tried, what came of it, and whether that is as it must be."""
+    """One attempt: what was tried, what came of it, and whether that is as it must be.
+
+    C(tried) is false where nothing is proven, as this machine does not reach the other one at all.
+    """
 
     what: str
     found: str
     passed: bool
+    tried: bool = True
 
 
-def checks(endpoint: Endpoint, max_request_bytes: int, replicas: Sequence[Mapping[str, Any]]) -> Iterator[Check]:
-    """Yield every check of a router with keys and TLS, and of the replicas' ports as seen from this machine.
+def router_checks(endpoint: Endpoint, max_request_bytes: int) -> Iterator[Check]:
+    """Yield every check of a router with keys and TLS.
 
     Args:
         endpoint: the router.
         max_request_bytes: body from which on it must refuse.
-        replicas: each with C(host), C(name), C(port) and C(addresses), by which other machines might reach it.
     """
     yield _expect(endpoint, "GET", "/v1/models", endpoint.api_key, (200,), "/v1/models with the key is answered")
     yield _expect(endpoint, "GET", "/health", "", (200,), "/health is answered")
@@ -100,9 +106,6 @@ def checks(endpoint: Endpoint, max_request_bytes: int, replicas: Sequence[Mappin
     )
     if endpoint.tls:
         yield plain_http(endpoint)
-    for replica in replicas:
-        for address in replica["addresses"]:
-            yield closed_port(replica, address, endpoint.timeout)
 
 
 def _expect(
@@ -128,12 +131,12 @@ def request_status(endpoint: Endpoint, method: str, path: str, key: str, headers
         given["Authorization"] = f"Bearer {key}"
     if method == "POST":
         given.setdefault("Content-Length", "2")
-    connection = http.client.HTTPConnection(endpoint.address, endpoint.port, timeout=endpoint.timeout)
+    connection = http.client.HTTPConnection(bare(endpoint.address), endpoint.port, timeout=endpoint.timeout)
     with contextlib.closing(connection):
         connection.connect()
         if endpoint.tls:
             context = ssl.create_default_context(cadata=endpoint.authorities or None)
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=endpoint.server_name)
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=bare(endpoint.server_name))
         connection.putrequest(method, path)
         for name, value in given.items():
             connection.putheader(name, value)
@@ -153,8 +156,8 @@ def plain_http(endpoint: Endpoint) -> Check:
     """Check that a request without TLS (and without the key, which would be seen) gets no answer of HTTP."""
     what = "plain HTTP is refused"
     try:
-        with socket.create_connection((endpoint.address, endpoint.port), timeout=endpoint.timeout) as connection:
-            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {endpoint.server_name}\r\n\r\n".encode())
+        with socket.create_connection((bare(endpoint.address), endpoint.port), timeout=endpoint.timeout) as connection:
+            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {bracketed(endpoint.server_name)}\r\n\r\n".encode())
             answer = connection.recv(SHOWN)
     except OSError as error:
         return Check(what, f"connection ended: {error}", True)
@@ -162,16 +165,41 @@ def plain_http(endpoint: Endpoint) -> Check:
 
 
 def closed_port(replica: Mapping[str, Any], address: str, timeout: float) -> Check:
-    """Check that a replica's port cannot be connected to from this machine."""
+    """Check that a replica's port cannot be connected to from this machine.
+
+    A refusal proves it. Silence does so only where this machine reaches the host at all, which another port tells.
+
+    Args:
+        replica: with C(host), C(name) and C(port), and C(other_port), at which its host listens or refuses.
+        address: at which other machines might reach it.
+        timeout: seconds.
+    """
     port = int(replica["port"])
-    what = f"the port of {replica['name']} on {replica['host']} ({address}:{port}) is closed to this machine"
+    what = f"the port of {replica['name']} on {replica['host']} ({authority(address, port)}) is closed to this machine"
     try:
         with socket.create_connection((address, port), timeout=timeout):
             return Check(what, "connected", False)
     except socket.gaierror as error:
-        return Check(what, f"could not be tried: {error}", False)
-    except OSError as error:
+        return Check(what, f"could not be tried: {error}", False, tried=False)
+    except ConnectionRefusedError as error:
         return Check(what, str(error), True)
+    except OSError as error:
+        other = int(replica.get("other_port") or SSH_PORT)
+        if reaches(address, other, timeout):
+            return Check(what, f"{error}, and port {other} answers", True)
+        found = f"could not be tried: {error}, and nothing of that host answers this machine, nor does port {other}"
+        return Check(what, found, False, tried=False)
+
+
+def reaches(address: str, port: int, timeout: float) -> bool:
+    """Return whether this machine reaches another one: it connects to the port, or is refused."""
+    try:
+        with socket.create_connection((address, port), timeout=timeout):
+            return True
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
 
 
 def outside_addresses(given: Sequence[str], root: str = "/") -> list[str]:
@@ -189,11 +217,15 @@ def _only_here(address: str) -> bool:
 
 
 def own_addresses(root: str = "/") -> list[str]:
-    """Return this machine's IPv4 addresses, without loopback."""
+    """Return this machine's addresses, without those that no other machine can connect to as they are written."""
     found, last = [], ""
     for line in read_text(root, "proc/net/fib_trie").splitlines():
         text = line.strip(" |+-")
         if text.endswith("host LOCAL"):
             found.append(last)
         last = text.split()[0].partition("/")[0] if text else ""
+    for line in read_text(root, "proc/net/if_inet6").splitlines():
+        address = ipaddress.IPv6Address(int(line.split()[0], 16))
+        if not address.is_link_local:
+            found.append(str(address))
     return sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import BACKEND, SERVER_STATE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, SERVER_STATE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 
 # Of srv_admin_state: what was set by command, maintenance and drain.

@@ -30,17 +30,37 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     run_program,
     start_program,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, keeper_service, members
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_PROGRAM, KEEPER_SETTINGS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import CLIENT_LIMITS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
+    UNIT_FOLDER,
+    on_systemd,
+    remove_unit,
+    systemctl,
+    write_unit,
+)
 
 UNIT = "gpufleet-router.service"
-UNIT_PATH = f"/etc/systemd/system/{UNIT}"
-SYSTEMD_FOLDER = "/run/systemd/system"
+UNIT_PATH = f"{UNIT_FOLDER}/{UNIT}"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
-MODES = {config.CONFIG: CONFIG_MODE, config.REPLICAS: CONFIG_MODE}
+MODES = dict.fromkeys(
+    (
+        config_names.CONFIG,
+        config_names.REPLICAS,
+        config_names.TRUSTED_PROXIES,
+        config_names.TARGETS,
+        CLIENT_LIMITS,
+        KEEPER_PROGRAM,
+        KEEPER_SETTINGS,
+    ),
+    CONFIG_MODE,
+)
 START_S = 15.0
 POLL_S = 0.1
 LOG_SHOWN = 2000
@@ -61,7 +81,7 @@ class RouterService:
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._log_file = log_file
-        self.master = Master(os.path.join(run_dir, config.MASTER_SOCKET), state_dir)
+        self.master = Master(os.path.join(run_dir, config_names.MASTER_SOCKET), state_dir)
         self._states = self.master.states
 
     # What is there
@@ -94,7 +114,7 @@ class RouterService:
 
     def _digest(self, files: Mapping[str, str]) -> str:
         whole = hashlib.sha256()
-        for name in sorted({*files, config.CERTIFICATE}):
+        for name in sorted({*files, config_names.CERTIFICATE}):
             text = files[name] if name in files else self.text(name)
             whole.update(f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
         return whole.hexdigest()
@@ -114,11 +134,11 @@ class RouterService:
         try:
             for name, text in render(folder).items():
                 write_file(os.path.join(folder, name), text, MODES.get(name, SECRET_MODE))
-            certificate, checked = self.path(config.CERTIFICATE), os.path.join(folder, config.CERTIFICATE)
+            certificate, checked = self.path(config_names.CERTIFICATE), os.path.join(folder, config_names.CERTIFICATE)
             if os.path.exists(certificate) and not os.path.exists(checked):
                 os.symlink(certificate, checked)
             run_command(
-                [program, "-c", "-f", os.path.join(folder, config.CONFIG)],
+                [program, "-c", "-f", os.path.join(folder, config_names.CONFIG)],
                 name="router-config-refused",
                 doing="HAProxy's check of the router's configuration",
                 remedy="The router goes on with what it has. Correct the router_* variable that the message leads"
@@ -164,10 +184,8 @@ class RouterService:
     def remove(self) -> None:
         """End HAProxy and remove what this made."""
         if on_systemd():
-            if os.path.exists(UNIT_PATH):
-                _systemctl("disable", "--now", UNIT)
-                os.unlink(UNIT_PATH)
-                _systemctl("daemon-reload")
+            remove_unit(UNIT)
+            remove_unit(keeper_service.UNIT)
         else:
             self._stop()
         for folder in (self._run_dir, self._state_dir, self._directory):
@@ -181,9 +199,9 @@ class RouterService:
         self._states.write(at_their_places(self._states.read(), replicas))
         mark = _size(self._log_file)
         if on_systemd():
-            self._write_unit()
-            _systemctl("enable", UNIT)
-            _systemctl("restart", UNIT)
+            write_unit(UNIT, self._unit_text())
+            systemctl(UNIT, "enable")
+            systemctl(UNIT, "restart")
             process = None
         else:
             process = self._spawn()
@@ -198,10 +216,8 @@ class RouterService:
             evidence=self._said(mark),
         )
 
-    def _write_unit(self) -> None:
-        text = unit_text(haproxy_program(), self._directory, self._run_dir, self._state_dir)
-        if write_file(UNIT_PATH, text, CONFIG_MODE):
-            _systemctl("daemon-reload")
+    def _unit_text(self) -> str:
+        return unit_text(haproxy_program(), self._directory, self._run_dir, self._state_dir)
 
     def _seen(self) -> Processes | None:
         """Return what runs, if that can be told now."""
@@ -216,6 +232,8 @@ class RouterService:
         return found is not None and bool(set(found.current) - set(before))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(in_step_file(self._run_dir))
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         with os.fdopen(descriptor, "ab") as log:
             return start_program(
@@ -230,7 +248,7 @@ class RouterService:
     def _reload(self, replicas: Sequence[Replica]) -> None:
         mark, before = _size(self._log_file), self.master.processes().workers()
         if on_systemd():
-            self._write_unit()
+            write_unit(UNIT, self._unit_text())
         self._states.write(at_their_places(self.master.states_now(), replicas))
         try:
             self.master.reload()
@@ -272,19 +290,19 @@ def _has_ended(process: subprocess.Popen[bytes] | None) -> bool:
 
 
 def _replicas(files: Mapping[str, str]) -> list[Replica]:
-    return members.read_replicas(files.get(config.REPLICAS, ""))
+    return members.read_replicas(files.get(config_names.REPLICAS, ""))
 
 
 def arguments(directory: str, run_dir: str) -> list[str]:
     """Return the arguments with which HAProxy's master runs, without the one that says how."""
-    socket = os.path.join(run_dir, config.MASTER_SOCKET)
-    return ["-W", "-S", f"{socket},mode,600", "-f", os.path.join(directory, config.CONFIG)]
+    socket = os.path.join(run_dir, config_names.MASTER_SOCKET)
+    return ["-W", "-S", f"{socket},mode,600", "-f", os.path.join(directory, config_names.CONFIG)]
 
 
 def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str:
     """Return the systemd unit of the router."""
     line = " ".join([program, "-Ws", *arguments(directory, run_dir)[1:]])
-    state = os.path.join(state_dir, config.SERVER_STATE)
+    state = os.path.join(state_dir, config_names.SERVER_STATE)
     return (
         "[Unit]\n"
         "Description=Router of vLLM servers (HAProxy), by the collection gpufleet.vllm\n"
@@ -293,6 +311,8 @@ def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str
         "[Service]\n"
         "Type=notify\n"
         f"ExecStartPre=/bin/mkdir -p {run_dir} {state_dir}\n"
+        # What the other routers were told meanwhile is not known here.
+        f"ExecStartPre=/bin/rm -f {in_step_file(run_dir)}\n"
         f"ExecStartPre=/bin/sh -c 'test -s {state} || echo 1 > {state}'\n"
         f"ExecStart={line}\n"
         "ExecReload=/bin/kill -USR2 $MAINPID\n"
@@ -303,11 +323,6 @@ def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str
         "[Install]\n"
         "WantedBy=multi-user.target\n"
     )
-
-
-def on_systemd() -> bool:
-    """Return whether systemd runs this host."""
-    return os.path.isdir(SYSTEMD_FOLDER)
 
 
 def haproxy_program() -> str:
@@ -324,15 +339,6 @@ def haproxy_program() -> str:
             remedy="Let the role router install it (router_manage_package: true), or install HAProxy 2.4 or newer.",
         )
     return path
-
-
-def _systemctl(*words: str) -> str:
-    return run_command(
-        ["systemctl", *words],
-        name="router-not-started",
-        doing=f"systemctl {' '.join(words)}",
-        remedy=f"Look at journalctl --unit {UNIT}.",
-    )
 
 
 def _lives(pid: int) -> bool:

@@ -14,7 +14,7 @@ import os
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import drain_marks, server_states
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import SERVER_STATE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import SERVER_STATE
 
 
 def state_folder(state_dir: str, run_dir: str, *, check: bool) -> str:

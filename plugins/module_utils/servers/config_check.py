@@ -172,6 +172,8 @@ def options_of(text: str) -> tuple[str, list[str]]:
     if value:
         names = [name for name in value.group(1).split("/") if name.startswith("--")]
         return "value", [name.lstrip("-") for name in names[:1]]
+    if re.search(r"chat template string .* doesn't exist", text):
+        return "value", ["chat-template"]
     ambiguous = re.search(r"ambiguous option: --([\w.-]+)", text)
     if ambiguous:
         return "unknown", [ambiguous.group(1)]
@@ -183,6 +185,11 @@ def remedy_for(kind: str, keys: Sequence[str]) -> str:
     own = sorted({OPTIONS_WITH_VARIABLE[key] for key in keys if key in OPTIONS_WITH_VARIABLE})
     others = [key for key in keys if key not in OPTIONS_WITH_VARIABLE]
     parts = []
+    if keys == ["chat-template"]:
+        return (
+            "The image does not have this file: name another one in vllm_extra_config (chat-template), or set"
+            " vllm_tool_calling to false where you did not ask for it."
+        )
     if own:
         parts.append(f"Correct {', '.join(own)}.")
     if others and kind == "unknown":

@@ -106,7 +106,9 @@ class ReplicaFiles:
         """Write what the servers find in their control folders; it does not count as a change of the servers."""
         for spec in specs:
             watchdog = 0 if spec["restart_policy"] == "no" else self._settings.watchdog
-            for path, text in self._own.control(spec["name"]).files(watchdog).items():
+            control = self._own.control(spec["name"])
+            tables = control.tables(self._settings.plan.get("moe_tables") or {})
+            for path, text in {**control.files(watchdog), **tables}.items():
                 self.changed |= write_file(path, text, 0o644, variable=VARIABLE)
 
     def write_keys(self, specs: Sequence[Spec]) -> None:

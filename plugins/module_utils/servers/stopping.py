@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import is_running
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, stop_container
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import base_url, read_spec
@@ -75,6 +76,21 @@ class Stopping:
         finally:
             for step in steps:
                 self._own.control(step.name).open()
+
+    def stop_all(self) -> list[str]:
+        """Drain and stop every server of the deployment that runs, all at the same time; return their names.
+
+        The old server of an unfinished replacement is among them. In check mode nothing is done to them.
+        """
+        found = {name: container for name, container in sorted(self._own.by_name().items()) if is_running(container)}
+        if self._settings.check:
+            return list(found)
+        drains = {name: self.begin(name, container) for name, container in found.items()}
+        self.finish(list(drains.values()))
+        for name, container in found.items():
+            self._progress.phase(f"{name}: stopping")
+            self.stop(container, drains[name])
+        return list(found)
 
     def stop(self, container: Container, drain: Drain | None) -> None:
         """Stop a server that has drained; one that still has requests loses them."""

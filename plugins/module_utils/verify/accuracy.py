@@ -15,19 +15,17 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import RECIPE_PROMPT, Server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import results
+from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.accuracy_failures import failure
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.load_watch import LoadWatch
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.target import Target
 
@@ -60,26 +58,6 @@ sys.exit(subprocess.call([*pip, "--no-deps", "--ignore-installed", "--prefix", p
 # Options of the host's pip that matter in the container, where none of its files is.
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "no-index", "timeout", "retries")
 PATH_OPTIONS = ("extra-index-url", "find-links", "index-url")
-# What lm_eval's log says of requests that failed, the most telling first. It sends them by aiohttp. A timeout of
-# asyncio has no words; one of a socket has, and is the hub's.
-REQUEST_ERRORS = (
-    re.compile(r"API request failed with error message: .*"),
-    re.compile(
-        r".*(?:aiohttp\.\S*Error|ClientConnectorError|ClientResponseError|ServerDisconnectedError|ClientOSError|"
-        r"ServerTimeoutError|asyncio\.\S*TimeoutError|raised TimeoutError).*|^TimeoutError:?$"
-    ),
-    # 0.4.9.1 hides a connection error behind this one.
-    re.compile(r"UnboundLocalError: .*'outputs'.*"),
-)
-TASK_ERRORS = re.compile(r".*(?:Tasks? .*(?:not found|were not found)|No tasks (?:specified|found)).*", re.IGNORECASE)
-DATASET_ERRORS = re.compile(
-    r".*(?:Couldn't reach|DatasetNotFoundError|FileNotFoundError|LocalEntryNotFoundError|OfflineModeIsEnabled|"
-    r"Couldn't find (?:any data|a dataset)|couldn't connect to).*"
-)
-# How urllib3 and aiohttp name whom they could not reach.
-ASKED = re.compile(r"(?:HTTPS?ConnectionPool\(host='|Cannot connect to host )\[?([0-9a-f:]+(?=\])|[A-Za-z0-9_.-]+)")
-# The exception that ended lm_eval; its message may have several lines.
-FINAL_LINES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,78 +314,3 @@ def _results(folder: str, ended: jobs.Ended) -> Any:
         raise GpufleetError(
             "The results file of lm_eval cannot be read.", name="result-unreadable", evidence=str(error)
         ) from error
-
-
-def failure(target: Target, ended: jobs.Ended) -> GpufleetError:
-    """Return what made lm_eval fail, told from its log and, where that hides it, from the server's own answer."""
-    details = {"log": ended.lines[-25:]}
-    unreachable = _dataset_error(target, ended.lines[-FINAL_LINES:])
-    if unreachable:
-        return _unreachable(unreachable, details)
-    for pattern in REQUEST_ERRORS:
-        found = next((match.group(0) for match in map(pattern.search, ended.lines) if match), "")
-        if found:
-            return _request_error(target, found, details)
-    last = ended.lines[-1] if ended.lines else ""
-    unknown = next((line for line in ended.lines if TASK_ERRORS.search(line)), "")
-    if unknown:
-        return GpufleetError(
-            "lm_eval does not know a task in vllm_accuracy_tasks.",
-            name="task-unknown",
-            remedy="Name tasks as `lm_eval --tasks list` does, or put your own into vllm_accuracy_tasks_dir.",
-            evidence=unknown.strip(),
-            details=details,
-        )
-    unreachable = _dataset_error(target, ended.lines)
-    if unreachable:
-        return _unreachable(unreachable, details)
-    return GpufleetError(
-        f"lm_eval failed with exit status {ended.exit_code}.",
-        name="lm-eval-failed",
-        remedy="See the end of its log (with -v).",
-        evidence=last,
-        details=details,
-    )
-
-
-def _dataset_error(target: Target, lines: Sequence[str]) -> str:
-    """Return the last line that tells of a data set that could not be had; an empty text where there is none."""
-    for line in reversed(lines):
-        asked = ASKED.search(line)
-        if DATASET_ERRORS.search(line) or (asked and asked.group(1) != urlsplit(target.url).hostname):
-            return line
-    return ""
-
-
-def _unreachable(evidence: str, details: dict[str, Any]) -> GpufleetError:
-    return GpufleetError(
-        "lm_eval cannot get the data set of a task.",
-        name="dataset-unreachable",
-        remedy="Data sets come from the Hugging Face hub: check this host's way to it (proxy, vllm_ca_bundle,"
-        " vllm_hf_token), copy the hub's cache into vllm_hf_home, or judge by tasks of your own"
-        " (vllm_accuracy_tasks_dir).",
-        evidence=evidence.strip(),
-        details=details,
-    )
-
-
-def _request_error(target: Target, evidence: str, details: dict[str, Any]) -> GpufleetError:
-    try:
-        server = Server(target.url, api_key=target.api_key, timeout=30, verify=target.verify)
-        server.complete(target.model, RECIPE_PROMPT, 4, 0)
-    except GpufleetError as cause:
-        return GpufleetError(
-            f"Requests of lm_eval failed: {cause.message}",
-            name="requests-failed",
-            remedy=cause.remedy,
-            evidence=evidence,
-            details=details,
-        )
-    return GpufleetError(
-        "Requests of lm_eval failed, though the server answers now.",
-        name="requests-failed",
-        remedy="Lower vllm_accuracy_num_concurrent or raise vllm_accuracy_timeout if the server was slow; otherwise see"
-        " its log.",
-        evidence=evidence,
-        details=details,
-    )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import ALIVE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
@@ -84,6 +86,34 @@ def planner_host(
         "gpus": gpu_info.get("gpus") or [],
         **{name: gpu_info.get(key) or "" for name, key in GPU_TEXTS.items()},
     }
+
+
+def moe_tables(templar: Any, variables: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names and texts of the files in C(vllm_moe_tables_dir) on the controller.
+
+    Raises:
+        GpufleetError: C(no-moe-tables) where the folder that is named cannot be read.
+    """
+    named = str(templar.template(variables.get("vllm_moe_tables_dir") or "")).strip()
+    if not named:
+        return {}
+    folder = Path(named).expanduser()
+    try:
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))} or _none_in(
+            folder
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise GpufleetError(
+            f"vllm_moe_tables_dir: {folder} cannot be read: {error}.",
+            name="no-moe-tables",
+            remedy="Name a folder on the controller that the playbook tune has written, or leave it empty.",
+        ) from error
+
+
+def _none_in(folder: Path) -> dict[str, str]:
+    """Return nothing for a folder that is there, and raise OSError for one that is not."""
+    folder.stat()
+    return {}
 
 
 def _machine(host_info: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

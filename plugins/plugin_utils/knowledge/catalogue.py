@@ -87,6 +87,8 @@ class Shape:
         state_bytes: bytes that layers with a state of fixed size, such as Mamba's, keep of one sequence, on all cards
             together.
         division: what tensor parallelism has to divide beside the heads.
+        experts: how many experts a layer has that are chosen from; 0 for a model without.
+        expert_width: the width of one of them, all cards together.
     """
 
     model_type: str
@@ -110,6 +112,8 @@ class Shape:
     attention: tuple[Attention, ...] = ()
     state_bytes: int = 0
     division: Division = Division()
+    experts: int = 0
+    expert_width: int = 0
 
     @property
     def kinds(self) -> tuple[Attention, ...]:
@@ -166,6 +170,8 @@ SCOUT = Model(
         local_layers=36,
         local_window=8192,
         vision=True,
+        experts=16,
+        expert_width=8192,
         weights_gib=0.0,
         weights_source="",
         precision="",

@@ -4,7 +4,7 @@
 """How vLLM divides a card's memory, and how much of it is left for keys and values.
 
 Calibrated against a run of vLLM 0.26 on one H200 with the text part of Llama 4 Scout in FP8: utilisation 0.92, 8192
-batched tokens, weights 104.93 GiB, peak activation 3.3 GiB (2.76 GiB with max-num-seqs 128), CUDA graphs 0.71 GiB,
+batched tokens, weights 104.93 GiB, peak activation 3.3 GiB (2.76 GiB with max-num-seqs 128), CUDA graphs as below,
 0.24 GiB outside PyTorch, 215,548 tokens of KV cache. All sizes here are GiB, all of one card.
 """
 
@@ -34,22 +34,34 @@ VISION_ACTIVATION_GIB = 0.5
 OUTSIDE_TORCH_GIB = 0.24
 # NCCL's and the custom all-reduce's buffers on each card of a replica with several. Estimated, not measured.
 COMMUNICATION_GIB = 1.5
-CUDA_GRAPH_GIB_PER_LAYER = 0.71 / 48
 # Bytes of a token and layer in FP8 where attention is sparse: vLLM packs them in a format of its own, fp8_ds_mla.
 SPARSE_FP8_BYTES = 656
 # Experts in FP8 blocks that do not divide: newer releases cut the blocks down to these.
 SMALLEST_FP8_BLOCK = 32
-# What must stay free beside the engine's share: CUDA's own context, and fragments of the allocator.
-CONTEXT_GIB = 0.5
-FRAGMENTS_GIB = 2.5
-# On an H200 0.99 did not start, and 0.97 served with 2.4 GiB left; penalties of 1024 sequences with Llama 4's
-# vocabulary can want 3 GiB that no start-up measures (two counts of 8 bytes a token and sequence).
+# CUDA graphs, measured on H200s with vLLM 0.26 (tests/gpu/RESULTS.md). What vLLM expects of them beforehand, which the
+# KV cache pays, grows with the tokens of all that is captured: 0.41 and 0.81 GiB at TP 1, 0.49 and 2.60 at TP 2. What
+# they then take grows with their number: 0.71 and 1.36, 0.71 and 1.90. Both are of 48 layers.
+EXPECTED_GRAPH_GIB = {"one": 8.1e-7, "several": 9.4e-7}
+GRAPH_GIB = 2.8e-4
+DEFAULT_CAPTURE = 512
+# What must stay free beside the engine's share: what the process takes besides (1.2 GiB measured), and fragments of the
+# allocator or what sampling takes.
+CONTEXT_GIB = 1.2
+FRAGMENTS_GIB = 1.8
+# Penalties, top-k and top-p of every sequence, which no start-up measures: 1024 of Llama 4's vocabulary took 4.0 GiB at
+# most and more than 2.9 (0.96 served, 0.97 died). Bytes for each word of the vocabulary and sequence.
+SAMPLING_BYTES = 20.7
+# 0.99 did not start on an H200, 0.97 died, 0.96 was left with 266 MiB.
 HIGHEST_UTILISATION = 0.95
 
 
 @dataclass(frozen=True)
 class ReplicaLoad:
-    """What is asked of one replica: its parallelism and its batch."""
+    """What is asked of one replica: its parallelism and its batch.
+
+    C(capture) is the largest batch for which CUDA graphs are captured, 0 for vLLM's own choice; C(whole_graphs) says
+    whether batches that decode are captured as a whole as well as in pieces around attention.
+    """
 
     tensor_parallel_size: int
     max_num_seqs: int
@@ -57,6 +69,8 @@ class ReplicaLoad:
     utilisation: float
     kv_dtype: str
     version: versions.Version
+    capture: int = 0
+    whole_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,9 +156,28 @@ def activation_gib(shape: Shape, load: ReplicaLoad) -> float:
     return (embedding + batch + logits) / GIB + WORKSPACE_GIB + vision
 
 
-def graph_gib(shape: Shape) -> float:
-    """Return the memory of the captured CUDA graphs."""
-    return shape.layers * CUDA_GRAPH_GIB_PER_LAYER
+def captured(load: ReplicaLoad) -> list[int]:
+    """Return the batch sizes for which vLLM captures a CUDA graph, those that are captured twice twice."""
+    largest = min(load.capture or min(2 * load.max_num_seqs, DEFAULT_CAPTURE), load.max_num_batched_tokens)
+    steps = (*(1, 2, 4), *range(8, 256, 8), *range(256, largest + 1, 16))
+    sizes = [size for size in steps if size <= largest]
+    return sizes + [size for size in sizes if load.whole_graphs and size <= load.max_num_seqs]
+
+
+def expected_graph_gib(shape: Shape, load: ReplicaLoad) -> float:
+    """Return what vLLM takes off the KV cache for CUDA graphs before it has captured any."""
+    factor = EXPECTED_GRAPH_GIB["one" if load.tensor_parallel_size == 1 else "several"]
+    return shape.layers * sum(captured(load)) * factor
+
+
+def graph_gib(shape: Shape, load: ReplicaLoad) -> float:
+    """Return the memory that the captured CUDA graphs take."""
+    return shape.layers * len(captured(load)) * GRAPH_GIB
+
+
+def sampling_gib(shape: Shape, load: ReplicaLoad) -> float:
+    """Return what sampling takes at most when every sequence asks for penalties."""
+    return load.max_num_seqs * shape.vocabulary * SAMPLING_BYTES / GIB
 
 
 def budget(shape: Shape, card: float, load: ReplicaLoad) -> Budget:
@@ -159,7 +192,7 @@ def budget(shape: Shape, card: float, load: ReplicaLoad) -> Budget:
     weights = shape.weights_gib / load.tensor_parallel_size
     activations = activation_gib(shape, load)
     # Before 0.21 the graphs come on top of the engine's share.
-    graphs = graph_gib(shape) if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else 0.0
+    graphs = expected_graph_gib(shape, load) if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else 0.0
     other = OUTSIDE_TORCH_GIB + (COMMUNICATION_GIB if load.tensor_parallel_size > 1 else 0.0)
     kv = share - weights - activations - graphs - other
     per_token = kv_bytes_per_token(shape, load.kv_dtype, load.tensor_parallel_size)
@@ -185,8 +218,9 @@ def longest_request(shape: Shape, found: Budget, load: ReplicaLoad) -> int:
 
 def highest_utilisation(shape: Shape, card: float, load: ReplicaLoad) -> float:
     """Return the largest share of a card that leaves room for what vLLM does not count, rounded down to 0.01."""
-    outside = 0.0 if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else graph_gib(shape)
-    share = (card - outside - CONTEXT_GIB - FRAGMENTS_GIB) / card
+    counted = expected_graph_gib(shape, load) if versions.CUDA_GRAPHS_IN_BUDGET.holds(load.version) else 0.0
+    graphs = max(0.0, graph_gib(shape, load) - counted)
+    share = (card - graphs - CONTEXT_GIB - max(FRAGMENTS_GIB, sampling_gib(shape, load))) / card
     return min(HIGHEST_UTILISATION, math.floor(share * 100) / 100)
 
 

@@ -139,6 +139,7 @@ def _shape(config: TextConfig, quantised: quantization.Entries, precision: str, 
     if not weights:
         counted = parameters.counted_bytes(config, mixed, fed, quantised, precision)
         weights, source = counted / GIB * LOADED, "computed from its configuration; no sizes of weights are known"
+    widths = parameters.feed_forward(config)
     hidden, heads = config.needed("hidden"), query_heads(config)
     local = [kind for kind in kinds if kind.window]
     plain = all(kind == _first_alike(kinds, kind) for kind in kinds) and not any(kind.index for kind in kinds)
@@ -150,7 +151,7 @@ def _shape(config: TextConfig, quantised: quantization.Entries, precision: str, 
         kv_heads=config.number("kv_heads", heads) if kinds[0].latent else max(kind.kv_heads for kind in kinds),
         head_dim=config.number("head_dim") or hidden // heads,
         vocabulary=config.needed("vocabulary"),
-        intermediate=parameters.feed_forward(config).active,
+        intermediate=widths.active,
         max_position=_longest(config),
         weights_gib=round(weights, 3),
         weights_source=source,
@@ -164,6 +165,8 @@ def _shape(config: TextConfig, quantised: quantization.Entries, precision: str, 
         attention=() if plain else kinds,
         state_bytes=state_bytes(config, mixed),
         division=_division(config, mixed, fed, quantised, precision),
+        experts=widths.experts,
+        expert_width=widths.expert if widths.experts else 0,
     )
 
 

@@ -20,6 +20,7 @@ class Profile:
         sizes_fp4: those for FP4 weights, which leave more room; None for the same.
         sequences: max-num-seqs, lowered to what the KV cache holds; None leaves it to vLLM.
         fill: take as much memory as is safe, and as many sequences as the KV cache then holds.
+        image_tag: the image's tag where the user names none; empty for the collection's own choice.
         as_published: keep to the recipe where it measures rather than serves: prefix caching off, FlashInfer's FP8 MoE
             kernels on.
     """
@@ -28,6 +29,7 @@ class Profile:
     sizes_fp4: tuple[int, ...] | None = None
     sequences: int | None = None
     fill: bool = False
+    image_tag: str = ""
     as_published: bool = False
 
     def sizes_for(self, precision: str) -> tuple[int, ...]:
@@ -35,8 +37,10 @@ class Profile:
         return self.sizes_fp4 if precision == "fp4" and self.sizes_fp4 else self.sizes
 
 
+DEFAULT = "balanced"
+
 PROFILES: dict[str, Profile] = {
-    "recipe": Profile(as_published=True),
+    "recipe": Profile(image_tag="v0.12.0", as_published=True),
     "max_throughput": Profile(sizes=(2,), sizes_fp4=(1,), fill=True),
     "balanced": Profile(sizes=(2,), sequences=128),
     "min_latency": Profile(sizes=(4, 8), sequences=8),

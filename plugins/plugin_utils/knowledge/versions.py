@@ -41,21 +41,30 @@ class Span:
 # Every option of `vllm serve` that the planner may send.
 OPTIONS: dict[str, Span] = {
     "async-scheduling": Span(),
+    "attention-backend": Span(since=(0, 13, 0), instead="VLLM_ATTENTION_BACKEND in vllm_environment"),
+    "chat-template": Span(),
     "compilation-config": Span(),
     "dtype": Span(),
+    "enable-auto-tool-choice": Span(),
     "enforce-eager": Span(),
     "gpu-memory-utilization": Span(),
+    "hf-overrides": Span(),
     "host": Span(),
     "kv-cache-dtype": Span(),
+    "language-model-only": Span(since=(0, 17, 0), instead='limit-mm-per-prompt: {"image": 0}'),
+    "limit-mm-per-prompt": Span(),
+    "max-cudagraph-capture-size": Span(),
     "max-model-len": Span(),
     "max-num-batched-tokens": Span(),
     "max-num-seqs": Span(),
     "moe-backend": Span(since=(0, 17, 0), instead="VLLM_USE_FLASHINFER_MOE_FP8 or _FP4 in vllm_environment"),
     "no-enable-prefix-caching": Span(),
     "port": Span(),
+    "reasoning-parser": Span(),
     "served-model-name": Span(),
     "shutdown-timeout": Span(since=(0, 18, 0)),
     "tensor-parallel-size": Span(),
+    "tool-call-parser": Span(),
 }
 
 # Options that guides of other versions name and that some of these versions refuse. Never sent.
@@ -70,6 +79,8 @@ GONE_OPTIONS: dict[str, Span] = {
 ENVIRONMENT: dict[str, Span] = {
     "VLLM_USE_FLASHINFER_MOE_FP8": Span(until=(0, 17, 0), instead="moe-backend"),
     "VLLM_USE_FLASHINFER_MOE_FP4": Span(until=(0, 17, 0), instead="moe-backend"),
+    "VLLM_HAS_FLASHINFER_CUBIN": Span(),
+    "VLLM_TUNED_CONFIG_FOLDER": Span(),
 }
 
 # Variables a user may still set: until when vLLM reads them.
@@ -81,10 +92,15 @@ READ_UNTIL: dict[str, Span] = {
 
 # Behaviour that changed on the way.
 ASYNC_SCHEDULING_BY_DEFAULT = Span(since=(0, 14, 0))
+FLASHINFER_MOE_BY_DEFAULT = Span(since=(0, 15, 0))
 HYBRID_KV_CACHE_WITH_CHUNKED_ATTENTION = Span(since=(0, 14, 0))
 NOOPS_ELIMINATED_BY_DEFAULT = Span(since=(0, 17, 0))
 ALLREDUCE_FUSED_BY_DEFAULT = Span(since=(0, 20, 0))
 CUDA_GRAPHS_IN_BUDGET = Span(since=(0, 21, 0))
+# Before it an engine of one GPU lets PyTorch use every core for tiny tensors.
+ONE_THREAD_BY_DEFAULT = Span(since=(0, 28, 0))
+# FlashInfer decodes with TensorRT-LLM's kernel (XQA) on Hopper.
+XQA_ON_HOPPER = Span(since=(0, 25, 0))
 CPU_FP8_KV_CACHE = Span(since=(0, 33, 0))
 CUDA_13 = Span(since=(0, 20, 0))
 # Blocks of FP8 experts are cut smaller where they do not divide by the cards (fused_moe/oracle/fp8.py of 0.29.0).

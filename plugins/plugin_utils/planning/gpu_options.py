@@ -11,9 +11,12 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import levers
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.answer_options import answer_options
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_options import warnings
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen, has_dummy_weights
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.moe_choice import choose_moe_backend
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.sizing import Sizing
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
@@ -22,9 +25,9 @@ CONTAINER_PORT = 8000
 
 
 def cuda_options(
-    draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu], sizing: Sizing
+    draft: Draft, wishes: Wishes, chosen: Chosen, cards: Sequence[Gpu], sizing: Sizing, reference: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the configuration and the environment that every replica on GPUs has."""
+    """Return the configuration and the environment that every replica on GPUs has; C(reference) is the image."""
     load, version = sizing.load, sizing.load.version
     config: dict[str, Any] = {}
     if load.kv_dtype != "auto":
@@ -46,7 +49,13 @@ def cuda_options(
     config.update({key: value for key, value in optional.items() if value is not None})
     environment: dict[str, str] = {}
     if chosen.llama4:
-        _moe_backend(draft, wishes, chosen, cards[0].compute_capability, version, config, environment)
+        choose_moe_backend(draft, wishes, chosen, cards[0].compute_capability, version, config, environment)
+    if chosen.shape:
+        levers.graph_options(draft, wishes, chosen.shape, load, config)
+    levers.threads(draft, wishes, version, environment)
+    levers.attention(draft, wishes, cards[0], load, config, environment)
+    levers.text_only_options(wishes, chosen, version, config)
+    answer_options(draft, wishes, chosen, reference, config)
     return finish_options(draft, wishes, chosen, version, config, environment)
 
 
@@ -100,39 +109,6 @@ def _prefix_caching(draft: Draft, wishes: Wishes, config: dict[str, Any]) -> Non
         f"Profile {wishes.profile} turns prefix caching off, which helps synthetic benchmarks only. For real traffic"
         " set vllm_profile to another profile, or vllm_extra_config: {enable-prefix-caching: true}."
     )
-
-
-def _moe_backend(
-    draft: Draft,
-    wishes: Wishes,
-    chosen: Chosen,
-    capability: tuple[int, int],
-    version: versions.Version,
-    config: dict[str, Any],
-    environment: dict[str, str],
-) -> None:
-    """Turn FlashInfer's MoE kernels on where the recipe does: Blackwell 10.x, in the way this vLLM understands."""
-    if capability[0] != 10 or chosen.precision not in ("fp4", "fp8"):
-        return
-    name = f"VLLM_USE_FLASHINFER_MOE_{chosen.precision.upper()}"
-    by_variable = versions.ENVIRONMENT[name].holds(version)
-    if chosen.precision == "fp8" and (not wishes.goals.as_published or (capability != (10, 0) and by_variable)):
-        draft.decide("moe_backend", None, "left to vLLM: FlashInfer's FP8 kernels have cost accuracy (vllm #31609)")
-        return
-    if chosen.precision == "fp8" and not (chosen.shape and chosen.shape.static_fp8):
-        draft.decide("moe_backend", None, "left to vLLM: the recipe's is for FP8 with static scales, one a tensor")
-        return
-    if chosen.precision == "fp8":
-        draft.warn(
-            "The recipe's FlashInfer FP8 MoE kernels have cost accuracy without a word (vllm #31609): run the accuracy"
-            " check, or choose another vllm_profile, which leaves them off."
-        )
-    if not by_variable:
-        config["moe-backend"] = "flashinfer_trtllm"
-        draft.decide("moe_backend", "flashinfer_trtllm", "FlashInfer's MoE kernels for Blackwell, as in the recipe")
-        return
-    environment[name] = "1"
-    draft.decide("moe_backend", f"{name}=1", "FlashInfer's MoE kernels for Blackwell, as in the recipe")
 
 
 def finish_options(

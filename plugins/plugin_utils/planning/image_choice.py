@@ -11,14 +11,13 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS, platform_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ImageOfPlan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, versions
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import advisories, catalogue, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
-CUDA_IMAGE = ("vllm/vllm-openai", "v0.12.0")
-# For cards of compute capability 10.3, for which v0.12.0 was not built.
-TAG_FOR_10_3 = "v0.26.0"
+# The release that was measured on H200s (tests/gpu/RESULTS.md) and has no known hole of high or critical score.
+CUDA_IMAGE = ("vllm/vllm-openai", "v0.26.0")
 CPU_IMAGE = ("gpufleet/vllm-cpu", "0.32.0")
 DEPLOY_TAG = "deploy"
 
@@ -63,6 +62,7 @@ def choose_image(
     )
     reference = f"{name}:{tag}"
     draft.decide("image", reference, f"vLLM {versions.as_text(version)}, source {source}{why}")
+    _holes(draft, wishes, version)
     image: ImageOfPlan = {
         "reference": reference,
         "tag": f"{name}:{DEPLOY_TAG}",
@@ -79,9 +79,15 @@ def references(wishes: Wishes) -> list[str]:
     """Return the names of the images that a plan may choose, whatever the cards; the usual one first."""
     default = CPU_IMAGE if wishes.device == "cpu" else CUDA_IMAGE
     tags = [_tag(wishes, default, ())[0]]
-    if wishes.device == "cuda" and not wishes.image_tag and not wishes.version:
-        tags.append(TAG_FOR_10_3)
+    if tags[0] == _profile_tag(wishes):
+        tags.append(default[1])
     return [f"{wishes.image or default[0]}:{tag}" for tag in tags]
+
+
+def _profile_tag(wishes: Wishes) -> str:
+    """Return the tag that the profile asks for; empty where it asks for none, or another wish beats it."""
+    free = wishes.device == "cuda" and not wishes.image_tag and not wishes.version
+    return wishes.goals.image_tag if free else ""
 
 
 def _tag(wishes: Wishes, default: tuple[str, str], cards: Sequence[Gpu]) -> tuple[str, str]:
@@ -91,11 +97,30 @@ def _tag(wishes: Wishes, default: tuple[str, str], cards: Sequence[Gpu]) -> tupl
     if wishes.version:
         prefix = "v" if default[1].startswith("v") else ""
         return prefix + versions.as_text(wishes.version), "; vllm_version"
-    if cards and cards[0].compute_capability == (10, 3):
-        return TAG_FOR_10_3, (
-            f"; {default[1]} was not built for compute capability 10.3, which needs CUDA 13 and a release since then"
+    of_profile = _profile_tag(wishes)
+    if of_profile and cards and cards[0].compute_capability == (10, 3):
+        return default[1], (
+            f"; {of_profile} of profile {wishes.profile} was not built for compute capability 10.3, which needs CUDA 13"
+            " and a release since then"
         )
-    return default[1], ""
+    if of_profile:
+        return of_profile, f"; profile {wishes.profile} keeps to the release that the recipe names"
+    return default[1], "; the release that was measured on H200s" if wishes.device == "cuda" else ""
+
+
+def _holes(draft: Draft, wishes: Wishes, version: versions.Version) -> None:
+    """Tell which published holes the image's vLLM has."""
+    known = advisories.open_holes(version, wishes.extra_config)
+    names = ", ".join(f"{hole.name} ({hole.what}{', by who has the key' if hole.with_key else ''})" for hole in known)
+    reason = f"of those that concern such a server, as published until {advisories.READ_ON}"
+    draft.decide("known_holes", len(known), f"{reason}: {names}" if names else reason)
+    worst = advisories.serious(version, wishes.extra_config)
+    if worst:
+        texts = "; ".join(hole.as_text() for hole in worst)
+        draft.warn(
+            f"vLLM {versions.as_text(version)} has known holes: {texts}. {advisories.remedy(worst)}, or let only"
+            " trusted clients reach the servers."
+        )
 
 
 def _platform(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> str:

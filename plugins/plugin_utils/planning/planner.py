@@ -12,11 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Capacity, ImageOfPlan, Plan, Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, is_loopback
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import (
+    Capacity,
+    ImageOfPlan,
+    MoeTables,
+    Plan,
+    Replica,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import gpus, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import levers
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.answer_options import answer_options
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.cpu_options import cpu_capacity, cpu_options
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.gpu_options import (
@@ -45,7 +53,8 @@ def plan(host: Mapping[str, Any], wishes: Wishes) -> Plan:
             C(memory_mib), C(memory_available_mib), C(cpu_flags), C(driver_version), C(gpu_state), C(gpu_reason)
             (gpu_info's C(state), C(reason) and, as C(gpu_remedy), C(remedy)), C(own_containers) (ids of the containers
             that earlier plans made here), C(model) (what host_info found in the model's folder, or the hub told) or
-            C(model_config) (its config.json alone), and C(model_why) (why the hub told nothing). All are optional.
+            C(model_config) (its config.json alone), C(model_why) (why the hub told nothing), and C(moe_tables) (names
+            and texts of the files in vllm_moe_tables_dir). All are optional.
         wishes: what the user wants.
 
     Returns:
@@ -69,9 +78,11 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     _check_driver(draft, host, wishes, cuda, needs_cuda_13=cards[0].compute_capability == (10, 3))
     chosen = choose(draft, host, wishes, cards)
     _check_kernels(draft, chosen, cards, version, image["reference"])
-    sizing = size_replica(draft, wishes, chosen, cards, version)
+    sizing = size_replica(draft, wishes, levers.text_only(draft, wishes, chosen, version), cards, version)
     groups = _replicate(draft, wishes, cards, sizing.load.tensor_parallel_size)
-    config, environment = cuda_options(draft, wishes, chosen, cards, sizing)
+    config, environment = cuda_options(draft, wishes, chosen, cards, sizing, image["reference"])
+    files = host.get("moe_tables") or {}
+    tables = levers.tuned_tables(draft, wishes, chosen, cards, sizing.load, (config, environment), files)
     replicas: list[Replica] = [
         {
             "name": f"{wishes.container_prefix}-{number}",
@@ -86,7 +97,7 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
         for number, group in enumerate(groups)
     ]
     hardware = gpus.describe(cards)
-    return _document(draft, wishes, chosen, image, hardware, replicas, capacity(wishes, sizing))
+    return _document(draft, wishes, chosen, image, hardware, replicas, capacity(wishes, sizing), tables)
 
 
 def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
@@ -100,7 +111,7 @@ def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
         raise GpufleetError(
             f"No NVIDIA GPU on this host: {why}",
             name="no-gpu",
-            remedy=str(host.get("gpu_remedy") or "Install the driver, 575 or newer, and check `nvidia-smi -L`.")
+            remedy=str(host.get("gpu_remedy") or "Install the driver, 580 or newer, and check `nvidia-smi -L`.")
             + " For a host without a GPU set vllm_device: cpu; to plan for hardware that is not there yet, vllm_gpus.",
             details={"state": host.get("gpu_state") or ""},
         )
@@ -181,6 +192,8 @@ def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     chosen = choose(draft, host, wishes, ())
     chosen = replace(chosen, precision="bf16" if wishes.precision == "bf16" else "fp32")
     config = cpu_options(draft, host, wishes, chosen, version)
+    levers.text_only_options(wishes, chosen, version, config)
+    answer_options(draft, wishes, chosen, image["reference"], config)
     config, environment = finish_options(draft, wishes, chosen, version, config, {})
     count = wishes.replicas or 1
     draft.decide("replicas", count, "vllm_replicas" if wishes.replicas else "one server shares all cores")
@@ -210,9 +223,10 @@ def _document(
     hardware: str,
     replicas: list[Replica],
     capacity: Capacity,
+    moe_tables: MoeTables | None = None,
 ) -> Plan:
     _check_ports(replicas)
-    if wishes.has_api_key and wishes.host not in ("127.0.0.1", "::1"):
+    if wishes.has_api_key and not is_loopback(wishes.host):
         draft.warn("The API key guards /v1 only: /metrics, /tokenize and others stay open to whoever reaches the port.")
     return {
         "schema_version": SCHEMA_VERSION,
@@ -226,6 +240,7 @@ def _document(
         "gpu_access": wishes.gpu_access if wishes.device == "cuda" else "none",
         "network_mode": wishes.network_mode,
         "replicas": replicas,
+        "moe_tables": moe_tables,
         "capacity": capacity,
         "decisions": draft.decisions,
         "warnings": draft.warnings,

@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.memory_model import Budget, ReplicaLoad
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.draft import Draft
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.levers import with_graphs, without_chunks
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.size_refusals import (
     MOST_CARDS,
@@ -71,8 +72,9 @@ def size_replica(
         return Sizing(load, wishes.max_model_len, wishes.max_num_seqs, wishes.gpu_memory_utilization, None)
     shape = _as_loaded(wishes, chosen.shape)
     _check_length(wishes, shape)
+    load = with_graphs(wishes, shape, load)
+    load = _tensor_parallelism(draft, wishes, chosen, shape, cards, card, _filled(wishes, load))
     load = _utilisation(draft, wishes, shape, card, load)
-    load = _tensor_parallelism(draft, wishes, chosen, shape, cards, card, load)
     load, seqs = _sequences(draft, wishes, shape, card, load)
     found = memory_model.budget(shape, card, load)
     length = _model_len(draft, wishes, shape, found, load)
@@ -126,6 +128,13 @@ def _kv_dtype(wishes: Wishes, chosen: Chosen) -> str:
     return wishes.kv_cache_dtype or ("fp8" if chosen.fp8_kv else "auto")
 
 
+def _filled(wishes: Wishes, load: ReplicaLoad) -> ReplicaLoad:
+    """Return the load with the largest share of a card there is, where the profile fills it."""
+    if not wishes.goals.fill or wishes.gpu_memory_utilization:
+        return load
+    return replace(load, utilisation=memory_model.HIGHEST_UTILISATION)
+
+
 def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: ReplicaLoad) -> ReplicaLoad:
     default = _default_utilisation(load)
     if wishes.gpu_memory_utilization:
@@ -140,13 +149,16 @@ def _utilisation(draft: Draft, wishes: Wishes, shape: Shape, card: float, load: 
     if not wishes.goals.fill:
         draft.decide("gpu_memory_utilization", None, f"left to vLLM {versions.as_text(load.version)}: {default}")
         return load
-    highest = max(default, memory_model.highest_utilisation(shape, card, load))
+    # As many sequences as the filled cache would hold; sampling needs memory for each.
+    held = _held(shape, card, load, wishes.expected_input_len + wishes.expected_output_len)
+    seqs = wishes.max_num_seqs or max(1, min(held, load.max_num_batched_tokens))
+    highest = max(default, memory_model.highest_utilisation(shape, card, replace(load, max_num_seqs=seqs)))
     left = card * (1 - highest)
     draft.decide(
         "gpu_memory_utilization",
         highest,
         f"raised from vLLM's {default}: {left:.1f} GiB of {card:.1f} GiB stay free for CUDA's context, fragments of the"
-        f" allocator and what vLLM does not count; never above {memory_model.HIGHEST_UTILISATION}",
+        f" allocator, sampling and what else vLLM does not count; never above {memory_model.HIGHEST_UTILISATION}",
     )
     return replace(load, utilisation=highest)
 
@@ -288,6 +300,7 @@ def _sequences(
     if wishes.goals.sequences is None:
         for _round in range(3):
             load = replace(load, max_num_seqs=max(1, min(held, load.max_num_batched_tokens)))
+            load = with_graphs(wishes, shape, load)
             held = _held(shape, card, load, length)
         draft.decide("max_num_seqs", load.max_num_seqs, f"what the KV cache holds of requests of {lengths}")
         return load, load.max_num_seqs
@@ -297,7 +310,7 @@ def _sequences(
     if seqs < wanted:
         reason += f"; lowered, because the KV cache holds {held} requests of {lengths}"
     draft.decide("max_num_seqs", seqs, reason)
-    return replace(load, max_num_seqs=seqs), seqs
+    return with_graphs(wishes, shape, replace(load, max_num_seqs=seqs)), seqs
 
 
 def _left_to_vllm(
@@ -333,7 +346,8 @@ def _held(shape: Shape, card: float, load: ReplicaLoad, length: int) -> int:
 
 
 def _model_len(draft: Draft, wishes: Wishes, shape: Shape, found: Budget, load: ReplicaLoad) -> int:
-    longest = memory_model.longest_request(shape, found, load)
+    # Without chunks every layer keeps the whole request.
+    longest = found.tokens if without_chunks(wishes, shape) else memory_model.longest_request(shape, found, load)
     if wishes.max_model_len:
         length, reason = wishes.max_model_len, f"vllm_max_model_len; up to {longest} tokens fit"
     else:

@@ -20,7 +20,13 @@ NEARLY = 0.9
 OF_OTHERS = frozenset({"docker_package"})
 # Files and folders on the controller, which Ansible would look for beside the playbook and the role.
 CONTROLLER_PATHS = frozenset(
-    {"nvidia_container_toolkit_packages_dir", "router_ca", "router_certificate", "vllm_accuracy_tasks_dir"}
+    {
+        "nvidia_container_toolkit_packages_dir",
+        "router_ca",
+        "router_certificate",
+        "vllm_accuracy_tasks_dir",
+        "vllm_moe_tables_dir",
+    }
 )
 # Versions of what the roles install.
 VERSIONS = frozenset({"cpu_image_torch_version", "nvidia_container_toolkit_version"})

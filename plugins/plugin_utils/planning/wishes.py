@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
     ABSENT,
     Reader,
@@ -26,7 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import PROFILES, Profile
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import DEFAULT, PROFILES, Profile
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_options import (
     read_environment,
     read_extra_config,
@@ -42,13 +43,19 @@ PLATFORMS = {
 }
 
 
+# What vllm_levers_off may name, see levers.py.
+LEVERS = ("whole-graphs", "graph-sizes", "threads", "moe-tables")
+# The name of a parser that stands for none.
+OFF = "-"
+
+
 @dataclass(frozen=True)
 class Wishes:
     """The user's wishes. None stands for C(auto): the planner chooses."""
 
     device: str = "cuda"
     accept_license: bool = False
-    profile: str = "recipe"
+    profile: str = DEFAULT
     precision: str | None = None
     model: str | None = None
     model_source: str | None = None
@@ -94,6 +101,11 @@ class Wishes:
     image_size_gib: float | None = None
     phase_timeouts: dict[str, int] = field(default_factory=dict)
     volumes: tuple[str, ...] = ()
+    levers_off: frozenset[str] = frozenset()
+    text_only: bool = False
+    attention_backend: str | None = None
+    tool_calling: str | None = None
+    reasoning_parser: str | None = None
 
     @property
     def goals(self) -> Profile:
@@ -194,7 +206,7 @@ def _address(value: Any) -> str:
     if text == "localhost":
         return "127.0.0.1"
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.ip_address(bare(text)))
     except ValueError:
         raise ValueError("it must be an IP address of this host, such as 127.0.0.1 or 0.0.0.0") from None
 
@@ -280,6 +292,30 @@ def _volumes(value: Any) -> tuple[str, ...]:
     return tuple(filter(None, map(text_of, entries)))
 
 
+def _levers(value: Any) -> frozenset[str]:
+    # Ansible takes a text with commas for a list.
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"it must be a list of {', '.join(LEVERS)}")
+    return frozenset(one_of(*LEVERS)(entry) for entry in entries if str(entry).strip())
+
+
+def _parser(value: Any) -> str:
+    if value is False or str(value).strip().lower() in ("false", "no", "off"):
+        return OFF
+    text = text_of(value) if not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[a-z][\w.-]*", text):
+        raise ValueError("it must be auto, false or the name of a parser of vLLM's, such as llama4_pythonic")
+    return text
+
+
+def _backend(value: Any) -> str:
+    text = text_of(value)
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
+        raise ValueError("it must be auto or the name of an attention backend of vLLM's, such as FLASHINFER")
+    return text
+
+
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", one_of("cuda", "cpu")),
@@ -288,7 +324,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "precision": ("vllm_precision", auto(one_of("auto", "fp8", "fp4", "bf16"))),
     "model": ("vllm_model", auto(_model)),
     "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
-    "served_model_name": ("vllm_served_model_name", text_of),
+    "served_model_name": ("vllm_served_model_name", version_of),
     "image": ("vllm_image", auto(_image)),
     "image_tag": ("vllm_image_tag", auto(version_of)),
     "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),
@@ -333,6 +369,11 @@ READERS: dict[str, tuple[str, Reader]] = {
     "image_size_gib": ("vllm_image_size_gib", auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),
     "volumes": ("vllm_volumes", _volumes),
+    "levers_off": ("vllm_levers_off", _levers),
+    "text_only": ("vllm_text_only", flag),
+    "attention_backend": ("vllm_attention_backend", auto(_backend)),
+    "tool_calling": ("vllm_tool_calling", auto(_parser)),
+    "reasoning_parser": ("vllm_reasoning_parser", auto(_parser)),
 }
 
 

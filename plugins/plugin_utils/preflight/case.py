@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Nothing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import (
+    DEFAULT_HOSTS,
     DaemonConfigInfo,
     EngineInfo,
     ImageInfo,
@@ -29,7 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import (
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
-DEFAULT_ENGINE = ("unix:///var/run/docker.sock", "unix:///run/docker.sock")
+DEFAULT_ENGINE = DEFAULT_HOSTS
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Ho
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import DistributionInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook, look_ahead
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import gpu_checks, reboot_checks, source_checks
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import (
+    engine_checks,
+    gpu_checks,
+    reboot_checks,
+    source_checks,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case import (
     DEFAULT_ENGINE,
     Case,
@@ -39,7 +44,6 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.disk_check
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import (
     ERROR,
-    INFO,
     WARNING,
     Finding,
     from_error,
@@ -130,7 +134,7 @@ def _unasked(host_info: HostInfo, gpu_info: Mapping[str, Any]) -> dict[str, str]
 def without_wishes(host_info: HostInfo, error: GpufleetError) -> Verdict:
     """Judge a host for which nothing can be planned, because the variables are invalid."""
     case = Case(host_info, {}, Wishes(device="cpu"), Outlook(None, []), {})
-    findings = [finding for check in (_system, _clock, _engine, _unseen) for finding in check(case)]
+    findings = [finding for check in (_system, _clock, engine_checks.engine, _unseen) for finding in check(case)]
     return Verdict(ordered([from_error(error, "valid variables"), *findings]))
 
 
@@ -292,39 +296,6 @@ def _clock(case: Case) -> list[Finding]:
     return []
 
 
-def _engine(case: Case) -> list[Finding]:
-    engine, config = case.part("engine"), case.part("daemon_config")
-    found = []
-    if config.get("valid") is False:
-        found.append(
-            Finding(
-                "daemon-config-invalid",
-                ERROR,
-                f"{config['path']}: {config['error']}",
-                "a JSON object, or no such file",
-                f"Fix it by hand (`python3 -m json.tool {config['path']}` shows where it breaks), or remove it; the"
-                " collection does not touch a file that it cannot read.",
-            )
-        )
-    if not engine or engine["running"]:
-        return found
-    if case.manage_engine and case.docker_host in DEFAULT_ENGINE:
-        installed = engine.get("dockerd")
-        act = "It will be started." if installed else "The distribution's package will be installed (docker_packages)."
-        return [*found, Finding("engine-to-come", INFO, f"No Docker engine answers at {case.docker_host}. {act}")]
-    return [
-        *found,
-        Finding(
-            "engine-not-running",
-            ERROR,
-            engine["reason"],
-            f"a Docker engine that answers at {case.docker_host}",
-            "Start it, or set vllm_docker_host to the address of the engine to use; the role docker starts one (with"
-            f" docker_manage: true) at {DEFAULT_ENGINE[0]} only.",
-        ),
-    ]
-
-
 def _unfinished(case: Case) -> list[Finding]:
     """Return the old servers that an interrupted replacement has stopped and that nothing has started again."""
     names = [
@@ -406,7 +377,7 @@ CHECKS: tuple[Callable[[Case], list[Finding]], ...] = (
     _address,
     _ports,
     _clock,
-    _engine,
+    engine_checks.engine,
     _unfinished,
     *source_checks.CHECKS,
     *reboot_checks.CHECKS,

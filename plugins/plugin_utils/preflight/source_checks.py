@@ -15,12 +15,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Ho
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import ReachInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import hub_cache, hub_folder
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import advisories, catalogue, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.image_choice import references
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case import Case
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.disk_checks import weights_of
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, INFO, Finding
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ERROR, INFO, WARNING, Finding
 
 # Those whose files the probe knows to be whole.
 PROBED_FORMATS = ("", "auto", "hf", "safetensors")
@@ -230,4 +230,23 @@ def _unreachable(kind: str, who: str, name: str, answer: ReachInfo) -> Finding:
     )
 
 
-CHECKS = (_offline, _image, _registry, _hub)
+def _holes(case: Case) -> list[Finding]:
+    """Tell of the planned vLLM's published holes of high or critical score, once for each."""
+    plan = case.outlook.plan
+    if plan is None:
+        return []
+    version = versions.parse(plan["image"]["vllm_version"]) or versions.OLDEST
+    return [
+        Finding(
+            "known-hole",
+            WARNING,
+            f"vLLM {plan['image']['vllm_version']} has a known hole, {hole.as_text()}.",
+            "a release in which it is fixed, or trusted clients alone",
+            f"{advisories.remedy([hole])}.",
+            item=hole.name,
+        )
+        for hole in advisories.serious(version, plan["replicas"][0]["config"])
+    ]
+
+
+CHECKS = (_offline, _image, _registry, _hub, _holes)

@@ -25,6 +25,7 @@ COLUMNS = ("basic", "accuracy", "performance")
 MOST_ROWS = 10
 PASSED, FAILED, NOTHING = "passed", "failed", "nothing verified"
 TEMPLATE = Path(__file__).parent / "report.html.j2"
+STYLE = Path(__file__).parent / "page.css"
 # What of a stage's result is kept; a result also holds what Ansible adds, and what the module was called with.
 KEPT = {
     "gpu": ("gpu_access", "given", "seen"),
@@ -411,12 +412,8 @@ def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[
         plots: what plots.draw returned; those missing are left out.
         notes: sentences about the page itself, such as why it has no plots.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(duration=duration, figure=figure)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return rendered(
+        TEMPLATE,
         report=document,
         plots=plots,
         notes=notes,
@@ -430,6 +427,16 @@ def html(document: Mapping[str, Any], plots: Mapping[str, str], notes: Sequence[
         passed_hosts=sum(entry["verdict"] == PASSED for entry in document["hosts"]),
         servers=[_server_rows(entry) for entry in document["hosts"]],
     )
+
+
+def rendered(template: Path, **values: Any) -> str:
+    """Return a page made from a template of this folder, in the style of all pages."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=duration, figure=figure)
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(style=STYLE.read_text(encoding="utf-8"), **values)
 
 
 def _figure_groups() -> list[dict[str, Any]]:

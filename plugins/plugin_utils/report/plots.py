@@ -259,6 +259,52 @@ def _draw_curves(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
         axes.legend(loc="lower right")
 
 
+def draw_front(points: Sequence[Mapping[str, Any]]) -> str:
+    """Return the plot of a sweep as SVG.
+
+    Args:
+        points: each C(speed), C(throughput), C(concurrency), whether it is on the C(front), and C(judged): C(wins),
+            C(keeps the goal) or C(misses it).
+
+    Raises:
+        ImportError: when matplotlib is not installed.
+    """
+    return _both("front", lambda axes: _draw_front(axes, points))
+
+
+def _draw_front(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    best = sorted((point for point in points if point["front"]), key=lambda point: point["speed"])
+    axes.plot(
+        [point["speed"] for point in best],
+        [point["throughput"] for point in best],
+        color=SERIES[0],
+        linewidth=1.8,
+        label="Pareto front",
+    )
+    kinds = {"wins": (GOOD, "D"), "keeps the goal": (SERIES[0], "o"), "misses it": (MUTED, "x")}
+    for label, (colour, marker) in kinds.items():
+        chosen_points = [point for point in points if point["judged"] == label]
+        if chosen_points:
+            speeds = [point["speed"] for point in chosen_points]
+            rates = [point["throughput"] for point in chosen_points]
+            axes.plot(speeds, rates, color=colour, marker=marker, markersize=7, linestyle="none", label=label)
+    for point in best:
+        axes.annotate(
+            str(point["concurrency"]),
+            (point["speed"], point["throughput"]),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=MUTED,
+            fontsize=9,
+        )
+    axes.set_xlim(0, max((point["speed"] for point in points), default=1.0) * 1.1)
+    axes.set_ylim(0, max((point["throughput"] for point in points), default=1.0) * 1.15)
+    axes.set_xlabel("output tokens/s that one request sees")
+    axes.set_ylabel("output tokens/s")
+    axes.legend(loc="best")
+
+
 def _both(name: str, paint: Callable[[Axes], None], height: float | None = None) -> str:
     """Return the plot as two SVG pictures, of which the page's style sheet shows one."""
     return "".join(_svg(name, size, paint, (width, height or tall)) for size, (width, tall) in SIZES.items())

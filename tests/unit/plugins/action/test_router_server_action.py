@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ansible.vars.hostvars import HostVarsVars
 
 from ansible_collections.gpufleet.vllm.plugins.action import router_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import members
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
@@ -25,7 +27,7 @@ ROLES = Path(__file__).resolve().parents[4] / "roles"
 def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.example.com") -> dict[str, Any]:
     """Return the fact of a host with one replica that listens on C(host)."""
     replicas = [{"name": "vllm-0", "host": host, "port": 8000}] if host else []
-    return {"replicas": replicas, "address": address, "ansible_host": reached}
+    return {"replicas": replicas, "model": "org/m", "address": address, "ansible_host": reached}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,9 @@ def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.exa
         ("0.0.0.0", "", False, "gpu.example.com"),
         ("::", "", False, "gpu.example.com"),
         ("127.0.0.1", "", True, "127.0.0.1"),
+        ("::1", "", True, "::1"),
+        ("::1", "", False, ""),
+        ("::", "[fd00::7]", False, "fd00::7"),
         ("127.0.0.1", "", False, ""),
         ("127.0.0.1", "10.9.9.9", False, "10.9.9.9"),
     ],
@@ -52,7 +57,7 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
     }
     found = router_server.gather(hostvars, list(hostvars), "lb")
     assert found["hosts"] == {
-        "serves": [{"name": "vllm-0", "address": "10.0.0.1", "port": 8000}],
+        "serves": [{"name": "vllm-0", "address": "10.0.0.1", "port": 8000, "models": ["org/m"]}],
         "empty": [],
         "alone": [],
     }
@@ -60,6 +65,14 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
     assert list(found["left_out"]) == ["alone"]
     assert "vllm_router_address" in found["left_out"]["alone"]
     assert found["replica_keys"] == {"serves": "k", "alone": "", "silent": "another"}
+
+
+@pytest.mark.parametrize(
+    ("configured", "names"),
+    [(None, ["org/m"]), ("short", ["short"]), ("short org/m", ["short", "org/m"]), (["a b", "c"], ["a b", "c"])],
+)
+def test_the_names_under_which_a_replica_serves(configured: Any, names: list[str]) -> None:
+    assert members.served_models({"config": {"served-model-name": configured}}, "org/m") == names
 
 
 def test_the_key_of_a_host_that_was_not_asked_is_templated_and_one_that_cannot_be_is_named() -> None:
@@ -99,7 +112,8 @@ def test_a_host_that_has_the_router_follow_is_not_the_router(delegate_to: str | 
         assert result["given"]["hosts"]["gpu-01"] == []
         assert [line.partition(":")[0] for line in shown] == ["[lb] left out gpu-01"], "whom it did not ask is no news"
     else:
-        assert result["given"]["hosts"]["gpu-01"] == [{"name": "vllm-0", "address": "127.0.0.1", "port": 8000}]
+        (replica,) = result["given"]["hosts"]["gpu-01"]
+        assert replica == {"name": "vllm-0", "address": "127.0.0.1", "port": 8000, "models": ["org/m"]}
         assert shown == ["[gpu-01] gpu-02 was not asked: the router keeps what it knew of it"]
 
 
@@ -164,3 +178,16 @@ def test_the_settings_are_those_of_the_router_s_host(delegate_to: str | None, po
     given = run_action(Action, arguments, variables, delegate_to=delegate_to)[0]["given"]
     assert (given["port"], given["api_keys"], given["timeout"]) == (port, keys, 5), "what the task gives wins"
     assert "from_variables" not in given
+
+
+def test_clients_are_read_before_anything_is_sent_to_the_host() -> None:
+    marker = "sk-marker-of-a-secret"
+    client = {"name": "team-a", "key": marker, "expires": date(2026, 12, 31)}
+    arguments = {"clients": [client], "left_out": {}}
+    sent = run_action(Action, arguments, {"inventory_hostname": "lb"})[0]["given"]["clients"]
+    assert [(entry["key"], entry["expires"]) for entry in sent] == [([marker], "2027-01-01T00:00:00Z")]
+    for wrong in ({"name": "team-a", "kee": marker}, {**client, "rate": "fast"}, marker):
+        result, display = run_action(Action, {"clients": [wrong]}, {"inventory_hostname": "lb"})
+        assert result["failed"] and result["error"]["name"] == "invalid-router" and "given" not in result
+        assert "router_clients" in result["msg"]
+        assert marker not in str(result) and marker not in str(display.mock_calls)

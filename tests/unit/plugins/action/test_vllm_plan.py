@@ -30,7 +30,8 @@ RunAction = Callable[..., dict[str, Any]]
 @pytest.fixture
 def run_action(monkeypatch: pytest.MonkeyPatch) -> RunAction:
     """Run the action as a task would, with the names of an argument spec that is the test's own."""
-    known = frozenset({"vllm_gpus", "vllm_accept_license", "vllm_port", "vllm_profile", "vllm_device"})
+    named = ("vllm_gpus", "vllm_accept_license", "vllm_port", "vllm_profile", "vllm_device", "vllm_moe_tables_dir")
+    known = frozenset(named)
     monkeypatch.setattr(vllm_plan, "KNOWN_VARIABLES", known)
 
     def run(variables: dict[str, Any], check: bool = False, **arguments: Any) -> dict[str, Any]:
@@ -47,8 +48,8 @@ def test_the_plan_is_a_result_and_no_fact_that_a_cache_would_keep(run_action: Ru
     result = run_action(ready())
     assert result["changed"] is False
     assert "ansible_facts" not in result
-    assert len(result["plan"]["replicas"]) == 8
-    assert result["summary"][1] == "vllm-0: TP 1 on GPU 0, http://127.0.0.1:8000"
+    assert len(result["plan"]["replicas"]) == 4
+    assert result["summary"][1] == "vllm-0: TP 2 on GPU 0,1, http://127.0.0.1:8000"
 
 
 def test_variables_are_templated(run_action: RunAction) -> None:
@@ -250,3 +251,19 @@ def test_the_documented_defaults_are_valid_wishes() -> None:
         if "default" in option and "{{" not in str(option["default"])
     }
     assert wishes.read(defaults) == wishes.Wishes()
+
+
+def test_tuned_tables_come_from_the_controllers_folder(run_action: RunAction, tmp_path: Path) -> None:
+    name = "E=16,N=4096,device_name=NVIDIA_H100_80GB_HBM3,dtype=fp8_w8a8"
+    (tmp_path / f"{name}.json").write_text('{"1": {}}')
+    (tmp_path / f"{name}.provenance.json").write_text('{"cards": ["NVIDIA H100 80GB HBM3"], "vllm": "0.26.0"}')
+    gpus = [{"name": "NVIDIA H100 80GB HBM3", "count": 2}]
+    result = run_action(ready(vllm_gpus=gpus, vllm_moe_tables_dir=str(tmp_path)))
+    assert result["plan"]["moe_tables"]["files"] == {f"{name}.json": '{"1": {}}'}
+
+
+def test_a_folder_of_tables_that_is_not_there_is_named(run_action: RunAction, tmp_path: Path) -> None:
+    result = run_action(ready(vllm_moe_tables_dir=str(tmp_path / "none")))
+    assert result["failed"] is True
+    assert result["error"]["name"] == "no-moe-tables"
+    assert "vllm_moe_tables_dir" in result["msg"]

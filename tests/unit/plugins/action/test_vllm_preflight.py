@@ -51,7 +51,7 @@ def judge(run_action: RunAction, tmp_path: Path) -> Callable[..., dict[str, str]
 SCENARIOS = {
     "h200": {},
     "h200-driver-570": {"driver-too-old": "error"},
-    "h200-driver-575": {},
+    "h200-driver-575": {"driver-too-old": "error"},
     "h200-foreign-process": {"gpu-in-use": "error"},
     "h200-mig": {"mig-enabled": "error"},
     "h200-persistence-off": {"persistence-mode-off": "warning"},
@@ -74,7 +74,11 @@ SCENARIOS = {
 # What this machine lacks has nothing to do with the scenario.
 ABOUT_THIS_MACHINE = {
     "clock-not-synchronised",
+    "daemon-config-not-read",
     "disk-full",
+    "engine-is-podman",
+    "engine-is-rootless",
+    "engine-is-snap",
     "engine-not-running",
     "engine-to-come",
     "not-root",

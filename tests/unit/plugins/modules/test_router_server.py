@@ -23,6 +23,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy, service
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, arguments, unit_text
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
@@ -163,7 +164,8 @@ def test_what_haproxy_refuses_leaves_everything_as_it_was(run_module: RunModule,
     assert "site.pem" in result["error"]["evidence"]
     assert Path(args["directory"], "haproxy.cfg").read_text(encoding="utf-8") == before
     assert sorted(os.listdir(args["directory"])) == [
-        *(".lock", "haproxy.cfg", "keys.sha256", "replica.key", "replicas.json")
+        *(".lock", "access_log.json", "clients.limits", "clients.map", "haproxy.cfg", "keys.sha256", "log_keeper.py"),
+        *("replica.key", "replicas.json"),
     ]
     assert status(args["port"], "the-client-key") == 503
 
@@ -254,7 +256,7 @@ def test_what_an_earlier_version_kept_beside_the_sockets_is_taken_over(
             assert states(args) == drained
         assert run_module(router_server.main, args)["action"] == "reloaded"
         assert states(args) == drained
-        assert sorted(os.listdir(os.path.join(args["state_dir"], "drained"))) == ["gpu-02.json"]
+        assert [name for name, mark in DrainMarks(args["state_dir"]).everyone().items() if mark.replicas] == ["gpu-02"]
         assert os.listdir(os.path.join(args["run_dir"], "drained")) == []
         end(master_of(args).processes().master)
         reboot(args)
@@ -371,8 +373,10 @@ def test_a_certificate_that_haproxy_refuses_never_takes_the_place_of_the_one_tha
 
 @needs_haproxy
 def test_a_key_that_the_servers_refuse_is_loaded_after_they_have_it(
-    run_module: RunModule, args: dict[str, Any]
+    run_module: RunModule, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(router_server.GpufleetModule, "warn", lambda _module, text: warned.append(text))
     with serving("old") as one, serving("old") as other:
         hosts = {"gpu-01": at(one.port), "gpu-02": at(other.port), "gpu-03": at(9)}
         old, new = (dict.fromkeys(hosts, key) for key in ("old", "new"))
@@ -391,7 +395,7 @@ def test_a_key_that_the_servers_refuse_is_loaded_after_they_have_it(
         # deploy has changed one server; gpu-03 cannot be asked.
         one.key = "new"
         changing = run_module(router_server.main, {**args, "replica_keys": new})
-        assert changing["action"] == "reloaded" and "gpu-02" in str(changing["warnings"])
+        assert changing["action"] == "reloaded" and "gpu-02" in str(warned)
 
 
 def test_one_that_cannot_be_asked_is_not_started_anew(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -202,6 +203,12 @@ The above exception was the direct cause of the following exception:
 ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)"""
 
 
+RATE_LIMITED = """\
+huggingface_hub.errors.HfHubHTTPError: 429 Client Error: Too Many Requests for url: https://huggingface.co/api/datasets/x
+The above exception was the direct cause of the following exception:
+"""
+
+
 @pytest.mark.parametrize(
     ("log", "name", "evidence"),
     [
@@ -229,9 +236,35 @@ ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundErr
             "ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub (LocalEntryNotFoundError)",
         ),
         ("Killed", "lm-eval-failed", "Killed"),
+        (
+            "huggingface_hub.errors.HfHubHTTPError: 429 Client Error: Too Many Requests for url:"
+            " https://huggingface.co/api/datasets/openai/gsm8k/revision/main",
+            "hub-rate-limit",
+            "",
+        ),
+        (RATE_LIMITED + NOT_LOCAL, "hub-rate-limit", RATE_LIMITED.splitlines()[0]),
+        ("RuntimeError: Dataset scripts are no longer supported, but found hendrycks.py", "dataset-script", ""),
+        ("AssertionError: Tokenizer is required for loglikelihood tasks to compute context", "tokenizer-missing", ""),
+        ("DatasetNotFoundError: Dataset 'x/y' is a gated dataset on the Hub. Visit the page", "dataset-gated", ""),
+        ("HfHubHTTPError: 403 Client Error: Forbidden for url: https://huggingface.co/x", "hub-refused", ""),
+        ("ValueError: Attempted to run task: humaneval which is marked as unsafe.", "task-runs-code", ""),
+        ("NotImplementedError: Loglikelihood is not supported for chat completions.", "task-needs-likelihoods", ""),
+        ("ModuleNotFoundError: No module named 'langdetect'", "python-package-missing", ""),
+        ("KeyError: \"Spec 'gsm9k' is not a registered task/group/tag name\"", "task-unknown", ""),
+        ("OSError: [Errno 122] Disk quota exceeded", "disk-full", ""),
+        ("PermissionError: [Errno 13] Permission denied: '/root/.cache/huggingface/x'", "permission-denied", ""),
+        # The server's own answer is no word of the hub's.
+        (
+            "requests.exceptions.HTTPError: 429 Client Error: Too Many Requests for url: http://SERVER/v1",
+            "lm-eval-failed",
+            "",
+        ),
     ],
 )
-def test_what_made_lm_eval_fail_is_told(run: Run, program: Any, log: str, name: str, evidence: str) -> None:
+def test_what_made_lm_eval_fail_is_told(
+    run: Run, program: Any, verified_server: Any, log: str, name: str, evidence: str
+) -> None:
+    log = log.replace("SERVER", urlsplit(verified_server.url).netloc)
     program.does = lm_eval(code=1, log=log)
     result = run()
     assert result["error"]["name"] == name

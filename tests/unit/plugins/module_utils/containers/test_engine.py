@@ -106,6 +106,9 @@ def test_an_engine_is_described(engine: tuple[str, Engine]) -> None:
         "default_runtime": "runc",
         "cdi_spec_dirs": ["/etc/cdi", "/var/run/cdi"],
         "image_dir": "/var/lib/docker",
+        "kind": "docker",
+        "rootless": False,
+        "config_path": "",
         "containers": [
             {
                 "id": "a" * 64,

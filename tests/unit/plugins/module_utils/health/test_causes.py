@@ -16,8 +16,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import (
     MOST_CONTEXT_LINES,
     diagnose,
-    split_line,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.log_lines import split_line
 
 LOGS = Path(__file__).parents[3] / "data" / "logs"
 MESSAGES: list[dict[str, Any]] = json.loads((LOGS.parent / "vllm_messages.json").read_text(encoding="utf-8"))[
@@ -214,6 +214,8 @@ def said_by_vllm(messages: list[dict[str, Any]]) -> set[str]:
 
 def test_every_entry_of_the_table_is_tried_above() -> None:
     texts = [text for text, _name in TEXTS] + [f"ValueError: {text}" for text in said_by_vllm(MESSAGES)]
+    reported = json.loads((LOGS.parent / "reported_messages.json").read_text(encoding="utf-8"))
+    texts += [split_line(line)[1] for message in reported for line in message["log"]]
     untried = [cause.name for cause in CAUSES if not any(re.search(cause.pattern, text) for text in texts)]
     # These have no text of their own among those; each is tried by its pattern here.
     others = {
@@ -271,7 +273,7 @@ MESSAGE_NAMES = {
     "FP8 KV cache (not yet supported|is unsupported)|not compatible with FP8 KV cache": "kv-cache-dtype-not-supported",
     "Did not receive response from front-end process within": "front-end-lost",
     "Timed out waiting for engine(s| core processes)": "engine-start-timeout",
-    r"Worker proc \S+ died unexpectedly|Engine core proc \S+ died unexpectedly": "process-killed",
+    r"Worker proc \S+ died unexpectedly|Engine core proc \S+ died unexpectedly": "process-died",
     "Config file must be of a yaml/yml type|No config file specified": "config-file-unreadable",
     "Unknown vLLM environment variable detected": "environment-variable-unknown",
 }
@@ -348,7 +350,7 @@ def test_a_port_that_is_tried_again_is_not_in_use() -> None:
 def test_a_killed_process_is_told_only_when_no_other_error_is_there() -> None:
     killed = "ERROR 11-22 08:15:44 [x.py:1] Worker proc VllmWorker-0 died unexpectedly, shutting down executor."
     numa = "[W1122 13:36:35.945111661 utils.cpp:41] Warning: numa_migrate_pages failed. errno: 1"
-    assert diagnose([numa, killed, *WRAPPERS], exit_code=1).name == "process-killed"
+    assert diagnose([numa, killed, *WRAPPERS], exit_code=1).name == "process-died"
     assert diagnose(["vllm.NovelError: the moon is full", killed, *WRAPPERS]).name == "unknown-failure"
     # Nor does a warning of torch hide what an exit code tells.
     assert diagnose([numa], exit_code=132).name == "illegal-instruction"
@@ -364,7 +366,7 @@ def test_a_killed_process_is_told_only_when_no_other_error_is_there() -> None:
             "illegal-instruction",
         ),
         ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}", "unknown-failure"),
-        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {}", "process-killed"),
+        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {}", "unknown-failure"),
     ],
 )
 def test_the_signal_that_ended_a_process_is_told(line: str, name: str) -> None:
@@ -488,4 +490,114 @@ INFO:     Finished server process [7]
 
 def test_an_engine_killed_while_it_served_is_told_though_the_server_ended_by_itself() -> None:
     error = diagnose(ENGINE_KILLED.strip().splitlines(), exit_code=0, what="The server vllm-0 died")
-    assert (error.name, "engine core exited unexpectedly" in error.evidence) == ("process-killed", True)
+    assert (error.name, "engine core exited unexpectedly" in error.evidence) == ("process-died", True)
+
+
+ENGINE = "(EngineCore_DP0 pid=773) ERROR 11-22 08:15:43 [core.py:1330] "
+WORKER = "(EngineCore_DP0 pid=773) (Worker_TP1 pid=802) ERROR 11-22 08:15:43 [multiproc_executor.py:671] "
+
+
+def test_a_process_that_vllm_names_no_code_of_was_not_killed() -> None:
+    error = diagnose(
+        ["RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"], exit_code=1
+    )
+    assert error.name == "unknown-failure"
+    assert "out-of-memory" not in error.as_text()
+    died = diagnose(["Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor."])
+    assert died.name == "process-died"
+    assert "give the host more memory" not in died.as_text()
+
+
+def test_memory_is_blamed_on_the_kernels_word_or_on_exit_code_137_alone() -> None:
+    died = "Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor."
+    kill = "oom-kill:constraint=CONSTRAINT_NONE,task_memcg=/docker/x,task=python3,pid=7,uid=0"
+    assert diagnose([died], memory_kill=kill).name == "host-out-of-memory"
+    assert diagnose(["INFO 11-22 08:15:43 [x.py:1] loading"], exit_code=137).name == "killed"
+    assert diagnose(["RuntimeError: No CUDA GPUs are available"], exit_code=137).name == "no-gpu-in-container"
+
+
+def test_the_cause_nearer_to_the_root_wins_and_the_other_is_also_seen() -> None:
+    error = diagnose(
+        [
+            f"{WORKER}torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, remote process",
+            f"{ENGINE}torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+            "!!!!!!! Segfault encountered !!!!!!!",
+            *WRAPPERS,
+        ]
+    )
+    assert error.name == "gpu-out-of-memory"
+    assert "Also seen: nccl-error, segmentation-fault." in error.message
+    assert [seen["name"] for seen in error.details["also_seen"]] == ["nccl-error", "segmentation-fault"]
+    assert error.details["also_seen"][0]["line"].startswith("torch.distributed.DistBackendError: NCCL error")
+
+
+def test_the_source_code_that_a_traceback_shows_proves_nothing() -> None:
+    lines = [
+        f"{ENGINE}Traceback (most recent call last):",
+        f'{ENGINE}  File "/usr/lib/python3.12/site-packages/vllm/x.py", line 7, in run',
+        f'{ENGINE}    raise ValueError("No available memory for the cache blocks")',
+        f"{ENGINE}    ^^^^^^^^^^^^^^^^^",
+        f"{ENGINE}vllm.NovelError: the moon is full",
+    ]
+    error = diagnose(lines)
+    assert (error.name, error.evidence) == ("unknown-failure", "vllm.NovelError: the moon is full")
+
+
+def test_the_place_of_an_error_tells_what_its_text_does_not() -> None:
+    def raised(file: str, text: str) -> str:
+        frame = f'{ENGINE}  File "/usr/local/lib/python3.12/dist-packages/{file}", line 7, in check'
+        return diagnose(
+            [f"{ENGINE}Traceback (most recent call last):", frame, ENGINE + "    check()", ENGINE + text]
+        ).name
+
+    assert raised("vllm/config/scheduler.py", "ValueError: the moon is full") == "configuration-refused"
+    assert raised("vllm/model_executor/models/moon.py", "ValueError: the moon is full") == "model-code-failed"
+    # The same place, and a text that says more.
+    assert raised("vllm/config/model.py", "ValueError: Total number of attention heads (5) must be divisible by tensor"
+                  " parallel size (2).") == "tensor-parallel-size-does-not-divide"  # fmt: skip
+    assert raised("elsewhere/moon.py", "ValueError: the moon is full") == "unknown-failure"
+
+
+def test_an_unknown_failure_shows_the_first_error_of_the_deepest_process() -> None:
+    lines = [
+        "(APIServer pid=1) ERROR 11-22 08:15:40 [x.py:1] vllm.EarlyError: a wave breaks",
+        *[f"{ENGINE}waits {number}" for number in range(20)],
+        f"{WORKER}vllm.NovelError: the moon is full",
+        f"{WORKER}vllm.LaterError: the tide is out",
+        f"{ENGINE}vllm.WaitError: no worker answers",
+        *WRAPPERS,
+        *[f"(APIServer pid=1) last words {number}" for number in range(20)],
+    ]
+    error = diagnose(lines, exit_code=1)
+    assert (error.name, error.evidence) == ("unknown-failure", "vllm.NovelError: the moon is full")
+    assert {"vllm.LaterError: the tide is out", "vllm.WaitError: no worker answers"} <= set(error.details["log"])
+    assert not any("last words" in line for line in error.details["log"])
+
+
+def test_an_unknown_failure_shows_a_compilers_own_line() -> None:
+    lines = [
+        f"{ENGINE}RuntimeError: Ninja build failed. Ninja output:",
+        f"{ENGINE}[1/3] c++ -MMD -c sampling.cc",
+        f"{ENGINE}/x/include/moon.cuh:21:10: error: expected a ';'",
+        f"{ENGINE}ninja: build stopped: subcommand failed.",
+        *WRAPPERS,
+    ]
+    error = diagnose(lines, exit_code=1)
+    assert (error.name, error.evidence) == ("unknown-failure", "/x/include/moon.cuh:21:10: error: expected a ';'")
+
+
+def test_a_hint_does_not_hide_that_a_process_was_killed() -> None:
+    hint = "'(MaxRetryError(...Max retries exceeded with url: /api))' thrown while requesting HEAD; Retrying in 1s"
+    killed = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
+    assert diagnose([hint]).name == "hub-unreachable"
+    assert diagnose([hint, killed]).name == "killed"
+
+
+def test_the_remedy_for_an_unwritable_home_is_another_home() -> None:
+    for place in ("/.triton", "/.triton/cache", "/home/user/.cache/vllm", "/root/.config/vllm"):
+        error = diagnose([f"PermissionError: [Errno 13] Permission denied: '{place}'"])
+        assert error.name == "permission-denied"
+        assert "Set HOME in vllm_environment" in error.remedy, place
+    for place in ("/root/.cache/huggingface/hub", "/root/.triton/cache", "/srv/models/x/config.json"):
+        error = diagnose([f"PermissionError: [Errno 13] Permission denied: '{place}'"])
+        assert "vllm_hf_home" in error.remedy, place

@@ -85,6 +85,10 @@ class RemoteProtocolError(Exception):
     """As httpx names it."""
 
 
+class NewConnectionError(Exception):
+    """As urllib3 names it."""
+
+
 def answered(status: int, **headers: str) -> Exception:
     error = Exception(f"{status} Client Error")
     error.response = SimpleNamespace(status_code=status, headers=headers)  # type: ignore[attr-defined]
@@ -108,6 +112,48 @@ def caused(outer: Exception, inner: Exception) -> Exception:
         (caused(FileNotFoundError("LocalEntryNotFound"), answered(500)), "hub-unreachable", True),
         (OSError(errno.ENOSPC, "No space left on device"), "disk-full", False),
         (PermissionError(errno.EACCES, "denied"), "permission-denied", False),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk-full", False),
+        (RuntimeError("Data processing error: I/O error: Disk quota exceeded (os error 122)"), "disk-full", False),
+        (RuntimeError("Data processing error: IO Error: No space left on device (os error 28)"), "disk-full", False),
+        (RuntimeError("Data processing error: I/O error: Permission denied (os error 13)"), "permission-denied", False),
+        (RuntimeError("I/O error: Read-only file system (os error 30)"), "permission-denied", False),
+        (OSError(errno.EROFS, "Read-only file system"), "permission-denied", False),
+        (OSError(errno.ESTALE, "Stale file handle"), "storage-failed", False),
+        (OSError(errno.EIO, "Input/output error"), "storage-failed", False),
+        (
+            RuntimeError("File reconstruction error: I/O error: Input/output error (os error 5)"),
+            "storage-failed",
+            False,
+        ),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "storage-failed", False),
+        (OSError(errno.ENOLCK, "No locks available"), "folder-not-writable", False),
+        (OSError(errno.EFBIG, "File too large"), "folder-not-writable", False),
+        (OSError(errno.EOPNOTSUPP, "Operation not supported"), "folder-not-writable", False),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "folder-not-writable", False),
+        (FileExistsError(errno.EEXIST, "File exists"), "folder-not-writable", False),
+        (
+            NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead"),
+            "folder-not-writable",
+            False,
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "too-many-open-files", False),
+        (RuntimeError("I/O error: Too many open files (os error 24)"), "too-many-open-files", False),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "host-out-of-memory", False),
+        (MemoryError(), "host-out-of-memory", False),
+        (caused(RuntimeError("the download failed"), OSError(errno.EDQUOT, "x")), "disk-full", False),
+        (
+            OSError("Could not find a suitable TLS CA certificate bundle, invalid path: /x"),
+            "certificate-not-trusted",
+            0,
+        ),
+        # A firewall of this host refuses the connection, and no folder does.
+        (
+            caused(NewConnectionError("Failed to establish"), PermissionError(errno.EPERM, "Operation not permitted")),
+            "hub-unreachable",
+            True,
+        ),
+        (OSError(errno.ECONNRESET, "Connection reset by peer"), "hub-unreachable", True),
+        (RuntimeError("CAS error: connection refused (os error 111)"), "hub-unreachable", True),
         (OSError("Consistency check failed: file should be of size 5 but has size 3"), "hub-unreachable", True),
         (RemoteProtocolError("peer closed connection"), "hub-unreachable", True),
         (RuntimeError("Data processing error: CAS service error"), "hub-unreachable", True),

@@ -409,3 +409,18 @@ def test_every_refusal_is_a_sentence_with_a_remedy(name: str) -> None:
     assert error.evidence == "https://***@hub/ ***"
     if name == "disk-full":
         assert "3.0 GiB are missing and 1.0 GiB are free" in error.message
+
+
+def test_an_error_of_the_disk_never_sends_anybody_to_the_network() -> None:
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import ERROR_KINDS
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import REFUSALS
+
+    names = {kind.name for kind in ERROR_KINDS} - {"download-failed"}
+    assert names <= set(REFUSALS)
+    local = [kind for kind in ERROR_KINDS if kind.name in ("disk-full", "permission-denied", "storage-failed")]
+    assert len(local) == 3
+    for kind in ERROR_KINDS:
+        words = " ".join(REFUSALS.get(kind.name, ("", "")))
+        if kind.name in ("disk-full", "permission-denied", "storage-failed", "folder-not-writable"):
+            assert not kind.transient
+            assert "PROXY" not in words and "network" not in words, kind.name

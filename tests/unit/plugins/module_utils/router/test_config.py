@@ -16,9 +16,9 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import addresses
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config import RouterSettings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, members, router_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 KEY, REPLICA_KEY = "client-key-1", "replica-key-1"
 ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000)
@@ -32,6 +32,7 @@ def settings(**changes: object) -> RouterSettings:
         port=8443,
         tls=True,
         keys=(KEY,),
+        clients=(),
         replica_key=REPLICA_KEY,
         endpoints=("/v1/models", "/v1/completions"),
         max_request_bytes=1000,
@@ -41,6 +42,11 @@ def settings(**changes: object) -> RouterSettings:
         buffer_bytes=65536,
         timeout=600,
         check_interval_ms=1000,
+        access_log="",
+        access_log_max_bytes=1000,
+        access_log_files=5,
+        access_log_days=5,
+        count_tokens=True,
         run_dir="/run/x",
         state_dir="/var/lib/x",
     )
@@ -50,7 +56,7 @@ def settings(**changes: object) -> RouterSettings:
 def problems(given: RouterSettings, replicas: list[Replica], allow: bool = False) -> list[str]:
     """Return what check finds wrong."""
     try:
-        config.check_settings(given, replicas, allow)
+        router_settings.check_settings(given, replicas, allow)
     except GpufleetError as error:
         assert error.name == "invalid-router"
         return list(error.details["problems"])
@@ -75,7 +81,7 @@ def test_every_replica_is_a_server_under_its_host_and_name() -> None:
 def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     text = config.config(settings(), [ONE], "/etc/x")
     statuses = re.findall(r"return status (\d+)", text)
-    assert statuses == ["400", "401", "404", "405", "411", "413", "429"]
+    assert statuses == ["400", "401", "404", "404", "405", "413", "429", "413"]
 
 
 def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
@@ -117,6 +123,8 @@ def test_no_rate_limit_and_a_limit_for_each_replica() -> None:
         (settings(endpoints=("v1/models",)), False, "router_endpoints"),
         (settings(endpoints=()), False, "router_endpoints"),
         (settings(keys=("two words",)), False, "white space"),
+        (settings(cors_origins=("https://a.example.com/",)), False, "without a path"),
+        (settings(cors_origins=("*", "https://a.example.com")), False, "beside it"),
     ],
 )
 def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow: bool, named: str) -> None:
@@ -132,6 +140,7 @@ def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow:
         (settings(keys=()), True),
         (settings(keys=(), host="127.0.0.1", tls=False), False),
         (settings(keys=(), host="::1", tls=False), False),
+        (settings(keys=(), host="[::1]", tls=False), False),
     ],
 )
 def test_what_is_safe_passes(given: RouterSettings, allow: bool) -> None:
@@ -154,7 +163,9 @@ def test_hosts_that_could_not_be_asked_keep_what_is_known_of_them() -> None:
 def test_replicas_are_read_back_as_they_were_written() -> None:
     text = config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
     assert members.read_replicas(text) == [ONE, TWO]
-    assert members.read_replicas("") == members.read_replicas('[{"x": 1}]') == []
+    earlier = '[{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]'
+    assert members.read_replicas(earlier) == [ONE]
+    assert members.read_replicas("") == members.read_replicas("[1]") == members.read_replicas('[{"x": 1}]') == []
 
 
 def test_a_replicas_key_is_read_back_as_it_was_written() -> None:
@@ -175,7 +186,8 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
         settings(tls=False, host="127.0.0.1"),
         settings(tls=False, keys=(), replica_key="", rate_limit=0),
         settings(tls=False, replica_key="", max_requests_per_replica=5),
-        settings(tls=False, keys=()),
+        settings(tls=False, keys=(), cors_origins=("https://a.example.com", "http://[::1]:3000")),
+        settings(tls=False, cors_origins=("*",)),
     ],
 )
 def test_haproxy_itself_takes_the_configuration(given: RouterSettings, tmp_path: Path) -> None:

@@ -119,3 +119,13 @@ def test_which_changes_are_worth_a_check(field: str, expected: bool) -> None:
 def test_programs_of_an_image_mark_their_answers_alike() -> None:
     programs = (parse_config, look_at_gpus, hub_download)
     assert {program.ANSWER_MARK for program in programs} == {image_python.ANSWER_MARK}
+
+
+def test_the_remedy_for_a_chat_template_that_the_image_does_not_have() -> None:
+    said = (
+        "ValueError: The supplied chat template string (/vllm-workspace/examples/x.jinja) appears path-like, but"
+        " doesn't exist! Tried: /vllm-workspace/examples/x.jinja"
+    )
+    error = config_check.refusal({"vllm-0": said}, "i:1")
+    assert error.details["options"] == ["chat-template"]
+    assert "vllm_tool_calling" in error.remedy

@@ -170,7 +170,7 @@ def changed(base: dict[str, Any], index: int, **fields: Any) -> dict[str, Any]:
 
 def plan(base: dict[str, Any], wished: dict[str, Any]) -> Any:
     """Plan for C(base) with the wishes by their short names; the licence is accepted unless a row says otherwise."""
-    given_wishes = {"accept_license": True, **wished}
+    given_wishes = {"accept_license": True, "profile": "recipe", **wished}
     return planner.plan(base, wishes.read({f"vllm_{name}": value for name, value in given_wishes.items()}))
 
 
@@ -279,10 +279,20 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"precision": "fp8"},
         {"precision": "fp8", "environment": FLASHINFER_FP8},
     ),
-    "FP8 on B200 outside the recipe leaves them off": (
+    "FP8 on B200 outside the recipe names what vLLM takes first there": (
         host(B200),
         {"precision": "fp8", "profile": "balanced"},
-        {"environment": {}, "--moe-backend": None},
+        {"--moe-backend": "flashinfer_trtllm"},
+    ),
+    "FP8 on an H200 keeps to Triton, which vLLM does not take by itself": (
+        host(H200),
+        {"profile": "max_throughput"},
+        {"--moe-backend": "triton"},
+    ),
+    "and so does 0.16, by the variable that it reads": (
+        host(H200),
+        {"image_tag": "v0.16.0"},
+        {"environment": {"VLLM_USE_FLASHINFER_MOE_FP8": "0"}, "--moe-backend": None},
     ),
     "RTX PRO 6000 holds FP4 and gets no FlashInfer switches": (
         host(RTX_6000, 2, peers="none"),
@@ -650,6 +660,11 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
             "accept_license": False,
         },
         {"--load-format": "dummy", "--kv-cache-dtype": None, "model": "miniature"},
+    ),
+    "processors read tool calls by the parser that is named": (
+        LAPTOP,
+        {"device": "cpu", "tool_calling": "hermes"},
+        {"--tool-call-parser": "hermes", "--enable-auto-tool-choice": True, "--chat-template": None},
     ),
     "wishes on processors win": (
         LAPTOP,
@@ -1087,7 +1102,7 @@ def test_a_b300_with_cuda_13_is_fine(tag: str) -> None:
 def test_the_release_for_a_b300_has_its_reason() -> None:
     document = plan(host(B300), {})
     (reason,) = [decision["reason"] for decision in document["decisions"] if decision["field"] == "image"]
-    assert "v0.12.0 was not built for compute capability 10.3" in reason
+    assert "v0.12.0 of profile recipe was not built for compute capability 10.3" in reason
     assert not any("no kernel image" in warning for warning in document["warnings"])
 
 

@@ -227,20 +227,22 @@ def test_supported_distributions(distribution: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("version", "wished", "needed"),
     [
-        ("570.172.08", {}, "driver 575 or newer (vllm_min_driver is 575)"),
-        ("575.57.08", {}, ""),
-        ("575.57.08", {"min_driver": 580}, "driver 580 or newer (vllm_min_driver is 580)"),
-        ("570.172.08", {"min_driver": 570}, ""),
+        ("570.172.08", {"image_tag": "v0.12.0"}, "driver 575 or newer (vllm_min_driver is 575)"),
+        ("575.57.08", {"image_tag": "v0.12.0"}, ""),
+        ("575.57.08", {"image_tag": "v0.12.0", "min_driver": 580}, "driver 580 or newer (vllm_min_driver is 580)"),
+        ("570.172.08", {"image_tag": "v0.12.0", "min_driver": 570}, ""),
+        ("575.57.08", {}, "driver 580 or newer (the image has CUDA 13.0)"),
         ("575.57.08", {"image_tag": "v0.20.0"}, "driver 580 or newer (the image has CUDA 13.0)"),
         ("580.65.06", {"image_tag": "v0.20.0"}, ""),
     ],
 )
 def test_driver(version: str, wished: dict[str, Any], needed: str) -> None:
     verdict = judge(probe=gpu_info(driver_version=version), **wished)
-    assert [finding.needed for finding in verdict.findings] == ([needed] if needed else [])
+    findings = [finding for finding in verdict.findings if finding.name != "known-hole"]
+    assert [finding.needed for finding in findings] == ([needed] if needed else [])
     if needed:
-        assert told(verdict) == {"driver-too-old": "error"}
-        assert version in verdict.findings[0].found
+        assert [(finding.name, finding.severity) for finding in findings] == [("driver-too-old", "error")]
+        assert version in findings[0].found
 
 
 @pytest.mark.parametrize(
@@ -577,7 +579,7 @@ def test_every_port_in_use_is_told() -> None:
         {"port": 8002, "free": False, "ours": True, "container": "other-0", "pid": 1, "process": ""},
         {"port": 8003, "free": False, "ours": False, "container": "", "pid": 9, "process": "nginx"},
     ]
-    verdict = judge(host_info(ports=taken), gpu_info(gpu(0), gpu(1), gpu(2)))
+    verdict = judge(host_info(ports=taken), gpu_info(gpu(0), gpu(1), gpu(2)), tensor_parallel_size=1)
     assert [(finding.name, finding.item) for finding in verdict.findings] == [
         ("port-in-use", "port 8001"),
         ("port-in-use", "port 8002"),
@@ -619,6 +621,21 @@ NO_ENGINE = {"running": False, "reason": "There is no socket.", "dockerd": None,
 )
 def test_engine(settings: dict[str, Any], expected: dict[str, str]) -> None:
     assert told(judge(host_info(engine=NO_ENGINE), engine=settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({"kind": "docker", "rootless": False, "config_path": "/etc/docker/daemon.json"}, {}),
+        ({"kind": "docker", "config_path": ""}, {}),
+        ({"kind": "podman", "version": "5.4.0"}, {"engine-is-podman": "error"}),
+        ({"kind": "snap", "config_path": "/var/snap/docker/1/daemon.json"}, {"engine-is-snap": "error"}),
+        ({"kind": "docker", "rootless": True}, {"engine-is-rootless": "warning"}),
+        ({"kind": "docker", "config_path": "/srv/daemon.json"}, {"daemon-config-not-read": "warning"}),
+    ],
+)
+def test_an_engine_of_another_kind_is_told(about: dict[str, Any], expected: dict[str, str]) -> None:
+    assert told(judge(host_info(engine=about))) == expected
 
 
 def test_an_unfinished_replacement_of_this_deployment_is_told() -> None:
@@ -735,7 +752,7 @@ def test_the_image_is_the_one_that_the_cards_need(there: bool) -> None:
     """Which release it is, a B300's, is known after the host was asked for both."""
     image: dict[str, Any] = {"vllm/vllm-openai:v0.26.0": {"environment": {}}} if there else {}
     info = host_info(image=None if there else {"environment": {}}, image_alternatives=image, weights=[FP4_THERE])
-    found = told(judge(info, gpu_info(gpu(**B300)), offline=True))
+    found = told(judge(info, gpu_info(gpu(**B300)), profile="recipe", offline=True))
     assert found == {"offline": "info", **({} if there else {"image-missing": "error"})}
 
 
@@ -747,11 +764,30 @@ def test_an_older_cuda_is_no_way_out_for_a_b300() -> None:
 
 
 def test_both_releases_are_asked_for_where_none_is_wished() -> None:
-    asked = source_checks.questions(wishes.read({}), "/hf")
+    recipe = {"vllm_profile": "recipe"}
+    asked = source_checks.questions(wishes.read(recipe), "/hf")
     assert asked["image_reference"] == "vllm/vllm-openai:v0.12.0"
     assert asked["image_alternatives"] == ["vllm/vllm-openai:v0.26.0"]
     for wished in ({"vllm_image_tag": "v0.20.2"}, {"vllm_version": "0.20.2"}, {"vllm_device": "cpu"}):
-        assert source_checks.questions(wishes.read(wished), "/hf")["image_alternatives"] == []
+        assert source_checks.questions(wishes.read({**recipe, **wished}), "/hf")["image_alternatives"] == []
+    assert source_checks.questions(wishes.read({}), "/hf")["image_alternatives"] == []
+
+
+@pytest.mark.parametrize(
+    ("wished", "expected"),
+    [
+        ({}, []),
+        ({"image_tag": "v0.33.0"}, []),
+        ({"profile": "recipe"}, ["CVE-2026-22778", "CVE-2026-48746", "CVE-2026-22807", "CVE-2026-114051"]),
+        ({"image_tag": "v0.14.1"}, ["CVE-2026-48746", "CVE-2026-114051"]),
+        ({"extra_config": {"trust-remote-code": True}}, ["CVE-2026-114053"]),
+        ({"extra_config": {"trust-remote-code": False}}, []),
+    ],
+)
+def test_known_holes(wished: dict[str, Any], expected: list[str]) -> None:
+    found = judge(**wished).findings
+    assert [finding.item for finding in found if finding.severity == "warning"] == expected
+    assert all("vllm_image_tag" in finding.remedy for finding in found)
 
 
 def test_an_archive_that_is_not_there() -> None:
@@ -770,22 +806,22 @@ def test_an_image_that_should_be_present() -> None:
 QUESTIONS: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
     "by default": (
         {},
-        "vllm/vllm-openai:v0.12.0",
+        "vllm/vllm-openai:v0.26.0",
         f"https://huggingface.co/{FP8}/resolve/main/config.json",
         ["FP8", "FP4"],
     ),
     "offline": ({"offline": True}, "", "", ["FP8", "FP4"]),
     "a mirror": (
         {"environment": {"HF_ENDPOINT": "https://hub.example.org/"}, "model": "org/m", "image": "r.example.org/v"},
-        "r.example.org/v:v0.12.0",
+        "r.example.org/v:v0.26.0",
         "https://hub.example.org/org/m/resolve/main/config.json",
         ["m"],
     ),
-    "a folder": ({"model": "/srv/m"}, "vllm/vllm-openai:v0.12.0", "", []),
+    "a folder": ({"model": "/srv/m"}, "vllm/vllm-openai:v0.26.0", "", []),
     "an archive": ({"image_archive": "/srv/i.tar", "model": "/srv/m"}, "", "", []),
     "random weights": (
         {"model": "org/m", "extra_config": {"load-format": "dummy"}},
-        "vllm/vllm-openai:v0.12.0",
+        "vllm/vllm-openai:v0.26.0",
         "",
         ["m"],
     ),

@@ -1,0 +1,86 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Documentation of the action plugin vllm_plans, which does the work on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_plans
+version_added: 0.1.0
+short_description: Plan a whole fleet in one task and show it on one page
+description:
+  - Plans every host of O(hosts) by its own variables, as M(gpufleet.vllm.vllm_plan) does for one, in one task. For
+    hundreds of hosts a task for each would take more time than the planning.
+  - Prints a table in which hosts with the same plan share a row, then the hosts that were refused, then each warning
+    once with the hosts it is about. With C(-v) it also prints every decision of each kind of plan with its reason.
+  - A host that C(vllm_gpus) describes is planned without contact. The role C(preflight) has to have probed the GPUs of
+    others; O(look_only) says which these are.
+  - Writes each plan as C(<inventory_hostname>.json) into the folder that C(vllm_plan_dir) of the host names.
+  - A host without a plan does not fail the task; it is in RV(refused).
+  - Runs on the controller; use it with C(run_once).
+author:
+  - gpufleet contributors (@gpufleet)
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check mode; then no file is written, and hosts that were not probed are left out.
+  diff_mode:
+    support: full
+    description: Shows how the files in C(vllm_plan_dir) change.
+  idempotent:
+    support: full
+    description: The same hosts and variables give the same plans.
+options:
+  hosts:
+    description:
+      - Names of the hosts to plan.
+    type: list
+    elements: str
+    required: true
+  look_only:
+    description:
+      - Only return RV(probe), and plan nothing.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Plan the fleet
+  gpufleet.vllm.vllm_plans:
+    hosts: "{{ ansible_play_hosts }}"
+  run_once: true
+  register: __plans
+"""
+
+RETURN = r"""
+probe:
+  description: The hosts of which no variable describes the GPUs.
+  returned: when O(look_only) is set
+  type: list
+  elements: str
+  sample: []
+table:
+  description: The lines of the table, the refusals and the warnings.
+  returned: unless O(look_only) is set
+  type: list
+  elements: str
+  sample: ["500 hosts: 2 kinds of plan"]
+reasons:
+  description: For each kind of plan, every decision with its reason.
+  returned: unless O(look_only) is set
+  type: list
+  elements: str
+  sample: ["gpu-[001:480]:", "  precision = fp8: compute capability 9.0 has no NVFP4"]
+refused:
+  description: The hosts without a plan, with the reason.
+  returned: unless O(look_only) is set
+  type: dict
+  sample: {}
+plan_files:
+  description: The files that have the plans.
+  returned: unless O(look_only) is set
+  type: list
+  elements: str
+  sample: [plans/gpu-01.json]
+"""

@@ -1,0 +1,196 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of clients with a name, by the HAProxy of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients
+from ansible_collections.gpufleet.vllm.tests.fakes.counting_replica import CountingReplica, counting
+from ansible_collections.gpufleet.vllm.tests.fakes.running_router import (
+    Answer,
+    RunningRouter,
+    error_of,
+    running_router,
+)
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.test_router_server import needs_haproxy
+
+pytestmark = needs_haproxy
+MARKER = "sk-marker-of-a-secret"
+
+
+@pytest.fixture
+def replica() -> Iterator[CountingReplica]:
+    """A server behind the router."""
+    with counting() as found:
+        yield found
+
+
+@pytest.fixture
+def router(run_module: RunModule, tmp_path: Path, replica: CountingReplica) -> Iterator[RunningRouter]:
+    """A router that does not run yet; what was started is ended."""
+    with running_router(run_module, tmp_path, replica.port) as found:
+        yield found
+
+
+def test_named_clients_and_keys_without_a_name_work_side_by_side(router: RunningRouter) -> None:
+    router.run([{"name": "team-a", "key": ["a-old", "a-new"]}], api_keys=["plain"])
+    assert [router.ask(key)[0] for key in ("a-old", "a-new", "plain", "wrong", "")] == [200, 200, 200, 401, 401]
+    assert not router.run([{"name": "team-a", "key": ["a-old", "a-new"]}], api_keys=["plain"])["changed"]
+    # The file of keys is secret, that of limits is shown.
+    limited = router.run([{"name": "team-a", "key": "a-new", "rate": 3}], api_keys=["plain"])
+    assert (limited["action"], "rate:team-a 3" in str(limited["diff"])) == ("reloaded", True)
+    assert [router.ask(key)[0] for key in ("a-old", "a-new", "plain")] == [401, 200, 200]
+    without = router.run([], api_keys=["plain"])
+    assert without["action"] == "reloaded" and router.ask("a-new")[0] == 401
+
+
+def test_a_key_ends_at_its_second_without_a_reload(router: RunningRouter) -> None:
+    ends = int(time.time()) + 4
+    router.run(
+        [{"name": "team-a", "key": "the-key-a", "expires": clients.iso_time(ends)}, {"name": "b", "key": "the-key-b"}]
+    )
+    config = Path(router.options["directory"], "haproxy.cfg")
+    before = config.stat().st_mtime_ns
+    seen = []
+    while time.time() < ends + 1.5:
+        began = time.time()
+        seen.append((began, time.time(), router.ask("the-key-a")))
+        time.sleep(0.05)
+    for began, ended, answer in seen:
+        # HAProxy looks at the clock once for what happens at the same time.
+        if ended < ends - 0.1:
+            assert answer[0] == 200
+        elif began > ends + 0.1:
+            assert answer[0] == 401
+            assert f"This API key expired at {clients.iso_time(ends)}" in error_of(answer)["message"]
+            assert answer[1]["www-authenticate"] == "Bearer"
+    assert {answer[0] for _began, _ended, answer in seen} == {200, 401}
+    assert (router.ask("the-key-b")[0], config.stat().st_mtime_ns) == (200, before)
+    again = router.run(
+        [{"name": "team-a", "key": "the-key-a", "expires": clients.iso_time(ends)}, {"name": "b", "key": "the-key-b"}]
+    )
+    assert not again["changed"]
+    assert "the key of team-a expired at" in str(again["warnings"])
+    # A date in a hundred years is no number that is too large.
+    router.run([{"name": "team-a", "key": "the-key-a", "expires": "2126-12-31"}])
+    assert router.ask("the-key-a")[0] == 200
+
+
+def test_a_client_gets_its_own_rate_and_no_more(router: RunningRouter) -> None:
+    given: list[dict[str, Any]] = [
+        {"name": "slow", "key": ["s1", "s2"], "rate": 3},
+        {"name": "free", "key": "f", "rate": 0},
+        {"name": "usual", "key": "u"},
+    ]
+    router.run(given, rate_limit=5)
+    # Both keys of a client count as one.
+    slow = [router.ask(("s1", "s2")[number % 2]) for number in range(6)]
+    assert [answer[0] for answer in slow] == [200, 200, 200, 429, 429, 429]
+    assert "More than 3 requests in 10 seconds" in error_of(slow[-1])["message"]
+    assert slow[-1][1]["retry-after"] == "10"
+    assert [router.ask("f")[0] for _number in range(12)] == [200] * 12
+    assert [router.ask("u")[0] for _number in range(7)] == [200] * 5 + [429] * 2
+
+
+def test_a_client_that_goes_on_asking_gets_its_rate_all_the_same(
+    router: RunningRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is turned away does not count, or it would never be let in again."""
+    monkeypatch.setattr(clients, "RATE_WINDOW_S", 2)
+    router.run([{"name": "slow", "key": "s", "rate": 10}])
+    until = time.monotonic() + 7
+    answered = []
+    while time.monotonic() < until:
+        answered.append(router.ask("s")[0])
+        time.sleep(0.03)
+    assert len(answered) > 100
+    assert 25 <= answered.count(200) <= 50
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model": "m/1", "prompt": "p"}', 200),
+        (b'{"prompt": "p", "model": "m/1"}', 200),
+        (b'{"model": "m/2"}', 403),
+        (b'{"model": "m/1:x"}', 403),
+        (b'{"model": "M/1"}', 403),
+        (b'{"prompt": "p"}', 403),
+        (b"no JSON", 403),
+        (b'{"model": ["m/1"]}', 403),
+        (b'{"model": "\\u0000"}', 403),
+        (b'{"model": "' + b"m" * 5000 + b'"}', 403),
+    ],
+)
+def test_a_client_may_use_its_models_alone(
+    router: RunningRouter, replica: CountingReplica, body: bytes, status: int
+) -> None:
+    router.run([{"name": "one", "key": "k", "models": ["m/1", "m/3"]}, {"name": "all", "key": "a"}])
+    answer = router.send("POST", "/v1/completions", body, "k")
+    assert answer[0] == status
+    assert (body in replica.bodies) == (status == 200)
+    if status == 403:
+        assert "may not use this model" in error_of(answer)["message"]
+    assert router.send("GET", "/v1/models", None, "k")[0] == 200
+    assert router.send("POST", "/v1/completions", body, "a")[0] == 200
+
+
+def test_keys_are_changed_beneath_streams_and_none_is_dropped(router: RunningRouter, replica: CountingReplica) -> None:
+    replica.pace = 0.1
+    both = {"name": "b", "key": ["b-old", "b-new"]}
+    router.run([{"name": "a", "key": "a-old"}, both])
+    answers: list[tuple[str, Answer]] = []
+    stop = threading.Event()
+
+    def ask(key: str) -> None:
+        while not stop.is_set():
+            answers.append((key, router.ask(key, stream=True, max_tokens=8)))
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key in ("b-old", "b-new") * 3]
+    for thread in threads:
+        thread.start()
+    for number in range(4):
+        time.sleep(0.5)
+        assert router.run([{"name": "a", "key": f"a-{number}"}, both])["action"] == "reloaded"
+        assert [router.ask(key)[0] for key in (f"a-{number}", "a-old")] == [200, 401]
+    # A stream of a key that is taken away goes on to its end.
+    leaving = threading.Thread(target=lambda: answers.append(("gone", router.ask("a-3", stream=True, max_tokens=20))))
+    leaving.start()
+    time.sleep(0.5)
+    router.run([both])
+    assert router.ask("a-3")[0] == 401
+    stop.set()
+    for thread in (*threads, leaving):
+        thread.join()
+    assert {answer[0] for _key, answer in answers} == {200}
+    assert {answer[2].count(b"data: ") for key, answer in answers if key != "gone"} == {8}
+    assert [answer[2].count(b"data: ") for key, answer in answers if key == "gone"] == [20]
+    assert len(answers) > 12
+
+
+def test_no_key_is_shown_or_kept_anywhere(router: RunningRouter, tmp_path: Path) -> None:
+    shown = [router.run([{"name": "team-a", "key": MARKER, "rate": 5}], check=True)]
+    shown.append(router.run([{"name": "team-a", "key": [MARKER, "other"], "models": ["m"]}]))
+    for key in (MARKER, "other", "wrong-" + MARKER):
+        router.ask(key, model="m", prompt=MARKER)
+        router.send("GET", f"/v1/models?key={MARKER}", None, key, **{"X-Key": MARKER})
+        router.send("GET", f"/{MARKER}", None, key)
+    shown.append(router.run([]))
+    assert MARKER not in str(shown)
+    processes = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    assert MARKER not in processes
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]
+    assert kept == []
+    assert os.stat(os.path.join(router.options["directory"], "clients.map")).st_mode & 0o777 == 0o600
