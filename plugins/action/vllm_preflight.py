@@ -9,10 +9,12 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.hub_model import HUB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import CONFIG, MISTRAL_CONFIG
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.text_config import is_mistral
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import case, findings, source_checks
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import judge as preflight_judge
@@ -67,9 +69,13 @@ class ActionModule(ControllerAction):
         if not hub_look.wanted(wished):
             return {**asked, "hub_model": "", "hub_revision": "main", "hub_endpoint": HUB}
         questions = hub_look.questions(wished, self._templar, variables)
+        told = hub_look.look(questions)
+        if told.model and is_mistral(told.model.get("config") or {}):
+            # It has no config.json, which is no sign that there is no such model.
+            asked["hub"] = asked["hub"].replace(f"/{CONFIG}", f"/{MISTRAL_CONFIG}")
         return {
             **asked,
-            "hub_model": "" if hub_look.look(questions).answered else questions[0].repository,
+            "hub_model": "" if told.answered else questions[0].repository,
             "hub_revision": questions[0].revision,
             "hub_endpoint": wished.environment.get("HF_ENDPOINT", HUB),
         }

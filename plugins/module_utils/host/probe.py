@@ -180,15 +180,12 @@ def _model(questions: Questions, host_bundle: str) -> ModelInfo | None:
     found = look_at_model(questions.model_path) if questions.model_path else None
     if not questions.hub_model or (found and found.get("config")):
         return found
-    return at_hub.read(
-        at_hub.HubQuestion(
-            questions.hub_model,
-            questions.hub_revision,
-            questions.hub_endpoint,
-            questions.hf_token,
-            hub_route(questions, host_bundle),
-        )
-    )
+    way = hub_route(questions, host_bundle)
+    name, revision = questions.hub_model, questions.hub_revision
+    try:
+        return at_hub.read(at_hub.HubQuestion(name, revision, questions.hub_endpoint, questions.hf_token, way))
+    except reach.Unreachable as error:
+        return {"path": name, "exists": False, "config": None, "config_error": f"The hub was asked: {error}."}
 
 
 def _read_engine(parts: Parts, questions: Questions, root: str) -> None:

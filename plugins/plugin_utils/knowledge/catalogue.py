@@ -44,7 +44,7 @@ class Division:
         groups: groups of Mamba-2 layers: they are divided, or there is one.
         blocks: widths of which each card's part must be a multiple of C(block).
         block: weights that share a scale; 0 for any number.
-        expert_blocks: the same for experts, which need C(expert_block).
+        experts: widths of experts, which are divided evenly too where experts are not shared out whole.
         expert_block: weights of an expert that share a scale; 0 for any number.
         fp8_blocks: whether scales are those of blocks in FP8, where newer releases take experts in smaller blocks.
     """
@@ -53,7 +53,7 @@ class Division:
     groups: int = 1
     blocks: tuple[int, ...] = ()
     block: int = 0
-    expert_blocks: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
     expert_block: int = 0
     fp8_blocks: bool = False
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB, MIB
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Attention, Shape
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Attention, Division, Shape
 
 # Bytes of one element of the KV cache. "auto" is that of the model's weights before quantisation.
 KV_BYTES = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
@@ -245,7 +245,7 @@ def indivisible(shape: Shape, size: int, version: versions.Version = versions.NE
     for kind in shape.kinds:
         if not kind.latent and kind.kv_heads % size and size % kind.kv_heads:
             return f"its {kind.kv_heads} KV heads"
-    for number in told.even or (shape.intermediate,):
+    for number in told.even or (() if told.experts else (shape.intermediate,)):
         if number % size:
             return f"a width of {number}"
     if told.groups != 1 and told.groups % size:
@@ -253,10 +253,14 @@ def indivisible(shape: Shape, size: int, version: versions.Version = versions.NE
     for number in told.blocks if size > 1 else ():
         if told.block and number // size % told.block:
             return f"a width of {number} in whole blocks of {told.block} quantised weights"
-    for number in told.expert_blocks:
-        part, block = number // size, told.expert_block
-        if told.fp8_blocks and versions.FP8_EXPERTS_IN_SMALLER_BLOCKS.holds(version):
-            block = SMALLEST_FP8_BLOCK if part % block else block
-        if block and part % block:
-            return f"experts of width {number} in whole blocks of {block} quantised weights"
-    return ""
+    return next((what for number in told.experts if (what := _uneven_expert(told, number, size, version))), "")
+
+
+def _uneven_expert(told: Division, width: int, size: int, version: versions.Version) -> str:
+    """Return what of an expert C(size) cards cannot share; empty where they can."""
+    part, block = width // size, told.expert_block
+    if width % size:
+        return f"experts of width {width}"
+    if told.fp8_blocks and part % (block or 1) and versions.FP8_EXPERTS_IN_SMALLER_BLOCKS.holds(version):
+        block = SMALLEST_FP8_BLOCK
+    return f"experts of width {width} in whole blocks of {block} quantised weights" if block and part % block else ""

@@ -197,16 +197,16 @@ def _division(
     expert, shared = (found.expert, found.shared) if layer_kinds.MOE in fed else (0, 0)
     stateful = any(kind in (layer_kinds.STATE, layer_kinds.BOTH) for kind in mixed)
     states, groups = _states(config) if stateful else ((), 1)
-    even = tuple(sorted({number for number in (dense, expert, shared, *states) if number}))
+    even = tuple(sorted({number for number in (dense, shared, *states) if number}))
+    experts = (expert,) if expert else ()
     block, group = quantization.fp8_block(quantised), quantization.group(quantised)
     if precision == "fp8" and block:
         inputs = _quantised_inputs(config, mixed, quantised, dense, shared)
-        return Division(even, groups, inputs, block, (expert,) if expert else (), block, fp8_blocks=True)
+        return Division(even, groups, inputs, block, experts, block, fp8_blocks=True)
     if precision in ("fp4", "4-bit", "8-bit") and group:
         inputs = _quantised_inputs(config, mixed, quantised, dense, shared)
-        smallest = min(group, SMALLEST_GROUP)
-        return Division(even, groups, inputs, group, (expert,) if expert else (), smallest)
-    return Division(even, groups)
+        return Division(even, groups, inputs, group, experts, min(group, SMALLEST_GROUP))
+    return Division(even, groups, experts=experts)
 
 
 def _states(config: TextConfig) -> tuple[tuple[int, ...], int]:
@@ -227,8 +227,10 @@ def _quantised_inputs(
     """Return the widths that go into a quantised matrix whose rows tensor parallelism divides."""
     layers, heads = len(mixed), query_heads(config)
     value = config.number("v_head_dim") or config.number("head_dim") or config.needed("hidden") // heads
+    states = config.number("linear_num_value_heads") * config.number("linear_value_head_dim")
     parts = (
         (heads * value, ("o_proj", "self_attn", "attention")),
+        (states, ("linear_attn",)),
         (dense, ("mlp.down_proj", "mlp\\.(gate", "mlp.(gate")),
         (shared, ("shared_expert",)),
     )

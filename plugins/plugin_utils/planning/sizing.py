@@ -85,7 +85,13 @@ def size_replica(
 
 
 def _as_loaded(wishes: Wishes, shape: Shape) -> Shape:
-    """Return the model as vLLM loads it on GPUs: weights of 32 bits in 16, unless the user wishes otherwise."""
+    """Return the model as vLLM loads it on GPUs.
+
+    Weights of 32 bits are loaded in 16 unless the user wishes otherwise, and with expert parallelism each card has
+    whole experts.
+    """
+    if str(wishes.extra_config.get("enable-expert-parallel", "")).lower() in ("true", "1"):
+        shape = replace(shape, division=replace(shape.division, even=shape.division.even or (shape.heads,), experts=()))
     if shape.precision != "fp32" or str(wishes.extra_config.get("dtype") or "auto") in ("float32", "float"):
         return shape
     source = f"{shape.weights_source}; vLLM loads weights of 32 bits in 16"
@@ -201,7 +207,9 @@ def _tensor_parallelism(
         raise indivisible(wishes, chosen, shape, 1, load.version)
     start = max(size for size in sizes if size <= wanted)
     if start < wanted:
-        reason += f"; here {start}, because only {most} GPU(s) are there for a replica"
+        what = memory_model.indivisible(shape, wanted, load.version) if wanted <= most else ""
+        why = f"{wanted} does not divide {what}" if what else f"only {most} GPU(s) are there for a replica"
+        reason += f"; here {start}, because {why}"
     for size in (size for size in sizes if size >= start):
         larger = replace(load, tensor_parallel_size=size)
         if not _fits(shape, card, larger, wishes):

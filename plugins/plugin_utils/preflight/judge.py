@@ -334,11 +334,14 @@ TOLD_BY = {
         "fabric-failed",
     },
     "mig-enabled": {"mig-enabled"},
+    # Who cannot be asked for the weights cannot tell how large they are.
+    "model-size-unknown": {"hub-unauthorised", "hub-unreachable", "hub-untrusted", "model-not-found"},
     "unsupported-platform": {"unsupported-platform"},
 }
 NEEDED = {
     "does-not-fit": "GPUs, or memory, that hold the model",
     "licence-not-accepted": "your acceptance of the model's licence",
+    "model-size-unknown": "the model's own numbers, or yours",
     "no-gpu": "an NVIDIA Hopper or Blackwell GPU with a working driver",
     "no-model-folder": "a folder with the model",
     "too-few-gpus": "as many GPUs as are wished for",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_preflight
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Questions
+from ansible_collections.gpufleet.vllm.tests.fakes.hub import Hub, Repository
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action import conftest
 
 RunAction = Callable[..., dict[str, Any]]
@@ -136,6 +138,15 @@ def test_hosts_ask_the_hub_of_the_model_where_the_controller_gets_no_answer(run_
     assert (asked["hub_model"], asked["hub_revision"]) == ("org/model", "v2")
     for other in ({"vllm_model": "/srv/m"}, {}, {"vllm_model": "org/model", "vllm_offline": True}):
         assert run_action(other, stage="ask", hf_home="/hf")["questions"]["hub_model"] == ""
+
+
+def test_a_model_of_mistrals_own_format_is_asked_for_by_its_own_file(run_action: RunAction) -> None:
+    params = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 100}
+    files = {"params.json": json.dumps(params).encode(), "consolidated.safetensors": b"x"}
+    with Hub({"org/m": Repository({"main": files})}).running() as hub:
+        variables = {"vllm_model": "org/m", "vllm_environment": {"HF_ENDPOINT": hub.url}}
+        asked = run_action(variables, stage="ask", hf_home="/hf")["questions"]
+    assert (asked["hub"], asked["hub_model"]) == (f"{hub.url}/org/m/resolve/main/params.json", "")
 
 
 def test_invalid_wishes_ask_nobody_and_are_a_finding_beside_others(run_action: RunAction) -> None:

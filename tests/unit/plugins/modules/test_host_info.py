@@ -69,7 +69,8 @@ def test_the_hub_is_asked_for_a_model_that_the_host_does_not_have(run_module: Ru
         result = run_module(host_info.main, {**asked, "model_path": str(tmp_path)})
         assert (result["model"]["config"], len(hub.log)) == ({"model_type": "own"}, before)
         result = run_module(host_info.main, {**asked, "hf_token": ""})
-        assert (result["model"], result["errors"]["model"]) == (None, "Unreachable: it answers 401")
+        assert (result["model"]["config"], result["errors"]) == (None, {})
+        assert result["model"]["config_error"] == "The hub was asked: it answers 401."
 
 
 def test_check_mode_is_the_same(run_module: RunModule) -> None:

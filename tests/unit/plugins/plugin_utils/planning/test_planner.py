@@ -619,6 +619,15 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"model": "Qwen/Qwen3-30B-A3B-FP8", "profile": "min_latency"},
         {"tp": 2, "replicas": 4},
     ),
+    "but not where each card has whole experts": (
+        host(H100, 8, model_config={**QWEN3_MOE, "quantization_config": FP8_BLOCKS}),
+        {
+            "model": "Qwen/Qwen3-30B-A3B-FP8",
+            "profile": "min_latency",
+            "extra_config": {"enable-expert-parallel": True},
+        },
+        {"tp": 8, "replicas": 1},
+    ),
     "which newer releases cut smaller": (
         host(H100, 8, model_config={**QWEN3_MOE, "quantization_config": FP8_BLOCKS}),
         {"model": "Qwen/Qwen3-30B-A3B-FP8", "profile": "min_latency", "image_tag": "v0.33.0"},
@@ -1120,6 +1129,13 @@ def test_every_decision_has_a_reason() -> None:
     for base, wished, _expected in PLANS.values():
         for decision in plan(base, wished)["decisions"]:
             assert decision["reason"].strip(), decision
+
+
+def test_a_size_that_the_model_does_not_allow_is_told_with_what_it_cuts() -> None:
+    config = {**QWEN3_MOE, "quantization_config": FP8_BLOCKS}
+    document = plan(host(H100, 8, model_config=config), {"model": "a/b", "profile": "min_latency"})
+    (reason,) = (entry["reason"] for entry in document["decisions"] if entry["field"] == "tensor_parallel_size")
+    assert "here 2, because 8 does not divide experts of width 768 in whole blocks of 128" in reason
 
 
 def test_the_decisions_cover_the_options() -> None:

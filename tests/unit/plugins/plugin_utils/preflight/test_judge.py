@@ -697,6 +697,12 @@ def test_sources(reach: dict[str, Any], wished: dict[str, Any], expected: dict[s
     assert told(judge(host_info(reach=reach), **wished)) == expected
 
 
+def test_a_hub_out_of_reach_is_told_once() -> None:
+    reach = {"hub": answer(reachable=False, cause="refused", reason="the connection is refused")}
+    assert told(judge(host_info(reach=reach), model="org/m")) == {"hub-unreachable": "error"}
+    assert told(judge(host_info(), model="org/m")) == {"model-size-unknown": "error"}
+
+
 def test_offline_everything_must_be_there() -> None:
     assert told(judge(offline=True)) == {"image-missing": "error", "weights-missing": "error", "offline": "info"}
     weights = [{"folder": CACHED, "path": CACHED, "exists": True, "complete": True, "total_bytes": 1}]
