@@ -165,7 +165,7 @@ def test_a_run_that_loses_its_host_is_continued_and_the_host_is_put_back(tuned: 
 
 
 def test_what_a_run_left_is_put_back_by_itself_too(tuned: Tuned) -> None:
-    tuned.run(succeeds=False, breaks={"gpu-01": r'vllm_server\t.*"vllm-tune".*"present"'})
+    tuned.run(succeeds=False, breaks={"gpu-01": r'vllm_server\t(?=.*"vllm-tune")(?!.*"state")'})
     assert tuned.master.states == HELD, tuned.said
     assert tuned.run(succeeds=True, entry="restore") == BACK, tuned.said
     assert tuned.master.states == ALL_READY
