@@ -82,7 +82,7 @@ class Tuned:
             "__vllm_ca_bundle": "",
             **variables,
         }
-        groups = {"vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}}, "router": {"hosts": {"lb": {}}}}
+        groups: dict[str, Any] = {"vllm": {"hosts": {"gpu-01": {}, "gpu-02": {}}}, "router": {"hosts": {"lb": {}}}}
         inventory = {"all": {"children": groups, "vars": common}}
         (self.folder / "hosts.json").write_text(json.dumps(inventory), encoding="utf-8")
         (self.folder / "plays.yml").write_text(PLAYS.replace("ENTRY", entry), encoding="utf-8")
