@@ -8,15 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import browser_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     BACKEND,
     CERTIFICATE,
     KEYS,
     OWN_HEADERS,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_paths import one_model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import list_rules, model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms import (
+    body_rules,
+    key_rules,
+    method_rules,
+    too_long,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
@@ -34,19 +42,20 @@ def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> l
         "",
         f"http-request del-header {OWN_HEADERS} -m beg",
     ]
+    lines += browser_rules(settings.cors_origins)
     if settings.keys:
+        lines += key_rules()
         known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
         wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
         # A second one would be looked at here and not counted below, or the other way round.
         lines.append(deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"))
         lines += [f"acl known_key {known}", deny(401, wanted, "!known_key", " hdr WWW-Authenticate Bearer")]
-    most = settings.max_request_bytes
     lines += [
+        *one_model_rules(found, settings.endpoints),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
         deny(404, "There is no such endpoint here.", "!allowed_path"),
-        deny(405, "This method is not allowed.", "!METH_GET !METH_POST"),
-        deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
-        deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}"),
+        *method_rules(),
+        too_long(settings),
     ]
     if settings.rate_limit:
         tracked = "req.fhdr(authorization),sha2(256)" if settings.keys else "src"
@@ -62,6 +71,7 @@ def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> l
     lines += ["", "http-request del-header X-Forwarded-For", "option forwardfor"]
     if all_named(found):
         lines += list_rules(folder, BACKEND)
+    lines += body_rules(settings)
     return [*lines, *model_rules(settings, found, folder), f"default_backend {BACKEND}"]
 
 

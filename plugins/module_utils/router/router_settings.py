@@ -13,6 +13,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import MODEL_NAME
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import origin_problems
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
     ADDRESS,
     ENDPOINT,
@@ -50,6 +51,7 @@ class RouterSettings:
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
         program: HAProxy itself.
+        cors_origins: origins whose pages may ask from a browser; `*` for all.
     """
 
     host: str
@@ -74,6 +76,7 @@ class RouterSettings:
     user: str = "haproxy"
     chroot: str = ""
     program: str = "haproxy"
+    cors_origins: tuple[str, ...] = ()
 
 
 def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
@@ -82,7 +85,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     Raises:
         GpufleetError: C(invalid-router), naming every problem at once.
     """
-    problems = list(_unsafe(settings, allow_unauthenticated))
+    problems = [*_unsafe(settings, allow_unauthenticated), *origin_problems(settings.cors_origins)]
     problems += [
         f"router_endpoints: {path!r} is not a path such as /v1/completions"
         for path in settings.endpoints
@@ -136,11 +139,13 @@ def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[s
 def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, program: str = "haproxy") -> RouterSettings:
     """Return the settings in the options of the module router_server."""
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    names = set(RouterSettings.__dataclass_fields__) - {"keys", "chroot", "user", "replica_key", "endpoints", "program"}
+    made_here = {"keys", "chroot", "user", "replica_key", "endpoints", "program", "cors_origins"}
+    names = set(RouterSettings.__dataclass_fields__) - made_here
     return RouterSettings(
         keys=keys,
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
+        cors_origins=tuple(params["cors_origins"]),
         chroot=chroot,
         program=program,
         user=params["user"],
