@@ -26,6 +26,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_config import frontend, requests_table
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.global_config import defaults_section, global_section
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica, key_sum
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.metrics_config import metrics_files, metrics_sections
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
     has_several,
     list_text,
@@ -53,6 +54,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         MODELS: list_text(found) + "\n",
         MODELS_MAP: map_text(found),
         **reader,
+        **metrics_files(settings, replicas),
     }
 
 
@@ -70,6 +72,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
         sections += [model_backend(settings, route, folder) for route in found]
         sections += [reader_backend(settings), inner_frontend(settings, found, folder)]
         sections.append(reader_program(settings, folder))
+    sections += metrics_sections(settings, replicas, folder)
     return _text(sections)
 
 
