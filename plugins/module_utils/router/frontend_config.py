@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import proxies_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     BACKEND,
     CERTIFICATE,
@@ -28,11 +29,13 @@ def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> l
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
         "frontend api",
-        f"bind {host}:{settings.port}{crypt}",
+        f"bind {host}:{settings.port}{proxies_config.bind_option(settings)}{crypt}",
+        *proxies_config.connection_rules(settings, folder),
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
         f"http-request del-header {OWN_HEADERS} -m beg",
+        *proxies_config.client_rules(settings, folder),
     ]
     if settings.keys:
         known = f"req.fhdr(authorization),sha2(256),hex,lower -m str -f {folder}/{KEYS}"
@@ -59,7 +62,7 @@ def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> l
                 " hdr Retry-After 10",
             ),
         ]
-    lines += ["", "http-request del-header X-Forwarded-For", "option forwardfor"]
+    lines.append("")
     if all_named(found):
         lines += list_rules(folder, BACKEND)
     return [*lines, *model_rules(settings, found, folder), f"default_backend {BACKEND}"]
