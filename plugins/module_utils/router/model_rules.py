@@ -42,10 +42,6 @@ FIND_MODEL = (
     " if METH_POST !{ var(txn.model) -m found } { req.body -m sub \\\\/ }",
 )
 MODEL_HEADER = f"{OWN_HEADERS}model"
-CLIENT_HEADER = f"{OWN_HEADERS}client"
-CLIENT_FROM_HEADER = (
-    f"http-request set-var(txn.client) req.hdr({CLIENT_HEADER}),b64dec if {{ req.hdr({CLIENT_HEADER}) -m found }}"
-)
 CHOSEN = "use_backend %[var(txn.backend)] if { var(txn.backend) -m found }"
 BODY_TIMEOUT_S = 60
 # The largest model's name that an answer shows.
@@ -84,20 +80,12 @@ def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -
         "acl is_cut req.body_size,sub(txn.seen) gt 0",
         f"acl is_cut req.body_len ge {settings.buffer_bytes // 2}",
         *([_nameless(found, f"{unread} !is_cut")] if several else []),
-        *_may_use(settings, folder, ("{ var(txn.model) -m found }", "!is_cut")),
+        *(clients.client_models(folder, unless_cut="!is_cut") if settings.clients else []),
         *hash_rules(settings),
         # Where all replicas serve the same, only who is kept to some models has to name one.
         f"use_backend {READER} if {unread}{'' if several else ' { var(txn.models) -m found }'}",
         CHOSEN,
     ]
-
-
-def _may_use(settings: RouterSettings, folder: str, conditions: Sequence[str]) -> list[str]:
-    """Return the rules that keep clients to their models; the reader takes a client's name along."""
-    if not settings.clients:
-        return []
-    told = f"http-request set-header {CLIENT_HEADER} %[var(txn.client),base64] if named_client"
-    return [*clients.model_rules(folder, conditions), told]
 
 
 def _unknown(found: Sequence[Route]) -> list[str]:
@@ -148,11 +136,10 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
         "timeout http-keep-alive 1s",
         f"http-request set-var(txn.model) req.hdr({MODEL_HEADER}),b64dec",
         f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
-        *([CLIENT_FROM_HEADER, "acl named_client var(txn.client) -m found"] if settings.clients else []),
         f"http-request del-header {OWN_HEADERS} -m beg",
         *([_nameless(found, "!{ var(txn.model) -m found }")] if has_several(found) else []),
         *_unknown(found),
-        *(clients.model_rules(folder) if settings.clients else []),
+        *([*clients.identity_rules(folder), *clients.client_models(folder)] if settings.clients else []),
         *hash_rules(settings),
         f"http-response set-header {MODEL_HEADER} %[var(txn.model),base64]",
         f"http-response set-header {OWN_HEADERS}replica %[var(txn.replica)]",

@@ -23,7 +23,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.test_router_se
 
 
 def test_days_that_are_none_and_no_log_are_told(run_module: RunModule, tmp_path: Path) -> None:
-    for given in ({"since": "yesterday"}, {"until": "2027-13-01"}, {"access_log": ""}):
+    for given in ({"first_day": "yesterday"}, {"last_day": "2027-13-01"}, {"access_log": ""}):
         result = run_module(router_usage.main, {"access_log": str(tmp_path / "log"), **given})
         assert result["failed"] and result["error"]["name"] == "invalid-router"
     empty = run_module(router_usage.main, {"access_log": str(tmp_path / "log")}, check=True)
@@ -48,7 +48,7 @@ def ask_much(routers: list[RunningRouter], client: str, number: int, told: Count
 
 @needs_haproxy
 def test_the_sums_are_those_of_clients_that_count_what_they_send(run_module: RunModule, tmp_path: Path) -> None:
-    given = [{"name": name, "key": f"the-key-of-{name}"} for name in ("a", "b")]
+    given: list[dict[str, Any]] = [{"name": name, "key": f"the-key-of-{name}"} for name in ("a", "b")]
     given.append({"name": "c", "key": "the-key-of-c", "models": ["none-of-them"]})
     told: dict[str, Counter[tuple[str, str, str]]] = {name: Counter() for name in "abc"}
     with contextlib.ExitStack() as stack:
@@ -65,7 +65,7 @@ def test_the_sums_are_those_of_clients_that_count_what_they_send(run_module: Run
             thread.start()
         for thread in threads:
             thread.join()
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + 10
         while sum(row["requests"] for rows in found.values() for row in rows["usage"]) < 360:
             assert time.monotonic() < deadline
