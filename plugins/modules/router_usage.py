@@ -47,7 +47,7 @@ usage:
       answered, or cut short), C(bytes_in), C(bytes_out), C(tokens_in), C(tokens_out), and C(with_tokens), the requests
       whose answers told their tokens.
     - C(client) is V(-) for requests without a key that has a name, C(model) is V(-) for those that name none, and
-      V((unknown)) for names that no replica took.
+      V((unknown)) for names of which every request was refused.
   returned: success
   type: list
   elements: dict

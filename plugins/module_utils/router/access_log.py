@@ -31,7 +31,7 @@ FIELDS = (
     ("model", f'"%[var(txn.model),bytes(0,{MODEL_BYTES}),json(utf8ps)]"'),
     ("method", '"%[method,json(utf8ps)]"'),
     ("endpoint", '"%[var(txn.endpoint)]"'),
-    ("replica", '"%s"'),
+    ("replica", '"%[var(txn.replica)]"'),
     ("status", "%ST"),
     ("bytes_in", "%U"),
     ("bytes_out", "%B"),

@@ -293,14 +293,22 @@ def rate_rules(folder: str) -> list[str]:
     ]
 
 
-def model_rules(folder: str) -> list[str]:
-    """Return the rules that keep a client to its models; they come where the variable txn.model is set."""
-    may_not = "This client may not use this model, or the request names none that could be read."
+def client_models(folder: str, *, readable: bool) -> list[str]:
+    """Return the rules that keep a client to its models; they come after the variable txn.model is set.
+
+    Args:
+        folder: of the files.
+        readable: whether a request whose model is not known yet is looked at elsewhere, once it is.
+    """
+    message = (
+        "This client may not use this model." if readable else "This client may not use this model, or names none."
+    )
+    known = " { var(txn.model) -m found }" if readable else ""
     return [
         f"http-request set-var(txn.models) {_limit('models', folder)} if named_client",
-        f"http-request set-var(txn.may) str(model:),concat(,txn.client,:),concat(,txn.model),"
+        "http-request set-var(txn.may) str(model:),concat(,txn.client,:),concat(,txn.model),"
         f"map_str_int({folder}/{CLIENT_LIMITS}) if {{ var(txn.models) -m found }}",
-        deny(403, may_not, "METH_POST { var(txn.models) -m found } !{ var(txn.may) -m found }"),
+        deny(403, message, f"METH_POST{known} {{ var(txn.models) -m found }} !{{ var(txn.may) -m found }}"),
     ]
 
 

@@ -5,21 +5,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import access_log, clients
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
+    BACKEND,
+    CERTIFICATE,
+    KEYS,
+    OWN_HEADERS,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import list_rules, model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
-# The name of the model, as far as the body fits the buffer.
-MODEL = (
-    "http-request wait-for-body time 60s if METH_POST",
-    "http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST",
-)
 
 
-def frontend(settings: RouterSettings, folder: str) -> list[str]:
+def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
+    """Return the frontend that clients speak to."""
     host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
@@ -31,6 +36,7 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
         *access_log.frontend_lines(settings),
+        f"http-request del-header {OWN_HEADERS} -m beg",
     ]
     most = settings.max_request_bytes
     return [
@@ -43,12 +49,12 @@ def frontend(settings: RouterSettings, folder: str) -> list[str]:
         deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
         deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}"),
         *_how_often(settings, folder),
-        *(MODEL if settings.clients or settings.access_log else []),
-        *(clients.model_rules(folder) if settings.clients else []),
         *access_log.answer_rules(settings),
         "",
         "http-request del-header X-Forwarded-For",
         "option forwardfor",
+        *(list_rules(folder, BACKEND) if all_named(found) else []),
+        *model_rules(settings, found, folder),
         f"default_backend {BACKEND}",
     ]
 
@@ -79,6 +85,7 @@ def _how_often(settings: RouterSettings, folder: str) -> list[str]:
 
 
 def requests_table(settings: RouterSettings) -> list[str]:
+    """Return the table that counts the requests of each key, or of each address."""
     kind = "binary len 32" if settings.wants_key() else "ipv6"
     return [
         "backend requests",

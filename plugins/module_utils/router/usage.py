@@ -18,10 +18,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.log_keeper import rotated
 
 NONE = "-"
-NO_REPLICA = "<NOSRV>"
-# Names that no replica took: whoever asks decides on them, so they do not become rows of their own.
+# Names of which every request was refused: whoever asks decides on them, so they do not become rows of their own.
 UNKNOWN_MODEL = "(unknown)"
-NOT_TAKEN = (400, 404)
 DAY_S = 86400
 
 
@@ -93,7 +91,7 @@ def sum_up(path: str, since: float, until: float) -> tuple[list[dict[str, Any]],
         except (ValueError, KeyError, TypeError):
             unreadable += 1
             continue
-        if entry["replica"] != NO_REPLICA and entry["status"] not in NOT_TAKEN:
+        if not 400 <= entry["status"] < 500:
             taken.add(key)
         found.setdefault(key, Use()).add(use)
     rows: dict[Key, Use] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelSource
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import OWN_NAME
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, model_shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.gpus import Gpu
@@ -24,7 +25,7 @@ class Chosen:
     """The model that will be served.
 
     Attributes:
-        name: what clients call it.
+        names: what clients call it; servers answer with the first one.
         source: the plan's C(model_source).
         precision: that of its weights.
         shape: its sizes; None when nobody has read its config.json.
@@ -32,12 +33,22 @@ class Chosen:
         fp8_kv: whether its keys and values are kept in FP8 unless the user wishes otherwise.
     """
 
-    name: str
+    names: tuple[str, ...]
     source: ModelSource
     precision: str
     shape: Shape | None
     llama4: bool = False
     fp8_kv: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the name by which servers answer."""
+        return self.names[0]
+
+
+def served_as(wishes: Wishes, own: str) -> tuple[str, ...]:
+    """Return the names under which a model is served; C(own) is its own one."""
+    return tuple(dict.fromkeys(own if name == OWN_NAME else name for name in wishes.served_model_name)) or (own,)
 
 
 def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
@@ -109,20 +120,18 @@ def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, reposito
         mount = posixpath.join(wishes.state_dir, "models", folder)
         source = {"kind": "pypi", "location": model.pypi, "mount": mount, "argument": f"/models/{folder}"}
     llama4 = model is catalogue.SCOUT
-    return Chosen(
-        wishes.served_model_name or repository, source, precision, model.shape_for(precision), llama4, fp8_kv=llama4
-    )
+    return Chosen(served_as(wishes, repository), source, precision, model.shape_for(precision), llama4, fp8_kv=llama4)
 
 
 def _folder(draft: Draft, wishes: Wishes, path: str, shape: Shape | None) -> Chosen:
     mount, argument = _mount(path)
-    name = wishes.served_model_name or posixpath.basename(path)
+    names = served_as(wishes, posixpath.basename(path))
     draft.decide("model", path, "vllm_model: a folder on the host, mounted read-only")
     source: ModelSource = {"kind": "path", "location": path, "mount": mount, "argument": argument}
     if shape is None:
-        return Chosen(name, source, wishes.precision or "bf16", None)
+        return Chosen(names, source, wishes.precision or "bf16", None)
     llama4 = shape.model_type.startswith("llama4")
-    return Chosen(name, source, shape.precision, shape, llama4, fp8_kv=llama4)
+    return Chosen(names, source, shape.precision, shape, llama4, fp8_kv=llama4)
 
 
 def _mount(path: str) -> tuple[str, str]:
@@ -153,7 +162,7 @@ def _repository(draft: Draft, wishes: Wishes, repository: str, shape: Shape | No
     source: ModelSource = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     precision = shape.precision if shape else (wishes.precision or "bf16")
     llama4 = bool(catalogue.licence_of(repository, shape.model_type if shape else ""))
-    return Chosen(wishes.served_model_name or repository, source, precision, shape, llama4, fp8_kv=llama4)
+    return Chosen(served_as(wishes, repository), source, precision, shape, llama4, fp8_kv=llama4)
 
 
 def has_dummy_weights(wishes: Wishes) -> bool:

@@ -24,6 +24,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
     value_of,
     version_of,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import MODEL_NAME, names_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import PROFILES, Profile
@@ -52,7 +53,7 @@ class Wishes:
     precision: str | None = None
     model: str | None = None
     model_source: str | None = None
-    served_model_name: str = ""
+    served_model_name: tuple[str, ...] = ()
     image: str | None = None
     image_tag: str | None = None
     image_source: str | None = None
@@ -175,6 +176,17 @@ def _model(value: Any) -> str:
     return text
 
 
+def _names(value: Any) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, names_of(value))))
+    for name in names:
+        if not MODEL_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no name that a request could have: it must be without white space, quotes and"
+                " backslashes, 200 characters at most"
+            )
+    return names
+
+
 def _path(value: Any) -> str:
     text = text_of(value)
     if text and not text.startswith("/"):
@@ -288,7 +300,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "precision": ("vllm_precision", auto(one_of("auto", "fp8", "fp4", "bf16"))),
     "model": ("vllm_model", auto(_model)),
     "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
-    "served_model_name": ("vllm_served_model_name", text_of),
+    "served_model_name": ("vllm_served_model_name", _names),
     "image": ("vllm_image", auto(_image)),
     "image_tag": ("vllm_image_tag", auto(version_of)),
     "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),

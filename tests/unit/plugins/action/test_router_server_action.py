@@ -25,8 +25,9 @@ ROLES = Path(__file__).resolve().parents[4] / "roles"
 
 def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.example.com") -> dict[str, Any]:
     """Return the fact of a host with one replica that listens on C(host)."""
-    replicas = [{"name": "vllm-0", "host": host, "port": 8000}] if host else []
-    return {"replicas": replicas, "address": address, "ansible_host": reached}
+    replicas = [{"name": "vllm-0", "host": host, "port": 8000, "config": {"max-num-seqs": 64}}] if host else []
+    plan = {"replicas": replicas, "model": "org/model", "capacity": {"max_concurrent_requests": 12}}
+    return {**plan, "address": address, "ansible_host": reached}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,17 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
     }
     found = router_server.gather(hostvars, list(hostvars), "lb")
     assert found["hosts"] == {
-        "serves": [{"name": "vllm-0", "address": "10.0.0.1", "port": 8000}],
+        "serves": [
+            {
+                "name": "vllm-0",
+                "address": "10.0.0.1",
+                "port": 8000,
+                "models": ["org/model"],
+                "requests": 12,
+                "max_num_seqs": 64,
+                "max_model_len": 0,
+            }
+        ],
         "empty": [],
         "alone": [],
     }
@@ -61,6 +72,26 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
     assert list(found["left_out"]) == ["alone"]
     assert "vllm_router_address" in found["left_out"]["alone"]
     assert found["replica_keys"] == {"serves": "k", "alone": "", "silent": "another"}
+
+
+@pytest.mark.parametrize(
+    ("config", "models"),
+    [
+        ({}, ["org/model"]),
+        ({"served-model-name": "scout"}, ["scout"]),
+        ({"served-model-name": ["scout", "org/model"]}, ["scout", "org/model"]),
+        ({"served-model-name": "scout", "lora-modules": ["sql=/adapters/sql", '{"name": "law", "path": "/a"}']}, None),
+        ({"served-model-name": "two\nlines"}, ["two", "lines"]),
+        ({"served-model-name": ['qu"ote', "scout"]}, ["scout"]),
+    ],
+)
+def test_the_names_of_a_replica_are_those_that_its_server_takes(
+    config: dict[str, Any], models: list[str] | None
+) -> None:
+    entry = router_server.entry_of(member(), {"name": "vllm-0", "config": config})
+    assert entry["models"] == (["scout", "sql", "law"] if models is None else models)
+    # A host whose plan was written by hand has no more than it says.
+    assert router_server.entry_of({}, {"name": "vllm-0"})["models"] == []
 
 
 def test_the_key_of_a_host_that_was_not_asked_is_templated_and_one_that_cannot_be_is_named() -> None:
@@ -100,7 +131,8 @@ def test_a_host_that_has_the_router_follow_is_not_the_router(delegate_to: str | 
         assert result["given"]["hosts"]["gpu-01"] == []
         assert [line.partition(":")[0] for line in shown] == ["[lb] left out gpu-01"], "whom it did not ask is no news"
     else:
-        assert result["given"]["hosts"]["gpu-01"] == [{"name": "vllm-0", "address": "127.0.0.1", "port": 8000}]
+        (replica,) = result["given"]["hosts"]["gpu-01"]
+        assert (replica["name"], replica["address"], replica["port"]) == ("vllm-0", "127.0.0.1", 8000)
         assert shown == ["[gpu-01] gpu-02 was not asked: the router keeps what it knew of it"]
 
 

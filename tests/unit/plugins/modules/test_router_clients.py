@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -194,3 +195,46 @@ def test_no_key_is_shown_or_kept_anywhere(router: RunningRouter, tmp_path: Path)
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]
     assert kept == []
     assert os.stat(os.path.join(router.options["directory"], "clients.map")).st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("size", [10, 200000])
+@pytest.mark.parametrize("last", [False, True])
+def test_with_several_models_a_client_is_kept_to_its_own_wherever_a_body_names_it(
+    router: RunningRouter, replica: CountingReplica, tmp_path: Path, size: int, last: bool
+) -> None:
+    log = tmp_path / "requests" / "access.log"
+    with counting() as other:
+        hosts = {"gpu-01": (replica.port, ["m/1", "alias"]), "gpu-02": (other.port, ["m/2"])}
+        router.options["hosts"] = {
+            host: [{"name": "vllm-0", "address": "127.0.0.1", "port": port, "models": models}]
+            for host, (port, models) in hosts.items()
+        }
+        router.options.update(replica_keys=dict.fromkeys(hosts, ""), access_log=str(log))
+        told = router.run(
+            [
+                {"name": "one", "key": "the-key-of-one", "models": ["m/1", "gone"]},
+                {"name": "all", "key": "the-key-of-all"},
+            ]
+        )
+        assert "one may use gone, which no replica behind the router serves; they serve alias, m/1, m/2" in str(
+            told["warnings"]
+        )
+        seen = []
+        for client, model in (("one", "m/1"), ("one", "m/2"), ("one", "alias"), ("all", "m/2"), ("one", "none")):
+            named = {"prompt": "p" * size, "model": model} if last else {"model": model, "prompt": "p" * size}
+            answer = router.send("POST", "/v1/completions", json.dumps(named).encode(), f"the-key-of-{client}")
+            seen.append(answer[0])
+            if answer[0] == 403:
+                assert error_of(answer)["message"] == "This client may not use this model."
+        assert seen == [200, 403, 403, 200, 404]
+        assert (len(replica.bodies), len(other.bodies)) == (1, 1)
+        deadline = time.monotonic() + 10
+        while log.read_bytes().count(b"\n") < 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+        assert [line["status"] for line in lines] == seen
+        assert [(line["client"], line["model"], line["replica"]) for line in lines if line["status"] == 200] == [
+            ("one", "m/1", "gpu-01:vllm-0"),
+            ("all", "m/2", "gpu-02:vllm-0"),
+        ]
+        assert all(line["tokens_out"] == "1" for line in lines if line["status"] == 200)

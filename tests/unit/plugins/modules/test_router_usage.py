@@ -48,7 +48,7 @@ def ask_much(routers: list[RunningRouter], client: str, number: int, told: Count
 
 @needs_haproxy
 def test_the_sums_are_those_of_clients_that_count_what_they_send(run_module: RunModule, tmp_path: Path) -> None:
-    given = [{"name": name, "key": f"the-key-of-{name}"} for name in ("a", "b")]
+    given: list[dict[str, Any]] = [{"name": name, "key": f"the-key-of-{name}"} for name in ("a", "b")]
     given.append({"name": "c", "key": "the-key-of-c", "models": ["none-of-them"]})
     told: dict[str, Counter[tuple[str, str, str]]] = {name: Counter() for name in "abc"}
     with contextlib.ExitStack() as stack:
@@ -65,7 +65,7 @@ def test_the_sums_are_those_of_clients_that_count_what_they_send(run_module: Run
             thread.start()
         for thread in threads:
             thread.join()
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + 10
         while sum(row["requests"] for rows in found.values() for row in rows["usage"]) < 360:
             assert time.monotonic() < deadline

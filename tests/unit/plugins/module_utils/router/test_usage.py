@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import usage
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import log_keeper, usage
 
 DAY = 1798761600  # 2027-01-01
 
@@ -62,19 +62,16 @@ def test_what_was_refused_not_answered_or_cut_short_failed(
     assert (requests, failed) == (1, failures)
 
 
-def test_names_that_no_replica_took_are_one_row(tmp_path: Path) -> None:
+def test_names_of_which_every_request_was_refused_are_one_row(tmp_path: Path) -> None:
     made_up = [line(model=f"x{number}", status=404) for number in range(5)]
-    refused = [line(model=f"y{number}", status=403, replica="<NOSRV>") for number in range(5)]
+    refused = [line(model=f"y{number}", status=403, replica="-") for number in range(5)]
     broken = line(model="real", status=502)
-    text = "".join(
-        [*made_up, *refused, broken, line(model="-", status=401, replica="<NOSRV>"), line(model="m", status=403)]
-    )
+    text = "".join([*made_up, *refused, broken, line(model="-", status=401, replica="-"), line(model="m", status=403)])
     (tmp_path / "log").write_text(text, encoding="utf-8")
     assert {key[2]: numbers[0] for key, numbers in sums(tmp_path / "log").items()} == {
-        "(unknown)": 10,
+        "(unknown)": 11,
         "real": 1,
         "-": 1,
-        "m": 1,
     }
 
 
@@ -94,7 +91,7 @@ def test_a_log_that_is_rotated_while_it_is_read_is_read_once(tmp_path: Path, mon
     log = tmp_path / "log"
     (tmp_path / "log.20270101T000000Z-000").write_text(line(), encoding="utf-8")
     log.write_text(line() * 3, encoding="utf-8")
-    plain = usage.rotated
+    plain = log_keeper.rotated
 
     def rotate_then_list(path: str) -> list[str]:
         log.rename(tmp_path / "log.20270102T000000Z-000")
