@@ -19,12 +19,12 @@ options:
       - The log. Its rotated files are beside it.
     type: path
     default: /var/log/gpufleet-router/access.log
-  since:
+  first_day:
     description:
       - First day (UTC) that counts, such as V(2027-01-01). Empty counts all that is kept.
     type: str
     default: ""
-  until:
+  last_day:
     description:
       - Last day (UTC) that counts. Empty counts to now.
     type: str
@@ -36,8 +36,8 @@ extends_documentation_fragment:
 EXAMPLES = r"""
 - name: See who used what in January
   gpufleet.vllm.router_usage:
-    since: "2027-01-01"
-    until: "2027-01-31"
+    first_day: "2027-01-01"
+    last_day: "2027-01-31"
 """
 
 RETURN = r"""
@@ -76,8 +76,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.usage import 
 
 ARGUMENTS: dict[str, Any] = {
     "access_log": {"type": "path", "default": "/var/log/gpufleet-router/access.log"},
-    "since": {"type": "str", "default": ""},
-    "until": {"type": "str", "default": ""},
+    "first_day": {"type": "str", "default": ""},
+    "last_day": {"type": "str", "default": ""},
 }
 
 
@@ -93,8 +93,8 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
             name="invalid-router",
             remedy="Set router_access_log to a file and run the playbook gpufleet.vllm.router.",
         )
-    since = first_second(params["since"], "router_usage_since") if params["since"] else 0.0
-    until = first_second(params["until"], "router_usage_until") + DAY_S if params["until"] else math.inf
+    since = first_second(params["first_day"], "router_usage_first_day") if params["first_day"] else 0.0
+    until = first_second(params["last_day"], "router_usage_last_day") + DAY_S if params["last_day"] else math.inf
     usage, unreadable = sum_up(params["access_log"], since, until)
     return {"changed": False, "usage": usage, "unreadable": unreadable}
 

@@ -132,6 +132,6 @@ def test_clients_come_and_go_and_their_use_is_summed_up(site: Site) -> None:
         rows = {(row["client"], row["model"]): row for row in csv.DictReader(stream)}
     assert [rows["team-a", "m"][name] for name in ("requests", "failures", "tokens_out")] == ["4", "0", "12"]
     assert [rows["-", "-"][name] for name in ("requests", "failures")] == ["1", "1"]
-    assert "is no day" in site.play("usage", succeeds=False, router_usage_since="yesterday")
+    assert "is no day" in site.play("usage", succeeds=False, router_usage_first_day="yesterday")
     kept = [path for path in site.folder.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]
     assert kept == []

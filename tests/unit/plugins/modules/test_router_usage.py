@@ -23,7 +23,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.test_router_se
 
 
 def test_days_that_are_none_and_no_log_are_told(run_module: RunModule, tmp_path: Path) -> None:
-    for given in ({"since": "yesterday"}, {"until": "2027-13-01"}, {"access_log": ""}):
+    for given in ({"first_day": "yesterday"}, {"last_day": "2027-13-01"}, {"access_log": ""}):
         result = run_module(router_usage.main, {"access_log": str(tmp_path / "log"), **given})
         assert result["failed"] and result["error"]["name"] == "invalid-router"
     empty = run_module(router_usage.main, {"access_log": str(tmp_path / "log")}, check=True)

@@ -83,8 +83,8 @@ def test_only_the_days_asked_for_count_and_what_is_no_line_is_told(tmp_path: Pat
     assert [key[0] for key in sums(log, first, last)] == ["2027-01-02", "2027-01-03"]
     assert usage.sum_up(str(log), 0, math.inf)[1] == 3
     assert usage.sum_up(str(tmp_path / "none"), 0, math.inf) == ([], 0)
-    with pytest.raises(GpufleetError, match="router_usage_since: '2027-02-30' is no day"):
-        usage.first_second("2027-02-30", "router_usage_since")
+    with pytest.raises(GpufleetError, match="router_usage_first_day: '2027-02-30' is no day"):
+        usage.first_second("2027-02-30", "router_usage_first_day")
 
 
 def test_a_log_that_is_rotated_while_it_is_read_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
