@@ -298,7 +298,7 @@ def client_models(folder: str, *, unless_cut: str = "") -> list[str]:
 
     Args:
         folder: of the files.
-        unless_cut: condition without which a request that names no model is let through, as the model may be further on.
+        unless_cut: condition without which a request without a model is let through, as it may be further on.
     """
     refused = "METH_POST { var(txn.models) -m found } !{ var(txn.may) -m found }"
     return [
