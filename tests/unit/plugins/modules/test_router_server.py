@@ -163,7 +163,7 @@ def test_what_haproxy_refuses_leaves_everything_as_it_was(run_module: RunModule,
     assert "site.pem" in result["error"]["evidence"]
     assert Path(args["directory"], "haproxy.cfg").read_text(encoding="utf-8") == before
     assert sorted(os.listdir(args["directory"])) == [
-        *(".lock", "haproxy.cfg", "keys.sha256", "replica.key", "replicas.json")
+        *(".lock", "haproxy.cfg", "keys.sha256", "models.json", "models.map", "replica.key", "replicas.json")
     ]
     assert status(args["port"], "the-client-key") == 503
 
