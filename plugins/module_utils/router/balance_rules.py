@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import OWN_HEADERS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import replica_limit
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
@@ -80,7 +81,7 @@ def balance_lines(settings: RouterSettings) -> list[str]:
 
 
 def server_words(settings: RouterSettings, replicas: Sequence[Replica]) -> dict[str, str]:
-    """Return what is said of each server by its name: its share by what its plan holds, and its place in the ring."""
+    """Return what is said of each server by its name: its limit and share by its plan, and its place in the ring."""
     hashed = settings.balance != LEASTCONN
     held = [replica.requests for replica in replicas]
     average = sum(held) / len(held) if held and all(held) else 0
@@ -89,7 +90,9 @@ def server_words(settings: RouterSettings, replicas: Sequence[Replica]) -> dict[
     for replica in replicas:
         share = round(WEIGHT * replica.requests / average) if average else WEIGHT
         weight = f" weight {min(max(share, 1), MOST_WEIGHT)}" if hashed or (len(set(held)) > 1 and average) else ""
-        words[replica.server()] = weight + (f" id {_free_id(replica.server(), ids)}" if hashed else "")
+        limit = replica_limit(settings, replica)
+        most = f" maxconn {limit}" if limit else ""
+        words[replica.server()] = most + weight + (f" id {_free_id(replica.server(), ids)}" if hashed else "")
     return words
 
 

@@ -39,6 +39,13 @@ def connection_rules(settings: RouterSettings, folder: str) -> list[str]:
     ]
 
 
+def unbounded_rules(settings: RouterSettings, folder: str) -> list[str]:
+    """Return the rule that lets proxies have more connections than one address may: they have many clients."""
+    if not settings.trusted_proxies:
+        return []
+    return [f"tcp-request connection accept if {{ src -f {folder}/{TRUSTED_PROXIES} }}"]
+
+
 def client_rules(settings: RouterSettings, folder: str) -> list[str]:
     """Return what makes the last address of X-Forwarded-For that is no proxy's the client's; others have no say."""
     if not settings.trusted_proxies:
