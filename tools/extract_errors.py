@@ -129,18 +129,22 @@ def read_list() -> list[tuple[str, str, str, list[str]]]:
 
 def count(sample: int, seed: int) -> None:
     """Print how many texts of the list the diagnosis names, in each release, and a sample of those."""
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import PLACES
     from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
 
+    by_place = {cause.name for _place, cause in PLACES}
     named: list[tuple[str, str, str]] = []
-    all_of, named_of = collections.Counter[str](), collections.Counter[str]()
+    all_of, named_of, place_of = (collections.Counter[str]() for _count in range(3))
     for exception, text, file, releases in read_list():
         error = diagnose(as_logged(exception, text, file), exit_code=1)
         all_of.update(releases)
         if error.name != "unknown-failure":
             named.append((error.name, exception, text))
             named_of.update(releases)
+            place_of.update(releases if error.name in by_place else ())
     for release in sorted(all_of):
-        print(f"{release}: {all_of[release]} texts, {named_of[release]} named")
+        by_text = named_of[release] - place_of[release]
+        print(f"{release}: {all_of[release]} texts, {by_text} named by their text, {place_of[release]} by their place")
     for name, number in collections.Counter(name for name, _exception, _text in named).most_common():
         print(f"{number:5} {name}")
     chosen = random.Random(seed).sample(named, min(sample, len(named)))  # noqa: S311  a choice, no secret

@@ -14,8 +14,12 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import (
+    MODEL_NAME,
+    adapter_names,
+    served_names,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import as_options
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import served_models
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import clients_in
 
 MEMBER = "__router_member"
@@ -30,9 +34,13 @@ SETTINGS = {
     "endpoints": "router_endpoints",
     "cors_origins": "router_cors_origins",
     "max_request_bytes": "router_max_request_bytes",
+    "balance": "router_balance",
+    "balance_factor": "router_balance_factor",
+    "session_header": "router_session_header",
     "rate_limit": "router_rate_limit",
     "max_connections": "router_max_connections",
     "max_requests_per_replica": "router_max_requests_per_replica",
+    "large_requests": "router_large_requests",
     "buffer_bytes": "router_buffer_bytes",
     "timeout": "router_timeout",
     "check_interval_ms": "router_check_interval_ms",
@@ -156,15 +164,32 @@ def gather(hostvars: Mapping[str, Any], members: Sequence[str], here: str) -> di
         for replica in member["replicas"]:
             address = address_of(member, str(replica["host"]), here == host)
             if address:
-                models = served_models(replica, str(member.get("model") or ""))
-                at = {"name": replica["name"], "address": address, "port": int(replica["port"])}
-                hosts[host].append({**at, "models": models})
+                hosts[host].append({**entry_of(member, replica), "address": address, "port": int(replica["port"])})
             else:
                 left_out[host] = (
                     f"{replica['name']} listens on {replica['host']} alone; set vllm_host to an address that the front"
                     " end reaches, or vllm_router_address to say how it reaches this host"
                 )
     return {"hosts": hosts, "left_out": left_out, "unknown": unknown, "replica_keys": keys}
+
+
+def entry_of(member: Mapping[str, Any], replica: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the router knows of a replica, besides where it is: its models, and what it carries by its plan."""
+    config, model = replica.get("config") or {}, str(member.get("model") or "")
+    names = [*served_names(config, model), *adapter_names(config)]
+    capacity = member.get("capacity") or {}
+    return {
+        "name": replica["name"],
+        "models": list(dict.fromkeys(filter(MODEL_NAME.fullmatch, names))),
+        "requests": int(capacity.get("max_concurrent_requests") or 0),
+        "max_num_seqs": _number(config.get("max-num-seqs")),
+        "max_model_len": _number(config.get("max-model-len")),
+    }
+
+
+def _number(value: Any) -> int:
+    """Return an option's number; 0 where it is left to vLLM, or written in another way."""
+    return int(value) if str(value or "").isdigit() else 0
 
 
 def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:

@@ -35,6 +35,9 @@ class ActionModule(LongTaskAction):
             return {**result, **error.as_failure()}
         for path in written:
             Display().display(f"[{host}] written: {path}")
+        if written:
+            folder = os.path.dirname(written[0])
+            Display().display(f"[{host}] vllm_moe_tables_dir: {folder} has deploy and upgrade give them to servers")
         return {**result, "changed": bool(written), "written": written}
 
 
@@ -75,7 +78,7 @@ def lines(result: dict[str, Any]) -> list[str]:
             rows.append(
                 (tokens, f"{entry['before_us']} us", f"{entry['after_us']} us", gain, str(entry["rejected"] or ""))
             )
-        found.append(f"{table['name']} (vLLM {provenance['vllm_version']}, Triton {provenance['triton_version']})")
+        found.append(f"{table['name']} (vLLM {provenance['vllm']}, Triton {provenance['triton']})")
         found += [f"  {line}" for line in aligned(rows)]
         if not is_faster(table):
             found.append("  nothing is faster than what vLLM takes by itself, so no table is written")

@@ -40,6 +40,7 @@ ARGUMENTS: dict[str, Any] = {
     "host_info": {"type": "dict", "default": {}},
     "info": {"type": "dict", "default": {}},
     "ca_bundle": {"type": "str", "default": ""},
+    "prefix": {"type": "str", "default": "vllm-tune"},
     "can_drain": {"type": "bool", "default": False},
     "arranged": {"type": "dict", "default": {}},
     "candidate": {"type": "dict", "default": {}},
@@ -48,7 +49,6 @@ ARGUMENTS: dict[str, Any] = {
     "failure": {"type": "dict", "default": {}},
     "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
 }
-SUFFIX = "tune"
 # Failures that say nothing of the candidate, so that the next run tries it again.
 OF_THE_HOST = frozenset(
     {
@@ -208,7 +208,7 @@ class ActionModule(ControllerAction):
         """Return what plans the host for one candidate, with some variables set otherwise."""
         own = str(self._templar.template(variables.get("vllm_container_prefix", "vllm")))
         info = (arguments["gpu_info"], arguments["host_info"], variables)
-        prefixes = (own, prefix_beside(own))
+        prefixes = (own, arguments["prefix"])
         host = planner_host(*info, own)
         host["own_containers"] = [name for prefix in prefixes for name in planner_host(*info, prefix)["own_containers"]]
         fixed = {"vllm_replicas": 1, "vllm_container_prefix": prefixes[1], "vllm_host": "127.0.0.1"}
@@ -278,11 +278,6 @@ def too_many(count: int, most: int) -> GpufleetError:
         remedy="Name fewer in vllm_tune_tensor_parallel_sizes, vllm_tune_max_num_seqs,"
         " vllm_tune_max_num_batched_tokens and vllm_tune_levers, or raise vllm_tune_max_candidates.",
     )
-
-
-def prefix_beside(prefix: str) -> str:
-    """Return what the names of candidates' containers begin with, beside the deployment's own."""
-    return f"{prefix}-{SUFFIX}"
 
 
 def plan_lines(host: str, entries: list[dict[str, Any]], tuning: Tuning, seconds: float) -> list[str]:

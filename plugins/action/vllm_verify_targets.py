@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import first_name
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.verification import verify_targets
 
@@ -18,7 +19,7 @@ ARGUMENTS: dict[str, Any] = {
     "url_ca": {"type": "str", "default": ""},
     "ca_bundle": {"type": "str", "default": ""},
     "image": {"type": "str", "default": ""},
-    "served_model_name": {"type": "str", "default": ""},
+    "served_model_name": {"type": "raw", "default": ""},
     "environment": {"type": "dict", "default": {}},
     "floors": {"type": "dict", "default": {}},
 }
@@ -39,7 +40,7 @@ class ActionModule(ControllerAction):
             "targets": verify_targets.targets(
                 plan,
                 url=arguments["url"],
-                model=arguments["served_model_name"],
+                model=first_name(arguments["served_model_name"]),
                 environment=arguments["environment"],
                 gpu_info=gpu_info,
             ),

@@ -120,11 +120,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_end import end_of, served_end
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import (
     interface_addresses,
     shared_address,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import on_systemd
 
 ARGUMENTS: dict[str, Any] = {
     "certificate": {"type": "str", "default": "", "no_log": True},

@@ -40,8 +40,9 @@ options:
     default: false
   hosts:
     description:
-      - For each host that was asked, its replicas, each with C(name), C(address), C(port) and C(models), the names
-        under which it serves; none where nothing is deployed.
+      - For each host that was asked, its replicas, each with C(name), C(address) and C(port); none where nothing is
+        deployed. By C(models), the names by which a replica is asked for its model, requests find those that serve
+        theirs; C(requests), C(max_num_seqs) and C(max_model_len) say what it carries, as far as its plan knows.
     type: dict
     default: {}
   left_out:
@@ -169,6 +170,25 @@ options:
       - Largest body of a request.
     type: int
     default: 33554432
+  balance:
+    description:
+      - V(leastconn) sends a request to the replica that has the fewest. With V(prefix) requests that begin alike go to
+        the same one, with V(session) those of one session.
+    type: str
+    choices: [leastconn, prefix, session]
+    default: leastconn
+  balance_factor:
+    description:
+      - How many requests a replica may have with O(balance=prefix) and O(balance=session), in percent of its share of
+        all that run. Beyond that the next replica gets them.
+    type: int
+    default: 125
+  session_header:
+    description:
+      - Header of a request that names its session. Without it that is C(prompt_cache_key) or C(user) in the body, or
+        else the request's beginning.
+    type: str
+    default: x-session-id
   rate_limit:
     description:
       - Requests of one key (of one address where there are no keys) in ten seconds; V(0) for no limit.
@@ -184,6 +204,13 @@ options:
       - Requests at one replica at once, beyond which they wait in the router; V(0) for no limit.
     type: int
     default: 0
+  large_requests:
+    description:
+      - Requests that have no model in their first O(buffer_bytes) and are read at once to find it, where the replicas
+        do not all serve the same models. Each takes up to one and a half times O(max_request_bytes) of memory
+        meanwhile.
+    type: int
+    default: 32
   buffer_bytes:
     description:
       - A request up to this size can be sent to another replica when the first one dies before it answered.
@@ -313,7 +340,8 @@ replicas:
   returned: success
   type: list
   elements: dict
-  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000, "models": ["org/model"]}]
+  sample: [{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000, "models": ["scout"],
+            "requests": 60, "max_num_seqs": 128, "max_model_len": 32768}]
 kept:
   description: Hosts that could not be asked and keep the replicas that the router knew.
   returned: success
@@ -342,10 +370,12 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_SETTINGS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.balance_rules import LEASTCONN, METHODS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import findings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.keeper_service import ensure_keeper, keeper_answers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
@@ -408,9 +438,13 @@ ARGUMENTS: dict[str, Any] = {
     "endpoints": {"type": "list", "elements": "str", "default": list(ENDPOINTS)},
     "cors_origins": {"type": "list", "elements": "str", "default": []},
     "max_request_bytes": {"type": "int", "default": 33554432},
+    "balance": {"type": "str", "choices": list(METHODS), "default": LEASTCONN},
+    "balance_factor": {"type": "int", "default": 125},
+    "session_header": {"type": "str", "default": "x-session-id"},
     "rate_limit": {"type": "int", "default": 10000},
     "max_connections": {"type": "int", "default": 8192},
     "max_requests_per_replica": {"type": "int", "default": 0},
+    "large_requests": {"type": "int", "default": 32},
     "buffer_bytes": {"type": "int", "default": 65536},
     "timeout": {"type": "int", "default": 3600},
     "check_interval_ms": {"type": "int", "default": 1000},
@@ -447,19 +481,14 @@ def remove(router: RouterService, folders: Sequence[str], check: bool) -> dict[s
 
 def ensure_router(router: RouterService, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Make the router run as wanted and return the module's result."""
-    known = {
-        host: [
-            Replica(host, entry["name"], entry["address"], int(entry["port"]), tuple(entry.get("models") or ()))
-            for entry in entries
-        ]
-        for host, entries in params["hosts"].items()
-    }
+    known = {host: [members.replica_of(host, entry) for entry in entries] for host, entries in params["hosts"].items()}
     before = members.read_replicas(router.text(config_names.REPLICAS))
     replicas, said = members.merge(known, params["unknown"], before)
     unsure = {**params["left_out"], **{host: UNKNOWN for host, what in said.items() if what == "left out"}}
     members.check_not_emptied(before, replicas, unsure)
     wanted = members.one_key(params["replica_keys"], replicas)
-    settings = router_settings.as_settings(params, params["chroot"] if os.path.isdir(params["chroot"]) else "", wanted)
+    chroot = params["chroot"] if os.path.isdir(params["chroot"]) else ""
+    settings = router_settings.as_settings(params, chroot, wanted, program_path("haproxy") or "haproxy")
     router_settings.check_settings(settings, replicas, params["allow_unauthenticated"])
     key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
     settings = replace(settings, replica_key=key)

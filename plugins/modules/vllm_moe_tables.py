@@ -128,8 +128,9 @@ EXAMPLES = r"""
 RETURN = r"""
 tables:
   description:
-    - C(name) of the file as vLLM looks for it, C(table), and C(provenance), which is GPU, versions, date, shape, and
-      for each number of tokens the time before and after, the gain, and how many tilings were tried and rejected.
+    - C(name) of the file as vLLM looks for it, C(table), and C(provenance), which is C(cards) and C(vllm), further
+      versions, date, shape, and for each number of tokens the time before and after, the gain, and how many tilings
+      were tried and rejected.
   returned: success
   type: list
   elements: dict

@@ -73,6 +73,11 @@ options:
       - For V(arrange), C(vllm_ca_bundle).
     type: str
     default: ""
+  prefix:
+    description:
+      - For V(arrange), what the names of candidates' containers begin with.
+    type: str
+    default: vllm-tune
   can_drain:
     description:
       - For V(arrange), whether the host may be stopped though it serves.

@@ -55,8 +55,8 @@ options:
     default: ""
   served_model_name:
     description:
-      - Name of the model of the server at O(url).
-    type: str
+      - Name of the model of the server at O(url), or a list of its names.
+    type: raw
     default: ""
   environment:
     description:

@@ -97,6 +97,27 @@ def test_a_server_at_an_address_of_ipv6_is_made_looked_at_and_verified(
     assert (verified["failed"], verified["models"]) == (False, ["stand-in"]), verified
 
 
+def test_a_server_sees_its_tuned_tables_and_other_ones_replace_it(fleet: Fleet) -> None:
+    def run(number: int) -> dict[str, Any]:
+        folder = f"moe-{number}"
+        tables = {"folder": folder, "files": {"E=16,N=4096,device_name=NVIDIA_H200,dtype=fp8_w8a8.json": f"{number}"}}
+        replica = fleet.replica(environment={"VLLM_TUNED_CONFIG_FOLDER": f"/etc/vllm/control/{folder}"})
+        return fleet.run(replica, plan={"replicas": [replica], "moe_tables": tables})
+
+    def seen() -> str:
+        container = fleet.engine.containers.get(f"{fleet.prefix}-0")
+        said = container.exec_run(["sh", "-c", 'cat "$VLLM_TUNED_CONFIG_FOLDER"/E=16*'])[1]
+        assert isinstance(said, bytes)
+        return said.decode()
+
+    assert run(1)["replicas"][0]["action"] == "created"
+    assert seen() == "1"
+    assert run(1)["changed"] is False
+    changed = run(2)
+    assert changed["replicas"][0]["action"] == "replaced"
+    assert seen() == "2"
+
+
 def test_check_mode_tells_and_touches_nothing(fleet: Fleet) -> None:
     told = fleet.run(fleet.replica(), check=True, image="example.com/not/here:1")
     assert (told["changed"], told["replicas"][0]["action"]) == (True, "created")
@@ -635,6 +656,28 @@ def test_a_stopped_server_is_started(fleet: Fleet) -> None:
     fleet.engine.containers.get(f"{fleet.prefix}-0").stop(timeout=1)
     result = fleet.run(fleet.replica())
     assert (result["changed"], result["replicas"][0]["action"], answer(fleet)) == (True, "started", 200)
+
+
+def test_what_is_stopped_for_a_while_is_started_again_as_it_was(fleet: Fleet) -> None:
+    fleet.run(fleet.replica(0), fleet.replica(1))
+    names = [f"{fleet.prefix}-0", f"{fleet.prefix}-1"]
+    before = [fleet.engine.containers.get(name).id for name in names]
+    assert fleet.run(state="stopped", check=True)["stopped"] == names
+    assert answer(fleet) == 200
+    result = fleet.run(state="stopped")
+    assert (result["changed"], result["stopped"], sorted(result["drains"])) == (True, names, names)
+    assert (answer(fleet, 0), answer(fleet, 1)) == (0, 0)
+    assert fleet.run(state="stopped")["changed"] is False
+    # Meanwhile another one may have its port.
+    other = fleet.beside("tune", 0)
+    assert other.run(other.replica(), history_keep=0, restart_policy="no")["replicas"][0]["action"] == "created"
+    other.run(state="absent")
+    result = fleet.run(state="started")
+    assert [replica["action"] for replica in result["replicas"]] == ["started", "started"]
+    assert [fleet.engine.containers.get(name).id for name in names] == before
+    assert (answer(fleet, 0), answer(fleet, 1)) == (200, 200)
+    assert fleet.run(state="started")["changed"] is False
+    assert [entry["current"] for entry in fleet.info()["deployments"]] == [True]
 
 
 def test_another_deployment_whose_prefix_begins_with_this_one_is_left_alone(fleet: Fleet) -> None:

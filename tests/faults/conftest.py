@@ -86,7 +86,8 @@ def own_plays(world: World, request: pytest.FixtureRequest) -> Iterator[dict[str
         site.wishes["vllm_check_config"] = False
         try:
             play: Play = PROVOCATIONS[fault.how](world, site, fault)
-            return Outcome(play, [str(box.name) for box in site.containers()])
+            left = [str(box.name) for box in site.containers()]
+            return Outcome(play, left, site.play(wishes={**fault.wishes, **fault.cure}) if fault.cure else None)
         finally:
             site.clean()
 

@@ -197,7 +197,7 @@ def changed_image(world: World, name: str, files: dict[str, bytes], changes: lis
     }
 
 
-def kill_loading_engine(world: World, site: Site, fault: Fault) -> Play:
+def kill_loading_engine(world: World, site: Site, fault: Fault, signal: str = "KILL") -> Play:
     """Kill the engine's process when the log says that the model is being loaded."""
     # A model of so many layers takes seconds to load, also without weights.
     model = copy_of_model(world, site, "deep", num_hidden_layers=DEEP)
@@ -205,9 +205,14 @@ def kill_loading_engine(world: World, site: Site, fault: Fault) -> Play:
     def kill() -> None:
         engine = await_process(site, ENGINE_PROCESS)
         wait_for(lambda: LOADING in log_of(site), SOON_S, "no model is loaded")
-        send_signal("KILL", engine)
+        send_signal(signal, engine)
 
     return site.play(wishes={**fault.wishes, "vllm_model": str(model)}, meanwhile=kill)
+
+
+def crash_loading_engine(world: World, site: Site, fault: Fault) -> Play:
+    """Have the engine's process crash when the log says that the model is being loaded."""
+    return kill_loading_engine(world, site, fault, "SEGV")
 
 
 def log_of(site: Site) -> str:
@@ -233,6 +238,19 @@ def limit_memory(_world: World, site: Site, fault: Fault) -> Play:
 
     def limit() -> None:
         await_new_container(site, old).update(mem_limit="256m", memswap_limit="256m")
+
+    old = ids(site)
+    return site.play(wishes=fault.wishes, meanwhile=limit)
+
+
+def limit_processes(_world: World, site: Site, fault: Fault) -> Play:
+    """Let the new container have fewer processes and threads than any vLLM needs."""
+
+    def limit() -> None:
+        box = await_new_container(site, old)
+        # docker-py has no argument for it.
+        api: Any = site.engine.api
+        api._raise_for_status(api._post_json(api._url("/containers/{0}/update", box.id), data={"PidsLimit": 20}))
 
     old = ids(site)
     return site.play(wishes=fault.wishes, meanwhile=limit)
@@ -496,8 +514,10 @@ PROVOCATIONS: dict[str, Provocation] = {
         truncate_weights,
         use_image_of_another_user,
         kill_loading_engine,
+        crash_loading_engine,
         freeze_start,
         limit_memory,
+        limit_processes,
         replay_recording,
         replay_line,
         replay_message,

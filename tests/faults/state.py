@@ -13,10 +13,17 @@ from ansible_collections.gpufleet.vllm.tests.faults.world import Play, Site
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a fault that struck a deployment of its own: the play, and the containers that were left."""
+    """What became of a fault that struck a deployment of its own.
+
+    Attributes:
+        play: the play.
+        left: names of the containers that were left.
+        cured: the play with the variables of the fault's cure; None if it has none.
+    """
 
     play: Play
     left: list[str]
+    cured: Play | None = None
 
 
 @dataclasses.dataclass

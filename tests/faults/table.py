@@ -50,6 +50,7 @@ class Fault:
         proof: a part of the error's evidence, word for word, that tells this fault from others of its name.
         phase: the phase of the start in which it failed; empty where that does not matter.
         or_else: another C(error) with its C(says) that the user may see instead, as chance will have it.
+        cure: variables that do what the error's remedy says; with them the same deployment serves.
         stops: whether the serving server is stopped by it, so that the requests refused and lost are measured.
     """
 
@@ -65,6 +66,7 @@ class Fault:
     proof: str = ""
     phase: str = ""
     or_else: tuple[str, str] = ("", "")
+    cure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def told(self) -> list[tuple[str, str]]:
         """Return what the user may see: the name of the error, and a part of the text."""
@@ -181,6 +183,7 @@ FAULTS: tuple[Fault, ...] = (
         "The host has less free memory than the server is allowed to take.",
         NOTHING,
         wishes={"vllm_gpu_memory_utilization": 0.99},
+        cure={"vllm_gpu_memory_utilization": 0.1},
     ),
     Fault(
         "max-model-len-too-long",
@@ -219,6 +222,33 @@ FAULTS: tuple[Fault, ...] = (
         phase="weights",
         # vLLM may look before the process that has ended can be asked what ended it.
         or_else=("process-died", "One of the server's processes ended without saying why"),
+    ),
+    Fault(
+        "engine-crashed-while-loading",
+        "The engine's process crashes (segmentation fault) while the model is loaded",
+        "segmentation-fault",
+        "(segmentation fault)",
+        NOTHING,
+        how="crash_loading_engine",
+        phase="weights",
+        or_else=("process-died", "One of the server's processes ended without saying why"),
+    ),
+    Fault(
+        "threads-refused",
+        "The container may have so few processes and threads that vLLM cannot start its own",
+        "threads-refused",
+        "The server was refused another thread or process",
+        NOTHING,
+        how="limit_processes",
+    ),
+    Fault(
+        "configuration-refused",
+        "Options that do not go together, which only vLLM's start notices: tools without a parser for them",
+        "configuration-refused",
+        "vLLM refuses the configuration: --enable-auto-tool-choice requires --tool-call-parser",
+        NOTHING,
+        wishes={"vllm_extra_config": {**DUMMY, "enable-auto-tool-choice": True}},
+        cure={"vllm_extra_config": {**DUMMY, "enable-auto-tool-choice": True, "tool-call-parser": "pythonic"}},
     ),
     Fault(
         "out-of-memory",
@@ -301,6 +331,49 @@ FAULTS: tuple[Fault, ...] = (
             "line": "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before"
             " calling NumCudaDevices() that might have already set an error? Error 802: system not yet initialized"
         },
+        replayed=True,
+    ),
+    Fault(
+        "custom-all-reduce",
+        "The GPUs cannot share memory for all-reduce, because PyTorch's allocator uses expandable segments",
+        "custom-all-reduce-failed",
+        "The GPUs could not share memory for vLLM's own all-reduce",
+        NOTHING,
+        how="replay_line",
+        wishes={"line": "Failed: Cuda error /workspace/csrc/custom_all_reduce.cuh:164 'invalid argument'"},
+        replayed=True,
+    ),
+    Fault(
+        "weights-not-divisible",
+        "Weights that are quantized in blocks cannot be split over so many GPUs",
+        "tensor-parallel-size-does-not-divide",
+        "The model's layers cannot be split over so many GPUs",
+        NOTHING,
+        how="replay_line",
+        wishes={
+            "line": "ValueError: The output_size of gate's and up's weight = 192 is not divisible by weight"
+            " quantization block_n = 128."
+        },
+        replayed=True,
+    ),
+    Fault(
+        "header-missing",
+        "FlashInfer compiles a kernel at start-up, and the image lacks one of CUDA's headers",
+        "compiler-missing",
+        "lacks a part that they need: curand_kernel.h",
+        NOTHING,
+        how="replay_line",
+        wishes={"line": "sampling.cuh:21:10: fatal error: curand_kernel.h: No such file or directory"},
+        replayed=True,
+    ),
+    Fault(
+        "compile-cache-damaged",
+        "What torch had compiled for an earlier start is damaged",
+        "compile-cache-damaged",
+        "is damaged, or of another vLLM",
+        NOTHING,
+        how="replay_line",
+        wishes={"line": "AssertionError: Expected tensors only, but got: <class 'int'>"},
         replayed=True,
     ),
     Fault(

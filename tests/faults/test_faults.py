@@ -61,6 +61,9 @@ def test_nothing_is_left_of_a_server_that_fails(fault: Fault, own_plays: Futures
     assert outcome.play.status != 0
     judge(outcome.play, fault)
     assert outcome.left == []
+    if outcome.cured:
+        # The remedy was followed, and the server serves.
+        assert outcome.cured.status == 0, outcome.cured.text
     results.passed.append(fault.name)
 
 

@@ -50,7 +50,7 @@ DEPLOY_TOOLKIT = (
     " (nvidia-ctk runtime configure --runtime=docker, and restart Docker)."
 )
 
-# In one line, the first entry that matches wins; between lines, the earlier line does.
+# In one line, the first entry of the lowest rank that matches wins; between lines of a rank, the earlier line does.
 CAUSES: tuple[Cause, ...] = (
     # Our own health check (in_container/health_check.py)
     Cause(
@@ -206,7 +206,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "threads-refused",
-        r"pthread_create failed|can't start new thread|[Tt]hread creation failed|Resource temporarily unavailable"
+        r"pthread_create failed|can't start new thread|[Tt]hread creation failed"
+        r"|(?<!Again: )Resource temporarily unavailable"
         r"|failed to (?:spawn|create) (?:new )?thread|Cannot create (?:new )?thread",
         "The server was refused another thread or process: a limit of the host or of the container is reached.",
         "Lower OMP_NUM_THREADS (OPENBLAS_NUM_THREADS) in vllm_environment, or raise the limit: nproc under"
@@ -282,7 +283,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "attention-backend-not-supported",
-        r"(?:Selected backend \S+ is not valid for this configuration|No valid attention backend found)",
+        r"Selected backend \S+ is not valid for this configuration|No valid attention backend found"
+        r"|FlashAttention only supports",
         "The attention backend cannot run this configuration.",
         "Take VLLM_ATTENTION_BACKEND out of vllm_environment (attention-backend out of vllm_extra_config).",
     ),
@@ -303,7 +305,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "compiler-missing",
-        r"nvcc fatal\s*: Unknown option|unrecognized command[- ]line option|unsupported GNU version"
+        r"nvcc fatal\s*: Unknown option|ptxas fatal\s*: Unsupported \.version|unrecognized command[- ]line option"
+        r"|unsupported GNU version"
         r"|SM \d+\S*(?: \S+)* requires CUDA >=|requires CUDA Toolkit|requires nvcc|Could not determine CUDA version",
         "The image's compiler is too old or too new for the kernels that are compiled at start-up.",
         "Use an image as its makers released it (vllm_image, vllm_image_tag), or keep FlashInfer from compiling:"
@@ -311,7 +314,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "compiler-missing",
-        r"Failed to find C compiler|(?:nvcc|ninja|gcc|g\+\+|c\+\+|cc|ptxas): (?:command )?not found"
+        r"Failed to find C compiler|cannot execute '\S*(?:cc1|cc1plus|cicc)'|(?:nvcc|ninja|gcc|g\+\+|c\+\+|cc"
+        r"|ptxas): (?:command )?not found"
         r"|Could not find (?:nvcc|CUDA|cuda_home)|nvcc not found|[Nn]inja is required|Cannot find (?:ptxas|nvcc)"
         r"|(?:CUDA_HOME|CUDA_PATH) (?:environment variable is )?(?:is )?(?:not set|unset)"
         r"|Unable to find (?:nvcc|ninja|CUDA)|No such file or directory: '(?:\S*/)?(?:nvcc|ninja|gcc|g\+\+|c\+\+|cc"
@@ -342,6 +346,15 @@ CAUSES: tuple[Cause, ...] = (
         "Remove the folder vllm/torch_compile_cache below vllm_cache_dir on the host and run the play again, which"
         " then shows the failure itself if it comes again.",
         rank=ECHO,
+    ),
+    Cause(
+        "gpu-not-capable",
+        r"^(?:[\w.]+: )?(.*\b(?:[Rr]equires?|only (?:supported|supports?|available)(?: on| for)?) (?:\S+ ){0,4}?"
+        r"(?:compute capability|SM ?\d+|sm_?\d+|Blackwell|Hopper|Ampere)\b.*)",
+        "A kernel or a precision that was chosen does not run on this GPU: {0}",
+        "Set vllm_precision and vllm_kv_cache_dtype to auto, and take attention-backend and moe-backend out of"
+        " vllm_extra_config; otherwise this model needs another GPU.",
+        rank=GENERAL,
     ),
     Cause(
         "kernel-image-missing",
@@ -383,7 +396,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "container-toolkit-missing",
-        r"[Uu]nknown (?:or invalid runtime name:?|runtime specified) \"?nvidia",
+        r"nvidia-container-runtime-hook\\?\"?: executable file not found|[Uu]nknown (?:or invalid runtime name:?"
+        r"|runtime specified) \"?nvidia",
         "Docker has no runtime named nvidia: the NVIDIA container toolkit is not configured on the host.",
         f"{DEPLOY_TOOLKIT} Or set vllm_gpu_access to gpus, cdi or devices.",
     ),
@@ -406,10 +420,21 @@ CAUSES: tuple[Cause, ...] = (
         "driver-libraries-missing",
         r"nvidia-container-cli: initialization error(?!.*version mismatch)"
         r"|libnvidia-ml\.so\.1: cannot open shared object"
-        r"|libcuda\.so\.1: cannot open shared object",
-        "The NVIDIA driver's libraries are not found.",
+        r"|libcuda\.so\.1: cannot open shared object|Found no NVIDIA driver on your system"
+        r"|NVML Shared Library Not Found"
+        r"|NVMLError_DriverNotLoaded|NVML: Driver Not Loaded",
+        "The NVIDIA driver's libraries are not found, or the driver is not loaded.",
         "Install the driver on the host (nvidia-smi must work there), then run the play again; with vllm_gpu_access"
         " devices mount the driver's libraries through vllm_volumes.",
+    ),
+    Cause(
+        "container-toolkit-failed",
+        r"nvidia-container-cli: (.+)|nvidia-container-runtime: (.+)",
+        "NVIDIA's container toolkit could not hand the GPUs to the container: {0}{1}",
+        "See that nvidia-smi works on the host and run the play again; otherwise set vllm_gpu_access to cdi or"
+        " devices, or"
+        " nvidia_container_toolkit_version to a newer one.",
+        rank=GENERAL,
     ),
     Cause(
         "driver-libraries-not-listed",
@@ -425,7 +450,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "driver-mismatch",
-        r"Error 80[34]|[Dd]river/library version mismatch"
+        r"Error 80[34]|[Dd]river/library version mismatch|NVML/RM version mismatch"
         r"|system has unsupported display driver / cuda driver combination"
         r"|forward compatibility was attempted on non supported HW",
         "The driver and the image's CUDA libraries do not go together.",
@@ -441,7 +466,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "gpu-fell-off",
-        r"GPU has fallen off the bus|GPU is lost|CUDA error: (?:uncorrectable ECC|unspecified launch failure)"
+        r"GPU has fallen off the bus|GPU is lost|CUDA error: uncorrectable ECC"
         r"|uncorrectable ECC error",
         "The GPU failed.",
         "See dmesg for Xid errors; reset or replace the GPU.",
@@ -552,6 +577,13 @@ CAUSES: tuple[Cause, ...] = (
         " will do: all processes are in one container), or set vllm_network_mode to host.",
     ),
     Cause(
+        "multicast-not-supported",
+        r"does not support multicasting|cuMulticast\w+.*(?:not supported|failed)|[Mm]ulticast\S* is not supported",
+        "The GPUs of this host cannot multicast over NVLink, which symmetric memory was to use.",
+        "Set VLLM_ALLREDUCE_USE_SYMM_MEM: '0' and NCCL_NVLS_ENABLE: '0' in vllm_environment; see that"
+        " nvidia-fabricmanager runs on the host.",
+    ),
+    Cause(
         "nccl-error",
         r"ncclSystemError|ncclUnhandledCudaError|NCCL error|ncclRemoteError|ncclInternalError|ncclInvalidUsage"
         r"|NCCL WARN|Watchdog caught collective operation timeout",
@@ -571,6 +603,7 @@ CAUSES: tuple[Cause, ...] = (
         "model-not-found",
         r"is not a local folder and is not a valid model identifier|RepositoryNotFoundError"
         r"|Can't load the configuration of"
+        r"|Incorrect path_or_model_id"
         r"|Invalid repository ID or local directory specified|Repo id must (?:be|use)",
         "There is no such model at the hub, and no such folder.",
         "Correct vllm_model; for a private model set vllm_hf_token.",
@@ -673,7 +706,7 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "config-json-missing",
-        r"does not appear to have a file named config\.json|No model architectures are specified|(?:No"
+        r"does not appear to have a file named config\.json|(?:No"
         r"|no) config(?:\.json)? (?:file )?found",
         "The model's folder or repository has no config.json.",
         "Correct vllm_model.",
@@ -690,9 +723,16 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "config-json-unreadable",
-        r"is not a valid JSON file|json\.decoder\.JSONDecodeError",
+        r"is not a valid JSON file",
         "A JSON file of the model, such as config.json, is damaged or cut short.",
         "Fetch the model's files again, or correct those in the folder of vllm_model.",
+    ),
+    Cause(
+        "config-json-unreadable",
+        r"^json\.decoder\.JSONDecodeError: ",
+        "vLLM read a text of JSON that is damaged or cut short, most often a file of the model such as config.json.",
+        "Look at the evidence; fetch the model's files again, or correct those in the folder of vllm_model.",
+        rank=GENERAL,
     ),
     Cause(
         "remote-code-refused",
@@ -867,6 +907,14 @@ CAUSES: tuple[Cause, ...] = (
         "Make the folder, or correct vllm_volumes, vllm_hf_home and vllm_cache_dir.",
     ),
     Cause(
+        "container-refused",
+        r"OCI runtime create failed: (.+)|failed to create (?:task|shim task)[^:]*: (.+)",
+        "Docker could not start the container: {0}{1}",
+        "See what the message names: a folder of vllm_volumes, vllm_gpu_access, or the engine itself (journalctl --unit"
+        " docker).",
+        rank=GENERAL,
+    ),
+    Cause(
         "user-unknown",
         r"getpwuid\(\): uid not found: ?(\d*)",
         "The container runs as user {0}, whom the image does not know.",
@@ -987,7 +1035,7 @@ PLACES: tuple[tuple[str, Cause], ...] = (
         r"/vllm/lora/",
         Cause(
             "lora-refused",
-            _FAILED,
+            r"^(?:[\w.]+\.)?(?:ValueError|TypeError|NotImplementedError): (.+)",
             "vLLM refuses a LoRA adapter: {0}",
             "Correct lora-modules, max-lora-rank and max-loras in vllm_extra_config.",
             GENERAL,

@@ -40,6 +40,10 @@ ENGINE_DIED = "EngineCore encountered a fatal error"
 SIGNALS = (132, 134, 135, 137, 139)
 
 
+# In one line the cause nearest to the root counts, and of those the first of the table.
+BY_RANK = sorted(CAUSES, key=lambda cause: cause.rank)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Proof:
     """A cause, and the line that proves it."""
@@ -108,7 +112,7 @@ def _proofs(log: list[Line]) -> list[_Proof]:
 
 
 def _proof(line: Line) -> _Proof | None:
-    for cause in CAUSES:
+    for cause in BY_RANK:
         match = re.search(cause.pattern, line.text)
         if match:
             return _Proof(cause, tuple(group or "" for group in match.groups()), line.text, _rank(cause, line))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import served_names
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import (
     key_to_ask_with,
@@ -195,8 +196,7 @@ def served_name(spec: Spec | None) -> str:
     """Return the name under which a server of this spec serves its model."""
     if spec is None:
         return ""
-    names = str(spec["config"].get("served-model-name") or spec["command"][1])
-    return names.split()[0]
+    return served_names(spec["config"], spec["command"][1])[0]
 
 
 def _run_line(config_dir: str, name: str) -> str:

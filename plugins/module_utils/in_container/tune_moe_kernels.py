@@ -13,6 +13,9 @@ The request has `model` (as `vllm serve` is given it), `precision` (fp8 or bf16)
 `tokens`, `workers`, `tolerance` (the largest difference, as a share of the largest number), `margin` (the least gain,
 as a share) and `rounds` (how often a finalist and vLLM's own choice are measured, in turns). The answer has `tables`,
 each `name` (of the file, as vLLM looks for it), `table` and `provenance`, or `why` there is none.
+
+The names of vLLM that it asks for are those of 0.32, and of vLLM's own benchmark of these kernels; arguments that
+came or went between 0.12 and 0.33 are left out.
 """
 
 from __future__ import annotations
@@ -369,12 +372,12 @@ def tune(folder: str, request: Mapping[str, Any], say: Callable[[str], None]) ->
         major, minor = torch.cuda.get_device_capability()
         provenance = {
             "schema_version": 1,
-            "device_name": torch.cuda.get_device_name(),
+            "cards": [torch.cuda.get_device_name()],
             "compute_capability": f"{major}.{minor}",
-            "vllm_version": vllm.__version__,
-            "triton_version": triton.__version__,
-            "torch_version": torch.__version__,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "vllm": vllm.__version__,
+            "triton": triton.__version__,
+            "torch": torch.__version__,
+            "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "model": request["model"],
             "precision": request["precision"],
             "tensor_parallel_size": size,

@@ -62,25 +62,27 @@ def obstacle(
         return None
     everyone = len({host_of(name) for name in servers})
     most = share_of(limit.most, everyone, VARIABLE, least=1)
-    others = [server for name, server in servers.items() if host_of(name) not in leaving and server.usable()]
+    going = [server for name, server in servers.items() if host_of(name) in leaving and server.usable()]
+    left = [server for name, server in servers.items() if host_of(name) not in leaving and server.usable()]
     away = {host: turns[host] for host in out if host in turns}
-    if not others and not limit.allow_outage:
-        return _nobody_left(servers, leaving, away)
+    alone = [server.name for server in going if not any(map(server.serves_as, left))]
+    if alone and not limit.allow_outage:
+        return _nobody_left(alone, away, bool(left))
     if len(out) + len(leaving) > most:
         return _too_many(leaving, out, away, most, everyone, limit)
-    running = sum(server.sessions for server in servers.values() if server.usable())
+    others = [server for server in left if any(map(server.serves_as, going))]
+    running = sum(server.sessions for server in [*going, *others])
     room = limit.requests_per_replica * len(others)
     if room and running > room and not limit.allow_outage:
         return _too_busy(leaving, running, len(others), limit)
     return None
 
 
-def _nobody_left(
-    servers: Mapping[str, BackendServer], leaving: Collection[str], away: Mapping[str, str]
-) -> GpufleetError:
-    names = [name for name, server in servers.items() if host_of(name) in leaving and server.usable()]
+def _nobody_left(alone: Collection[str], away: Mapping[str, str], others: bool) -> GpufleetError:
+    what = " that serves the same model" if others else ""
     return GpufleetError(
-        f"Without {', '.join(names)} the router would have no replica to send requests to, so it is left as it is.",
+        f"Without {', '.join(alone)} the router would have no replica{what} to send requests to, so it is left as it"
+        " is.",
         name="no-other-serves",
         remedy=f"See what the others do (playbook gpufleet.vllm.status), or say {OUTAGE}: true.",
         details={"passes": bool(away), "turns": dict(away)},

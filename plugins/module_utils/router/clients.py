@@ -293,14 +293,20 @@ def rate_rules(folder: str) -> list[str]:
     ]
 
 
-def model_rules(folder: str) -> list[str]:
-    """Return the rules that keep a client to its models; they come where the variable txn.model is set."""
+def model_rules(folder: str, conditions: Sequence[str] = ("",)) -> list[str]:
+    """Return the rules that keep a client to its models; they come where the variable txn.model is set.
+
+    Args:
+        folder: of the files.
+        conditions: each of which is enough to look.
+    """
     may_not = "This client may not use this model, or the request names none that could be read."
+    refused = "METH_POST { var(txn.models) -m found } !{ var(txn.may) -m found }"
     return [
         f"http-request set-var(txn.models) {_limit('models', folder)} if named_client",
         f"http-request set-var(txn.may) str(model:),concat(,txn.client,:),concat(,txn.model),"
         f"map_str_int({folder}/{CLIENT_LIMITS}) if {{ var(txn.models) -m found }}",
-        deny(403, may_not, "METH_POST { var(txn.models) -m found } !{ var(txn.may) -m found }"),
+        *(deny(403, may_not, f"{refused} {condition}".rstrip()) for condition in conditions),
     ]
 
 

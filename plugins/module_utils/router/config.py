@@ -11,14 +11,17 @@ it becomes its own user. Everything used here is in HAProxy 2.4 and later.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import keeper_files
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.backend_config import replicas_backend
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.backend_config import model_backend, replicas_backend
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import client_files, clients_table
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     CONFIG,
     KEYS,
+    MODELS,
+    MODELS_MAP,
+    READER_CONFIG,
     REPLICA_KEY,
     REPLICAS,
 )
@@ -26,12 +29,26 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_conf
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.global_config import defaults_section, global_section
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica, key_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.metrics_config import metrics_files, metrics_sections
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
+    list_text,
+    map_text,
+    routes,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import (
+    inner_frontend,
+    reader_backend,
+    reader_config,
+    reader_program,
+    reads_whole,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.proxies_config import proxies_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
 def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
     """Return the files of the router, name to text, for the folder that they will be in."""
+    found = routes(replicas)
+    reader = {READER_CONFIG: _text(reader_config(settings))} if reads_whole(settings, found) else {}
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
@@ -41,20 +58,33 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         REPLICAS: json.dumps([vars(replica) for replica in replicas], indent=1) + "\n",
         **proxies_file(settings),
         **metrics_files(settings, replicas),
+        MODELS: list_text(found) + "\n",
+        MODELS_MAP: map_text(found),
+        **reader,
     }
 
 
 def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> str:
     """Return HAProxy's configuration; it names files in C(folder)."""
-    sections = (
+    found = routes(replicas)
+    sections = [
         global_section(settings),
         defaults_section(settings),
-        frontend(settings, folder, sorted({model for replica in replicas for model in replica.models})),
+        frontend(settings, found, folder),
         *([requests_table(settings)] if settings.rate_limit else []),
         *([clients_table()] if settings.clients else []),
         replicas_backend(settings, replicas, folder),
         *metrics_sections(settings, replicas, folder),
-    )
+    ]
+    if len(found) > 1:
+        sections += [model_backend(settings, route, folder) for route in found]
+    if reads_whole(settings, found):
+        sections += [reader_backend(settings), inner_frontend(settings, found, folder)]
+        sections.append(reader_program(settings, folder))
+    return _text(sections)
+
+
+def _text(sections: Iterable[Sequence[str]]) -> str:
     return "# Written by the collection gpufleet.vllm (role router). Changes made here are overwritten.\n" + "\n".join(
         "\n".join((section[0], *(f"    {line}" if line else "" for line in section[1:]))) + "\n" for section in sections
     )

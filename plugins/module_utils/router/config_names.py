@@ -18,3 +18,11 @@ TARGETS = "targets.json"
 MASTER_SOCKET = "master.sock"
 ADMIN_SOCKET = "admin.sock"
 SERVER_STATE = "server-state"
+# By model: one backend for each set of replicas that serves the same names, and what decides.
+MODEL_BACKEND = "model:"
+MODELS, MODELS_MAP = "models.json", "models.map"
+# The second HAProxy, which reads what is too long for the first one, and where it hands requests back.
+READER, INNER = "reader", "inner"
+READER_CONFIG = "reader.cfg"
+# Headers between the two. Clients' own are taken away.
+OWN_HEADERS = "x-gpufleet-"

@@ -8,10 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import access_log, clients, proxies_config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import (
+    access_log,
+    clients,
+    model_paths,
+    model_rules,
+    proxies_config,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import browser_rules
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, CERTIFICATE, KEYS
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_paths import model_rules
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
+    BACKEND,
+    CERTIFICATE,
+    KEYS,
+    OWN_HEADERS,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms import (
     body_rules,
@@ -22,16 +33,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
-# The name of the model, as far as the body fits the buffer.
-MODEL = (
-    "http-request wait-for-body time 60s if METH_POST",
-    "http-request set-var(txn.model) req.body,json_query('$.model') if METH_POST",
-)
 
 
-def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> list[str]:
+def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
+    """Return the frontend that clients speak to."""
     host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
+    models = sorted({name for route in found for name in route.names})
     return [
         "frontend api",
         f"bind {host}:{settings.port}{proxies_config.bind_option(settings)}{crypt}",
@@ -42,10 +50,11 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
         *access_log.frontend_lines(settings),
+        f"http-request del-header {OWN_HEADERS} -m beg",
         *proxies_config.client_rules(settings, folder),
         *browser_rules(settings.cors_origins),
         *(_who_may_ask(settings, folder) if settings.wants_key() else []),
-        *model_rules(models, settings.endpoints),
+        *model_paths.model_rules(models, settings.endpoints),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
         deny(404, "There is no such endpoint here.", "!allowed_path"),
         *access_log.request_rules(settings),
@@ -53,9 +62,9 @@ def frontend(settings: RouterSettings, folder: str, models: Sequence[str]) -> li
         too_long(settings),
         *_how_often(settings, folder),
         *body_rules(settings),
-        *(MODEL if settings.clients or settings.access_log else []),
-        *(clients.model_rules(folder) if settings.clients else []),
         *access_log.answer_rules(settings),
+        *(model_rules.list_rules(folder, BACKEND) if all_named(found) else []),
+        *model_rules.model_rules(settings, found, folder),
         "",
         f"default_backend {BACKEND}",
     ]
@@ -90,6 +99,7 @@ def _how_often(settings: RouterSettings, folder: str) -> list[str]:
 
 
 def requests_table(settings: RouterSettings) -> list[str]:
+    """Return the table that counts the requests of each key, or of each address."""
     kind = "binary len 32" if settings.wants_key() else "ipv6"
     return [
         "backend requests",

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, MODEL_BACKEND
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import (
     ServerStates,
     rows_of,
@@ -72,7 +72,8 @@ class BackendServer:
         state: ready, drain or maint: what an administrator made of it, whatever its health.
         up: whether its health check passes.
         status: HAProxy's word for both, such as UP, DOWN, DRAIN or MAINT.
-        sessions: requests at it now, those of old workers among them.
+        sessions: requests at it now, for all its models, those of old workers among them.
+        routes: backends by which it gets requests for its models; none where all replicas serve the same.
     """
 
     name: str
@@ -80,6 +81,11 @@ class BackendServer:
     up: bool
     status: str
     sessions: int
+    routes: frozenset[str] = frozenset()
+
+    def serves_as(self, other: BackendServer) -> bool:
+        """Return whether another server has a model of this one, too, by the same name."""
+        return self.routes == other.routes or bool(self.routes & other.routes)
 
     def usable(self) -> bool:
         """Return whether it gets requests."""
@@ -305,22 +311,37 @@ def parse_processes(text: str) -> Processes:
 def parse_servers(states: str, statistics: str) -> dict[str, BackendServer]:
     """Return the servers of the replicas in the answers to C(show servers state) and C(show stat)."""
     loads = parse_loads(statistics)
+    of: dict[str, list[str]] = {}
+    for row in _server_rows(statistics):
+        if row["pxname"] != BACKEND:
+            of.setdefault(row["svname"], []).append(row["pxname"])
     found = {}
     for row in rows_of(states):
         name = row["srv_name"]
         if name in loads:
             admin = int(row["srv_admin_state"])
             state = "maint" if admin & ADMIN_MAINT else "drain" if admin & ADMIN_DRAIN else "ready"
-            found[name] = BackendServer(name, state, int(row["srv_op_state"]) in OPERATING, *loads[name])
+            up, routes = int(row["srv_op_state"]) in OPERATING, frozenset(of.get(name, ()))
+            found[name] = BackendServer(name, state, up, *loads[name], routes)
     return found
 
 
 def parse_loads(statistics: str) -> dict[str, tuple[str, int]]:
     """Return status and number of requests of each server of the replicas in the answer to C(show stat)."""
+    rows = _server_rows(statistics)
+    running: dict[str, int] = {}
+    for row in rows:
+        running[row["svname"]] = running.get(row["svname"], 0) + int(row["scur"] or 0)
+    return {row["svname"]: (row["status"], running[row["svname"]]) for row in rows if row["pxname"] == BACKEND}
+
+
+def _server_rows(statistics: str) -> list[dict[str, str]]:
+    """Return the rows of the replicas, one for each backend that has it."""
     begin = statistics.find(STATISTICS)
     rows = csv.DictReader(io.StringIO(statistics[begin + 2 :])) if begin >= 0 else []
-    return {
-        row["svname"]: (row["status"], int(row["scur"] or 0))
+    return [
+        row
         for row in rows
-        if row["pxname"] == BACKEND and row["svname"] not in ("BACKEND", "FRONTEND")
-    }
+        if (row["pxname"] == BACKEND or row["pxname"].startswith(MODEL_BACKEND))
+        and row["svname"] not in ("BACKEND", "FRONTEND")
+    ]

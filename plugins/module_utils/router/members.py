@@ -21,9 +21,17 @@ ADDRESS = re.compile(r"[A-Za-z0-9_.:-]+")
 
 @dataclass(frozen=True)
 class Replica:
-    """One server behind the router: host and name as the inventory and the plan call it, where it is, what it serves.
+    """One server behind the router.
 
-    C(models) are the names by which clients ask for its model; none where an earlier version wrote this down.
+    Attributes:
+        host: as the inventory calls it.
+        name: as the plan calls it.
+        address: where it is.
+        port: where it listens.
+        models: names by which requests may ask for its model; none if they are not known.
+        requests: requests that its KV cache holds at once, by the plan; 0 if that is not known.
+        max_num_seqs: requests that it works on at once at most; 0 if that is not known.
+        max_model_len: tokens of the longest request; 0 if that is not known.
     """
 
     host: str
@@ -31,10 +39,20 @@ class Replica:
     address: str
     port: int
     models: tuple[str, ...] = ()
+    requests: int = 0
+    max_num_seqs: int = 0
+    max_model_len: int = 0
 
     def server(self) -> str:
         """Return its name in HAProxy's configuration."""
         return server_name(self.host, self.name)
+
+
+def replica_of(host: str, entry: Mapping[str, Any]) -> Replica:
+    """Return a replica of a host from what is written down of it, also by an earlier version that knew no models."""
+    numbers = {name: int(entry.get(name) or 0) for name in ("requests", "max_num_seqs", "max_model_len")}
+    models = tuple(str(name) for name in entry.get("models") or ())
+    return Replica(host, str(entry["name"]), str(entry["address"]), int(entry["port"]), models, **numbers)
 
 
 def server_name(host: str, replica: str) -> str:
@@ -55,20 +73,9 @@ def replica_key_of(text: str) -> str:
 def read_replicas(text: str) -> list[Replica]:
     """Return the replicas in the text of C(replicas.json); none if it is not one."""
     try:
-        return [Replica(**{**entry, "models": tuple(entry.get("models", ()))}) for entry in json.loads(text)]
-    except (ValueError, TypeError, AttributeError):
+        return [replica_of(str(entry["host"]), entry) for entry in json.loads(text)]
+    except (ValueError, TypeError, LookupError, AttributeError):
         return []
-
-
-def served_models(replica: Mapping[str, Any], model: str) -> list[str]:
-    """Return the names under which a replica of a plan serves its model.
-
-    Args:
-        replica: of the plan.
-        model: the plan's, which is the name where the configuration has none.
-    """
-    names = (replica.get("config") or {}).get("served-model-name") or model
-    return names.split() if isinstance(names, str) else [str(name) for name in names]
 
 
 def merge(

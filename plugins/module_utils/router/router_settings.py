@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import MODEL_NAME
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import origin_problems
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import Client, read_clients
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
@@ -22,6 +23,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members impor
     SERVER_NAME,
     Replica,
 )
+
+HEADER = re.compile(r"[A-Za-z0-9-]+")
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,13 @@ class RouterSettings:
         replica_key: key with which the replicas are asked; empty sends none.
         endpoints: paths that pass.
         max_request_bytes: largest body of a request.
+        balance: leastconn, prefix or session: what chooses among the replicas.
+        balance_factor: how much more than its share a replica may have before the next one is taken, in percent.
+        session_header: of a request, names its session.
         rate_limit: requests of one key (or, without keys, of one address) in ten seconds; 0 for no limit.
         max_connections: connections of clients at once.
         max_requests_per_replica: requests at one replica at once, beyond which they wait here; 0 for no limit.
+        large_requests: requests beyond the buffer that are read at once to find their models.
         buffer_bytes: a request up to this size can be sent again when a replica dies.
         timeout: seconds for which an answer may be silent.
         check_interval_ms: between two health checks of a replica.
@@ -58,6 +65,7 @@ class RouterSettings:
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
         cors_origins: origins whose pages may ask from a browser; `*` for all.
+        program: HAProxy itself.
     """
 
     host: str
@@ -68,9 +76,13 @@ class RouterSettings:
     replica_key: str
     endpoints: tuple[str, ...]
     max_request_bytes: int
+    balance: str
+    balance_factor: int
+    session_header: str
     rate_limit: int
     max_connections: int
     max_requests_per_replica: int
+    large_requests: int
     buffer_bytes: int
     timeout: int
     check_interval_ms: int
@@ -89,6 +101,7 @@ class RouterSettings:
     user: str = "haproxy"
     chroot: str = ""
     cors_origins: tuple[str, ...] = ()
+    program: str = "haproxy"
 
     def wants_key(self) -> bool:
         """Return whether a request needs a key."""
@@ -113,6 +126,10 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
         for path in settings.endpoints
         if not ENDPOINT.fullmatch(path)
     ]
+    if not HEADER.fullmatch(settings.session_header):
+        problems.append(f"router_session_header: {settings.session_header!r} is no name of a header")
+    if settings.balance_factor <= 100:
+        problems.append(f"router_balance_factor: {settings.balance_factor} is not above 100, a replica's own share")
     if not settings.endpoints:
         problems.append("router_endpoints: is empty, so nothing could pass; leave it at its default")
     for key in (*settings.keys, settings.replica_key):
@@ -127,6 +144,11 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
             )
         if not ADDRESS.fullmatch(replica.address):
             problems.append(f"vllm_router_address: {replica.address!r} of {replica.host} is neither name nor address")
+        problems += [
+            f"vllm_served_model_name: {name!r} of {replica.host} has white space, quotes or backslashes in it"
+            for name in replica.models
+            if not MODEL_NAME.fullmatch(name)
+        ]
     if problems:
         raise invalid_router(problems)
 
@@ -214,7 +236,7 @@ def _log_problems(settings: RouterSettings) -> list[str]:
     return problems
 
 
-def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:
+def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, program: str = "haproxy") -> RouterSettings:
     """Return the settings in the options of the module router_server.
 
     Raises:
@@ -230,6 +252,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Rou
         "endpoints",
         "trusted_proxies",
         "cors_origins",
+        "program",
     }
     return RouterSettings(
         keys=keys,
@@ -239,6 +262,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> Rou
         trusted_proxies=tuple(params["trusted_proxies"]),
         cors_origins=tuple(params["cors_origins"]),
         chroot=chroot,
+        program=program,
         user=params["user"],
         **{name: params[name] for name in names},
     )

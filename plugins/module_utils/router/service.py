@@ -35,6 +35,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log im
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import CLIENT_LIMITS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import sockets_in
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
@@ -49,10 +50,13 @@ UNIT = "gpufleet-router.service"
 UNIT_PATH = f"{UNIT_FOLDER}/{UNIT}"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
+CONFIGS = (config_names.CONFIG, config_names.READER_CONFIG)
 MODES = dict.fromkeys(
     (
-        config_names.CONFIG,
+        *CONFIGS,
         config_names.REPLICAS,
+        config_names.MODELS,
+        config_names.MODELS_MAP,
         config_names.TRUSTED_PROXIES,
         config_names.TARGETS,
         CLIENT_LIMITS,
@@ -137,13 +141,14 @@ class RouterService:
             certificate, checked = self.path(config_names.CERTIFICATE), os.path.join(folder, config_names.CERTIFICATE)
             if os.path.exists(certificate) and not os.path.exists(checked):
                 os.symlink(certificate, checked)
-            run_command(
-                [program, "-c", "-f", os.path.join(folder, config_names.CONFIG)],
-                name="router-config-refused",
-                doing="HAProxy's check of the router's configuration",
-                remedy="The router goes on with what it has. Correct the router_* variable that the message leads"
-                " to. router_certificate needs the certificate, its chain and its private key in one file.",
-            )
+            for name in (name for name in CONFIGS if os.path.exists(os.path.join(folder, name))):
+                run_command(
+                    [program, "-W", "-c", "-f", os.path.join(folder, name)],
+                    name="router-config-refused",
+                    doing="HAProxy's check of the router's configuration",
+                    remedy="The router goes on with what it has. Correct the router_* variable that the message leads"
+                    " to. router_certificate needs the certificate, its chain and its private key in one file.",
+                )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -188,6 +193,9 @@ class RouterService:
             remove_unit(keeper_service.UNIT)
         else:
             self._stop()
+        for path in sockets_in("\n".join(map(self.text, CONFIGS))):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         for folder in (self._run_dir, self._state_dir, self._directory):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -47,6 +47,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import served_names
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import VERSION
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
@@ -222,7 +223,7 @@ class History:
     ) -> Entry:
         now = time.time()
         plan = self._plan
-        model = specs[0]["config"].get("served-model-name") or wishes.model_source["argument"]
+        model = served_names(specs[0]["config"], wishes.model_source["argument"])[0]
         return {
             "schema_version": SCHEMA_VERSION,
             "id": self._free_id(now),

@@ -41,7 +41,7 @@ def plan_of(
     """
     gpu_info, host_info = found
     host = planner_host(gpu_info, host_info, variables, wished.container_prefix)
-    known = {**host, "moe_tables": moe_tables(templar, variables), **further}
+    known = {**host, "moe_tables": moe_tables(templar), **further}
     plan = planner.plan(hub_look.with_model(known, wished, templar, variables), wished)
     check_host(plan, host_info)
     return plan

@@ -19,6 +19,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Ho
 from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import variables as verify_variables
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names, wishes
 
+# The folder of tuned tables below vllm_tune_dir, unless vllm_moe_tables_dir names another.
+MOE_TABLES = "moe-tables"
 # What the planner calls the texts of gpu_info.
 GPU_TEXTS = {
     "driver_version": "driver_version",
@@ -88,32 +90,29 @@ def planner_host(
     }
 
 
-def moe_tables(templar: Any, variables: Mapping[str, Any]) -> dict[str, str]:
+def moe_tables(templar: Any) -> dict[str, str]:
     """Return the names and texts of the files in C(vllm_moe_tables_dir) on the controller.
 
+    The default folder is there once the playbook tune has made tables.
+
     Raises:
-        GpufleetError: C(no-moe-tables) where the folder that is named cannot be read.
+        GpufleetError: C(no-moe-tables) where another folder is named that cannot be read.
     """
-    named = str(templar.template(variables.get("vllm_moe_tables_dir") or "")).strip()
-    if not named:
-        return {}
+    known = templar.available_variables
+    named = str(templar.template(known.get("vllm_moe_tables_dir") or "")).strip()
+    default = f"{templar.template(known.get('vllm_tune_dir') or '')}/{MOE_TABLES}"
     folder = Path(named).expanduser()
+    if not named or (named == default and not folder.exists()):
+        return {}
     try:
-        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))} or _none_in(
-            folder
-        )
+        folder.stat()
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))}
     except (OSError, UnicodeDecodeError) as error:
         raise GpufleetError(
             f"vllm_moe_tables_dir: {folder} cannot be read: {error}.",
             name="no-moe-tables",
-            remedy="Name a folder on the controller that the playbook tune has written, or leave it empty.",
+            remedy="Name a folder on the controller that the playbook tune has written, or leave it at its default.",
         ) from error
-
-
-def _none_in(folder: Path) -> dict[str, str]:
-    """Return nothing for a folder that is there, and raise OSError for one that is not."""
-    folder.stat()
-    return {}
 
 
 def _machine(host_info: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

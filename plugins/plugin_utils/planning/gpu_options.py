@@ -121,8 +121,8 @@ def finish_options(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Add what every server has and the user's own options, which win."""
     draft.decide("model_source", chosen.source["kind"], f"served from {chosen.source['location']}")
-    if chosen.name != chosen.source["argument"]:
-        config["served-model-name"] = chosen.name
+    if chosen.names != (chosen.source["argument"],):
+        config["served-model-name"] = chosen.name if len(chosen.names) == 1 else list(chosen.names)
     if versions.OPTIONS["shutdown-timeout"].holds(version) and wishes.drain_timeout:
         config["shutdown-timeout"] = wishes.drain_timeout
         draft.decide("shutdown_timeout", wishes.drain_timeout, "vllm_drain_timeout: running requests may finish")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ModelSource
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import OWN_NAME
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import ModelInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue, model_shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import Shape
@@ -26,7 +27,7 @@ class Chosen:
     """The model that will be served.
 
     Attributes:
-        name: what clients call it.
+        names: what clients call it; servers answer with the first one.
         source: the plan's C(model_source).
         precision: that of its weights.
         shape: its sizes; None when nobody has read its configuration, or it does not tell them.
@@ -36,7 +37,7 @@ class Chosen:
         why: why the hub told nothing of it.
     """
 
-    name: str
+    names: tuple[str, ...]
     source: ModelSource
     precision: str
     shape: Shape | None
@@ -44,6 +45,16 @@ class Chosen:
     fp8_kv: bool = False
     unread: Unread | None = None
     why: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the name by which servers answer."""
+        return self.names[0]
+
+
+def served_as(wishes: Wishes, own: str) -> tuple[str, ...]:
+    """Return the names under which a model is served; C(own) is its own one."""
+    return tuple(dict.fromkeys(own if name == OWN_NAME else name for name in wishes.served_model_name)) or (own,)
 
 
 def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequence[Gpu]) -> Chosen:
@@ -114,25 +125,25 @@ def _catalogued(wishes: Wishes, model: catalogue.Model, precision: str, reposito
         mount = posixpath.join(wishes.state_dir, "models", folder)
         source = {"kind": "pypi", "location": model.pypi, "mount": mount, "argument": f"/models/{folder}"}
     llama4 = model is catalogue.SCOUT
-    return Chosen(
-        wishes.served_model_name or repository, source, precision, model.shape_for(precision), llama4, fp8_kv=llama4
-    )
+    return Chosen(served_as(wishes, repository), source, precision, model.shape_for(precision), llama4, fp8_kv=llama4)
 
 
 def _folder(draft: Draft, wishes: Wishes, path: str, read: Shape | Unread | None) -> Chosen:
     mount, argument = _mount(path)
-    name = wishes.served_model_name or posixpath.basename(path)
+    names = served_as(wishes, posixpath.basename(path))
     draft.decide("model", path, "vllm_model: a folder on the host, mounted read-only")
     source: ModelSource = {"kind": "path", "location": path, "mount": mount, "argument": argument}
     llama4 = read is not None and read.model_type.startswith("llama4")
-    return _as_read(wishes, name, source, read, llama4=llama4)
+    return _as_read(wishes, names, source, read, llama4=llama4)
 
 
-def _as_read(wishes: Wishes, name: str, source: ModelSource, read: Shape | Unread | None, *, llama4: bool) -> Chosen:
+def _as_read(
+    wishes: Wishes, names: tuple[str, ...], source: ModelSource, read: Shape | Unread | None, *, llama4: bool
+) -> Chosen:
     """Return a model that the catalogue does not know, by what was read of it."""
     shape, unread = (None, read) if isinstance(read, Unread) else (read, None)
     precision = read.precision if read else (wishes.precision or "bf16")
-    return Chosen(name, source, precision, shape, llama4, fp8_kv=llama4, unread=unread)
+    return Chosen(names, source, precision, shape, llama4, fp8_kv=llama4, unread=unread)
 
 
 def _mount(path: str) -> tuple[str, str]:
@@ -162,7 +173,7 @@ def _repository(draft: Draft, wishes: Wishes, repository: str, read: Shape | Unr
         raise _no_package(repository)
     source: ModelSource = {"kind": "hub", "location": repository, "mount": "", "argument": repository}
     llama4 = bool(catalogue.licence_of(repository, read.model_type if read else ""))
-    return _as_read(wishes, wishes.served_model_name or repository, source, read, llama4=llama4)
+    return _as_read(wishes, served_as(wishes, repository), source, read, llama4=llama4)
 
 
 def has_dummy_weights(wishes: Wishes) -> bool:

@@ -25,6 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
     value_of,
     version_of,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import MODEL_NAME, names_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import deadlines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.profiles import DEFAULT, PROFILES, Profile
@@ -59,7 +60,7 @@ class Wishes:
     precision: str | None = None
     model: str | None = None
     model_source: str | None = None
-    served_model_name: str = ""
+    served_model_name: tuple[str, ...] = ()
     image: str | None = None
     image_tag: str | None = None
     image_source: str | None = None
@@ -94,6 +95,7 @@ class Wishes:
     state_dir: str = "/var/lib/gpufleet"
     drain_timeout: int = 600
     restart_policy: str = "unless-stopped"
+    restrict_ports: bool = False
     start_at_boot: bool = True
     min_driver: int = versions.OLDEST_DRIVER
     offline: bool = False
@@ -185,6 +187,17 @@ def _model(value: Any) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
         raise ValueError("it must be a repository such as organisation/name, or the absolute path of a folder")
     return text
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, names_of(value))))
+    for name in names:
+        if not MODEL_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no name that a request could have: it must be without white space, quotes and"
+                " backslashes, 200 characters at most"
+            )
+    return names
 
 
 def _path(value: Any) -> str:
@@ -324,7 +337,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "precision": ("vllm_precision", auto(one_of("auto", "fp8", "fp4", "bf16"))),
     "model": ("vllm_model", auto(_model)),
     "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
-    "served_model_name": ("vllm_served_model_name", version_of),
+    "served_model_name": ("vllm_served_model_name", _names),
     "image": ("vllm_image", auto(_image)),
     "image_tag": ("vllm_image_tag", auto(version_of)),
     "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),
@@ -362,6 +375,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "state_dir": ("vllm_state_dir", _path),
     "drain_timeout": ("vllm_drain_timeout", integer(0)),
     "restart_policy": ("vllm_restart_policy", _restart_policy),
+    "restrict_ports": ("vllm_restrict_ports", flag),
     "start_at_boot": ("vllm_start_at_boot", flag),
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),

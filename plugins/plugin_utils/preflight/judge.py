@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes impo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import (
     engine_checks,
     gpu_checks,
+    port_checks,
     reboot_checks,
     source_checks,
 )
@@ -384,5 +385,6 @@ CHECKS: tuple[Callable[[Case], list[Finding]], ...] = (
     _unfinished,
     *source_checks.CHECKS,
     *reboot_checks.CHECKS,
+    *port_checks.CHECKS,
     _unseen,
 )

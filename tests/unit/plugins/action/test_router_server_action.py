@@ -17,7 +17,6 @@ from ansible.vars.hostvars import HostVarsVars
 
 from ansible_collections.gpufleet.vllm.plugins.action import router_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import members
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
@@ -26,8 +25,9 @@ ROLES = Path(__file__).resolve().parents[4] / "roles"
 
 def member(host: str = "10.0.0.1", *, address: str = "", reached: str = "gpu.example.com") -> dict[str, Any]:
     """Return the fact of a host with one replica that listens on C(host)."""
-    replicas = [{"name": "vllm-0", "host": host, "port": 8000}] if host else []
-    return {"replicas": replicas, "model": "org/m", "address": address, "ansible_host": reached}
+    replicas = [{"name": "vllm-0", "host": host, "port": 8000, "config": {"max-num-seqs": 64}}] if host else []
+    plan = {"replicas": replicas, "model": "org/model", "capacity": {"max_concurrent_requests": 12}}
+    return {**plan, "address": address, "ansible_host": reached}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,17 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
     }
     found = router_server.gather(hostvars, list(hostvars), "lb")
     assert found["hosts"] == {
-        "serves": [{"name": "vllm-0", "address": "10.0.0.1", "port": 8000, "models": ["org/m"]}],
+        "serves": [
+            {
+                "name": "vllm-0",
+                "address": "10.0.0.1",
+                "port": 8000,
+                "models": ["org/model"],
+                "requests": 12,
+                "max_num_seqs": 64,
+                "max_model_len": 0,
+            }
+        ],
         "empty": [],
         "alone": [],
     }
@@ -68,11 +78,23 @@ def test_every_host_is_taken_left_out_or_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("configured", "names"),
-    [(None, ["org/m"]), ("short", ["short"]), ("short org/m", ["short", "org/m"]), (["a b", "c"], ["a b", "c"])],
+    ("config", "models"),
+    [
+        ({}, ["org/model"]),
+        ({"served-model-name": "scout"}, ["scout"]),
+        ({"served-model-name": ["scout", "org/model"]}, ["scout", "org/model"]),
+        ({"served-model-name": "scout", "lora-modules": ["sql=/adapters/sql", '{"name": "law", "path": "/a"}']}, None),
+        ({"served-model-name": "two\nlines"}, ["two", "lines"]),
+        ({"served-model-name": ['qu"ote', "scout"]}, ["scout"]),
+    ],
 )
-def test_the_names_under_which_a_replica_serves(configured: Any, names: list[str]) -> None:
-    assert members.served_models({"config": {"served-model-name": configured}}, "org/m") == names
+def test_the_names_of_a_replica_are_those_that_its_server_takes(
+    config: dict[str, Any], models: list[str] | None
+) -> None:
+    entry = router_server.entry_of(member(), {"name": "vllm-0", "config": config})
+    assert entry["models"] == (["scout", "sql", "law"] if models is None else models)
+    # A host whose plan was written by hand has no more than it says.
+    assert router_server.entry_of({}, {"name": "vllm-0"})["models"] == []
 
 
 def test_the_key_of_a_host_that_was_not_asked_is_templated_and_one_that_cannot_be_is_named() -> None:
@@ -113,7 +135,7 @@ def test_a_host_that_has_the_router_follow_is_not_the_router(delegate_to: str | 
         assert [line.partition(":")[0] for line in shown] == ["[lb] left out gpu-01"], "whom it did not ask is no news"
     else:
         (replica,) = result["given"]["hosts"]["gpu-01"]
-        assert replica == {"name": "vllm-0", "address": "127.0.0.1", "port": 8000, "models": ["org/m"]}
+        assert (replica["name"], replica["address"], replica["port"]) == ("vllm-0", "127.0.0.1", 8000)
         assert shown == ["[gpu-01] gpu-02 was not asked: the router keeps what it knew of it"]
 
 

@@ -22,7 +22,7 @@ NAME = "E=16,N=8192,device_name=NVIDIA_H200,dtype=fp8_w8a8.json"
 
 def table(kept: bool, name: str = NAME) -> dict[str, Any]:
     entry = {"before_us": 2140.5, "after_us": 1697.9, "gain": 0.26, "rejected": 1, "kept": kept}
-    provenance = {"vllm_version": "0.26.0", "triton_version": "3.6.0", "tokens": {"8192": entry}}
+    provenance = {"vllm": "0.26.0", "triton": "3.6.0", "tokens": {"8192": entry}}
     return {"name": name, "table": {"8192": {"BLOCK_SIZE_M": 128}, "triton_version": "3.6.0"}, "provenance": provenance}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy, service
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
@@ -376,7 +377,7 @@ def test_a_key_that_the_servers_refuse_is_loaded_after_they_have_it(
     run_module: RunModule, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warned: list[str] = []
-    monkeypatch.setattr(router_server.GpufleetModule, "warn", lambda _module, text: warned.append(text))
+    monkeypatch.setattr(GpufleetModule, "warn", lambda _module, text: warned.append(text))
     with serving("old") as one, serving("old") as other:
         hosts = {"gpu-01": at(one.port), "gpu-02": at(other.port), "gpu-03": at(9)}
         old, new = (dict.fromkeys(hosts, key) for key in ("old", "new"))

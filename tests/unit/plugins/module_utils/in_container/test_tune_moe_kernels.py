@@ -115,8 +115,8 @@ def test_the_tilings_are_compiled_by_several_processes_before(answer: Answer) ->
 
 def test_it_says_where_a_table_comes_from(answer: Answer) -> None:
     provenance = answer["tables"][1]["provenance"]
-    assert provenance["device_name"] == "Stand-In"
-    assert (provenance["vllm_version"], provenance["triton_version"]) == ("0.26.0", "3.6.0")
+    assert provenance["cards"] == ["Stand-In"]
+    assert (provenance["vllm"], provenance["triton"]) == ("0.26.0", "3.6.0")
     assert provenance["tensor_parallel_size"] == 2
     assert provenance["shape"]["intermediate"] == 32
     assert provenance["tokens"]["1"]["tried"] < provenance["tilings"]

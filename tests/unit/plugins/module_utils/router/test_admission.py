@@ -117,3 +117,18 @@ def test_a_limit_that_is_none_is_named(value: str) -> None:
     with pytest.raises(GpufleetError, match="vllm_max_unavailable: ") as raised:
         found(fleet(3), most=value)
     assert raised.value.name == "invalid-wishes" and "'10%'" in raised.value.remedy
+
+
+def test_the_last_one_of_a_model_is_left_and_one_of_which_a_name_is_served_is_not() -> None:
+    def serving(name: str, *routes: str, sessions: int = 0) -> BackendServer:
+        return BackendServer(name, "ready", True, "UP", sessions, frozenset(routes))
+
+    kinds = [serving("h1:a", "model:scout", "model:fp8"), serving("h2:a", "model:scout", "model:fp4")]
+    servers = {server.name: server for server in [*kinds, serving("h3:a", "model:small", sessions=99)]}
+    told = found(servers, "h3", most="2")
+    assert told and told.name == "no-other-serves" and "no replica that serves the same model" in told.message
+    # Requests of other models are none that its own others have to carry.
+    assert found(servers, "h1", most="2", requests_per_replica=10) is None
+    del servers["h2:a"]
+    told = found(servers, "h1", most="2")
+    assert told and told.name == "no-other-serves"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -21,8 +22,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 KEY, REPLICA_KEY = "client-key-1", "replica-key-1"
-ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000)
-TWO = Replica("gpu-02", "vllm-0", "2001:db8::2", 8001)
+ONE = Replica("gpu-01", "vllm-0", "10.0.0.11", 8000, ("scout",))
+TWO = Replica("gpu-02", "vllm-0", "2001:db8::2", 8001, ("scout",))
+OTHER = Replica("gpu-03", "vllm-0", "10.0.0.13", 8000, ("other", "org/other"))
 
 
 def settings(**changes: object) -> RouterSettings:
@@ -36,9 +38,13 @@ def settings(**changes: object) -> RouterSettings:
         replica_key=REPLICA_KEY,
         endpoints=("/v1/models", "/v1/completions"),
         max_request_bytes=1000,
+        balance="leastconn",
+        balance_factor=150,
+        session_header="x-session-id",
         rate_limit=100,
         max_connections=100,
         max_requests_per_replica=0,
+        large_requests=4,
         buffer_bytes=65536,
         timeout=600,
         check_interval_ms=1000,
@@ -81,12 +87,15 @@ def test_every_replica_is_a_server_under_its_host_and_name() -> None:
 def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     text = config.config(settings(), [ONE], "/etc/x")
     statuses = re.findall(r"return status (\d+)", text)
-    assert statuses == ["400", "401", "404", "404", "405", "413", "429", "413"]
+    # Each model by its name; at last the list of all of them, once the body has told which one is asked for.
+    assert statuses == ["400", "401", "200", "404", "404", "405", "413", "429", "413", "200", "404"]
 
 
 def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
     front, _backend, replicas = config.config(settings(), [ONE], "/etc/x").partition("backend replicas\n")
     assert "http-buffer-request" not in front and "option http-buffer-request" in replicas
+    # What is refused by its head is refused before its body has come.
+    assert 0 < front.index("return status 429") < front.index("wait-for-body") < front.index("json_query")
 
 
 def test_a_replica_that_does_not_take_the_key_gets_no_requests() -> None:
@@ -164,7 +173,7 @@ def test_replicas_are_read_back_as_they_were_written() -> None:
     text = config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
     assert members.read_replicas(text) == [ONE, TWO]
     earlier = '[{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]'
-    assert members.read_replicas(earlier) == [ONE]
+    assert members.read_replicas(earlier) == [dataclasses.replace(ONE, models=())]
     assert members.read_replicas("") == members.read_replicas("[1]") == members.read_replicas('[{"x": 1}]') == []
 
 
@@ -179,7 +188,79 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
     assert addresses.host_of(members.server_name(host, "vllm-0")) == host
 
 
+def test_where_all_serve_the_same_there_is_one_backend_and_no_reader() -> None:
+    files = config.files(settings(), [ONE, TWO], "/etc/x")
+    assert "reader.cfg" not in files and "program reader" not in files["haproxy.cfg"]
+    assert files["models.map"] == "scout replicas\n"
+
+
+def test_each_set_of_replicas_has_a_backend_that_follows_the_first_one() -> None:
+    files = config.files(settings(), [ONE, TWO, OTHER], "/etc/x")
+    assert files["models.map"].splitlines() == [
+        "org/other model:org_other",
+        "other model:org_other",
+        "scout model:scout",
+    ]
+    assert "    server gpu-03:vllm-0 10.0.0.13:8000 track replicas/gpu-03:vllm-0\n" in files["haproxy.cfg"]
+    assert "tune.bufsize 132072\n" in files["reader.cfg"]
+    assert KEY not in files["reader.cfg"] + files["haproxy.cfg"]
+    names = [model["id"] for model in json.loads(files["models.json"])["data"]]
+    assert names == ["org/other", "other", "scout"]
+
+
+def test_names_that_look_alike_to_haproxy_have_backends_of_their_own() -> None:
+    replicas = [dataclasses.replace(ONE, models=(name,), host=name) for name in ("a/b", "a_b", "unnamed")]
+    lines = config.files(settings(), replicas, "/etc/x")["models.map"].splitlines()
+    assert lines == ["a/b model:a_b", "a_b model:a_b_2", "unnamed model:unnamed_2"]
+
+
+def test_a_replica_of_which_no_name_is_known_may_have_any() -> None:
+    nameless = dataclasses.replace(OTHER, models=())
+    text = config.config(settings(), [ONE, nameless], "/etc/x")
+    assert "backend model:unnamed\n" in text and "set-var(txn.backend) str(model:unnamed)" in text
+    assert "There is no model" not in text and "models.json" not in text
+    alone = config.config(settings(), [nameless], "/etc/x")
+    assert "There is no model" not in alone and "model:" not in alone
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (settings(balance_factor=100), "router_balance_factor"),
+        (settings(session_header="a b"), "router_session_header"),
+    ],
+)
+def test_what_haproxy_could_not_balance_by_is_refused(given: RouterSettings, named: str) -> None:
+    found = problems(given, [ONE])
+    assert len(found) == 1 and named in found[0]
+
+
+def test_a_server_has_the_same_place_in_the_ring_whatever_others_there_are() -> None:
+    lines = [
+        {line.split()[1]: line.split()[-1] for line in text.splitlines() if line.startswith("    server gpu-")}
+        for text in (config.config(settings(balance="prefix"), of, "/etc/x") for of in ([ONE, TWO], [TWO]))
+    ]
+    assert lines[0]["gpu-02:vllm-0"] == lines[1]["gpu-02:vllm-0"] != lines[0]["gpu-01:vllm-0"]
+
+
+def test_shares_follow_what_the_plans_hold_where_all_are_known() -> None:
+    def weights(*held: int) -> list[str]:
+        of = [dataclasses.replace(ONE, host=f"h{number}", requests=one) for number, one in enumerate(held)]
+        return re.findall(r" weight (\d+)$", config.config(settings(), of, "/etc/x"), re.MULTILINE)
+
+    assert weights(30, 60) == ["67", "133"] and weights(40, 40) == weights(0, 40) == []
+
+
+def test_a_model_that_would_end_a_line_is_refused() -> None:
+    found = problems(settings(), [dataclasses.replace(ONE, models=("two words",))])
+    assert len(found) == 1 and "vllm_served_model_name" in found[0]
+
+
+SAME, DIFFERENT = [ONE, TWO], [ONE, TWO, OTHER, dataclasses.replace(ONE, host="gpu-04", models=())]
+
+
 @pytest.mark.skipif(program_path("haproxy") is None, reason="no HAProxy here; Molecule installs it")
+@pytest.mark.parametrize("replicas", [SAME, DIFFERENT], ids=["one model", "several models"])
 @pytest.mark.parametrize(
     "given",
     [
@@ -188,17 +269,21 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
         settings(tls=False, replica_key="", max_requests_per_replica=5),
         settings(tls=False, keys=(), cors_origins=("https://a.example.com", "http://[::1]:3000")),
         settings(tls=False, cors_origins=("*",)),
+        settings(tls=False, keys=(), balance="prefix"),
+        settings(tls=False, balance="session"),
     ],
 )
-def test_haproxy_itself_takes_the_configuration(given: RouterSettings, tmp_path: Path) -> None:
+def test_haproxy_itself_takes_the_configuration(given: RouterSettings, replicas: list[Replica], tmp_path: Path) -> None:
     given = dataclasses.replace(given, user="root", run_dir=str(tmp_path), state_dir=str(tmp_path))
     (tmp_path / "server-state").write_text("1\n", encoding="utf-8")
-    for name, text in config.files(given, [ONE, TWO], str(tmp_path)).items():
+    files = config.files(given, replicas, str(tmp_path))
+    for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    command = [str(program_path("haproxy")), "-c", "-f", str(tmp_path / "haproxy.cfg")]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-    assert "WARNING" not in checked.stderr
+    for name in sorted({"haproxy.cfg", "reader.cfg"} & set(files)):
+        command = [str(program_path("haproxy")), "-W", "-c", "-f", str(tmp_path / name)]
+        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stderr
+        assert "WARNING" not in checked.stderr
 
 
 def test_hosts_with_other_keys_are_named_and_the_keys_are_not() -> None:

@@ -440,6 +440,16 @@ PLANS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"served_model_name": "scout"},
         {"model": "scout", "--served-model-name": "scout"},
     ),
+    "several served names, one of them the model's own": (
+        host(H200),
+        {"served_model_name": ["scout", "auto", "scout"]},
+        {"model": "scout", "--served-model-name": ["scout", "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"]},
+    ),
+    "the model's own name is none to send": (
+        host(H200),
+        {"served_model_name": "auto", "model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"},
+        {"model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8", "--served-model-name": None},
+    ),
     "host networking listens on the host itself": (
         host(H200, 2),
         {"network_mode": "host", "port": 9000},

@@ -1,0 +1,236 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rules by which HAProxy finds a request's model, and a body that is too long for its buffer gets one.
+
+HAProxy sees of a body what its buffer holds, and clients write a model behind the messages. So what has no model in
+its first part goes over a second HAProxy, the reader, whose buffers hold a whole request: it notes the model in a
+header and hands the request back. Both ways are sockets that only HAProxy may use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.balance_rules import hash_rules
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
+    BACKEND,
+    INNER,
+    MODELS,
+    MODELS_MAP,
+    OWN_HEADERS,
+    READER,
+    READER_CONFIG,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
+    UNNAMED,
+    Route,
+    all_named,
+    has_several,
+    names_shown,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny, openai_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
+
+# Clients of PHP write the slash of a name as \/, which HAProxy's reading of JSON does not know.
+FIND_MODEL = (
+    "http-request set-var(txn.model) \"req.body,json_query('\\$.model')\" if METH_POST",
+    "http-request set-var(txn.model) \"req.body,regsub('\\\\\\\\/','/',g),json_query('\\$.model')\""
+    " if METH_POST !{ var(txn.model) -m found } { req.body -m sub \\\\/ }",
+)
+MODEL_HEADER = f"{OWN_HEADERS}model"
+CLIENT_HEADER = f"{OWN_HEADERS}client"
+CLIENT_FROM_HEADER = (
+    f"http-request set-var(txn.client) req.hdr({CLIENT_HEADER}),b64dec if {{ req.hdr({CLIENT_HEADER}) -m found }}"
+)
+CHOSEN = "use_backend %[var(txn.backend)] if { var(txn.backend) -m found }"
+BODY_TIMEOUT_S = 60
+# The largest model's name that an answer shows.
+SHOWN = 200
+# Room for what stands before a body in the reader's buffers.
+HEAD_BYTES = 131072
+SLOWEST_BYTES_S = 131072
+OVERLAP_S = 5
+
+
+def reads_whole(settings: RouterSettings, found: Sequence[Route]) -> bool:
+    """Return whether the model of every request has to be known: it decides who answers, or whether the client may."""
+    return has_several(found) or any(client.models for client in settings.clients)
+
+
+def list_rules(folder: str, backend: str) -> list[str]:
+    """Return the rule that answers with the list of models, as long as there is a replica to ask."""
+    return [
+        f"http-request return status 200 content-type application/json file {folder}/{MODELS}"
+        f" if METH_GET {{ path /v1/models }} {{ nbsrv({backend}) gt 0 }}"
+    ]
+
+
+def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
+    """Return the rules of the frontend for clients: wait for the body, find its model, and choose a backend."""
+    lines = [f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST", *FIND_MODEL]
+    lines += [f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})", *_unknown(found)]
+    if not reads_whole(settings, found):
+        return [*lines, *hash_rules(settings), CHOSEN]
+    unread = "METH_POST !{ var(txn.model) -m found }"
+    several = has_several(found)
+    return [
+        *lines,
+        # What HAProxy has seen of the body is not all of it.
+        "http-request set-var(txn.seen) req.body_len",
+        "acl is_cut req.body_size,sub(txn.seen) gt 0",
+        f"acl is_cut req.body_len ge {settings.buffer_bytes // 2}",
+        *([_nameless(found, f"{unread} !is_cut")] if several else []),
+        *_may_use(settings, folder, ("{ var(txn.model) -m found }", "!is_cut")),
+        *hash_rules(settings),
+        # Where all replicas serve the same, only who is kept to some models has to name one.
+        f"use_backend {READER} if {unread}{'' if several else ' { var(txn.models) -m found }'}",
+        CHOSEN,
+    ]
+
+
+def _may_use(settings: RouterSettings, folder: str, conditions: Sequence[str]) -> list[str]:
+    """Return the rules that keep clients to their models; the reader takes a client's name along."""
+    if not settings.clients:
+        return []
+    told = f"http-request set-header {CLIENT_HEADER} %[var(txn.client),base64] if named_client"
+    return [*clients.model_rules(folder, conditions), told]
+
+
+def _unknown(found: Sequence[Route]) -> list[str]:
+    """Return the rule for models that no replica serves."""
+    condition = "{ var(txn.model) -m found } !{ var(txn.backend) -m found }"
+    if not all_named(found):
+        # Of some replicas no names are known: they may have it.
+        return [f"http-request set-var(txn.backend) str({UNNAMED}) if {condition}"] if has_several(found) else []
+    named = f"%[var(txn.model),bytes(0,{SHOWN}),json(utf8s)]"
+    text = openai_error(404, f"There is no model MODEL here. There are: {names_shown(found)}")
+    text = text.replace("%", "%%").replace("MODEL", named, 1)
+    return [f"http-request return status 404 content-type application/json lf-string '{text}' if {condition}"]
+
+
+def _nameless(found: Sequence[Route], condition: str) -> str:
+    message = f'A request has to name its model as "model". There are: {names_shown(found)}'
+    return deny(400, message, condition)
+
+
+def reader_backend(settings: RouterSettings) -> list[str]:
+    """Return the backend that hands a request to the reader."""
+    most, message = settings.large_requests, "Too many large requests are arriving. Try again later."
+    return [
+        f"backend {READER}",
+        # Those that it reads now, without those that it has handed back.
+        f"http-request set-var(txn.handed_back) fe_conn({INNER})",
+        deny(
+            503,
+            message,
+            f"{{ be_conn({READER}),sub(txn.handed_back) gt {most} }}",
+            " hdr Retry-After 1",
+        ),
+        "retries 3",
+        f"http-response set-var(txn.model) res.hdr({MODEL_HEADER}),b64dec",
+        f"http-response set-var(txn.replica) res.hdr({OWN_HEADERS}replica)",
+        f"http-response del-header {OWN_HEADERS} -m beg",
+        f"server reader unix@{socket_path(settings, READER, bound=False)}",
+    ]
+
+
+def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
+    """Return the frontend to which the reader hands requests back."""
+    return [
+        f"frontend {INNER}",
+        f"bind unix@{socket_path(settings, INNER)} mode 600 user {settings.user}",
+        # So that its connections are the requests that it has.
+        "option http-server-close",
+        "timeout http-keep-alive 1s",
+        f"http-request set-var(txn.model) req.hdr({MODEL_HEADER}),b64dec",
+        f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
+        *([CLIENT_FROM_HEADER, "acl named_client var(txn.client) -m found"] if settings.clients else []),
+        f"http-request del-header {OWN_HEADERS} -m beg",
+        *([_nameless(found, "!{ var(txn.model) -m found }")] if has_several(found) else []),
+        *_unknown(found),
+        *(clients.model_rules(folder) if settings.clients else []),
+        *hash_rules(settings),
+        f"http-response set-header {MODEL_HEADER} %[var(txn.model),base64]",
+        f"http-response set-header {OWN_HEADERS}replica %[var(txn.replica)]",
+        CHOSEN,
+        f"default_backend {BACKEND}",
+    ]
+
+
+def reader_config(settings: RouterSettings) -> list[list[str]]:
+    """Return the sections of the reader's configuration."""
+    seconds = max(BODY_TIMEOUT_S, settings.max_request_bytes // SLOWEST_BYTES_S)
+    most = settings.max_connections
+    return [
+        [
+            "global",
+            f"user {settings.user}",
+            f"group {settings.user}",
+            "log stdout format raw local0",
+            f"maxconn {most}",
+            f"hard-stop-after {settings.timeout}s",
+            f"tune.bufsize {settings.max_request_bytes + HEAD_BYTES}",
+            *([f"chroot {settings.chroot}"] if settings.chroot else []),
+        ],
+        [
+            "defaults",
+            "mode http",
+            "log global",
+            "option httplog",
+            "option dontlog-normal",
+            "option abortonclose",
+            "timeout connect 3s",
+            f"timeout http-request {seconds}s",
+            "timeout queue 60s",
+            f"timeout client {settings.timeout}s",
+            f"timeout server {settings.timeout}s",
+        ],
+        [
+            f"frontend {READER}",
+            f"bind unix@{socket_path(settings, READER)} mode 600 user {settings.user}",
+            f"http-request wait-for-body time {seconds}s if METH_POST",
+            *FIND_MODEL,
+            # In letters that no header can be made of.
+            f"http-request set-header {MODEL_HEADER} %[var(txn.model),base64] if {{ var(txn.model) -m found }}",
+            f"default_backend {INNER}",
+        ],
+        [
+            f"backend {INNER}",
+            "option http-server-close",
+            "http-reuse never",
+            "retries 3",
+            f"server router unix@{socket_path(settings, INNER, bound=False)}",
+        ],
+    ]
+
+
+def reader_program(settings: RouterSettings, folder: str) -> list[str]:
+    """Return the section that lets HAProxy's master run the reader.
+
+    At a reload the master tells the old one to stop as it starts the new one. The shell passes that on once the new one
+    has taken the socket over, so that there always is one that listens.
+    """
+    shell = (
+        f"{settings.program} -db -f {folder}/{READER_CONFIG} & pid=$!;"
+        f' trap "(sleep {OVERLAP_S}; kill -USR1 $pid 2>/dev/null) &" USR1; trap "kill $pid" TERM INT;'
+        " while :; do wait $pid; code=$?; kill -0 $pid 2>/dev/null || exit $code; done"
+    )
+    return [f"program {READER}", f"command /bin/sh -c '{shell}'"]
+
+
+def socket_path(settings: RouterSettings, name: str, *, bound: bool = True) -> str:
+    """Return where one HAProxy reaches the other, as who binds it sees it, or who connects from inside the chroot."""
+    if not settings.chroot:
+        return f"{settings.run_dir}/{name}.sock"
+    # One chroot has the sockets of all routers of a host.
+    router = hashlib.sha256(settings.run_dir.encode()).hexdigest()[:8]
+    return f"{settings.chroot if bound else ''}/gpufleet-{router}-{name}.sock"
+
+
+def sockets_in(text: str) -> list[str]:
+    """Return the sockets that a configuration has; a HAProxy that is locked in leaves them behind."""
+    return re.findall(r"^ *bind unix@(\S+)", text, re.MULTILINE)

@@ -1,0 +1,230 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests of how a real HAProxy sends requests by their models; the servers are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
+from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
+from ansible_collections.gpufleet.vllm.tests.fakes.model_replica import ModelReplica, answering
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import (
+    ask,
+    chat,
+    needs_haproxy,
+    router_options,
+    serving_at,
+)
+
+FP8, FP4, ALIAS = "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8", "nvidia/Llama-4-Scout-17B-16E-Instruct-FP4", "scout"
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Fleet:
+    """Two hosts with one model in two kinds and an alias, and one with another model, behind a router."""
+
+    def __init__(self, options: dict[str, Any], replicas: dict[str, ModelReplica]) -> None:
+        self.options, self.replicas = options, replicas
+        self.port: int = options["port"]
+        self.master = Master(f"{options['run_dir']}/master.sock", options["state_dir"])
+
+    def answered_by(self, body: bytes, **headers: str) -> str:
+        """Return which replica answers a request."""
+        status, document = ask(self.port, body, **headers)
+        assert status == 200, document
+        return str(document["replica"])
+
+
+@pytest.fixture
+def fleet(run_module: RunModule, tmp_path: Path) -> Iterator[Fleet]:
+    """Let the router run before three stand-ins."""
+    options = router_options(tmp_path)
+    models = {"gpu-01": [ALIAS, FP8], "gpu-02": [ALIAS, FP4], "gpu-03": ["small"]}
+    with ExitStack() as stack:
+        replicas = {host: stack.enter_context(answering(host)) for host in models}
+        options["hosts"] = {host: [serving_at(replicas[host].port, models[host])] for host in models}
+        result = run_module(router_server.main, options)
+        assert (result.get("msg"), result["action"]) == (None, "started")
+        found = Fleet(options, replicas)
+        until(lambda: all(server.up for server in found.master.servers().values()))
+        until(lambda: ask(found.port, chat(None, "x" * 100000))[0] == 400)
+        yield found
+        folders = [options[name] for name in ("directory", "run_dir", "state_dir", "log_file")]
+        RouterService(*folders).remove()
+
+
+def until(condition: Any) -> None:
+    """Wait ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@needs_haproxy
+@pytest.mark.parametrize("last", [False, True], ids=["model first", "model last"])
+@pytest.mark.parametrize("size", [KIB, 70 * KIB, 200 * KIB, 20 * MIB])
+def test_a_request_goes_to_a_replica_that_serves_its_model(fleet: Fleet, size: int, last: bool) -> None:
+    text = "x" * size
+    assert fleet.answered_by(chat(FP8, text, last=last)) == "gpu-01"
+    assert fleet.answered_by(chat(FP4, text, last=last)) == "gpu-02"
+    assert fleet.answered_by(chat("small", text, last=last)) == "gpu-03"
+    status, document = ask(fleet.port, chat("none/such", text, last=last))
+    assert status == 404
+    assert document["error"]["message"] == (
+        f"There is no model none/such here. There are: {FP4}, {FP8}, {ALIAS}, small"
+    )
+    assert sum(len(replica.bodies) for replica in fleet.replicas.values()) == 3
+
+
+@needs_haproxy
+def test_an_alias_goes_to_every_kind_and_the_list_has_each_name_once(fleet: Fleet) -> None:
+    assert {fleet.answered_by(chat(ALIAS)) for _turn in range(8)} == {"gpu-01", "gpu-02"}
+    status, document = ask(fleet.port, path="/v1/models")
+    assert (status, document["object"]) == (200, "list")
+    assert [model["id"] for model in document["data"]] == sorted([ALIAS, FP8, FP4, "small"])
+
+
+@needs_haproxy
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"messages": [{"model": "small", "content": "hi"}], "model": "%s"}', "gpu-01"),
+        (b'{"metadata": {"model": "small"}, "tools": [{"a": {"model": "small"}}], "model": "%s"}', "gpu-01"),
+        (b'{"messages": [{"content": "{\\"model\\": \\"small\\"}"}], "model": "%s"}', "gpu-01"),
+        (b'{"messages": [{"content": "{\\"model\\": \\"small\\", ' + b"x" * 70000 + b'"}], "model": "%s"}', "gpu-01"),
+        (b'{"x": [], "y": {}, "z": null, "w": 1e3, "v": "\\u00e9\\n\\\\", "model":\n "%s"}', "gpu-01"),
+        (b'{"messages": [{"content": "a\\/b"}], "model": "PHP"}', "gpu-01"),
+        (b'{"messages": [{"content": "' + b"a\\/b" * 30000 + b'"}], "model": "PHP"}', "gpu-01"),
+    ],
+    ids=["nested", "nested deeper", "in a text", "in a text that is cut", "odd values", "PHP", "PHP, long"],
+)
+def test_nothing_but_the_model_of_the_request_itself_counts(fleet: Fleet, body: bytes, expected: str) -> None:
+    named = body.replace(b"%s", FP8.encode()).replace(b"PHP", FP8.replace("/", "\\/").encode())
+    assert fleet.answered_by(named) == expected
+
+
+@needs_haproxy
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(None),
+        chat(None, "x" * 100000),
+        b'{"messages": [{"model": "small"}]}',
+        b"not JSON",
+        b'{"model": null}',
+        b'{"model": {"model": "small"}}',
+        b'["small"]',
+        b"",
+    ],
+)
+def test_without_its_model_a_request_reaches_no_server(fleet: Fleet, body: bytes) -> None:
+    status, document = ask(fleet.port, body)
+    assert status == 400 and 'name its model as "model"' in document["error"]["message"]
+    assert not any(replica.bodies for replica in fleet.replicas.values())
+
+
+@needs_haproxy
+@pytest.mark.parametrize("size", [10, 100000], ids=["short", "long"])
+def test_a_client_cannot_say_what_the_reader_found(fleet: Fleet, size: int) -> None:
+    body = chat("small", "x" * size, last=True)
+    assert fleet.answered_by(body, X_Gpufleet_Model="c2NvdXQ=") == "gpu-03"
+    for replica in fleet.replicas.values():
+        assert not any(name.startswith("x-gpufleet") for sent in replica.headers for name in sent)
+    odd = json.dumps({"messages": ["x" * size], "model": "a\r\nX-Gpufleet-Model: c2NvdXQ="}).encode()
+    assert ask(fleet.port, odd)[0] == 404
+
+
+@needs_haproxy
+@pytest.mark.parametrize("size", [10, 100000], ids=["short", "long"])
+def test_a_drain_holds_for_every_model_and_counts_the_requests_of_all(
+    run_module: RunModule, fleet: Fleet, size: int
+) -> None:
+    folders = {name: fleet.options[name] for name in ("run_dir", "state_dir")}
+    fleet.replicas["gpu-01"].hold = 3.0
+    asked = [threading.Thread(target=ask, args=(fleet.port, chat(FP8, "x" * size, last=True))) for _turn in range(3)]
+    for thread in asked:
+        thread.start()
+    until(lambda: fleet.replicas["gpu-01"].running == 3)
+    assert fleet.master.servers()["gpu-01:vllm-0"].sessions == 3
+    drain = {"host": "gpu-01", "state": "drain", **folders}
+    at_once = run_module(router_backend.main, {**drain, "timeout": 0})
+    assert at_once["sessions_left"] == 3 and at_once["still_running"] == ["gpu-01:vllm-0"]
+    # A reload keeps it, for the backends of the models, too.
+    assert run_module(router_server.main, {**fleet.options, "rate_limit": 5000})["action"] == "reloaded"
+    assert {fleet.answered_by(chat(ALIAS, "x" * size, last=True)) for _turn in range(4)} == {"gpu-02"}
+    assert ask(fleet.port, chat(FP8, "x" * size, last=True))[0] == 503
+    ended = run_module(router_backend.main, {**drain, "timeout": 20})
+    assert ended["sessions_left"] == 0
+    for thread in asked:
+        thread.join()
+    fleet.replicas["gpu-01"].hold = 0.0
+    back = run_module(router_backend.main, {**drain, "state": "ready", "timeout": 20})
+    assert back["not_up"] == []
+    assert fleet.answered_by(chat(FP8)) == "gpu-01"
+
+
+@needs_haproxy
+def test_the_only_replica_of_a_model_is_not_taken_out_and_one_whose_alias_is_served_is(
+    run_module: RunModule, fleet: Fleet
+) -> None:
+    drain = {"state": "drain", "timeout": 5, "max_unavailable": "50%"}
+    drain.update({name: fleet.options[name] for name in ("run_dir", "state_dir")})
+    refused = run_module(router_backend.main, {**drain, "host": "gpu-03"})
+    assert refused["error"]["name"] == "no-other-serves"
+    assert "no replica that serves the same model" in refused["msg"]
+    assert run_module(router_backend.main, {**drain, "host": "gpu-01"})["changed"]
+
+
+@needs_haproxy
+def test_a_server_that_dies_loses_no_request_of_its_models(run_module: RunModule, tmp_path: Path) -> None:
+    options = router_options(tmp_path)
+    folders = [options[name] for name in ("directory", "run_dir", "state_dir", "log_file")]
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(answering(name)) for name in ("one", "other"))
+        with answering("dies") as dies:
+            hosts = {"gpu-01": dies, "gpu-02": one}
+            options["hosts"] = {host: [serving_at(at.port, ["a"])] for host, at in hosts.items()}
+            options["hosts"]["gpu-03"] = [serving_at(other.port, ["b"])]
+            assert run_module(router_server.main, options)["action"] == "started"
+            stack.callback(RouterService(*folders).remove)
+            until(lambda: {ask(options["port"], chat("a"))[1].get("replica") for _turn in range(4)} == {"dies", "one"})
+        seen = [ask(options["port"], chat("a")) for _turn in range(40)]
+        assert {status for status, _document in seen} == {200}
+        assert {document["replica"] for _status, document in seen} == {"one"}
+
+
+@needs_haproxy
+def test_two_deployments_on_one_host_are_two_models_of_one_address(run_module: RunModule, tmp_path: Path) -> None:
+    options = router_options(tmp_path)
+    folders = [options[name] for name in ("directory", "run_dir", "state_dir", "log_file")]
+    with ExitStack() as stack:
+        large, small = (stack.enter_context(answering(name)) for name in ("large", "small"))
+        options["hosts"] = {
+            "gpu-01": [
+                {**serving_at(large.port, ["large"]), "name": "large-0"},
+                {**serving_at(small.port, ["small"]), "name": "small-0"},
+            ]
+        }
+        assert run_module(router_server.main, options)["action"] == "started"
+        stack.callback(RouterService(*folders).remove)
+        until(lambda: ask(options["port"], chat("small"))[0] == 200)
+        assert ask(options["port"], chat("large"))[1]["replica"] == "large"
+        # Another one that serves the same makes one backend of all again, without a request lost.
+        options["hosts"]["gpu-01"].pop()
+        assert run_module(router_server.main, options)["action"] == "reloaded"
+        assert ask(options["port"], chat("large"))[1]["replica"] == "large"
+        assert ask(options["port"], chat("small"))[0] == 404
+        assert ask(options["port"], chat("large", "x" * 200000, last=True))[1]["replica"] == "large"
