@@ -51,7 +51,15 @@ class Keeper:
         self._stopping = True
 
     def run(self) -> None:
-        """Write lines until the program is told to end."""
+        """Write lines until the program is told to end, or its settings are gone."""
+        try:
+            self._keep()
+        finally:
+            if self.settings:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.settings["socket"])
+
+    def _keep(self) -> None:
         self._look()
         looked = time.monotonic()
         while True:
@@ -94,19 +102,12 @@ class Keeper:
                     self._follow(json.load(stream))
                 self._read_at = changed
         except (FileNotFoundError, ValueError):
-            self._retire()
+            self.stop()
             return
         if not self._is_there():
             self._open()
         if self._is_due():
             self._rotate()
-
-    def _retire(self) -> None:
-        """End, as there is to be no log any more."""
-        if self.settings:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.settings["socket"])
-        self.stop()
 
     def _follow(self, wanted: dict[str, Any]) -> None:
         before, self.settings = self.settings, wanted

@@ -324,14 +324,14 @@ def _sequences(
 def _left_to_vllm(
     draft: Draft, wishes: Wishes, shape: Shape, load: ReplicaLoad, held: int, lengths: str
 ) -> tuple[ReplicaLoad, int | None]:
-    """Leave max-num-seqs to vLLM, but where its own would not start."""
+    """Leave max-num-seqs to vLLM, but where it may not start with its own."""
     if shape.state_bytes and held < load.max_num_seqs:
         seqs = max(1, held)
         draft.decide(
             "max_num_seqs",
             seqs,
-            f"{load.max_num_seqs}, vLLM's own, would not start: layers with a state keep one of every sequence; the KV"
-            f" cache holds {held} of {lengths}",
+            f"the KV cache holds {held} of {lengths}; with vLLM's own {load.max_num_seqs} it may not start, because it"
+            " wants room for the state of every sequence",
         )
         return replace(load, max_num_seqs=seqs), seqs
     as_told = ", as in the recipe" if wishes.goals.as_published else ""

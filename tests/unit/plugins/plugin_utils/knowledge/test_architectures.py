@@ -5,8 +5,9 @@
 
 tests/unit/data/architectures.json has, for each: where its numbers are from, the elements that a token keeps and the
 bytes of a sequence's state as a sum of products (written down by hand from the model's numbers and vLLM's own sums, not
-by this collection's code), the published billions of parameters where they are known, the local layers with their
-window, and the tensor parallel sizes up to 16 that vLLM 0.12.0 and 0.33.0 accept.
+by this collection's code), the published billions of parameters where the writer knew them, the local layers with their
+window, and the tensor parallel sizes up to 16 that vLLM 0.12.0 and 0.33.0 accept by the rules in their wheels; none of
+these models was started.
 """
 
 from __future__ import annotations
