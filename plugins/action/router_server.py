@@ -12,7 +12,7 @@ from ansible.errors import AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import (
     MODEL_NAME,
@@ -184,10 +184,10 @@ def _number(value: Any) -> int:
 def address_of(member: Mapping[str, Any], listens: str, same_host: bool) -> str:
     """Return the address at which the router reaches a replica; empty when it cannot."""
     if member.get("address"):
-        return str(member["address"])
+        return bare(str(member["address"]))
     if is_loopback(listens):
         return listens if same_host else ""
-    return str(member["ansible_host"]) if listens in ("0.0.0.0", "::") else listens  # noqa: S104  compared
+    return bare(str(member["ansible_host"])) if listens in ("0.0.0.0", "::") else listens  # noqa: S104  compared
 
 
 def key_of(hostvars: Mapping[str, Any], host: str) -> str:

@@ -35,7 +35,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import confi
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replacement import Replacement
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replica_files import ReplicaFiles
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step
+from ansible_collections.gpufleet.vllm.plugins.modules import vllm_completion
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.verification import verify_targets
 from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import Fleet
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -75,6 +78,23 @@ def test_creates_a_server_and_leaves_it_alone_the_second_time(fleet: Fleet) -> N
     second = fleet.run(fleet.replica())
     assert (second["changed"], second["replicas"][0]["action"], second["diff"]) == (False, "none", [])
     assert fleet.engine.containers.get(f"{fleet.prefix}-0").id == container.id
+
+
+@pytest.mark.parametrize("network", ["bridge", "host"])
+def test_a_server_at_an_address_of_ipv6_is_made_looked_at_and_verified(
+    fleet: Fleet, run_module: RunModule, network: str
+) -> None:
+    replica = {**fleet.replica(host="::1" if network == "host" else "0.0.0.0", port=fleet.ports[0]), "host": "::1"}
+    first = fleet.run(replica, network_mode=network)
+    assert not first["failed"], first
+    assert (first["replicas"][0]["url"], health(fleet)) == (f"http://[::1]:{fleet.ports[0]}", "healthy")
+    assert fleet.run(replica, network_mode=network)["changed"] is False
+    assert fleet.info()["servers"][0]["http_status"] == 200
+    (target,) = verify_targets.targets(
+        {"replicas": [replica], "model": "stand-in"}, url="", model="", environment={}, gpu_info={}
+    )
+    verified = run_module(vllm_completion.main, {"url": target["url"], "model": "stand-in", "endpoints": "all"})
+    assert (verified["failed"], verified["models"]) == (False, ["stand-in"]), verified
 
 
 def test_check_mode_tells_and_touches_nothing(fleet: Fleet) -> None:

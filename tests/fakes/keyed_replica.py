@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -20,8 +21,11 @@ class KeyedReplica:
 
 
 @contextlib.contextmanager
-def serving(key: str, port: int = 0) -> Iterator[KeyedReplica]:
+def serving(key: str, port: int = 0, host: str = "127.0.0.1") -> Iterator[KeyedReplica]:
     """Serve with a key, at a free port unless one is given."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -34,7 +38,7 @@ def serving(key: str, port: int = 0) -> Iterator[KeyedReplica]:
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    with Server((host, port), Handler) as server:
         found = KeyedReplica(key, server.server_address[1])
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield found

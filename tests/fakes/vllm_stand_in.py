@@ -36,6 +36,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -299,6 +300,8 @@ def serve(argument: str, config: dict[str, str]) -> None:
         module, _dot, name = middleware.rpartition(".")
         Handler.application = getattr(importlib.import_module(module), name)(Handler.application)
     address = (config.get("host", "0.0.0.0"), int(config.get("port", 8000)))
+    if ":" in address[0]:
+        http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
     http.server.ThreadingHTTPServer(address, Handler).serve_forever()
 
 

@@ -11,9 +11,14 @@ import ipaddress
 def is_loopback(host: str) -> bool:
     """Return whether an address is reached from its own machine alone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(bare(host)).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def bare(host: str) -> str:
+    """Return an address without the brackets in which URLs have those of IPv6."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def host_of(server: str) -> str:
@@ -23,12 +28,12 @@ def host_of(server: str) -> str:
 
 def bracketed(host: str) -> str:
     """Return an address as it stands before a port."""
-    return f"[{host.strip('[]')}]" if ":" in host else host
+    return f"[{bare(host)}]" if ":" in host else host
 
 
 def reachable(host: str) -> str:
     """Return the address at which a server that listens on C(host) is reached from its own machine."""
-    return bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host))  # noqa: S104
+    return bracketed({"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(bare(host), host))  # noqa: S104
 
 
 def authority(host: str, port: int) -> str:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable, cast
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed, reachable
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, bracketed, reachable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NetworkOfSpec, Replica, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
@@ -240,7 +240,7 @@ def endpoint(spec: Spec) -> tuple[str, int]:
     """Return the host address and port that the server takes on its host."""
     if spec["publish"]:
         host, port, _container_port = spec["publish"].rsplit(":", 2)
-        return host.strip("[]"), int(port)
+        return bare(host), int(port)
     return str(spec["config"].get("host", "0.0.0.0")), int(spec["health_port"])  # noqa: S104
 
 

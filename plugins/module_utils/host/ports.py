@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import Any, TypedDict
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import (
     container_id,
@@ -43,7 +44,7 @@ def bind_problem(host: str, port: int) -> int:
         # Without this, connections that a server closed a moment ago would count as taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host.strip("[]"), port))
+            probe.bind((bare(host), port))
             probe.listen(1)
         except OSError as error:
             return error.errno or errno.EINVAL
@@ -123,7 +124,7 @@ def _by_id(identifier: str, containers: list[ContainerInfo]) -> ContainerInfo | 
 
 
 def _resolve(host: str) -> list[Any]:
-    return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return socket.getaddrinfo(bare(host), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
 def addresses_of(host: str) -> set[str]:

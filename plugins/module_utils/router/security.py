@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, bare, bracketed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 
 # What vLLM offers without asking for its key, in some version, and what would get round a careless list of paths.
@@ -128,12 +129,12 @@ def request_status(endpoint: Endpoint, method: str, path: str, key: str, headers
         given["Authorization"] = f"Bearer {key}"
     if method == "POST":
         given.setdefault("Content-Length", "2")
-    connection = http.client.HTTPConnection(endpoint.address, endpoint.port, timeout=endpoint.timeout)
+    connection = http.client.HTTPConnection(bare(endpoint.address), endpoint.port, timeout=endpoint.timeout)
     with contextlib.closing(connection):
         connection.connect()
         if endpoint.tls:
             context = ssl.create_default_context(cadata=endpoint.authorities or None)
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=endpoint.server_name)
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=bare(endpoint.server_name))
         connection.putrequest(method, path)
         for name, value in given.items():
             connection.putheader(name, value)
@@ -153,8 +154,8 @@ def plain_http(endpoint: Endpoint) -> Check:
     """Check that a request without TLS (and without the key, which would be seen) gets no answer of HTTP."""
     what = "plain HTTP is refused"
     try:
-        with socket.create_connection((endpoint.address, endpoint.port), timeout=endpoint.timeout) as connection:
-            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {endpoint.server_name}\r\n\r\n".encode())
+        with socket.create_connection((bare(endpoint.address), endpoint.port), timeout=endpoint.timeout) as connection:
+            connection.sendall(f"GET /health HTTP/1.1\r\nHost: {bracketed(endpoint.server_name)}\r\n\r\n".encode())
             answer = connection.recv(SHOWN)
     except OSError as error:
         return Check(what, f"connection ended: {error}", True)
@@ -164,7 +165,7 @@ def plain_http(endpoint: Endpoint) -> Check:
 def closed_port(replica: Mapping[str, Any], address: str, timeout: float) -> Check:
     """Check that a replica's port cannot be connected to from this machine."""
     port = int(replica["port"])
-    what = f"the port of {replica['name']} on {replica['host']} ({address}:{port}) is closed to this machine"
+    what = f"the port of {replica['name']} on {replica['host']} ({authority(address, port)}) is closed to this machine"
     try:
         with socket.create_connection((address, port), timeout=timeout):
             return Check(what, "connected", False)
@@ -189,11 +190,15 @@ def _only_here(address: str) -> bool:
 
 
 def own_addresses(root: str = "/") -> list[str]:
-    """Return this machine's IPv4 addresses, without loopback."""
+    """Return this machine's addresses, without those that no other machine can connect to as they are written."""
     found, last = [], ""
     for line in read_text(root, "proc/net/fib_trie").splitlines():
         text = line.strip(" |+-")
         if text.endswith("host LOCAL"):
             found.append(last)
         last = text.split()[0].partition("/")[0] if text else ""
+    for line in read_text(root, "proc/net/if_inet6").splitlines():
+        address = ipaddress.IPv6Address(int(line.split()[0], 16))
+        if not address.is_link_local:
+            found.append(str(address))
     return sorted({address for address in found if not ipaddress.ip_address(address).is_loopback})

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Capacity, ImageOfPlan, Plan, Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import gpus, versions
@@ -210,7 +210,7 @@ def _document(
     capacity: Capacity,
 ) -> Plan:
     _check_ports(replicas)
-    if wishes.has_api_key and wishes.host not in ("127.0.0.1", "::1"):
+    if wishes.has_api_key and not is_loopback(wishes.host):
         draft.warn("The API key guards /v1 only: /metrics, /tokenize and others stay open to whoever reaches the port.")
     return {
         "schema_version": SCHEMA_VERSION,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
     ABSENT,
     Reader,
@@ -206,7 +207,7 @@ def _address(value: Any) -> str:
     if text == "localhost":
         return "127.0.0.1"
     try:
-        return str(ipaddress.ip_address(text))
+        return str(ipaddress.ip_address(bare(text)))
     except ValueError:
         raise ValueError("it must be an IP address of this host, such as 127.0.0.1 or 0.0.0.0") from None
 

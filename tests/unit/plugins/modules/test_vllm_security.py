@@ -162,6 +162,7 @@ def test_a_replicas_port_that_others_reach_fails(
     router.close()
     assert security.closed_port(replica, "127.0.0.1", 5).passed
     assert not security.closed_port(replica, "no-such-host.invalid", 5).passed
+    assert f"([::1]:{router.port})" in security.closed_port(replica, "::1", 5).what
 
 
 def test_this_machines_addresses_stand_for_those_of_a_server_on_loopback(tmp_path: Path) -> None:
@@ -172,5 +173,12 @@ def test_this_machines_addresses_stand_for_those_of_a_server_on_loopback(tmp_pat
         "     |-- 10.0.0.255\n        /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n",
         encoding="utf-8",
     )
-    assert security.outside_addresses(["127.0.0.1"], str(tmp_path)) == ["10.0.0.5"]
+    (table / "if_inet6").write_text(
+        "00000000000000000000000000000001 01 80 10 80       lo\n"
+        "fe800000000000000000000000000005 02 40 20 80     eth0\n"
+        "fd000000000000000000000000000005 02 40 00 80     eth0\n",
+        encoding="utf-8",
+    )
+    assert security.outside_addresses(["127.0.0.1"], str(tmp_path)) == ["10.0.0.5", "fd00::5"]
+    assert security.outside_addresses(["::1"], str(tmp_path)) == ["10.0.0.5", "fd00::5"]
     assert security.outside_addresses(["127.0.0.1", "192.0.2.7"], str(tmp_path)) == ["192.0.2.7"]

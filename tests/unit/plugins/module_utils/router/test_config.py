@@ -146,6 +146,7 @@ def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow:
         (settings(keys=()), True),
         (settings(keys=(), host="127.0.0.1", tls=False), False),
         (settings(keys=(), host="::1", tls=False), False),
+        (settings(keys=(), host="[::1]", tls=False), False),
     ],
 )
 def test_what_is_safe_passes(given: RouterSettings, allow: bool) -> None:

@@ -39,6 +39,7 @@ def problems(variables: dict[str, Any], known: set[str] | None = None) -> list[s
         ("vllm_version", "v0.20.2", "version", (0, 20, 2)),
         ("vllm_host", "localhost", "host", "127.0.0.1"),
         ("vllm_host", "::1", "host", "::1"),
+        ("vllm_host", "[0::1]", "host", "::1"),
         ("vllm_platform", "linux/aarch64", "platform", "linux/arm64"),
         ("vllm_model", "/srv/model/", "model", "/srv/model"),
         ("vllm_api_key", "secret", "has_api_key", True),
