@@ -175,6 +175,11 @@ turns_over:
   type: list
   elements: str
   sample: []
+certificate:
+  description: The certificate that HAProxy serves, C(not_after) and C(seconds_left); empty where it serves none.
+  returned: in check mode
+  type: dict
+  sample: {"not_after": "2027-12-24T16:00:00Z", "seconds_left": 33696000}
 unknown:
   description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
@@ -222,6 +227,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.admission import Limit, obstacle
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_end import served_end
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
@@ -261,7 +267,10 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         change = change_for(selection, master.servers(), marks)
         reasons = {host: reason for host in params["hosts"] if (reason := marks.reason(host))}
         over = [host for host in params["hosts"] if marks.is_over(host)]
-        return {**change.as_result(change.servers(), 0.0), "reasons": reasons, "turns_over": over}
+        end = served_end(master)
+        certificate = end.as_result() if end else {}
+        seen = {"reasons": reasons, "turns_over": over, "certificate": certificate}
+        return {**change.as_result(change.servers(), 0.0), **seen}
     limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
     change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])
     return change.as_result(*change.wait(master, params["timeout"]))

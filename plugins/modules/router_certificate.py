@@ -30,6 +30,11 @@ options:
       - For how long a new one is valid.
     type: int
     default: 397
+  renew_days:
+    description:
+      - Days before its end from which on it is made anew.
+    type: int
+    default: 30
 extends_documentation_fragment:
   - gpufleet.vllm.common.changes
 requirements:
@@ -85,18 +90,19 @@ ARGUMENTS: dict[str, Any] = {
     "path": {"type": "path", "default": "/etc/gpufleet-router/site.pem"},
     "names": {"type": "list", "elements": "str", "required": True},
     "days": {"type": "int", "default": 397},
+    "renew_days": {"type": "int", "default": 30},
 }
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
     """Make the certificate if there is none, and return the module's result."""
     path, names = module.params["path"], wanted_names(module.params["names"])
-    found = read_certificate(path)
+    found = read_certificate(path, module.params["renew_days"])
     changed = found is None or found.ends_soon or found.names != names
     before = f"names: {', '.join(found.names)}\nvalid until: {found.not_after}\n" if found else ""
     if changed and not module.check_mode:
         make_certificate(path, names, module.params["days"])
-        found = read_certificate(path)
+        found = read_certificate(path, module.params["renew_days"])
     after = f"names: {', '.join(names)}\nvalid for: {module.params['days']} days\n" if changed else before
     return {
         "changed": changed,

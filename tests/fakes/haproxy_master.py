@@ -59,6 +59,9 @@ class Master:
                 for name, state in self.states.items()
             ]
             return "\n".join(["1", STATE_HEADS, *rows]) + "\n"
+        if command.startswith("show ssl cert"):
+            end = "Filename: /etc/site.pem\nnotAfter: Dec 24 16:00:00 2027 GMT\n"
+            return end if command.endswith("site.pem") else "# filename\n/etc/site.pem\n"
         self.commands.append(line)
         name, state = re.fullmatch(r"set server replicas/(\S+) (?:state|health) (\w+)", command).groups()  # type: ignore[union-attr]
         if state != "down" and worker == 2:

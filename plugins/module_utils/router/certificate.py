@@ -17,7 +17,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command, run_program
 
-RENEW_S = 30 * 24 * 3600
+DAY_S = 24 * 3600
+RENEW_DAYS = 30
 MODE = 0o600
 NAME = re.compile(r"[A-Za-z0-9_*.:-]+")
 PUBLIC = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?", re.DOTALL)
@@ -33,8 +34,13 @@ class Certificate:
     ends_soon: bool
 
 
-def read_certificate(path: str) -> Certificate | None:
-    """Return what the certificate in a file says; None when there is none that openssl can read."""
+def read_certificate(path: str, renew_days: int = RENEW_DAYS) -> Certificate | None:
+    """Return what the certificate in a file says; None when there is none that openssl can read.
+
+    Args:
+        path: the file.
+        renew_days: from how many days before its end on it counts as one that ends soon.
+    """
     if not os.path.exists(path):
         return None
     openssl = _openssl()
@@ -42,9 +48,8 @@ def read_certificate(path: str) -> Certificate | None:
     shown = run_program(command, capture_output=True, text=True, check=False)
     if shown.returncode:
         return None
-    soon = run_program(
-        [openssl, "x509", "-in", path, "-noout", "-checkend", str(RENEW_S)], capture_output=True, check=False
-    )
+    margin = str(renew_days * DAY_S)
+    soon = run_program([openssl, "x509", "-in", path, "-noout", "-checkend", margin], capture_output=True, check=False)
     return Certificate(
         names=parse_names(shown.stdout),
         not_after=_after(r"notAfter=(.*)", shown.stdout),

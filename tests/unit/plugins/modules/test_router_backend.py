@@ -57,6 +57,7 @@ def test_check_mode_tells_and_sets_nothing(run_module: RunModule, master: Master
     args = {"host": "gpu-02", "state": "drain", "run_dir": str(tmp_path)}
     result = run_module(router_backend.main, args, check=True)
     assert result["changed"] and master.commands == []
+    assert result["certificate"]["not_after"] == "2027-12-24T16:00:00Z"
     assert result["diff"][0]["before"] == "ready\n" and result["diff"][0]["after"] == "drain\n"
 
 
