@@ -203,6 +203,22 @@ options:
       - Milliseconds between two health checks of a replica.
     type: int
     default: 1000
+  metrics_host:
+    description:
+      - Address of the listener for monitoring. One that other machines reach needs O(metrics_token) and O(tls).
+    type: str
+    default: 127.0.0.1
+  metrics_port:
+    description:
+      - Port of that listener; V(0) for none. It answers C(/metrics) with HAProxy's own metrics,
+        C(/replicas/<host>:<replica>/metrics) with those of a replica, and C(/targets) with the list of all of them.
+    type: int
+    default: 0
+  metrics_token:
+    description:
+      - What monitoring sends as C(Authorization: Bearer <token>). It is kept as a SHA-256 sum. Empty lets in everyone.
+    type: str
+    default: ""
   directory:
     description:
       - Folder of the configuration.
@@ -341,6 +357,9 @@ ARGUMENTS: dict[str, Any] = {
     "buffer_bytes": {"type": "int", "default": 65536},
     "timeout": {"type": "int", "default": 3600},
     "check_interval_ms": {"type": "int", "default": 1000},
+    "metrics_host": {"type": "str", "default": "127.0.0.1"},
+    "metrics_port": {"type": "int", "default": 0},
+    "metrics_token": {"type": "str", "default": "", "no_log": True},
     "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},

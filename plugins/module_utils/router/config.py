@@ -27,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_conf
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.global_config import defaults_section, global_section
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica, key_sum
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.metrics_config import metrics_files, metrics_sections
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
     has_several,
     list_text,
@@ -54,6 +55,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         MODELS: list_text(found) + "\n",
         MODELS_MAP: map_text(found),
         **reader,
+        **metrics_files(settings, replicas),
     }
 
 
@@ -71,6 +73,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
         sections += [model_backend(settings, route, folder) for route in found]
         sections += [reader_backend(settings, most), inner_frontend(settings, found, folder)]
         sections.append(reader_program(settings, folder))
+    sections += metrics_sections(settings, replicas, folder)
     return _text(sections)
 
 

@@ -62,6 +62,9 @@ class RouterSettings:
         check_interval_ms: between two health checks of a replica.
         run_dir: folder of the sockets.
         state_dir: folder of what has to outlive a reboot.
+        metrics_host: address of the listener for monitoring.
+        metrics_port: its port; 0 for none.
+        metrics_token: the key of those who ask there; empty lets in everyone.
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
         program: HAProxy itself.
@@ -92,6 +95,9 @@ class RouterSettings:
     check_interval_ms: int
     run_dir: str
     state_dir: str
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 0
+    metrics_token: str = ""
     user: str = "haproxy"
     chroot: str = ""
     program: str = "haproxy"
@@ -103,7 +109,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     Raises:
         GpufleetError: C(invalid-router), naming every problem at once.
     """
-    problems = list(_unsafe(settings, allow_unauthenticated))
+    problems = [*_unsafe(settings, allow_unauthenticated), *_unsafe_metrics(settings)]
     problems += [
         f"router_endpoints: {path!r} is not a path such as /v1/completions"
         for path in settings.endpoints
@@ -127,6 +133,8 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     for key in (*settings.keys, settings.replica_key):
         if re.search(r"[\s\x00-\x1f\x7f]", key):
             problems.append("router_api_keys or vllm_api_key: a key has white space in it, which no header can carry")
+    if re.search(r"[\s\x00-\x1f\x7f]", settings.metrics_token):
+        problems.append("router_metrics_token: it has white space in it, which no header can carry")
     for replica in replicas:
         if not SERVER_NAME.fullmatch(replica.server()):
             problems.append(
@@ -168,6 +176,21 @@ def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[s
         yield (
             f"router_tls: false on router_host: {settings.host} would send keys and prompts in the clear; leave it at"
             " true, or set router_host: 127.0.0.1"
+        )
+
+
+def _unsafe_metrics(settings: RouterSettings) -> Iterable[str]:
+    if not settings.metrics_port or is_loopback(settings.metrics_host):
+        return
+    if not settings.metrics_token:
+        yield (
+            f"router_metrics_host: {settings.metrics_host} lets other machines in, and there is no"
+            " router_metrics_token; set one, or set router_metrics_host: 127.0.0.1"
+        )
+    if not settings.tls:
+        yield (
+            f"router_metrics_host: {settings.metrics_host} would send router_metrics_token in the clear, as router_tls"
+            " is false; set router_metrics_host: 127.0.0.1"
         )
 
 
