@@ -49,6 +49,8 @@ SETTINGS = {
     "metrics_host": "router_metrics_host",
     "metrics_port": "router_metrics_port",
     "metrics_token": "router_metrics_token",
+    "proxy_protocol": "router_proxy_protocol",
+    "trusted_proxies": "router_trusted_proxies",
     "directory": "router_dir",
     "run_dir": "router_run_dir",
     "state_dir": "router_state_dir",

@@ -219,6 +219,20 @@ options:
       - What monitoring sends as C(Authorization: Bearer <token>). It is kept as a SHA-256 sum. Empty lets in everyone.
     type: str
     default: ""
+  proxy_protocol:
+    description:
+      - Whether the load balancers before the router begin each connection with the header of the PROXY protocol. One
+        without it is closed.
+    type: bool
+    default: false
+  trusted_proxies:
+    description:
+      - Addresses or networks of load balancers before the router. In their C(X-Forwarded-For) the last address that is
+        none of theirs is the client's. That of others is dropped.
+      - With O(proxy_protocol), or without O(tls), connections of all others are closed, but for those of this host.
+    type: list
+    elements: str
+    default: []
   directory:
     description:
       - Folder of the configuration.
@@ -360,6 +374,8 @@ ARGUMENTS: dict[str, Any] = {
     "metrics_host": {"type": "str", "default": "127.0.0.1"},
     "metrics_port": {"type": "int", "default": 0},
     "metrics_token": {"type": "str", "default": "", "no_log": True},
+    "proxy_protocol": {"type": "bool", "default": False},
+    "trusted_proxies": {"type": "list", "elements": "str", "default": []},
     "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},

@@ -40,6 +40,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules i
     reader_config,
     reader_program,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.proxies_config import proxies_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
@@ -55,6 +56,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         MODELS: list_text(found) + "\n",
         MODELS_MAP: map_text(found),
         **reader,
+        **proxies_file(settings),
         **metrics_files(settings, replicas),
     }
 

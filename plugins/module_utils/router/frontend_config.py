@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import proxies_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     BACKEND,
     CERTIFICATE,
@@ -36,11 +37,12 @@ def frontend(settings: RouterSettings, found: Sequence[Route], most: Limits, fol
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
         "frontend api",
-        f"bind {host}:{settings.port}{crypt}",
+        f"bind {host}:{settings.port}{proxies_config.bind_option(settings)}{crypt}",
         f"maxconn {most.connections + most.reserved}",
         # Also of a handshake that does not come; an answer may be silent for longer.
         f"timeout client {SILENT_S}s",
         f"timeout http-request {HEAD_S}s",
+        *proxies_config.connection_rules(settings, folder),
         *connection_rules(settings, most),
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
@@ -52,6 +54,8 @@ def frontend(settings: RouterSettings, found: Sequence[Route], most: Limits, fol
             " hdr Retry-After 5 hdr Connection close",
         ),
         f"http-request del-header {OWN_HEADERS} -m beg",
+        *proxies_config.client_rules(settings),
+        *([f"http-request track-sc1 src table {ADDRESSES} if !{{ sc1_tracked }}"] if settings.trusted_proxies else []),
     ]
     lines += _key_rules(settings, folder)
     largest = settings.max_request_bytes
@@ -63,7 +67,7 @@ def frontend(settings: RouterSettings, found: Sequence[Route], most: Limits, fol
         deny(413, f"A request may have {largest} bytes at most.", f"{{ req.hdr_val(content-length) gt {largest} }}"),
     ]
     lines += _request_limits(settings, most)
-    lines += ["", "http-request del-header X-Forwarded-For", "option forwardfor"]
+    lines.append("")
     if all_named(found):
         lines += list_rules(folder, BACKEND)
     return [*lines, *model_rules(settings, found, folder), f"default_backend {BACKEND}"]
@@ -94,7 +98,10 @@ def connection_rules(settings: RouterSettings, most: Limits) -> list[str]:
     """Return what bounds the connections before anything is known of them but their addresses."""
     operators = " ".join(settings.operators)
     lines = [f"acl operator src {operators}" if operators else "acl operator always_false"]
-    lines += ["tcp-request connection accept if operator", f"tcp-request connection track-sc1 src table {ADDRESSES}"]
+    # Of a load balancer's connections the client is not known yet.
+    client = f" if !{proxies_config.A_PROXY}" if settings.trusted_proxies else ""
+    track = f"tcp-request connection track-sc1 src table {ADDRESSES}{client}"
+    lines += ["tcp-request connection accept if operator", track]
     if most.address:
         lines.append(f"tcp-request connection reject if {{ sc1_conn_cur gt {most.address} }}")
     if settings.connection_rate:

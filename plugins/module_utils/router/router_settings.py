@@ -65,6 +65,8 @@ class RouterSettings:
         metrics_host: address of the listener for monitoring.
         metrics_port: its port; 0 for none.
         metrics_token: the key of those who ask there; empty lets in everyone.
+        proxy_protocol: whether connections begin with the header of the PROXY protocol.
+        trusted_proxies: networks of load balancers whose word for the address of a client counts.
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
         program: HAProxy itself.
@@ -98,6 +100,8 @@ class RouterSettings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     metrics_token: str = ""
+    proxy_protocol: bool = False
+    trusted_proxies: tuple[str, ...] = ()
     user: str = "haproxy"
     chroot: str = ""
     program: str = "haproxy"
@@ -109,7 +113,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     Raises:
         GpufleetError: C(invalid-router), naming every problem at once.
     """
-    problems = [*_unsafe(settings, allow_unauthenticated), *_unsafe_metrics(settings)]
+    problems = [*_unsafe(settings, allow_unauthenticated), *_unsafe_metrics(settings), *_wrong_proxies(settings)]
     problems += [
         f"router_endpoints: {path!r} is not a path such as /v1/completions"
         for path in settings.endpoints
@@ -172,10 +176,11 @@ def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[s
             f"router_host: {settings.host} lets other machines in, and there is no key; set vllm_api_key or"
             " router_api_keys, set router_host: 127.0.0.1, or say vllm_allow_unauthenticated: true"
         )
-    if not settings.tls:
+    if not settings.tls and not settings.trusted_proxies:
         yield (
             f"router_tls: false on router_host: {settings.host} would send keys and prompts in the clear; leave it at"
-            " true, or set router_host: 127.0.0.1"
+            " true, set router_host: 127.0.0.1, or, where a load balancer before it ends TLS, list its addresses in"
+            " router_trusted_proxies, from which alone connections are taken then"
         )
 
 
@@ -194,6 +199,22 @@ def _unsafe_metrics(settings: RouterSettings) -> Iterable[str]:
         )
 
 
+def _wrong_proxies(settings: RouterSettings) -> Iterable[str]:
+    for network in settings.trusted_proxies:
+        try:
+            everyone = ipaddress.ip_network(network, strict=False).prefixlen == 0
+        except ValueError:
+            yield f"router_trusted_proxies: {network!r} is neither address nor network such as 10.0.0.0/24"
+            continue
+        if everyone:
+            yield f"router_trusted_proxies: {network} is everyone; list the addresses of the load balancers"
+    if settings.proxy_protocol and not settings.trusted_proxies and not is_loopback(settings.host):
+        yield (
+            "router_proxy_protocol: true has whoever connects say which address he has; list the load balancers'"
+            " addresses in router_trusted_proxies, from which alone connections are taken then"
+        )
+
+
 def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, program: str = "haproxy") -> RouterSettings:
     """Return the settings in the options of the module router_server.
 
@@ -201,7 +222,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, progra
         GpufleetError: C(invalid-router) for a limit that is neither a number nor C(auto).
     """
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    own = {"keys", "chroot", "user", "replica_key", "endpoints", "program", "operators", *LIMITS}
+    own = {"keys", "chroot", "user", "replica_key", "endpoints", "program", "operators", "trusted_proxies", *LIMITS}
     given = {name: params[name] for name in set(RouterSettings.__dataclass_fields__) - own}
     given.update({name: _limit(name, params[name]) for name in LIMITS})
     return RouterSettings(
@@ -209,6 +230,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, progra
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
         operators=tuple(params["operators"]),
+        trusted_proxies=tuple(params["trusted_proxies"]),
         chroot=chroot,
         program=program,
         user=params["user"],

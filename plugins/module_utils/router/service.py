@@ -42,7 +42,14 @@ SYSTEMD_FOLDER = "/run/systemd/system"
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
 CONFIGS = (config_names.CONFIG, config_names.READER_CONFIG)
-MODES = dict.fromkeys((*CONFIGS, config_names.REPLICAS, config_names.MODELS, config_names.MODELS_MAP), CONFIG_MODE)
+MODES = dict.fromkeys(
+    (
+        *CONFIGS,
+        *(config_names.REPLICAS, config_names.MODELS, config_names.MODELS_MAP),
+        *(config_names.TRUSTED_PROXIES, config_names.TARGETS),
+    ),
+    CONFIG_MODE,
+)
 START_S = 15.0
 POLL_S = 0.1
 LOG_SHOWN = 2000
