@@ -12,6 +12,12 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings import ordered
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.router_checks import certificate_findings
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.shared_address_checks import (
+    UNSPECIFIED,
+    SharedWish,
+    addresses_of_hosts,
+    judge_shared,
+)
 
 WARN_DAYS = 30
 
@@ -39,4 +45,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             given=bool(arguments.get("certificate")),
             renews=boolean(arguments.get("renews", False)),
         )
-        return {**result, "findings": [finding.as_result() for finding in ordered(found)]}
+        virtual: dict[str, Any] = {}
+        if arguments.get("virtual_address"):
+            virtual, more = judge_shared(self._wish(arguments, task_vars or {}), result)
+            found += more
+        return {**result, "virtual": virtual, "findings": [finding.as_result() for finding in ordered(found)]}
+
+    def _wish(self, arguments: dict[str, Any], variables: dict[str, Any]) -> SharedWish:
+        groups, hostvars = variables.get("groups") or {}, variables.get("hostvars") or {}
+        return SharedWish(
+            address=str(arguments["virtual_address"]),
+            interface=str(arguments.get("virtual_interface") or ""),
+            listens=str(arguments.get("listens") or UNSPECIFIED[4][0]),
+            routers=len(groups.get("router") or []),
+            others=addresses_of_hosts(hostvars, groups.get("all") or []),
+        )

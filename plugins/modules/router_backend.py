@@ -94,6 +94,11 @@ options:
       - Seconds to wait at most. What is left then is told in RV(sessions_left) and RV(not_up).
     type: int
     default: 60
+  directory:
+    description:
+      - Folder of the router's configuration. Read in check mode alone.
+    type: path
+    default: /etc/gpufleet-router
   run_dir:
     description:
       - Folder of HAProxy's sockets.
@@ -180,6 +185,13 @@ certificate:
   returned: in check mode
   type: dict
   sample: {"not_after": "2027-12-24T16:00:00Z", "seconds_left": 33696000}
+shared:
+  description:
+    - The address that several routers share, C(address), whether this one has it now, C(held), and whether it has
+      compared what is drained with the others since its start, C(in_step). Empty where there is none.
+  returned: in check mode
+  type: dict
+  sample: {"address": "10.0.0.10", "held": true, "in_step": true}
 unknown:
   description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
@@ -231,6 +243,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_e
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import shared_state
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import (
     Selection,
     StateChange,
@@ -250,6 +263,7 @@ ARGUMENTS: dict[str, Any] = {
     "requests_per_replica": {"type": "int", "default": 0},
     "turn_timeout": {"type": "int", "default": 0},
     "timeout": {"type": "int", "default": 60},
+    "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
 }
@@ -269,7 +283,8 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         over = [host for host in params["hosts"] if marks.is_over(host)]
         end = served_end(master)
         certificate = end.as_result() if end else {}
-        seen = {"reasons": reasons, "turns_over": over, "certificate": certificate}
+        shared = shared_state(params["directory"], params["run_dir"])
+        seen = {"reasons": reasons, "turns_over": over, "certificate": certificate, "shared": shared}
         return {**change.as_result(change.servers(), 0.0), **seen}
     limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
     change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])

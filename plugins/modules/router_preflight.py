@@ -30,6 +30,27 @@ options:
         action plugin alone.
     type: bool
     default: false
+  virtual_address:
+    description:
+      - Address that several routers share; empty for none. Read by the action plugin alone, as are O(virtual_interface)
+        and O(listens).
+    type: str
+    default: ""
+  virtual_interface:
+    description:
+      - Interface to have it on; empty for the one that is in its network.
+    type: str
+    default: ""
+  listens:
+    description:
+      - Address on which the router listens.
+    type: str
+    default: 0.0.0.0
+  directory:
+    description:
+      - Folder of the configuration.
+    type: path
+    default: /etc/gpufleet-router
   run_dir:
     description:
       - Folder of HAProxy's sockets.
@@ -64,6 +85,27 @@ wanted_certificate:
   returned: success
   type: dict
   sample: {}
+addresses:
+  description: The addresses of the host, C(interface), C(address) and C(prefix_length).
+  returned: success
+  type: list
+  elements: dict
+  sample: [{"interface": "eth0", "address": "10.0.0.2", "prefix_length": 24}]
+shared_address:
+  description: The address that the host shares by the role; empty for none.
+  returned: success
+  type: str
+  sample: 10.0.0.10
+systemd:
+  description: Whether systemd runs the host.
+  returned: success
+  type: bool
+  sample: true
+virtual:
+  description: Where the host has O(virtual_address); empty without one, or where it cannot. Made by the action plugin.
+  returned: success
+  type: dict
+  sample: {"address": "10.0.0.10", "prefix_length": 24, "interface": "eth0", "source": "10.0.0.2"}
 findings:
   description: What was found, as P(gpufleet.vllm.vllm_preflight#module) returns it. Made by the action plugin.
   returned: success
@@ -78,11 +120,20 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_end import end_of, served_end
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import on_systemd
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import (
+    interface_addresses,
+    shared_address,
+)
 
 ARGUMENTS: dict[str, Any] = {
     "certificate": {"type": "str", "default": "", "no_log": True},
     "warn_days": {"type": "int", "default": 30},
     "renews": {"type": "bool", "default": False},
+    "virtual_address": {"type": "str", "default": ""},
+    "virtual_interface": {"type": "str", "default": ""},
+    "listens": {"type": "str", "default": "0.0.0.0"},  # noqa: S104  compared
+    "directory": {"type": "path", "default": "/etc/gpufleet-router"},
     "run_dir": {"type": "path", "default": "/run/gpufleet-router"},
     "state_dir": {"type": "path", "default": "/var/lib/gpufleet-router"},
 }
@@ -96,6 +147,9 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
         "changed": False,
         "served_certificate": served.as_result() if served else {},
         "wanted_certificate": wanted.as_result() if wanted else {},
+        "addresses": interface_addresses(),
+        "shared_address": shared_address(params["directory"]),
+        "systemd": on_systemd(),
     }
 
 

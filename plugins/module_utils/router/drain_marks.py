@@ -6,17 +6,20 @@
 Whoever drains a replica is marked here and forgotten when it is put back: a run that does so for a while, by its kind
 and before it does so, and a person with the reason. So a drain that an interrupted run has left can be told from one
 that a person made, and is put back by the next run.
+
+A host that was put back keeps a mark without replicas, with the time: of several routers one may have been down, and
+the newest mark of a host is what all of them are to have.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 
 FOLDER = "drained"
@@ -33,12 +36,35 @@ class Mark(NamedTuple):
         replicas: which ones, by their names in HAProxy.
         reason: of a person.
         run: what tells the run from others, so that one that is over can be told; empty once the host's turn is over.
+        at: when, in seconds since the epoch by the clock of the router's host; 0 if that is not known.
     """
 
     owner: str
     replicas: set[str]
     reason: str
     run: str
+    at: float = 0.0
+
+    def says_the_same(self, other: Mark) -> bool:
+        """Return whether another mark differs in its time alone."""
+        return self._replace(at=0.0) == other._replace(at=0.0)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {**self._asdict(), "replicas": sorted(self.replicas)}
+
+
+NOTHING = Mark("", set(), "", "")
+
+
+def mark_in(data: Mapping[str, Any]) -> Mark:
+    """Return the mark in plain data; NOTHING if there is none."""
+    try:
+        replicas = {str(name) for name in data["replicas"]}
+        words = (str(data.get("reason", "")), str(data.get("run", "")))
+        return Mark(str(data["owner"]), replicas, *words, float(data.get("at", 0)))
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return NOTHING
 
 
 class DrainMarks:
@@ -53,23 +79,21 @@ class DrainMarks:
 
     def of(self, host: str, owner: str) -> list[str]:
         """Return the replicas of a host, by their names in HAProxy, that the owner has drained; none if unknown."""
-        mark = self._read(host)
+        mark = self.read(host)
         return sorted(mark.replicas) if mark.owner == owner else []
 
     def reason(self, host: str) -> str:
         """Return why a person has drained the host; empty if none has, or did not say."""
-        return self._read(host).reason
+        return self.read(host).reason
 
     def is_over(self, host: str) -> bool:
         """Return whether the turn of a host is over, though the run has left it out."""
-        mark = self._read(host)
+        mark = self.read(host)
         return mark.owner not in ("", PERSON) and not mark.run
 
     def in_turn(self) -> dict[str, str]:
         """Return the hosts that a run has taken out for a turn, each with what tells that run."""
-        names = [name.removesuffix(".json") for name in list_folder(self._folder) if name.endswith(".json")]
-        marks = {name: self._read(name) for name in names}
-        return {name: mark.run for name, mark in marks.items() if mark.run and mark.owner != PERSON}
+        return {name: mark.run for name, mark in self.everyone().items() if mark.run and mark.owner != PERSON}
 
     def keep(self, host: str, owner: str, replicas: Iterable[str], *, reason: str = "", run: str = "") -> None:
         """Note that the owner drains these replicas, too.
@@ -79,7 +103,7 @@ class DrainMarks:
         """
         names = {*self.of(host, owner), *replicas}
         if names:
-            self._write(host, Mark(owner, names, reason, run))
+            self.write(host, Mark(owner, names, reason, run, time.time()))
 
     def forget(self, host: str, replicas: Iterable[str] | None = None) -> None:
         """Forget who has drained these replicas of the host; all of them when none are named.
@@ -87,29 +111,29 @@ class DrainMarks:
         Raises:
             GpufleetError: C(write-failed).
         """
-        mark = self._read(host)
+        mark = self.read(host)
         left = set(mark.replicas) - set(replicas) if replicas is not None else set()
-        if left:
-            self._write(host, mark._replace(replicas=left))
-            return
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path(host))
-        except OSError as error:
-            raise write_failed(self._path(host), error) from error
+        self.write(host, (mark._replace(replicas=left) if left else NOTHING)._replace(at=time.time()))
 
-    def _read(self, host: str) -> Mark:
+    def everyone(self) -> dict[str, Mark]:
+        """Return the marks of all hosts, also of those that were put back."""
+        names = [name.removesuffix(".json") for name in list_folder(self._folder) if name.endswith(".json")]
+        return {name: self.read(name) for name in names}
+
+    def read(self, host: str) -> Mark:
         """Return a host's mark; an empty one if there is none."""
         try:
-            mark = json.loads(read_text(self._path(host)))
-            replicas = {str(name) for name in mark["replicas"]}
-            return Mark(str(mark["owner"]), replicas, str(mark.get("reason", "")), str(mark.get("run", "")))
-        except (ValueError, TypeError, LookupError, AttributeError):
-            return Mark("", set(), "", "")
+            return mark_in(json.loads(read_text(self._path(host))))
+        except ValueError:
+            return NOTHING
 
-    def _write(self, host: str, mark: Mark) -> None:
-        data = {**mark._asdict(), "replicas": sorted(mark.replicas)}
-        write_file(self._path(host), json.dumps(data) + "\n", MODE)
+    def write(self, host: str, mark: Mark) -> None:
+        """Write down a host's mark.
+
+        Raises:
+            GpufleetError: C(write-failed).
+        """
+        write_file(self._path(host), json.dumps(mark.as_data()) + "\n", MODE)
 
     def _path(self, host: str) -> str:
         # No name in HAProxy has a slash.

@@ -35,6 +35,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import sockets_in
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
 
 UNIT = "gpufleet-router.service"
 UNIT_PATH = f"/etc/systemd/system/{UNIT}"
@@ -229,6 +230,8 @@ class RouterService:
         return found is not None and bool(set(found.current) - set(before))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(in_step_file(self._run_dir))
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         with os.fdopen(descriptor, "ab") as log:
             return start_program(
@@ -306,6 +309,8 @@ def unit_text(program: str, directory: str, run_dir: str, state_dir: str) -> str
         "[Service]\n"
         "Type=notify\n"
         f"ExecStartPre=/bin/mkdir -p {run_dir} {state_dir}\n"
+        # What the other routers were told meanwhile is not known here.
+        f"ExecStartPre=/bin/rm -f {in_step_file(run_dir)}\n"
         f"ExecStartPre=/bin/sh -c 'test -s {state} || echo 1 > {state}'\n"
         f"ExecStart={line}\n"
         "ExecReload=/bin/kill -USR2 $MAINPID\n"

@@ -26,3 +26,22 @@ def certificate_lines(routers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         when = f"ends on {day}, in {days} days" if end["seconds_left"] > 0 else f"ended on {day}: clients refuse it"
         lines.append(f"The certificate of {name} {when}.")
     return lines
+
+
+def shared_lines(routers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the lines for the address that routers share: who has it, and who does not know what is drained.
+
+    Args:
+        routers: hosts of routers to what the module router_backend returned in check mode.
+    """
+    shared = {name: router["shared"] for name, router in routers.items() if router.get("shared")}
+    lines = []
+    for address in dict.fromkeys(state["address"] for state in shared.values()):
+        holders = [name for name, state in shared.items() if state["address"] == address and state["held"]]
+        lines.append(f"The routers share {address}; {' and '.join(holders) or 'none that was asked'} has it now.")
+    lines += [
+        f"The router {name} was started since the last run: the playbook router tells it what is drained."
+        for name, state in shared.items()
+        if not state["in_step"]
+    ]
+    return lines

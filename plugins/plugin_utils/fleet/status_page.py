@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import by_text, fold, in_order, shortened
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import certificate_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import certificate_lines, shared_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import aligned, count_of
 
 # More serving replicas than these share a line with others of their kind.
@@ -144,7 +144,7 @@ def _page(found: FleetStatus) -> list[str]:
         lines.append(f"Not reached: {fold(found.not_reached)}.")
     for name, router in found.routers.items():
         lines += _router_lines(name, router, found.closed[name], len(found.servers))
-    lines += certificate_lines(found.routers)
+    lines += [*shared_lines(found.routers), *certificate_lines(found.routers)]
     if found.drift:
         lines += ["Not as the inventory wishes:", *by_text(found.drift.items(), len(found.servers))]
     return lines
