@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine stand-ins molecule faults fleet matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine stand-ins molecule faults fleet two-routers matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -48,6 +48,9 @@ faults: tests-setup ## every fault of the documentation's table, provoked on a s
 
 fleet: tests-setup ## three servers, and 40 stand-in hosts, behind a router under load: changes and interruptions (not part of test)
 	@$(CHECK) fleet many
+
+two-routers: tests-setup ## two routers with one address, in network namespaces: one of them goes away under load (not part of test)
+	@$(CHECK) two-routers
 
 matrix: ## sanity and unit tests, both by ansible-test, on every supported ansible-core for which a Python is at hand (not part of test)
 	@tools/setup.sh ansible

@@ -4,7 +4,7 @@
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, engine, stand-ins,
-                                 molecule, hosts, faults, fleet, many
+                                 molecule, hosts, faults, fleet, many, two-routers
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -174,6 +174,12 @@ def many() -> list[Command]:
     return [stand_in_fleet("changes"), stand_in_fleet("interruptions")]
 
 
+def two_routers() -> list[Command]:
+    """Return what clients see when one of two routers with one address goes away."""
+    words = [tool("python"), "tests/fleet/two_routers.py"]
+    return [Command("two-routers", words, environment={"PYTHONPATH": str(COLLECTIONS)})]
+
+
 def stand_in_fleet(what: str) -> Command:
     """Return a part of tests/fleet/many.py."""
     words = [tool("python"), "tests/fleet/many.py", what]
@@ -228,6 +234,7 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "faults": faults,
     "fleet": fleet,
     "many": many,
+    "two-routers": two_routers,
 }
 NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", "many")
 

@@ -90,7 +90,7 @@ def test_the_stages_of_a_turn(given: Any) -> None:
 def test_the_first_of_the_routers_names_and_keys(names: Any, keys: Any) -> None:
     found = task("router/tasks/security.yml", "Try what must be refused")
     options = found["gpufleet.vllm.vllm_security"]
-    values = {"router_names": names, "router_api_keys": keys, "router_address": ""}
+    values = {"router_names": names, "router_api_keys": keys, "router_address": "", "router_virtual_address": ""}
     variables = {name: text for name, text in found["vars"].items() if name in ("__router_called", "__router_keys")}
     asked = [rendered(options[name], variables, values) for name in ("address", "server_name", "api_key")]
     assert asked == ["a.example", "a.example", "k1"]

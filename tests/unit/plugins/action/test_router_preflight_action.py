@@ -18,7 +18,8 @@ class Action(router_preflight.ActionModule):
         if module_args.get("run_dir") == "broken":
             return {"failed": True, "msg": "no"}
         end = {"not_after": "2027-12-24T16:00:00Z", "seconds_left": 25 * 24 * 3600}
-        return {"changed": False, "served_certificate": end, "wanted_certificate": {}}
+        address = {"interface": "eth0", "address": "10.0.0.2", "prefix_length": 24}
+        return {"changed": False, "served_certificate": end, "wanted_certificate": {}, "addresses": [address]}
 
 
 def names(**arguments: Any) -> list[str]:
@@ -37,3 +38,16 @@ def test_what_was_seen_is_judged_by_the_variables() -> None:
 def test_a_module_that_fails_is_told_as_it_is() -> None:
     result, _display = run_action(Action, {"run_dir": "broken"})
     assert result["failed"] and "findings" not in result
+
+
+def test_the_shared_address_is_placed_and_compared_with_those_of_all_hosts() -> None:
+    groups = {"router": ["lb-01", "lb-02"], "all": ["lb-01", "lb-02", "gpu-01"]}
+    hostvars = {"gpu-01": {"ansible_host": "10.0.0.11"}, "lb-01": {}, "lb-02": {}}
+    variables = {"groups": groups, "hostvars": hostvars}
+    good, _display = run_action(Action, {"virtual_address": "10.0.0.10", "renews": True}, variables)
+    assert (good["findings"], good["virtual"]["interface"], good["virtual"]["source"]) == ([], "eth0", "10.0.0.2")
+    taken, _display = run_action(Action, {"virtual_address": "10.0.0.11", "renews": True}, variables)
+    assert [finding["name"] for finding in taken["findings"]] == ["virtual-address-taken"]
+    assert "gpu-01" in taken["findings"][0]["found"]
+    none, _display = run_action(Action, {"virtual_address": "", "renews": True}, variables)
+    assert (none["virtual"], none["findings"]) == ({}, [])
