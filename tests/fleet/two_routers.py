@@ -49,9 +49,10 @@ import jinja2
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import as_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
+from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import CACHE, debian_program
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "roles" / "router" / "templates" / "keepalived.conf.j2"
@@ -112,24 +113,10 @@ def route(folder: Path) -> None:
     """Start HAProxy as the module router_server does."""
     names = ("etc", "run", "state", "log")
     etc, run_dir, state_dir, log = (str(folder / name) for name in names)
-    settings = RouterSettings(
-        host="0.0.0.0",
-        port=PORT,
-        tls=False,
-        keys=(KEY,),
-        replica_key="",
-        endpoints=("/v1/models", "/v1/stream"),
-        max_request_bytes=1 << 20,
-        rate_limit=0,
-        max_connections=1000,
-        max_requests_per_replica=0,
-        buffer_bytes=65536,
-        timeout=600,
-        check_interval_ms=1000,
-        run_dir=run_dir,
-        state_dir=state_dir,
-        user="daemon",
-    )
+    defaults = {name: argument.get("default") for name, argument in ARGUMENTS.items()}
+    wished = {"host": "0.0.0.0", "port": PORT, "tls": False, "api_keys": [KEY], "user": "daemon"}
+    paths = {"endpoints": ["/v1/models", "/v1/stream"], "run_dir": run_dir, "state_dir": state_dir}
+    settings = as_settings({**defaults, **wished, **paths}, chroot="", replica_key="")
     replicas = [Replica(f"gpu-{number}", "vllm-0", BEHIND, port) for number, port in enumerate(SERVER_PORTS, 1)]
     router = RouterService(etc, run_dir, state_dir, log)
     router.load(config.files(settings, replicas, etc))
