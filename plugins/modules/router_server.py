@@ -216,7 +216,7 @@ options:
     default: 0
   metrics_token:
     description:
-      - What monitoring sends as C(Authorization: Bearer <token>). It is kept as a SHA-256 sum. Empty lets in everyone.
+      - What monitoring sends in C(Authorization), after C(Bearer). It is kept as a SHA-256 sum. Empty lets in everyone.
     type: str
     default: ""
   proxy_protocol:
