@@ -69,7 +69,8 @@ def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -
             "acl is_cut req.body_size,sub(txn.seen) gt 0",
             f"acl is_cut req.body_len ge {settings.buffer_bytes // 2}",
             _nameless(found, "METH_POST !{ var(txn.model) -m found } !is_cut"),
-            *hash_rules(settings),
+            # The others come back.
+            *hash_rules(settings, "{ var(txn.model) -m found }"),
             f"use_backend {READER} if METH_POST !{{ var(txn.model) -m found }}",
         ]
     else:
