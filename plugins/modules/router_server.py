@@ -172,14 +172,49 @@ options:
     default: 10000
   max_connections:
     description:
-      - Connections of clients at once.
+      - Connections of clients at once, as a number; a request beyond it gets 503 at once. V(auto) is twice what may run
+        and wait, V(8192) at least.
+    type: str
+    default: auto
+  max_connections_per_address:
+    description:
+      - Connections of one address at once, as a number; V(0) for no limit. V(auto) is a quarter of O(max_connections).
+    type: str
+    default: auto
+  connection_rate:
+    description:
+      - New connections of one address in ten seconds, beyond which they are closed; V(0) for no limit.
     type: int
-    default: 8192
+    default: 5000
+  operators:
+    description:
+      - Addresses and networks that no limit of connections shuts out, such as those of monitoring.
+    type: list
+    elements: str
+    default: []
   max_requests_per_replica:
     description:
-      - Requests at one replica at once, beyond which they wait in the router; V(0) for no limit.
-    type: int
-    default: 0
+      - Requests at one replica at once, beyond which they wait in the router, as a number; V(0) for no limit. V(auto)
+        is what its KV cache holds by its plan times O(requests_factor), and no less than it works on at once.
+    type: str
+    default: auto
+  requests_factor:
+    description:
+      - How many requests a replica gets for each that its KV cache holds.
+    type: float
+    default: 2.0
+  max_queue:
+    description:
+      - Requests that may wait for the replicas of a model, as a number; one more gets 503 at once. V(auto) is as many
+        as run there.
+    type: str
+    default: auto
+  max_requests_per_key:
+    description:
+      - Requests of one key at once, as a number; V(0) for no limit. V(auto) is three quarters of what all replicas get
+        where there are several keys.
+    type: str
+    default: auto
   large_requests:
     description:
       - Requests that have no model in their first O(buffer_bytes) and are read at once to find it, where the replicas
@@ -326,6 +361,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.keeper_service import ensure_keeper, keeper_answers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.replica_key import check_key, refused_by
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import AUTO
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, differences
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_folder import state_folder
 
@@ -370,8 +406,14 @@ ARGUMENTS: dict[str, Any] = {
     "balance_factor": {"type": "int", "default": 125},
     "session_header": {"type": "str", "default": "x-session-id"},
     "rate_limit": {"type": "int", "default": 10000},
-    "max_connections": {"type": "int", "default": 8192},
-    "max_requests_per_replica": {"type": "int", "default": 0},
+    "max_connections": {"type": "str", "default": AUTO},
+    "max_connections_per_address": {"type": "str", "default": AUTO},
+    "connection_rate": {"type": "int", "default": 5000},
+    "operators": {"type": "list", "elements": "str", "default": []},
+    "max_requests_per_replica": {"type": "str", "default": AUTO},
+    "requests_factor": {"type": "float", "default": 2.0},
+    "max_queue": {"type": "str", "default": AUTO},
+    "max_requests_per_key": {"type": "str", "default": AUTO, "no_log": False},
     "large_requests": {"type": "int", "default": 32},
     "buffer_bytes": {"type": "int", "default": 65536},
     "timeout": {"type": "int", "default": 3600},

@@ -11,9 +11,15 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import access_log
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.balance_rules import balance_lines, server_words
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import BACKEND, REPLICA_KEY
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import queue_limit, room
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
+
+# Seconds after which a client may try again.
+BUSY_S = 5
+PLACES = "pool-purge-delay 2s init-addr libc,last,none"
 
 
 def replicas_backend(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> list[str]:
@@ -30,9 +36,8 @@ def replicas_backend(settings: RouterSettings, replicas: Sequence[Replica], fold
         # With the key, so that a server that does not take it gets no request.
         f"http-check send meth GET uri /health{asked}",
         "http-check expect status 200",
-        *_requests(settings, folder),
-        f"default-server check {checks} fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down"
-        f" {_places(settings)}",
+        *_requests(settings, folder, BACKEND, replicas),
+        f"default-server check {checks} fall 2 rise 2 observe layer4 error-limit 1 on-error mark-down {PLACES}",
         *(f"server {replica.server()} {_at(replica)}{words[replica.server()]}" for replica in replicas),
     ]
 
@@ -42,8 +47,8 @@ def model_backend(settings: RouterSettings, route: Route, folder: str) -> list[s
     words = server_words(settings, route.replicas)
     return [
         f"backend {route.backend}",
-        *_requests(settings, folder),
-        f"default-server {_places(settings)}",
+        *_requests(settings, folder, route.backend, route.replicas),
+        f"default-server {PLACES}",
         *(
             f"server {replica.server()} {_at(replica)} track {BACKEND}/{replica.server()}{words[replica.server()]}"
             for replica in route.replicas
@@ -51,7 +56,7 @@ def model_backend(settings: RouterSettings, route: Route, folder: str) -> list[s
     ]
 
 
-def _requests(settings: RouterSettings, folder: str) -> list[str]:
+def _requests(settings: RouterSettings, folder: str, backend: str, replicas: Sequence[Replica]) -> list[str]:
     """Return what is done with a request that a backend has."""
     lines = [
         *balance_lines(settings),
@@ -64,6 +69,12 @@ def _requests(settings: RouterSettings, folder: str) -> list[str]:
         "retry-on conn-failure empty-response 503",
         "http-response set-var(txn.replica) srv_name",
     ]
+    if room(settings, replicas):
+        message = "The servers have as much to do as they can. Try again later."
+        full = f"{{ queue({backend}) ge {queue_limit(settings, replicas)} }}"
+        # Without a queue, by what runs.
+        full = full if queue_limit(settings, replicas) else f"{{ be_conn({backend}) gt {room(settings, replicas)} }}"
+        lines.append(deny(503, message, full, f" hdr Retry-After {BUSY_S}"))
     if settings.replica_key:
         return [*lines, f"http-request set-header Authorization {_key(folder)}"]
     return [*lines, "http-request del-header Authorization"] if settings.wants_key() else lines
@@ -71,11 +82,6 @@ def _requests(settings: RouterSettings, folder: str) -> list[str]:
 
 def _key(folder: str) -> str:
     return f'"Bearer %[str(replica),map({folder}/{REPLICA_KEY})]"'
-
-
-def _places(settings: RouterSettings) -> str:
-    limit = f" maxconn {settings.max_requests_per_replica}" if settings.max_requests_per_replica else ""
-    return f"pool-purge-delay 2s init-addr libc,last,none{limit}"
 
 
 def _at(replica: Replica) -> str:

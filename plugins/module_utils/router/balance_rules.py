@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import OWN_HEADERS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import replica_limit
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
@@ -27,9 +28,12 @@ BEGINNING_BYTES = 1024
 WEIGHT = 100
 MOST_WEIGHT = 256
 IDS = 2**31 - 1
-# Where a prompt begins, for chats, completions and responses.
+# Where it is looked for: what begins later, or is longer, is told by the body's own beginning.
+HEAD_BYTES = 4096
+# Where a prompt begins, and what comes behind a system prompt, for chats and completions and for responses.
 FIRST = ("messages[0].content", "messages[0].content[0].text", "prompt", "instructions", "system")
-SECOND = ("messages[1].content", "messages[1].content[0].text", "input", "input[0].content", "input[0].content[0].text")
+SECOND = ("messages[1].content", "messages[1].content[0].text")
+INPUT = ("input", "input[0].content", "input[0].content[0].text")
 SESSION_KEYS = ("prompt_cache_key", "user")
 
 
@@ -44,15 +48,23 @@ def hash_rules(settings: RouterSettings) -> list[str]:
             f" if {{ req.hdr({settings.session_header}) -m found }}"
         )
         lines += [_found("session", key) for key in SESSION_KEYS]
-    lines += [_found("first", path) for path in FIRST]
-    lines += [_found("second", path, f" {{ var(txn.first),length lt {BEGINNING_BYTES} }}") for path in SECOND[:2]]
-    lines += [_found("second", path) for path in SECOND[2:]]
-    # What is cut in the middle of its first text, or is nothing that we know.
-    unknown = "METH_POST !{ var(txn.first) -m found } !{ var(txn.second) -m found }"
+    is_short = f"{{ var(txn.first),length lt {BEGINNING_BYTES} }}"
+    # What a conversation begins with is its first question, which an answer follows, or a system prompt and that.
+    behind_system = "{ var(txn.role) -m str system developer }"
     lines += [
-        f"http-request set-var(txn.first) req.body,bytes(0,{BEGINNING_BYTES}) if {unknown}",
+        f"http-request set-var(txn.head) req.body,bytes(0,{HEAD_BYTES}) if METH_POST",
+        *(_found("first", path) for path in FIRST),
+        _found("role", "messages[0].role"),
+        *(_found("second", path, f" {behind_system} {is_short}") for path in SECOND),
+        *(_found("second", path, " { path_end /responses }") for path in INPUT),
+    ]
+    raw = f"http-request set-var(txn.beginning) req.body,bytes(0,{BEGINNING_BYTES}) if METH_POST"
+    lines += [
+        f"{raw} !{{ var(txn.first) -m found }} !{{ var(txn.second) -m found }}",
+        f"{raw} {behind_system} {is_short} !{{ var(txn.second) -m found }}",
         "http-request set-var(txn.first) str() if !{ var(txn.first) -m found }",
-        f"http-request set-var(txn.beginning) var(txn.first),concat(,txn.second),bytes(0,{BEGINNING_BYTES})",
+        f"http-request set-var(txn.beginning) var(txn.first),concat(,txn.second),bytes(0,{BEGINNING_BYTES})"
+        " if !{ var(txn.beginning) -m found }",
         f"http-request set-header {HASH_HEADER} %[var(txn.beginning),xxh64] if METH_POST",
     ]
     if settings.balance == SESSION:
@@ -63,7 +75,8 @@ def hash_rules(settings: RouterSettings) -> list[str]:
 
 def _found(variable: str, path: str, condition: str = "") -> str:
     """Return the rule that sets a variable to the beginning of a text in the body, unless it is set already."""
-    text = f"req.body,json_query('\\$.{path}'),bytes(0,{BEGINNING_BYTES})"
+    body = "req.body" if variable == "session" else "var(txn.head)"
+    text = f"{body},json_query('\\$.{path}'),bytes(0,{BEGINNING_BYTES})"
     missing = f"METH_POST !{{ var(txn.{variable}) -m found }}"
     return f'http-request set-var(txn.{variable}) "{text}" if {missing}{condition}'
 
@@ -80,7 +93,7 @@ def balance_lines(settings: RouterSettings) -> list[str]:
 
 
 def server_words(settings: RouterSettings, replicas: Sequence[Replica]) -> dict[str, str]:
-    """Return what is said of each server by its name: its share by what its plan holds, and its place in the ring."""
+    """Return what is said of each server by its name: its limit and share by its plan, and its place in the ring."""
     hashed = settings.balance != LEASTCONN
     held = [replica.requests for replica in replicas]
     average = sum(held) / len(held) if held and all(held) else 0
@@ -89,7 +102,9 @@ def server_words(settings: RouterSettings, replicas: Sequence[Replica]) -> dict[
     for replica in replicas:
         share = round(WEIGHT * replica.requests / average) if average else WEIGHT
         weight = f" weight {min(max(share, 1), MOST_WEIGHT)}" if hashed or (len(set(held)) > 1 and average) else ""
-        words[replica.server()] = weight + (f" id {_free_id(replica.server(), ids)}" if hashed else "")
+        limit = replica_limit(settings, replica)
+        most = f" maxconn {limit}" if limit else ""
+        words[replica.server()] = most + weight + (f" id {_free_id(replica.server(), ids)}" if hashed else "")
     return words
 
 

@@ -282,14 +282,14 @@ def rate_rules(folder: str) -> list[str]:
     return [
         f"http-request set-var(txn.rate) {_limit('rate', folder)} if named_client",
         "acl own_rate var(txn.rate) -m found",
-        f"http-request track-sc1 var(txn.client) table {TABLE} if own_rate",
+        f"http-request track-sc2 var(txn.client) table {TABLE} if own_rate",
         deny_with_values(
             429,
             f"More than %[var(txn.rate)] requests in {RATE_WINDOW_S} seconds, the rate of this client.",
-            "{ var(txn.rate) -m int gt 0 } { sc1_gpc0_rate,sub(txn.rate) ge 0 }",
+            "{ var(txn.rate) -m int gt 0 } { sc2_gpc0_rate,sub(txn.rate) ge 0 }",
             f" hdr Retry-After {RATE_WINDOW_S}",
         ),
-        "http-request sc-inc-gpc0(1) if own_rate",
+        "http-request sc-inc-gpc0(2) if own_rate",
     ]
 
 

@@ -25,8 +25,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names 
     REPLICA_KEY,
     REPLICAS,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_config import frontend, requests_table
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.frontend_config import frontend, tables
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.global_config import defaults_section, global_section
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica, key_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
     has_several,
@@ -46,7 +47,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settin
 def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
     """Return the files of the router, name to text, for the folder that they will be in."""
     found = routes(replicas)
-    reader = {READER_CONFIG: _text(reader_config(settings))} if has_several(found) else {}
+    reader = {READER_CONFIG: _text(reader_config(settings, limits(settings, replicas)))} if has_several(found) else {}
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
@@ -62,18 +63,18 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
 
 def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> str:
     """Return HAProxy's configuration; it names files in C(folder)."""
-    found = routes(replicas)
+    found, most = routes(replicas), limits(settings, replicas)
     sections = [
-        global_section(settings),
+        global_section(settings, most),
         defaults_section(settings),
-        frontend(settings, found, folder),
-        *([requests_table(settings)] if settings.rate_limit else []),
+        frontend(settings, found, most, folder),
+        *tables(settings),
         *([clients_table()] if settings.clients else []),
         replicas_backend(settings, replicas, folder),
     ]
     if has_several(found):
         sections += [model_backend(settings, route, folder) for route in found]
-        sections += [reader_backend(settings), inner_frontend(settings, found, folder)]
+        sections += [reader_backend(settings, most), inner_frontend(settings, found, folder)]
         sections.append(reader_program(settings, folder))
     return _text(sections)
 

@@ -15,79 +15,127 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names 
     KEYS,
     OWN_HEADERS,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import list_rules, model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
+ADDRESSES = "addresses"
+# For how long a client may be silent while it is its turn.
+SILENT_S = 30
+# For how long the head of a request may take.
+HEAD_S = 30
+# Of one address, in a window.
+WRONG_KEYS = 100
 
 
-def frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
+def frontend(settings: RouterSettings, found: Sequence[Route], most: Limits, folder: str) -> list[str]:
     """Return the frontend that clients speak to."""
     host = bracketed(settings.host)
     crypt = f" ssl crt {folder}/{CERTIFICATE} alpn h2,http/1.1" if settings.tls else ""
     lines = [
         "frontend api",
         f"bind {host}:{settings.port}{crypt}",
+        f"maxconn {most.connections + most.reserved}",
+        # Also of a handshake that does not come; an answer may be silent for longer.
+        f"timeout client {SILENT_S}s",
+        f"timeout http-request {HEAD_S}s",
+        *connection_rules(settings, most),
         # A connection that waits for the next request ends with the answer to that, or it is cut by a reload.
         "option idle-close-on-response",
         "monitor-uri /health",
         f"monitor fail if {{ nbsrv({BACKEND}) lt 1 }}",
         "",
         *access_log.frontend_lines(settings),
+        deny(
+            503,
+            "The router has as many connections as it may. Try again later.",
+            f"{{ fe_conn gt {most.connections} }} !operator",
+            " hdr Retry-After 5 hdr Connection close",
+        ),
         f"http-request del-header {OWN_HEADERS} -m beg",
     ]
-    most = settings.max_request_bytes
-    return [
-        *lines,
-        *(_who_may_ask(settings, folder) if settings.wants_key() else []),
+    lines += _key_rules(settings, folder)
+    largest = settings.max_request_bytes
+    lines += [
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
         deny(404, "There is no such endpoint here.", "!allowed_path"),
         *access_log.request_rules(settings),
         deny(405, "This method is not allowed.", "!METH_GET !METH_POST"),
         deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
-        deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}"),
-        *_how_often(settings, folder),
-        *access_log.answer_rules(settings),
-        "",
-        "http-request del-header X-Forwarded-For",
-        "option forwardfor",
-        *(list_rules(folder, BACKEND) if all_named(found) else []),
-        *model_rules(settings, found, folder),
-        f"default_backend {BACKEND}",
+        deny(413, f"A request may have {largest} bytes at most.", f"{{ req.hdr_val(content-length) gt {largest} }}"),
     ]
+    lines += [*_request_limits(settings, folder, most), *access_log.answer_rules(settings)]
+    lines += ["", "http-request del-header X-Forwarded-For", "option forwardfor"]
+    if all_named(found):
+        lines += list_rules(folder, BACKEND)
+    return [*lines, *model_rules(settings, found, folder), f"default_backend {BACKEND}"]
 
 
-def _who_may_ask(settings: RouterSettings, folder: str) -> list[str]:
+def _key_rules(settings: RouterSettings, folder: str) -> list[str]:
+    """Return the rules that let in who has a key."""
+    if not settings.wants_key():
+        return []
     wanted = "A valid API key is needed: send it as Authorization: Bearer <key>."
     return [
         # A second one would be looked at here and not counted below, or the other way round.
         deny(400, "A request may have one Authorization.", "{ req.fhdr_cnt(authorization) gt 1 }"),
         *clients.identity_rules(folder),
         f"acl known_key var(txn.key_sum) -m str -f {folder}/{KEYS}",
-        deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
+        "acl known_key var(txn.client) -m found",
+        "http-request sc-inc-gpc0(1) if !known_key !operator",
+        deny(
+            429,
+            f"More than {WRONG_KEYS} requests with a wrong key in {RATE_WINDOW_S} seconds.",
+            f"!known_key !operator {{ sc1_gpc0_rate gt {WRONG_KEYS} }}",
+            " hdr Retry-After 10",
+        ),
+        deny(401, wanted, "!known_key", " hdr WWW-Authenticate Bearer"),
         *(clients.expiry_rules(folder) if settings.clients else []),
     ]
 
 
-def _how_often(settings: RouterSettings, folder: str) -> list[str]:
-    lines = clients.rate_rules(folder) if settings.clients else []
-    if settings.rate_limit:
-        tracked = "req.fhdr(authorization),sha2(256)" if settings.wants_key() else "src"
-        others = " if !own_rate" if settings.clients else ""
-        too_often = f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds."
-        lines += [
-            f"http-request track-sc0 {tracked} table requests{others}",
-            deny(429, too_often, f"{{ sc0_http_req_rate gt {settings.rate_limit} }}", " hdr Retry-After 10"),
-        ]
+def connection_rules(settings: RouterSettings, most: Limits) -> list[str]:
+    """Return what bounds the connections before anything is known of them but their addresses."""
+    operators = " ".join(settings.operators)
+    lines = [f"acl operator src {operators}" if operators else "acl operator always_false"]
+    lines += ["tcp-request connection accept if operator", f"tcp-request connection track-sc1 src table {ADDRESSES}"]
+    if most.address:
+        lines.append(f"tcp-request connection reject if {{ sc1_conn_cur gt {most.address} }}")
+    if settings.connection_rate:
+        lines.append(f"tcp-request connection reject if {{ sc1_conn_rate gt {settings.connection_rate} }}")
+    # Half of what is reserved gets an answer, and the rest is the operators'.
+    lines.append(f"tcp-request connection reject if {{ fe_conn gt {most.connections + most.reserved // 2} }}")
     return lines
 
 
-def requests_table(settings: RouterSettings) -> list[str]:
-    """Return the table that counts the requests of each key, or of each address."""
+def _request_limits(settings: RouterSettings, folder: str, most: Limits) -> list[str]:
+    """Return what bounds the requests of one key, or of one address where there are no keys."""
+    lines = clients.rate_rules(folder) if settings.clients else []
+    if not (settings.rate_limit or most.key):
+        return lines
+    tracked = "req.fhdr(authorization),sha2(256)" if settings.wants_key() else "src"
+    lines += [f"http-request track-sc0 {tracked} table requests"]
+    if settings.rate_limit:
+        message = f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds."
+        beyond = f"{{ sc0_http_req_rate gt {settings.rate_limit} }}{' !own_rate' if settings.clients else ''}"
+        lines.append(deny(429, message, beyond, " hdr Retry-After 10"))
+    if most.key:
+        message = f"More than {most.key} requests of this key at once."
+        lines.append(deny(429, message, f"{{ sc0_conn_cur gt {most.key} }}", " hdr Retry-After 1"))
+    return lines
+
+
+def tables(settings: RouterSettings) -> list[list[str]]:
+    """Return the tables that count what each key, or each address, does."""
     kind = "binary len 32" if settings.wants_key() else "ipv6"
+    window = f"{RATE_WINDOW_S}s"
     return [
-        "backend requests",
-        f"stick-table type {kind} size 100k expire 1m store http_req_rate({RATE_WINDOW_S}s)",
+        ["backend requests", f"stick-table type {kind} size 100k expire 1m store http_req_rate({window}),conn_cur"],
+        [
+            f"backend {ADDRESSES}",
+            f"stick-table type ipv6 size 100k expire 1m store conn_cur,conn_rate({window}),gpc0,gpc0_rate({window})",
+        ],
     ]

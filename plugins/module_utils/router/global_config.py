@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import ADMIN_SOCKET, SERVER_STATE
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import ERRORS, http_error
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
-def global_section(settings: RouterSettings) -> list[str]:
+def global_section(settings: RouterSettings, most: Limits) -> list[str]:
     lines = [
         "global",
         f"user {settings.user}",
@@ -19,7 +20,7 @@ def global_section(settings: RouterSettings) -> list[str]:
         f"stats socket {settings.run_dir}/{ADMIN_SOCKET} mode 600 level admin expose-fd listeners",
         # What was drained stays so when the configuration is loaded again, HAProxy started again or the host rebooted.
         f"server-state-file {settings.state_dir}/{SERVER_STATE}",
-        f"maxconn {settings.max_connections}",
+        f"maxconn {most.connections + most.reserved + most.large}",
         f"hard-stop-after {settings.timeout}s",
         f"tune.bufsize {settings.buffer_bytes}",
         "tune.ssl.default-dh-param 2048",

@@ -24,6 +24,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names 
     READER,
     READER_CONFIG,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
     UNNAMED,
     Route,
@@ -97,7 +98,7 @@ def _nameless(found: Sequence[Route], condition: str) -> str:
     return deny(400, message, condition)
 
 
-def reader_backend(settings: RouterSettings) -> list[str]:
+def reader_backend(settings: RouterSettings, limit: Limits) -> list[str]:
     """Return the backend that hands a request to the reader."""
     most, message = settings.large_requests, "Too many large requests are arriving. Try again later."
     return [
@@ -114,7 +115,7 @@ def reader_backend(settings: RouterSettings) -> list[str]:
         f"http-response set-var(txn.model) res.hdr({MODEL_HEADER}),b64dec",
         f"http-response set-var(txn.replica) res.hdr({OWN_HEADERS}replica)",
         f"http-response del-header {OWN_HEADERS} -m beg",
-        f"server reader unix@{socket_path(settings, READER, bound=False)}",
+        f"server reader unix@{socket_path(settings, READER, bound=False)} maxconn {limit.large}",
     ]
 
 
@@ -139,17 +140,16 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
     ]
 
 
-def reader_config(settings: RouterSettings) -> list[list[str]]:
+def reader_config(settings: RouterSettings, limit: Limits) -> list[list[str]]:
     """Return the sections of the reader's configuration."""
     seconds = max(BODY_TIMEOUT_S, settings.max_request_bytes // SLOWEST_BYTES_S)
-    most = settings.max_connections
     return [
         [
             "global",
             f"user {settings.user}",
             f"group {settings.user}",
             "log stdout format raw local0",
-            f"maxconn {most}",
+            f"maxconn {limit.large}",
             f"hard-stop-after {settings.timeout}s",
             f"tune.bufsize {settings.max_request_bytes + HEAD_BYTES}",
             *([f"chroot {settings.chroot}"] if settings.chroot else []),

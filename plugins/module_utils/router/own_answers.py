@@ -31,7 +31,8 @@ def deny_with_values(status: int, message: str, condition: str, more: str = "") 
 
 def http_error(status: int, message: str) -> str:
     """Return the line that gives an error of HAProxy's own the form of OpenAI's API."""
-    return f"http-error status {status} content-type application/json string '{openai_error(status, message)}'"
+    retry = " hdr Retry-After 5" if status == 503 else ""
+    return f"http-error status {status} content-type application/json string '{openai_error(status, message)}'{retry}"
 
 
 def openai_error(status: int, message: str) -> str:

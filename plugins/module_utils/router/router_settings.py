@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members impor
     Replica,
 )
 
+AUTO = "auto"
+LIMITS = (
+    "max_connections",
+    "max_connections_per_address",
+    "max_requests_per_replica",
+    "max_queue",
+    "max_requests_per_key",
+)
 HEADER = re.compile(r"[A-Za-z0-9-]+")
 
 
@@ -42,8 +51,14 @@ class RouterSettings:
         balance_factor: how much more than its share a replica may have before the next one is taken, in percent.
         session_header: of a request, names its session.
         rate_limit: requests of one key (or, without keys, of one address) in ten seconds; 0 for no limit.
-        max_connections: connections of clients at once.
+        max_connections: connections of clients at once. Of this and the next four, None is what the plans say.
+        max_connections_per_address: of them, of one address; 0 for no limit.
         max_requests_per_replica: requests at one replica at once, beyond which they wait here; 0 for no limit.
+        max_queue: requests that wait at once for the replicas of a model; 0 for none.
+        max_requests_per_key: requests of one key at once; 0 for no limit.
+        requests_factor: how many requests a replica gets for each that its cache holds.
+        connection_rate: new connections of one address in ten seconds; 0 for no limit.
+        operators: addresses and networks that no limit shuts out.
         large_requests: requests beyond the buffer that are read at once to find their models.
         buffer_bytes: a request up to this size can be sent again when a replica dies.
         timeout: seconds for which an answer may be silent.
@@ -72,8 +87,14 @@ class RouterSettings:
     balance_factor: int
     session_header: str
     rate_limit: int
-    max_connections: int
-    max_requests_per_replica: int
+    max_connections: int | None
+    max_connections_per_address: int | None
+    max_requests_per_replica: int | None
+    max_queue: int | None
+    max_requests_per_key: int | None
+    requests_factor: float
+    connection_rate: int
+    operators: tuple[str, ...]
     large_requests: int
     buffer_bytes: int
     timeout: int
@@ -91,7 +112,11 @@ class RouterSettings:
 
     def wants_key(self) -> bool:
         """Return whether a request needs a key."""
-        return bool(self.keys or self.clients)
+        return self.keys_there_are() > 0
+
+    def keys_there_are(self) -> int:
+        """Return how many keys let clients in."""
+        return len(self.keys) + sum(len(client.keys) for client in self.clients)
 
 
 def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
@@ -110,6 +135,15 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
         problems.append(f"router_session_header: {settings.session_header!r} is no name of a header")
     if settings.balance_factor <= 100:
         problems.append(f"router_balance_factor: {settings.balance_factor} is not above 100, a replica's own share")
+    if settings.max_connections is not None and settings.max_connections < 1:
+        problems.append("router_max_connections: 0 would let in no one")
+    if not settings.requests_factor >= 1:
+        problems.append(
+            f"router_requests_factor: {settings.requests_factor} would leave room in a cache unused; 1 or more"
+        )
+    problems += [
+        f"router_operators: {one!r} is no address or network" for one in settings.operators if not _is_net(one)
+    ]
     if not settings.endpoints:
         problems.append("router_endpoints: is empty, so nothing could pass; leave it at its default")
     for key in (*settings.keys, settings.replica_key):
@@ -153,6 +187,14 @@ def clients_in(value: Any) -> tuple[Client, ...]:
     return clients
 
 
+def _is_net(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _unsafe(settings: RouterSettings, allow_unauthenticated: bool) -> Iterable[str]:
     if is_loopback(settings.host):
         return
@@ -186,18 +228,35 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, progra
     """Return the settings in the options of the module router_server.
 
     Raises:
-        GpufleetError: C(invalid-router) for clients that cannot be read.
+        GpufleetError: C(invalid-router) for clients that cannot be read, and for a limit that is neither a number nor
+            C(auto).
     """
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    others = {"keys", "clients", "chroot", "user", "replica_key", "endpoints", "program"}
-    names = set(RouterSettings.__dataclass_fields__) - others
+    own = {"keys", "clients", "chroot", "user", "replica_key", "endpoints", "program", "operators", *LIMITS}
+    given = {name: params[name] for name in set(RouterSettings.__dataclass_fields__) - own}
+    given.update({name: _limit(name, params[name]) for name in LIMITS})
     return RouterSettings(
         keys=keys,
         clients=clients_in(params["clients"]),
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
+        operators=tuple(params["operators"]),
         chroot=chroot,
         program=program,
         user=params["user"],
-        **{name: params[name] for name in names},
+        **given,
     )
+
+
+def _limit(name: str, value: Any) -> int | None:
+    text = str(value).strip()
+    if text == AUTO:
+        return None
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise GpufleetError(
+            f"router_{name}: {text!r} is neither a number nor auto.",
+            name="invalid-router",
+            remedy=f"Set router_{name} to a number, or leave it at auto.",
+            details={"problems": [f"router_{name}"]},
+        )
+    return int(text)

@@ -164,7 +164,7 @@ def test_what_haproxy_refuses_leaves_everything_as_it_was(run_module: RunModule,
     assert Path(args["directory"], "haproxy.cfg").read_text(encoding="utf-8") == before
     assert sorted(os.listdir(args["directory"])) == [
         *(".lock", "access_log.json", "clients.limits", "clients.map", "haproxy.cfg", "keys.sha256", "log_keeper.py"),
-        *("replica.key", "replicas.json"),
+        *("models.json", "models.map", "replica.key", "replicas.json"),
     ]
     assert status(args["port"], "the-client-key") == 503
 

@@ -43,7 +43,13 @@ def settings(**changes: object) -> RouterSettings:
         session_header="x-session-id",
         rate_limit=100,
         max_connections=100,
-        max_requests_per_replica=0,
+        max_connections_per_address=None,
+        max_requests_per_replica=None,
+        max_queue=None,
+        max_requests_per_key=None,
+        requests_factor=2.0,
+        connection_rate=5000,
+        operators=(),
         large_requests=4,
         buffer_bytes=65536,
         timeout=600,
@@ -87,7 +93,7 @@ def test_every_replica_is_a_server_under_its_host_and_name() -> None:
 def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     text = config.config(settings(), [ONE], "/etc/x")
     statuses = re.findall(r"return status (\d+)", text)
-    assert statuses == ["400", "401", "404", "405", "411", "413", "429", "200", "404"]
+    assert statuses == ["503", "400", "429", "401", "404", "405", "411", "413", "429", "200", "404"]
 
 
 def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
@@ -117,7 +123,7 @@ def test_a_clients_key_does_not_reach_replicas_without_one() -> None:
 
 def test_no_rate_limit_and_a_limit_for_each_replica() -> None:
     text = config.config(settings(rate_limit=0, max_requests_per_replica=12), [ONE], "/etc/x")
-    assert "stick-table" not in text and "429" not in text
+    assert "sc0_http_req_rate" not in text
     assert " maxconn 12\n" in text
 
 
