@@ -250,7 +250,7 @@ def limit_processes(_world: World, site: Site, fault: Fault) -> Play:
         box = await_new_container(site, old)
         # docker-py has no argument for it.
         api: Any = site.engine.api
-        api._raise_for_status(api._post_json(api._url("/containers/{0}/update", box.id), data={"PidsLimit": 20}))
+        api._raise_for_status(api._post_json(api._url("/containers/{0}/update", box.id), data={"PidsLimit": 12}))
 
     old = ids(site)
     return site.play(wishes=fault.wishes, meanwhile=limit)
