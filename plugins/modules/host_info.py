@@ -364,7 +364,7 @@ ports:
   sample: [{port: 8000, free: false, ours: true, container: vllm-0, pid: 4242, process: docker-proxy}]
 model:
   description:
-    - What O(model_path) holds, or what the hub tells of O(hub_model), then with the commit as C(at_hub). C(config) is
+    - What O(model_path) holds, or what the hub tells of O(hub_model); C(at_hub) is there then, its commit. C(config) is
       config.json, or params.json of Mistral's own format, and C(quantization) hf_quant_config.json.
     - C(missing_files) are named by the index of the weights but not there; C(cut_files) are shorter than they say;
       C(pointers) are what git leaves where git-lfs has not fetched the file.
@@ -385,6 +385,7 @@ model:
     cut_files: []
     pointers: []
     complete: false
+    at_hub: ""
 weights:
   description:
     - What is there in each folder of O(weights_paths), in the words of RV(model).

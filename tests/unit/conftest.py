@@ -10,8 +10,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Protocol
+from unittest import mock
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
 
@@ -55,13 +57,20 @@ def run_module(capsys: pytest.CaptureFixture[str]) -> RunModule:
         main: Callable[[], None], args: dict[str, Any], *, check: bool = False, diff: bool = False
     ) -> dict[str, Any]:
         capsys.readouterr()
+        warned: list[str] = []
+
+        def warn(_module: AnsibleModule, warning: str, **_further: Any) -> None:
+            # Where Ansible's controller is loaded, too, ansible-core shows it instead of returning it.
+            warned.append(warning)
+
         with (
             patch_module_args({**args, "_ansible_check_mode": check, "_ansible_diff": diff}),
+            mock.patch.object(AnsibleModule, "warn", warn),
             pytest.raises(SystemExit),
         ):
             main()
         result: dict[str, Any] = json.loads(capsys.readouterr().out)
         result.setdefault("failed", False)
-        return result
+        return {**result, "warnings": warned} if warned else result
 
     return run

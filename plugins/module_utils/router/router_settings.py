@@ -167,20 +167,21 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
             problems.append("router_api_keys or vllm_api_key: a key has white space in it, which no header can carry")
     if re.search(r"[\s\x00-\x1f\x7f]", settings.metrics_token):
         problems.append("router_metrics_token: it has white space in it, which no header can carry")
-    for replica in replicas:
-        if not SERVER_NAME.fullmatch(replica.server()):
-            problems.append(
-                f"{replica.server()}: HAProxy's names have letters, digits and _ . : - alone; rename the host"
-            )
-        if not ADDRESS.fullmatch(replica.address):
-            problems.append(f"vllm_router_address: {replica.address!r} of {replica.host} is neither name nor address")
-        problems += [
-            f"vllm_served_model_name: {name!r} of {replica.host} has white space, quotes or backslashes in it"
-            for name in replica.models
-            if not MODEL_NAME.fullmatch(name)
-        ]
+    problems += _replica_problems(replicas)
     if problems:
         raise invalid_router(problems)
+
+
+def _replica_problems(replicas: Sequence[Replica]) -> Iterable[str]:
+    """Yield what of the replicas cannot stand in the configuration."""
+    for replica in replicas:
+        if not SERVER_NAME.fullmatch(replica.server()):
+            yield f"{replica.server()}: HAProxy's names have letters, digits and _ . : - alone; rename the host"
+        if not ADDRESS.fullmatch(replica.address):
+            yield f"vllm_router_address: {replica.address!r} of {replica.host} is neither name nor address"
+        for name in replica.models:
+            if not MODEL_NAME.fullmatch(name):
+                yield f"vllm_served_model_name: {name!r} of {replica.host} has white space, quotes or backslashes in it"
 
 
 def invalid_router(problems: list[str]) -> GpufleetError:
