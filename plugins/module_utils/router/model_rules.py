@@ -225,5 +225,6 @@ def socket_path(settings: RouterSettings, name: str, *, bound: bool = True) -> s
 
 
 def sockets_in(text: str) -> list[str]:
-    """Return the sockets that a configuration has; a HAProxy that is locked in leaves them behind."""
-    return re.findall(r"^ *bind unix@(\S+)", text, re.MULTILINE)
+    """Return the sockets of a reader's configuration, on both ways; a HAProxy that is locked in leaves them behind."""
+    bound = re.findall(r"^ *bind unix@(\S+)", text, re.MULTILINE)
+    return [path.replace(f"{READER}.sock", f"{name}.sock") for path in bound for name in (READER, INNER)]
