@@ -46,7 +46,9 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
     """Return the files of the router, name to text, for the folder that they will be in."""
     found = routes(replicas)
     reader = (
-        {READER_CONFIG: _text(reader_config(settings, found, limits(settings, replicas)))} if has_several(found) else {}
+        {READER_CONFIG: _text(reader_config(settings, found, limits(settings, replicas), folder))}
+        if has_several(found)
+        else {}
     )
     return {
         CONFIG: config(settings, replicas, folder),

@@ -31,7 +31,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes 
     has_several,
     names_shown,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny, openai_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import (
+    ERRORS,
+    deny,
+    http_error,
+    openai_error,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 MODEL_HEADER = f"{OWN_HEADERS}model"
@@ -152,7 +157,7 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
     ]
 
 
-def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limits) -> list[list[str]]:
+def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limits, folder: str) -> list[list[str]]:
     """Return the sections of the reader's configuration."""
     seconds = max(BODY_TIMEOUT_S, settings.max_request_bytes // SLOWEST_BYTES_S)
     return [
@@ -178,12 +183,17 @@ def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limit
             "timeout queue 60s",
             f"timeout client {settings.timeout}s",
             f"timeout server {settings.timeout}s",
+            *(http_error(status, message) for status, message in ERRORS.items()),
         ],
         [
             f"frontend {READER}",
             f"bind unix@{socket_path(settings, READER)} mode 600 user {settings.user}",
             f"http-request wait-for-body time {seconds}s if METH_POST",
             *find_model(found),
+            # Refused here, where the whole body has come; who answers earlier cuts the one that sends it.
+            _nameless(found, "!{ var(txn.model) -m found }"),
+            f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
+            *_unknown(found),
             # In letters that no header can be made of.
             f"http-request set-header {MODEL_HEADER} %[var(txn.model),base64] if {{ var(txn.model) -m found }}",
             f"default_backend {INNER}",
