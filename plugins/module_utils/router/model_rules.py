@@ -33,7 +33,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes 
     has_several,
     names_shown,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny, openai_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import (
+    ERRORS,
+    deny,
+    http_error,
+    openai_error,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 MODEL_HEADER = f"{OWN_HEADERS}model"
@@ -166,7 +171,7 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
     ]
 
 
-def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limits) -> list[list[str]]:
+def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limits, folder: str) -> list[list[str]]:
     """Return the sections of the reader's configuration."""
     seconds = max(BODY_TIMEOUT_S, settings.max_request_bytes // SLOWEST_BYTES_S)
     return [
@@ -192,12 +197,17 @@ def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limit
             "timeout queue 60s",
             f"timeout client {settings.timeout}s",
             f"timeout server {settings.timeout}s",
+            *(http_error(status, message) for status, message in ERRORS.items()),
         ],
         [
             f"frontend {READER}",
             f"bind unix@{socket_path(settings, READER)} mode 600 user {settings.user}",
             f"http-request wait-for-body time {seconds}s if METH_POST",
             *find_model(found),
+            # Refused here, where the whole body has come; who answers earlier cuts the one that sends it.
+            _nameless(found, "!{ var(txn.model) -m found }"),
+            f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
+            *_unknown(found),
             # In letters that no header can be made of.
             f"http-request set-header {MODEL_HEADER} %[var(txn.model),base64] if {{ var(txn.model) -m found }}",
             f"default_backend {INNER}",
@@ -239,5 +249,6 @@ def socket_path(settings: RouterSettings, name: str, *, bound: bool = True) -> s
 
 
 def sockets_in(text: str) -> list[str]:
-    """Return the sockets that a configuration has; a HAProxy that is locked in leaves them behind."""
-    return re.findall(r"^ *bind unix@(\S+)", text, re.MULTILINE)
+    """Return the sockets of a reader's configuration, on both ways; a HAProxy that is locked in leaves them behind."""
+    bound = re.findall(r"^ *bind unix@(\S+)", text, re.MULTILINE)
+    return [path.replace(f"{READER}.sock", f"{name}.sock") for path in bound for name in (READER, INNER)]

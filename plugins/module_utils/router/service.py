@@ -193,7 +193,7 @@ class RouterService:
             remove_unit(keeper_service.UNIT)
         else:
             self._stop()
-        for path in sockets_in("\n".join(map(self.text, CONFIGS))):
+        for path in sockets_in(self.text(config_names.READER_CONFIG)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         for folder in (self._run_dir, self._state_dir, self._directory):

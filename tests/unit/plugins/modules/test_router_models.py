@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import sockets_in
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
 from ansible_collections.gpufleet.vllm.tests.fakes.model_replica import ModelReplica, answering
@@ -231,6 +232,11 @@ def test_two_deployments_on_one_host_are_two_models_of_one_address(run_module: R
         assert ask(options["port"], chat("large"))[1]["replica"] == "large"
         assert ask(options["port"], chat("small"))[0] == 404
         assert ask(options["port"], chat("large", "x" * 200000, last=True))[1]["replica"] == "large"
+        left = Path(options["directory"], "reader.cfg").read_text(encoding="utf-8")
+        sockets = [Path(path) for path in sockets_in(left)]
+        assert any(path.exists() for path in sockets)
+        RouterService(*folders).remove()
+        assert len(sockets) == 2 and not any(path.exists() for path in sockets)
 
 
 @needs_haproxy
