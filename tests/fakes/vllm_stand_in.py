@@ -291,7 +291,9 @@ def main() -> None:
 
 def serve(argument: str, config: dict[str, str]) -> None:
     """Answer requests for ever."""
-    Application.model = config.get("served-model-name", argument)
+    name = config.get("served-model-name", argument)
+    # Of several names answers have the first one.
+    Application.model = str(json.loads(name)[0]) if name.startswith("[") else name
     Application.longest = int(config.get("max-model-len", 0))
     for middleware in (sys.argv[at + 1] for at, given in enumerate(sys.argv) if given == "--middleware"):
         module, _dot, name = middleware.rpartition(".")

@@ -37,8 +37,8 @@ INPUT = ("input", "input[0].content", "input[0].content[0].text")
 SESSION_KEYS = ("prompt_cache_key", "user")
 
 
-def hash_rules(settings: RouterSettings) -> list[str]:
-    """Return the rules of a frontend that make a hash of what keeps requests together."""
+def hash_rules(settings: RouterSettings, condition: str = "") -> list[str]:
+    """Return the rules of a frontend that make a hash of what keeps requests together, of those with a condition."""
     if settings.balance == LEASTCONN:
         return []
     lines = []
@@ -52,7 +52,7 @@ def hash_rules(settings: RouterSettings) -> list[str]:
     # What a conversation begins with is its first question, which an answer follows, or a system prompt and that.
     behind_system = "{ var(txn.role) -m str system developer }"
     lines += [
-        f"http-request set-var(txn.head) req.body,bytes(0,{HEAD_BYTES}) if METH_POST",
+        f"http-request set-var(txn.head) req.body,bytes(0,{HEAD_BYTES}) if METH_POST {condition}".rstrip(),
         *(_found("first", path) for path in FIRST),
         _found("role", "messages[0].role"),
         *(_found("second", path, f" {behind_system} {is_short}") for path in SECOND),

@@ -47,7 +47,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settin
 def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
     """Return the files of the router, name to text, for the folder that they will be in."""
     found = routes(replicas)
-    reader = {READER_CONFIG: _text(reader_config(settings, limits(settings, replicas)))} if has_several(found) else {}
+    reader = (
+        {READER_CONFIG: _text(reader_config(settings, found, limits(settings, replicas)))} if has_several(found) else {}
+    )
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),

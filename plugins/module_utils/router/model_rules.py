@@ -35,12 +35,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny, openai_error
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
-# Clients of PHP write the slash of a name as \/, which HAProxy's reading of JSON does not know.
-FIND_MODEL = (
-    "http-request set-var(txn.model) \"req.body,json_query('\\$.model')\" if METH_POST",
-    "http-request set-var(txn.model) \"req.body,regsub('\\\\\\\\/','/',g),json_query('\\$.model')\""
-    " if METH_POST !{ var(txn.model) -m found } { req.body -m sub \\\\/ }",
-)
 MODEL_HEADER = f"{OWN_HEADERS}model"
 BODY_TIMEOUT_S = 60
 # The largest model's name that an answer shows.
@@ -49,6 +43,28 @@ SHOWN = 200
 HEAD_BYTES = 131072
 SLOWEST_BYTES_S = 131072
 OVERLAP_S = 5
+# Each is looked for in a whole body.
+MOST_ESCAPED = 8
+
+
+def find_model(found: Sequence[Route]) -> list[str]:
+    """Return the rules that find a request's model in what HAProxy has of its body.
+
+    Clients of PHP write the slash of a name with a backslash, which HAProxy's reading of JSON does not know. Nothing
+    but a key has quotes that are not escaped, so that no text of a prompt is taken for one.
+    """
+    missing = "if METH_POST !{ var(txn.model) -m found }"
+    names = sorted(name for route in found for name in route.names if "/" in name)[:MOST_ESCAPED]
+    escaped = [(name, name.replace("/", "\\\\/")) for name in names]
+    return [
+        "http-request set-var(txn.model) \"req.body,json_query('\\$.model')\" if METH_POST",
+        *(
+            f"http-request set-var(txn.model) str({name}) {missing}"
+            f' {{ req.body -m sub \\"model\\":\\"{written}\\" \\"model\\":\\ \\"{written}\\" }}'
+            for name, written in escaped
+            if not re.search(r"[(),]", name)
+        ),
+    ]
 
 
 def list_rules(folder: str, backend: str) -> list[str]:
@@ -61,7 +77,7 @@ def list_rules(folder: str, backend: str) -> list[str]:
 
 def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
     """Return the rules of the frontend for clients: wait for the body, find its model, and choose a backend."""
-    lines = [f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST", *FIND_MODEL]
+    lines = [f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST", *find_model(found)]
     lines += [f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})", *_unknown(found)]
     if settings.clients:
         # What the reader has to find is looked at where it hands the request back.
@@ -73,7 +89,8 @@ def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -
             "acl is_cut req.body_size,sub(txn.seen) gt 0",
             f"acl is_cut req.body_len ge {settings.buffer_bytes // 2}",
             _nameless(found, "METH_POST !{ var(txn.model) -m found } !is_cut"),
-            *hash_rules(settings),
+            # The others come back.
+            *hash_rules(settings, "{ var(txn.model) -m found }"),
             f"use_backend {READER} if METH_POST !{{ var(txn.model) -m found }}",
         ]
     else:
@@ -140,7 +157,7 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
     ]
 
 
-def reader_config(settings: RouterSettings, limit: Limits) -> list[list[str]]:
+def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limits) -> list[list[str]]:
     """Return the sections of the reader's configuration."""
     seconds = max(BODY_TIMEOUT_S, settings.max_request_bytes // SLOWEST_BYTES_S)
     return [
@@ -171,7 +188,7 @@ def reader_config(settings: RouterSettings, limit: Limits) -> list[list[str]]:
             f"frontend {READER}",
             f"bind unix@{socket_path(settings, READER)} mode 600 user {settings.user}",
             f"http-request wait-for-body time {seconds}s if METH_POST",
-            *FIND_MODEL,
+            *find_model(found),
             # In letters that no header can be made of.
             f"http-request set-header {MODEL_HEADER} %[var(txn.model),base64] if {{ var(txn.model) -m found }}",
             f"default_backend {INNER}",
@@ -190,12 +207,15 @@ def reader_program(settings: RouterSettings, folder: str) -> list[str]:
     """Return the section that lets HAProxy's master run the reader.
 
     At a reload the master tells the old one to stop as it starts the new one. The shell passes that on once the new one
-    has taken the socket over, so that there always is one that listens.
+    has taken the socket over, so that there always is one that listens. One that dies is started again, and does not
+    take the router with it.
     """
     shell = (
-        f"{settings.program} -db -f {folder}/{READER_CONFIG} & pid=$!;"
-        f' trap "(sleep {OVERLAP_S}; kill -USR1 $pid 2>/dev/null) &" USR1; trap "kill $pid" TERM INT;'
-        " while :; do wait $pid; code=$?; kill -0 $pid 2>/dev/null || exit $code; done"
+        f'stop=; trap "stop=1; (sleep {OVERLAP_S}; kill -USR1 \\$pid 2>/dev/null) &" USR1;'
+        ' trap "stop=1; kill \\$pid" TERM INT;'
+        f" while :; do {settings.program} -db -f {folder}/{READER_CONFIG} & pid=$!;"
+        " while :; do wait $pid; code=$?; kill -0 $pid 2>/dev/null || break; done;"
+        ' test -z "$stop" || exit $code; sleep 1; done'
     )
     return [f"program {READER}", f"command /bin/sh -c '{shell}'"]
 

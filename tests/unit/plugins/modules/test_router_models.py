@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -228,3 +231,27 @@ def test_two_deployments_on_one_host_are_two_models_of_one_address(run_module: R
         assert ask(options["port"], chat("large"))[1]["replica"] == "large"
         assert ask(options["port"], chat("small"))[0] == 404
         assert ask(options["port"], chat("large", "x" * 200000, last=True))[1]["replica"] == "large"
+
+
+@needs_haproxy
+@pytest.mark.parametrize("text", [b"\\/", b'\\"', b"[", b'"a":'], ids=["slashes", "quotes", "brackets", "keys"])
+def test_no_body_takes_long_to_look_through(fleet: Fleet, text: bytes) -> None:
+    for size in (60 * KIB, 20 * MIB):
+        began = time.monotonic()
+        assert ask(fleet.port, b'{"a": "' + text * (size // len(text)) + b'"}')[0] == 400
+        assert time.monotonic() - began < 5
+        assert fleet.answered_by(chat(FP4)) == "gpu-02"
+
+
+@needs_haproxy
+def test_a_reader_that_dies_is_started_again_and_takes_nothing_with_it(fleet: Fleet) -> None:
+    config = f"{fleet.options['directory']}/reader.cfg"
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.joinpath("cmdline").read_bytes().split(b"\0")[1:] == [b"-db", b"-f", config.encode(), b""]:
+                os.kill(int(folder.name), signal.SIGKILL)
+                break
+    else:
+        pytest.fail("no reader runs")
+    assert fleet.answered_by(chat(FP8)) == "gpu-01"
+    until(lambda: ask(fleet.port, chat(FP8, "x" * 100000, last=True))[0] == 200)
