@@ -539,6 +539,8 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
     def render(folder: str) -> dict[str, str]:
         return {**config.files(settings, replicas, folder), **certificate}
 
+    served = {name for replica in replicas for name in replica.models or ("",)}
+    client_findings = findings(settings.clients, () if "" in served else served, time.time())
     return {
         **load(router, render, params, check),
         "replicas": [vars(replica) for replica in replicas],
@@ -548,7 +550,7 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
             **{host: NOTHING for host, entries in known.items() if not entries},
             **unsure,
         },
-        "warnings": [*([refused_by(refusing)] if refusing else []), *findings(settings.clients, (), time.time())],
+        "warnings": [*([refused_by(refusing)] if refusing else []), *client_findings],
     }
 
 

@@ -137,6 +137,7 @@ def look_at_model(path: str) -> ModelInfo:
             cut_files=cut,
             pointers=pointers,
             complete=bool(config and weights and not (missing or cut or pointers) and total >= (promised or 0)),
+            at_hub="",
         )
     )
     return result

@@ -50,7 +50,9 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
     """Return the files of the router, name to text, for the folder that they will be in."""
     found = routes(replicas)
     most = limits(settings, replicas)
-    reader = {READER_CONFIG: _text(reader_config(settings, found, most, folder))} if reads_whole(settings, found) else {}
+    reader = (
+        {READER_CONFIG: _text(reader_config(settings, found, most, folder))} if reads_whole(settings, found) else {}
+    )
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
@@ -62,7 +64,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         **metrics_files(settings, replicas),
         MODELS: list_text(found) + "\n",
         MODELS_MAP: map_text(found),
-        **reader,
+        **({READER_CONFIG: reader} if reader else {}),
     }
 
 
