@@ -64,7 +64,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         **metrics_files(settings, replicas),
         MODELS: list_text(found) + "\n",
         MODELS_MAP: map_text(found),
-        **({READER_CONFIG: reader} if reader else {}),
+        **reader,
     }
 
 
