@@ -141,7 +141,7 @@ def sanity() -> list[Command]:
 
 def engine() -> list[Command]:
     """Return the tests of modules against a real Docker engine, and those of the router with a real HAProxy."""
-    router = pytest("router", "router", ["tests/unit/plugins/modules/test_router_server.py"])
+    router = pytest("router", "router", ["tests/unit/plugins/modules/test_router_server.py", "tests/router"])
     router.environment |= unpacked.environment("haproxy", "haproxy")
     return [pytest("pytest", "engine", ["tests/engine"]), router]
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "api_keys": "router_api_keys",
     "allow_unauthenticated": "vllm_allow_unauthenticated",
     "endpoints": "router_endpoints",
+    "cors_origins": "router_cors_origins",
     "max_request_bytes": "router_max_request_bytes",
     "balance": "router_balance",
     "balance_factor": "router_balance_factor",

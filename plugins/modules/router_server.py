@@ -106,7 +106,31 @@ options:
       - Paths that pass. /health is answered by the router itself.
     type: list
     elements: str
-    default: [/v1/models, /v1/completions, /v1/chat/completions, /v1/responses]
+    default:
+      - /v1/models
+      - /v1/completions
+      - /v1/chat/completions
+      - /v1/responses
+      - /v1/messages
+      - /v1/messages/count_tokens
+      - /v1/embeddings
+      - /v1/rerank
+      - /v2/rerank
+      - /rerank
+      - /v1/score
+      - /score
+      - /classify
+      - /pooling
+      - /v1/audio/transcriptions
+      - /v1/audio/translations
+      - /tokenize
+      - /detokenize
+  cors_origins:
+    description:
+      - Origins whose pages may ask from a browser; V(*) alone for those of every site.
+    type: list
+    elements: str
+    default: []
   max_request_bytes:
     description:
       - Largest body of a request.
@@ -304,6 +328,27 @@ NOTHING = "nothing is deployed there"
 UNKNOWN = "it could not be asked, and the router does not know it"
 GONE = "it is not among the hosts behind the router any more, so its replicas were taken out"
 
+ENDPOINTS = (
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/classify",
+    "/pooling",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/tokenize",
+    "/detokenize",
+)
+
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "members": {"type": "list", "elements": "str"},
@@ -319,11 +364,8 @@ ARGUMENTS: dict[str, Any] = {
     "replica_keys": {"type": "dict", "default": {}, "no_log": True},
     "key_may_wait": {"type": "bool", "default": False, "no_log": False},
     "allow_unauthenticated": {"type": "bool", "default": False},
-    "endpoints": {
-        "type": "list",
-        "elements": "str",
-        "default": ["/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses"],
-    },
+    "endpoints": {"type": "list", "elements": "str", "default": list(ENDPOINTS)},
+    "cors_origins": {"type": "list", "elements": "str", "default": []},
     "max_request_bytes": {"type": "int", "default": 33554432},
     "balance": {"type": "str", "choices": list(METHODS), "default": LEASTCONN},
     "balance_factor": {"type": "int", "default": 125},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bracketed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import browser_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     BACKEND,
     CERTIFICATE,
@@ -15,9 +16,16 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names 
     OWN_HEADERS,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import Limits
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_paths import one_model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import list_rules, model_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms import (
+    body_rules,
+    key_rules,
+    method_rules,
+    too_long,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 RATE_WINDOW_S = 10
@@ -53,19 +61,22 @@ def frontend(settings: RouterSettings, found: Sequence[Route], most: Limits, fol
         ),
         f"http-request del-header {OWN_HEADERS} -m beg",
     ]
+    lines += browser_rules(settings.cors_origins)
+    if settings.keys:
+        lines += key_rules()
     lines += _key_rules(settings, folder)
-    largest = settings.max_request_bytes
     lines += [
+        *one_model_rules(found, settings.endpoints),
         f"acl allowed_path path -m str {' '.join(settings.endpoints)}",
         deny(404, "There is no such endpoint here.", "!allowed_path"),
-        deny(405, "This method is not allowed.", "!METH_GET !METH_POST"),
-        deny(411, "A request needs its Content-Length.", "METH_POST !{ req.hdr(content-length) -m found }"),
-        deny(413, f"A request may have {largest} bytes at most.", f"{{ req.hdr_val(content-length) gt {largest} }}"),
+        *method_rules(),
+        too_long(settings),
     ]
     lines += _request_limits(settings, most)
     lines += ["", "http-request del-header X-Forwarded-For", "option forwardfor"]
     if all_named(found):
         lines += list_rules(folder, BACKEND)
+    lines += body_rules(settings)
     return [*lines, *model_rules(settings, found, folder), f"default_backend {BACKEND}"]
 
 

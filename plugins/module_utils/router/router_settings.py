@@ -14,6 +14,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import is_loopback
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names import MODEL_NAME
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import origin_problems
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import (
     ADDRESS,
     ENDPOINT,
@@ -65,6 +66,7 @@ class RouterSettings:
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
         program: HAProxy itself.
+        cors_origins: origins whose pages may ask from a browser; `*` for all.
     """
 
     host: str
@@ -95,6 +97,7 @@ class RouterSettings:
     user: str = "haproxy"
     chroot: str = ""
     program: str = "haproxy"
+    cors_origins: tuple[str, ...] = ()
 
 
 def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_unauthenticated: bool) -> None:
@@ -103,7 +106,7 @@ def check_settings(settings: RouterSettings, replicas: Sequence[Replica], allow_
     Raises:
         GpufleetError: C(invalid-router), naming every problem at once.
     """
-    problems = list(_unsafe(settings, allow_unauthenticated))
+    problems = [*_unsafe(settings, allow_unauthenticated), *origin_problems(settings.cors_origins)]
     problems += [
         f"router_endpoints: {path!r} is not a path such as /v1/completions"
         for path in settings.endpoints
@@ -178,7 +181,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, progra
         GpufleetError: C(invalid-router) for a limit that is neither a number nor C(auto).
     """
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    own = {"keys", "chroot", "user", "replica_key", "endpoints", "program", "operators", *LIMITS}
+    own = {"keys", "chroot", "user", "replica_key", "endpoints", "program", "operators", "cors_origins", *LIMITS}
     given = {name: params[name] for name in set(RouterSettings.__dataclass_fields__) - own}
     given.update({name: _limit(name, params[name]) for name in LIMITS})
     return RouterSettings(
@@ -186,6 +189,7 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, progra
         replica_key=replica_key,
         endpoints=tuple(params["endpoints"]),
         operators=tuple(params["operators"]),
+        cors_origins=tuple(params["cors_origins"]),
         chroot=chroot,
         program=program,
         user=params["user"],

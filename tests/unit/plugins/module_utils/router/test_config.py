@@ -87,7 +87,7 @@ def test_every_replica_is_a_server_under_its_host_and_name() -> None:
 def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     text = config.config(settings(), [ONE], "/etc/x")
     statuses = re.findall(r"return status (\d+)", text)
-    assert statuses == ["503", "400", "429", "401", "404", "405", "411", "413", "429", "200", "404"]
+    assert statuses == ["503", "400", "429", "401", "200", "404", "404", "405", "413", "429", "200", "413", "404"]
 
 
 def test_the_rules_do_not_wait_for_the_body_and_the_replicas_do() -> None:
@@ -131,6 +131,8 @@ def test_no_rate_limit_and_a_limit_for_each_replica() -> None:
         (settings(endpoints=("v1/models",)), False, "router_endpoints"),
         (settings(endpoints=()), False, "router_endpoints"),
         (settings(keys=("two words",)), False, "white space"),
+        (settings(cors_origins=("https://a.example.com/",)), False, "without a path"),
+        (settings(cors_origins=("*", "https://a.example.com")), False, "beside it"),
     ],
 )
 def test_what_is_unsafe_is_refused_by_its_variable(given: RouterSettings, allow: bool, named: str) -> None:
@@ -168,7 +170,9 @@ def test_hosts_that_could_not_be_asked_keep_what_is_known_of_them() -> None:
 def test_replicas_are_read_back_as_they_were_written() -> None:
     text = config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
     assert members.read_replicas(text) == [ONE, TWO]
-    assert members.read_replicas("") == members.read_replicas('[{"x": 1}]') == []
+    earlier = '[{"host": "gpu-01", "name": "vllm-0", "address": "10.0.0.11", "port": 8000}]'
+    assert members.read_replicas(earlier) == [dataclasses.replace(ONE, models=())]
+    assert members.read_replicas("") == members.read_replicas("[1]") == members.read_replicas('[{"x": 1}]') == []
 
 
 def test_a_replicas_key_is_read_back_as_it_was_written() -> None:
@@ -263,6 +267,8 @@ SAME, DIFFERENT = [ONE, TWO], [ONE, TWO, OTHER, dataclasses.replace(ONE, host="g
         settings(tls=False, replica_key="", max_requests_per_replica=5),
         settings(tls=False, keys=(), balance="prefix"),
         settings(tls=False, balance="session"),
+        settings(tls=False, keys=(), cors_origins=("https://a.example.com", "http://[::1]:3000")),
+        settings(tls=False, cors_origins=("*",)),
     ],
 )
 def test_haproxy_itself_takes_the_configuration(given: RouterSettings, replicas: list[Replica], tmp_path: Path) -> None:
