@@ -169,6 +169,13 @@ reasons:
   returned: in check mode
   type: dict
   sample: {"gpu-01": "a fan is broken"}
+causes:
+  description:
+    - Why the last health checks of replicas did not pass, by their names in HAProxy; outside of check mode of those in
+      RV(not_up).
+  returned: success
+  type: dict
+  sample: {"gpu-01:vllm-0": "connection refused"}
 turns_over:
   description: Hosts that a run has left out for good, as they could not be put right; others come back in their turn.
   returned: in check mode
@@ -218,10 +225,12 @@ error:
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.admission import Limit, obstacle
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.check_causes import check_causes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
@@ -261,10 +270,18 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         change = change_for(selection, master.servers(), marks)
         reasons = {host: reason for host in params["hosts"] if (reason := marks.reason(host))}
         over = [host for host in params["hosts"] if marks.is_over(host)]
-        return {**change.as_result(change.servers(), 0.0), "reasons": reasons, "turns_over": over}
+        more = {"reasons": reasons, "turns_over": over, "causes": causes_of(master, change.names)}
+        return {**change.as_result(change.servers(), 0.0), **more}
     limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
     change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])
-    return change.as_result(*change.wait(master, params["timeout"]))
+    result = change.as_result(*change.wait(master, params["timeout"]))
+    return {**result, "causes": causes_of(master, result["not_up"])}
+
+
+def causes_of(master: Master, names: Sequence[str]) -> dict[str, str]:
+    """Return why the last health checks of replicas did not pass; nothing is asked where none is named."""
+    causes = check_causes(master.statistics()) if names else {}
+    return {name: causes[name].text for name in names if name in causes}
 
 
 def take_turn(master: Master, marks: DrainMarks, selection: Selection, limit: Limit, deadline: float) -> StateChange:

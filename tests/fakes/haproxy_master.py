@@ -48,9 +48,11 @@ class Master:
             self.dying -= 1
             return f"Can't find the target PID matching the prefix '@!{worker}'\n"
         if command == "show stat":
-            lines = ["# pxname,svname,scur,status,weight", "api,FRONTEND,9,OPEN,", "replicas,BACKEND,9,UP,3"]
-            words = {name: "DOWN" if name in self.down else "UP" for name in self.states}
-            rows = [f"replicas,{name},{self.at(worker, name)},{word},1" for name, word in words.items()]
+            head = "# pxname,svname,scur,status,weight,check_status,check_code,last_chk,check_desc"
+            lines = [head, "api,FRONTEND,9,OPEN,,,,,", "replicas,BACKEND,9,UP,3,,,,"]
+            passed, refused = "UP,1,L7OK,200,OK,Layer7 check passed", "DOWN,1,L4CON,,Connection refused,Layer4 problem"
+            words = {name: refused if name in self.down else passed for name in self.states}
+            rows = [f"replicas,{name},{self.at(worker, name)},{word}" for name, word in words.items()]
             return "\n".join([*lines, *rows]) + "\n"
         if command == "show servers state":
             health = {name: 0 if name in self.down else 2 for name in self.states}

@@ -20,13 +20,14 @@ class KeyedReplica:
 
 
 @contextlib.contextmanager
-def serving(key: str, port: int = 0) -> Iterator[KeyedReplica]:
-    """Serve with a key, at a free port unless one is given."""
+def serving(key: str, port: int = 0, *, health_needs_key: bool = False) -> Iterator[KeyedReplica]:
+    """Serve with a key, at a free port unless one is given; health may want it, too, as behind a door of ours."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found.asked.append(self.path)
-            known = self.path == "/health" or self.headers["Authorization"] == f"Bearer {found.key}"
+            open_to_all = self.path == "/health" and not health_needs_key
+            known = open_to_all or self.headers["Authorization"] == f"Bearer {found.key}"
             self.send_response(200 if known else 401)
             self.send_header("Content-Length", "0")
             self.end_headers()

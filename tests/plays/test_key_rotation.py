@@ -106,12 +106,15 @@ class Site:
         """Return whether the router asks with the new key."""
         return NEW in self.router.text("replica.key")
 
-    def play(self, key: str, *options: str, until: str = "", succeeds: bool = True) -> list[str]:
-        """Run the playbook with a key for the servers, and return the names of its tasks.
+    def play(
+        self, key: str, *options: str, playbook: str = "router", until: str = "", succeeds: bool = True
+    ) -> list[str]:
+        """Run a playbook with a key for the servers, and return the names of its tasks.
 
         Args:
             key: the servers' key.
             options: of ansible-playbook.
+            playbook: its name.
             until: the run is killed when this task begins.
             succeeds: whether its exit status is to be 0.
         """
@@ -135,7 +138,16 @@ class Site:
         groups = {"vllm": {"hosts": hosts}, "router": {"hosts": {"lb": {}}}}
         inventory = self.folder / "hosts.json"
         inventory.write_text(json.dumps({"all": {"vars": variables, "children": groups}}))
-        command = [sys.executable, "-m", "ansible", "playbook", "gpufleet.vllm.router", "-i", str(inventory), *options]
+        command = [
+            sys.executable,
+            "-m",
+            "ansible",
+            "playbook",
+            f"gpufleet.vllm.{playbook}",
+            "-i",
+            str(inventory),
+            *options,
+        ]
         environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "true"}
         names, said = [], []
         with subprocess.Popen(

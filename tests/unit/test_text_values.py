@@ -89,7 +89,7 @@ def test_the_stages_of_a_turn(given: Any) -> None:
 @pytest.mark.parametrize(("names", "keys"), [(["a.example", "b"], ["k1", "k2"]), ("a.example,b", "k1, k2")])
 def test_the_first_of_the_routers_names_and_keys(names: Any, keys: Any) -> None:
     found = task("router/tasks/security.yml", "Try what must be refused")
-    options = found["gpufleet.vllm.vllm_security"]
+    options = task("router/tasks/security.yml", "Try it from the controller")["gpufleet.vllm.vllm_security"]
     values = {"router_names": names, "router_api_keys": keys, "router_address": ""}
     variables = {name: text for name, text in found["vars"].items() if name in ("__router_called", "__router_keys")}
     asked = [rendered(options[name], variables, values) for name in ("address", "server_name", "api_key")]

@@ -196,6 +196,14 @@ class Master:
         """
         return self._ask_current("show servers state", STATES_HEAD)
 
+    def statistics(self) -> str:
+        """Return the answer of the current worker to C(show stat).
+
+        Raises:
+            GpufleetError: C(router-not-running) or C(router-not-answering).
+        """
+        return self._ask_current("show stat", STATISTICS)
+
     def _ask_current(self, command: str, head: str) -> str:
         """Return the answer of the current worker, which has this head; the worker may be replaced at any moment."""
         started = time.monotonic()

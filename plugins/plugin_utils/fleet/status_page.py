@@ -169,12 +169,14 @@ def _without_requests(
     if "servers" not in router:
         return {}
     found: dict[str, list[str]] = {}
+    causes = router.get("causes") or {}
     for name, server in router["servers"].items():
         host, _colon, replica = name.rpartition(":")
         status = str(server["status"])
         words = {"drain": "drained", "maint": "in maintenance"}.get(server["state"], "")
-        if words or not status.startswith(("UP", "no check")):
-            found.setdefault(host, []).append(f"{replica} {words or status}")
+        if not _gets_requests(server):
+            why = f", {causes[name]}" if name in causes and not words else ""
+            found.setdefault(host, []).append(f"{replica} {words or status}{why}")
     for host, replicas in servers.items():
         for replica in replicas:
             if replica["phase"] == "serving" and f"{host}:{replica['name']}" not in router["servers"]:
@@ -182,19 +184,29 @@ def _without_requests(
     return found
 
 
+def _gets_requests(server: Mapping[str, Any]) -> bool:
+    """Return whether a router sends requests to one of its servers."""
+    return server["state"] == "ready" and str(server["status"]).startswith(("UP", "no check"))
+
+
 def _router_lines(name: str, router: Mapping[str, Any], closed: Mapping[str, Sequence[str]], hosts: int) -> list[str]:
-    """Return what is to be said of one router: nothing where every replica gets requests."""
+    """Return what is to be said of one router: how many replicas get requests, and which do not, with the reasons."""
     if "servers" not in router:
         why = (router.get("error") or {}).get("message") or router.get("msg") or "it was not reached"
         return [f"The router {name} could not be asked: {_one_line(str(why))}"]
+    servers = router["servers"].values()
+    usable = [server for server in servers if _gets_requests(server)]
+    running = sum(int(server.get("sessions", 0)) for server in servers)
+    all_of_them = count_of(len(servers), "replica")
+    told = f"The router {name} sends requests to {len(usable)} of {all_of_them}; {running} are running."
     if not closed:
-        return []
+        return [told]
     said = router.get("reasons") or {}
     texts = [
         (host, ", ".join(reasons) + (f": {_one_line(said[host])}" if host in said else ""))
         for host, reasons in closed.items()
     ]
-    return [f"The router {name} sends nothing to:", *by_text(texts, hosts)]
+    return [told, f"The router {name} sends nothing to:", *by_text(texts, hosts)]
 
 
 def _serving_rows(serving: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, str, str]]:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import security
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_security
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
 
 KEY = "router-key"
 MOST = 1000
@@ -160,8 +162,47 @@ def test_a_replicas_port_that_others_reach_fails(
     open_port = security.closed_port(replica, "127.0.0.1", 5)
     assert not open_port.passed and "gpu-01" in open_port.what
     router.close()
-    assert security.closed_port(replica, "127.0.0.1", 5).passed
-    assert not security.closed_port(replica, "no-such-host.invalid", 5).passed
+    refused = security.closed_port(replica, "127.0.0.1", 5)
+    assert (refused.passed, refused.tried) == (True, True)
+    unknown = security.closed_port(replica, "no-such-host.invalid", 5)
+    assert (unknown.passed, unknown.tried) == (False, False)
+
+
+@pytest.mark.parametrize("other", ["listens", "refuses", "silent"])
+def test_silence_proves_something_only_where_the_host_is_reached(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    def connect(address: tuple[str, int], timeout: float) -> Any:
+        if address[1] == 8000 or other == "silent":
+            raise TimeoutError("timed out")
+        if other == "refuses":
+            raise ConnectionRefusedError("refused")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    replica = {"host": "gpu-01", "name": "vllm-0", "port": 8000, "other_port": 2222}
+    check = security.closed_port(replica, "192.0.2.1", 1)
+    assert (check.passed, check.tried) == ((False, False) if other == "silent" else (True, True))
+    assert "2222" in check.found
+
+
+def test_what_is_not_reached_is_told_and_is_no_success_of_the_check(
+    run_module: RunModule, router: RouterService, certificate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = {"host": "gpu-01", "name": "vllm-0", "address": "127.0.0.1", "port": free_port()}
+    far = {**near, "host": "gpu-02", "address": "no-such-host.invalid"}
+    reached_at = {"gpu-01": "localhost", "gpu-02": "no-such-host.invalid"}
+    asked = arguments(router, certificate, replicas=[near, far], parts=["replicas"], reached_at=reached_at)
+    found = run_module(vllm_security.main, asked)
+    assert not found["failed"]
+    assert (found["tried"], found["not_tried"]) == ([near], [far])
+    assert {check["tried"] for check in found["checks"] if "gpu-02" in check["what"]} == {False}
+
+
+def test_a_router_that_is_not_reached_was_not_tried(
+    run_module: RunModule, router: RouterService, certificate: str
+) -> None:
+    found = run_module(vllm_security.main, arguments(router, certificate, address="no-such-host.invalid"))
+    assert found["failed"] and found["error"]["name"] == "router-not-reached"
+    assert found["checks"] == []
 
 
 def test_this_machines_addresses_stand_for_those_of_a_server_on_loopback(tmp_path: Path) -> None:

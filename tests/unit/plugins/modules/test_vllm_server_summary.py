@@ -99,20 +99,25 @@ def test_the_last_deployments_are_among_the_details() -> None:
 def test_to_whom_a_router_sends_nothing_is_named() -> None:
     """Drained, down or unknown to it, alike hosts in one line; a router that was not reached is said, too."""
     servers = {f"gpu-0{number}": [server("vllm-0")] for number in (1, 2, 3, 4, 5)}
-    up, drained = {"state": "ready", "status": "UP"}, {"state": "drain", "status": "DRAIN"}
+    up, drained = {"state": "ready", "status": "UP", "sessions": 3}, {"state": "drain", "status": "DRAIN"}
     behind = {"gpu-01:vllm-0": up, "gpu-02:vllm-0": drained, "gpu-03:vllm-0": drained}
     routers: dict[str, Any] = {
-        "lb-1": {"servers": {**behind, "gpu-04:vllm-0": {"state": "ready", "status": "DOWN"}}},
+        "lb-1": {
+            "servers": {**behind, "gpu-04:vllm-0": {"state": "ready", "status": "DOWN"}},
+            "causes": {"gpu-04:vllm-0": "connection refused", "gpu-02:vllm-0": "no route"},
+        },
         "lb-2": {"unreachable": True, "msg": "no route\nto host"},
         "lb-3": {"servers": {f"{host}:vllm-0": {"state": "ready", "status": "UP 1/2"} for host in servers}},
     }
     found = status_lines(servers, routers=routers)
     assert found["lines"][0] == "5 of 5 replicas serving on 5 hosts, 4 hosts without requests"
-    assert found["lines"][-5:] == [
+    assert found["lines"][-7:] == [
+        "The router lb-1 sends requests to 1 of 4 replicas; 3 are running.",
         "The router lb-1 sends nothing to:",
         "  gpu-[02:03] (2 hosts): vllm-0 drained",
-        "  gpu-04: vllm-0 DOWN",
+        "  gpu-04: vllm-0 DOWN, connection refused",
         "  gpu-05: vllm-0 serves, and it does not know that one",
         "The router lb-2 could not be asked: no route to host",
+        "The router lb-3 sends requests to 5 of 5 replicas; 0 are running.",
     ]
     assert found["without_requests"] == ["gpu-02", "gpu-03", "gpu-04", "gpu-05"]
