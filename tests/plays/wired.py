@@ -33,6 +33,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "vllm_gpu_access": {"changed": False},
     "vllm_config": {"changed": True},
     "vllm_server": {"changed": True, "replicas": [], "removed": []},
+    "vllm_ports": {"changed": False, "closed": [], "sources": []},
     "vllm_keys": {"changed": False, "keys_changed": []},
     "vllm_server_info": {"plan": PLAN, "servers": [], "deployments": []},
     "vllm_completion": {"changed": False},

@@ -55,6 +55,8 @@ PARAMETERS = {
     "__verify_baseline_for": "parts of the stored benchmark to compare with, where it is not the server's own",
     "__vllm_other_keys_for": "seconds for which servers take keys of before; -1 until told otherwise",
     "__vllm_lock_timeout": "seconds to wait for an earlier run that is still at work on the host",
+    "__vllm_ports_of": "servers of the host whose ports are closed to others",
+    "__vllm_ports_stay": "whether ports that were closed before stay so",
     "__vllm_mode": "apply, rehearse or compare, see roles/vllm/vars/main.yml",
     "__vllm_rollback_to": "the deployment to go back to, where it is not vllm_rollback_to",
 }

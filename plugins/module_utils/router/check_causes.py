@@ -32,7 +32,8 @@ CONNECTING = {
     "Connection refused": CheckCause(
         "connection refused",
         "See whether the server runs (playbook gpufleet.vllm.status), and whether it listens where the router asks"
-        " (vllm_host, vllm_port, vllm_router_address). A firewall that rejects looks the same.",
+        " (vllm_host, vllm_port, vllm_router_address). A firewall that rejects looks the same, such as that of"
+        " vllm_restrict_ports where this router is new: run the playbook router with that host in --limit.",
     ),
     "No route to host": CheckCause("no route", f"{REACH}; firewalld of the replica's host is told so, too."),
     "Network is unreachable": CheckCause("no route", f"{REACH}."),

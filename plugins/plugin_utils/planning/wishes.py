@@ -88,6 +88,7 @@ class Wishes:
     state_dir: str = "/var/lib/gpufleet"
     drain_timeout: int = 600
     restart_policy: str = "unless-stopped"
+    restrict_ports: bool = False
     start_at_boot: bool = True
     min_driver: int = versions.OLDEST_DRIVER
     offline: bool = False
@@ -338,6 +339,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "state_dir": ("vllm_state_dir", _path),
     "drain_timeout": ("vllm_drain_timeout", integer(0)),
     "restart_policy": ("vllm_restart_policy", _restart_policy),
+    "restrict_ports": ("vllm_restrict_ports", flag),
     "start_at_boot": ("vllm_start_at_boot", flag),
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),

@@ -24,7 +24,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import Ho
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import DistributionInfo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.look_ahead import Outlook, look_ahead
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import gpu_checks, reboot_checks, source_checks
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight import (
+    gpu_checks,
+    port_checks,
+    reboot_checks,
+    source_checks,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.case import (
     DEFAULT_ENGINE,
     Case,
@@ -410,5 +415,6 @@ CHECKS: tuple[Callable[[Case], list[Finding]], ...] = (
     _unfinished,
     *source_checks.CHECKS,
     *reboot_checks.CHECKS,
+    *port_checks.CHECKS,
     _unseen,
 )
