@@ -116,7 +116,8 @@ NO_IPTABLES = (
     "The ports {ports} are open to other machines: this host has no iptables to close them. Install it, or set"
     " vllm_restrict_ports: false and close them by a firewall of your own."
 )
-ATTEMPTS, PAUSE_S = 10, 0.5
+ATTEMPTS = 10
+PAUSE_S = 0.5
 SYSTEMD_FOLDER = "/run/systemd/system"
 OWN_FILES = {
     closed_ports.SCRIPT: (closed_ports.SCRIPT_TEXT, 0o755),
