@@ -62,7 +62,8 @@ exit $status
 UNIT_TEXT = f"""# Written by the collection gpufleet.vllm.
 [Unit]
 Description=Close the servers' ports to all but the routers (gpufleet.vllm)
-After=network-pre.target iptables.service nftables.service ufw.service firewalld.service
+After=network-pre.target iptables.service ip6tables.service netfilter-persistent.service nftables.service
+After=ufw.service firewalld.service
 Before=docker.service
 
 [Service]
