@@ -37,7 +37,7 @@ class ActionModule(LongTaskAction):
             Display().display(f"[{host}] written: {path}")
         if written:
             folder = os.path.dirname(written[0])
-            Display().display(f"[{host}] vllm_moe_tables_dir: {folder} has deploy and upgrade give them to servers")
+            Display().display(f"[{host}] deploy and upgrade give servers the tables in {folder} (vllm_moe_tables_dir)")
         return {**result, "changed": bool(written), "written": written}
 
 

@@ -20,9 +20,14 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import (
+    moe_tables,
+    planner_host,
+    read_wishes,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import plots, tune_page
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.tuning import candidates, kernels
@@ -211,12 +216,14 @@ class ActionModule(ControllerAction):
         prefixes = (own, arguments["prefix"])
         host = planner_host(*info, own)
         host["own_containers"] = [name for prefix in prefixes for name in planner_host(*info, prefix)["own_containers"]]
+        host["moe_tables"] = moe_tables(self._templar)
         fixed = {"vllm_replicas": 1, "vllm_container_prefix": prefixes[1], "vllm_host": "127.0.0.1"}
 
         def planned(changes: dict[str, Any]) -> Plan:
             merged = {name: self._merged(variables, name, value) for name, value in changes.items()}
             wished = read_wishes(self._templar, variables, {**merged, **fixed}, KNOWN_VARIABLES)
-            return candidates.as_candidate(planner.plan(host, wished), arguments["plan"].get("gpu_access") or "auto")
+            known = hub_look.with_model(host, wished, self._templar, variables)
+            return candidates.as_candidate(planner.plan(known, wished), arguments["plan"].get("gpu_access") or "auto")
 
         return planned
 
