@@ -25,7 +25,6 @@ CONTROLLER_PATHS = frozenset(
         "router_ca",
         "router_certificate",
         "vllm_accuracy_tasks_dir",
-        "vllm_moe_tables_dir",
     }
 )
 # Versions of what the roles install.
