@@ -127,7 +127,7 @@ def test_a_plan_that_was_not_applied_counts_in_check_mode_alone(site: Site) -> N
         ],
     }
     cache = site.folder / "facts"
-    assert told(site.play(play, options=("--check",))) == {"replicas": 8, "text": NEVER_TEMPLATED}
+    assert told(site.play(play, options=("--check",))) == {"replicas": 4, "text": NEVER_TEMPLATED}
     cached = site.play(play, ANSIBLE_CACHE_PLUGIN="jsonfile", ANSIBLE_CACHE_PLUGIN_CONNECTION=str(cache))
     assert told(cached) == {"replicas": 0, "text": NEVER_TEMPLATED}
     assert "vllm_plan" not in "".join(path.read_text() for path in cache.rglob("*") if path.is_file())
@@ -136,7 +136,7 @@ def test_a_plan_that_was_not_applied_counts_in_check_mode_alone(site: Site) -> N
 def test_hosts_are_planned_where_facts_are_no_variables(site: Site) -> None:
     site.has({"gpu-01": {"vllm_accept_license": True, "vllm_gpus": H200S}})
     output = site.run("gpufleet.vllm.plan", ANSIBLE_INJECT_FACT_VARS="false")
-    assert "gpu-01" in output and "TP 1" in output
+    assert "gpu-01" in output and "TP 2" in output
 
 
 def test_the_routers_own_folder_is_taken(site: Site) -> None:
