@@ -58,6 +58,7 @@ def ports(net: Net, arguments: dict[str, Any], *options: str) -> dict[str, Any]:
     words = [sys.executable, "-m", "ansible", "adhoc", "localhost", "-m", "gpufleet.vllm.vllm_ports", *options]
     words += ["-a", json.dumps(arguments), "-e", f"ansible_python_interpreter={sys.executable}"]
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "true"}
+    environment["ANSIBLE_CALLBACK_RESULT_FORMAT"] = "json"  # whatever the ansible.cfg of this folder says
     inside = ["nsenter", f"--net=/run/netns/{net.mark}-host", "--", *words]
     said = subprocess.run(inside, env=environment, capture_output=True, text=True, check=False)
     _head, found, text = said.stdout.rpartition("=> {")

@@ -20,8 +20,8 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
-from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ENDPOINTS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import as_settings
+from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
 from ansible_collections.gpufleet.vllm.tests.router.real_haproxy import routing
 from ansible_collections.gpufleet.vllm.tests.router.small_replica import MODEL, SmallReplica, serving
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(
 HERE = Path(__file__).resolve().parent
 LIBRARIES = HERE.parent / "requirements-clients.txt"
 KEY, SITE = "client-key", "https://chat.example.com"
+ODD = "100%-ödd#1,x"
 MOST, BUFFER = 300_000, 65_536
 
 
@@ -76,17 +77,13 @@ class Router:
 @contextlib.contextmanager
 def router(folder: Path, **changes: Any) -> Iterator[Router]:
     """Have a router, for the block."""
-    whole: dict[str, Any] = {
+    given: dict[str, Any] = {
         "host": "127.0.0.1",
         "port": free_port(),
         "tls": False,
-        "keys": (KEY,),
-        "replica_key": "replica-key",
-        "endpoints": ENDPOINTS,
+        "api_keys": [KEY],
         "max_request_bytes": MOST,
         "rate_limit": 0,
-        "max_connections": 100,
-        "max_requests_per_replica": 0,
         "buffer_bytes": BUFFER,
         "timeout": 60,
         "check_interval_ms": 200,
@@ -95,9 +92,10 @@ def router(folder: Path, **changes: Any) -> Iterator[Router]:
         "user": "root",
         **changes,
     }
-    settings = RouterSettings(**whole)
+    usual = {name: option.get("default") for name, option in ARGUMENTS.items()}
+    settings = as_settings({**usual, **given}, "", "replica-key")
     with serving() as replica:
-        behind = Replica("gpu-01", "vllm-0", "127.0.0.1", replica.port, (MODEL, 'it\'s 100% "odd" #1'))
+        behind = Replica("gpu-01", "vllm-0", "127.0.0.1", replica.port, (MODEL, ODD))
         with routing(folder, settings, [behind]):
             yield Router(settings.port, replica)
 
@@ -114,7 +112,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     [
         ("/v1/models/org/model-1", MODEL),
         ("/v1/models/org%2Fmodel-1", MODEL),
-        ("/v1/models/it's%20100%25%20%22odd%22%20%231", 'it\'s 100% "odd" #1'),
+        ("/v1/models/100%25-%C3%B6dd%231,x", ODD),
     ],
 )
 def test_one_model_is_told_by_its_name(plain: Router, path: str, name: str) -> None:
@@ -250,7 +248,7 @@ def test_what_the_libraries_of_openai_and_anthropic_make_of_it(
     assert "no such model" in no_model[1] and "no such endpoint" in no_endpoint[1]
     assert wrong_key[0] == "AuthenticationError" and "valid API key" in wrong_key[1]
     assert found == {
-        "models": [MODEL],
+        "models": [ODD, MODEL],
         "model": MODEL,
         "chat": "hello",
         "stream": "hello",
