@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine stand-ins molecule faults fleet tune two-routers matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity engine stand-ins molecule faults fleet tune two-routers closed-ports matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -51,6 +51,9 @@ fleet: tests-setup ## three servers, and 40 stand-in hosts, behind a router unde
 
 tune: tests-setup ## a sweep of settings on a server, killed in between, and a deployment of what wins (not part of test)
 	@$(CHECK) tune
+
+closed-ports: tests-setup ## who reaches the servers' ports of a host, tried from other network namespaces (not part of test)
+	@$(CHECK) closed-ports
 
 two-routers: tests-setup ## two routers with one address, in network namespaces: one of them goes away under load (not part of test)
 	@$(CHECK) two-routers

@@ -4,7 +4,7 @@
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, engine, stand-ins,
-                                 molecule, hosts, faults, fleet, tune, many, two-routers
+                                 molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -28,7 +28,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, TextIO
 from xml.etree import ElementTree
@@ -181,6 +181,12 @@ def two_routers() -> list[Command]:
     return [Command("two-routers", words, environment={"PYTHONPATH": str(COLLECTIONS)})]
 
 
+def closed_ports() -> list[Command]:
+    """Return who reaches the servers' ports of a host, with an engine and network namespaces of its own."""
+    test = pytest("closed-ports", "closed-ports", ["tests/engine/test_closed_ports.py"])
+    return [replace(test, environment={**test.environment, "GPUFLEET_CLOSED_PORTS": "1"})]
+
+
 def stand_in_fleet(what: str) -> Command:
     """Return a part of tests/fleet/many.py."""
     words = [tool("python"), "tests/fleet/many.py", what]
@@ -242,8 +248,9 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     TUNE: tune,
     "many": many,
     "two-routers": two_routers,
+    "closed-ports": closed_ports,
 }
-NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "many")
+NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "many", "closed-ports")
 
 
 def tool(name: str) -> str:
