@@ -22,9 +22,9 @@ from ansible_collections.gpufleet.vllm.tests.engine.namespaces import Net, fleet
 pytestmark = pytest.mark.skipif(
     not os.environ.get("GPUFLEET_CLOSED_PORTS")
     or os.geteuid() != 0
-    reason="takes minutes (make closed-ports); needs root; on a machine with systemd the unit would be enabled there",
+    or not shutil.which("dockerd")
     or os.path.isdir("/run/systemd/system"),
-    reason="it takes minutes (make closed-ports), namespaces need root, and on a machine with systemd the unit would be enabled there",
+    reason="takes minutes (make closed-ports), needs root, and on a machine with systemd would enable the unit there",
 )
 ROOT = Path(closed_ports.__file__).parents[3]
 COLLECTIONS = ROOT.parents[2]
