@@ -51,7 +51,8 @@ NOT_AT_START = re.compile(
     r"|rocm|/xpu|_xpu|/tpu|_tpu|/hpu|neuron|aiter|/mps"
     r"|/v1/engine/(?:processor|input_processor|output|detokenizer|parallel_sampling|logprobs)"
     r"|/model_executor/models/(?:interfaces|registry_test)|/lora/(?:request|resolver)"
-    r"|vllm_flash_attn/cute/.*bwd|/launchers/run_batch|/openai/decisions|/v1/structured_output|/weight_transfer|/elastic_ep|/kv_transfer|/ec_transfer|/kv_offload"
+    r"|vllm_flash_attn/cute/.*bwd|/launchers/run_batch|/openai/decisions|/v1/structured_output"
+    r"|/weight_transfer|/elastic_ep|/kv_transfer|/ec_transfer|/kv_offload"
 )
 # What a start calls of the libraries that vLLM is built on.
 LIBRARIES = {

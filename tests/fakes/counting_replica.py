@@ -97,5 +97,7 @@ def counting() -> Iterator[CountingReplica]:
     with Server(("127.0.0.1", 0), Handler) as server:
         found = CountingReplica(server.server_address[1])
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield found
-        server.shutdown()
+        try:
+            yield found
+        finally:
+            server.shutdown()

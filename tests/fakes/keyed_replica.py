@@ -44,5 +44,7 @@ def serving(
     with Server((host, port), Handler) as server:
         found = KeyedReplica(key, server.server_address[1])
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield found
-        server.shutdown()
+        try:
+            yield found
+        finally:
+            server.shutdown()

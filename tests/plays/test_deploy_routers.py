@@ -74,7 +74,8 @@ def test_fewer_replicas_go_through_and_the_router_follows_before_they_are_taken_
     ]
     followed = [arguments for name, arguments in steps if name == "router_server"]
     assert [arguments["_ansible_check_mode"] for arguments in followed] == [True, False] * 2, "each host by itself"
-    known: dict[str, Any] = {"name": "vllm-0", "port": 8000, "models": []}
+    carries = {"requests": 0, "max_num_seqs": 0, "max_model_len": 0}
+    known: dict[str, Any] = {"name": "vllm-0", "port": 8000, "models": [], **carries}
     first, second = ([{**known, "address": host}] for host in ("gpu-01", "gpu-02"))
     assert followed[1]["hosts"] in ({"gpu-01": first}, {"gpu-02": second}), "the other one was not asked yet"
     assert followed[3]["hosts"] == {"gpu-01": first, "gpu-02": second}

@@ -125,7 +125,7 @@ def test_a_host_or_its_router_lost_for_one_task_fails_the_turn(tmp_path: Path) -
         assert len(lost) == 1, own
         # It is brought back; the router asks twice what it serves, then and at the end, and has it take the key.
         after = [line[1] for line in own[lost[0] + 1 :]]
-        assert after == ["vllm_server", "slurp", "slurp", "vllm_keys", "vllm_keys"], own
+        assert after == ["vllm_server", "slurp", "slurp", "vllm_ports", "vllm_keys", "vllm_keys"], own
         assert json.loads(own[lost[0] + 1][2])["state"] == "rolled_back"
     for host in ROUTERS:
         assert f"The router lb-{host} could not be reached" in found[host]["why"]

@@ -60,7 +60,8 @@ def test_whom_nobody_asks_comes_first_and_nobody_stays_drained(tmp_path: Path, m
     loaded = [json.loads(line[2]) for line in log if line[1] == "router_server"]
     turns = [arguments for arguments in loaded if not arguments["_ansible_check_mode"]]
     assert (list(turns[0]["hosts"]), turns[0]["unknown"]) == (["gpu-02"], ["gpu-01", "gpu-03"])
-    assert turns[0]["hosts"]["gpu-02"] == [{"name": "vllm-0", "address": "gpu-02", "port": 8000}]
+    (second,) = turns[0]["hosts"]["gpu-02"]
+    assert (second["name"], second["address"], second["port"], second["models"]) == ("vllm-0", "gpu-02", 8000, ["m"])
     assert len(turns) == 5 and turns[-1]["unknown"] == [], "a turn each, one more to go back, and the playbook router"
 
 

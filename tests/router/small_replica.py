@@ -124,5 +124,7 @@ def serving() -> Iterator[SmallReplica]:
         found = SmallReplica()
         found.port = server.server_address[1]
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield found
-        server.shutdown()
+        try:
+            yield found
+        finally:
+            server.shutdown()

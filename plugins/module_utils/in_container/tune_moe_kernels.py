@@ -182,15 +182,15 @@ class Layer:
         """Return the shortest time of one run, of several replays of a CUDA graph."""
         torch = self._torch
         times: list[float] = []
-        for _ in range(2):
+        for _turn in range(2):
             self.run(tokens, tiling)
         torch.cuda.synchronize()
         inner = 10 if tokens <= 1024 else 3
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for _ in range(inner):
+            for _turn in range(inner):
                 self.run(tokens, tiling)
-        for _ in range(repeat):
+        for _turn in range(repeat):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             graph.replay()
@@ -274,7 +274,7 @@ def best_for(
             continue
         pairs = [
             (layer.microseconds(tokens, own, 4), layer.microseconds(tokens, tiling, 4))
-            for _ in range(request["rounds"])
+            for _round in range(request["rounds"])
         ]
         before, after = (statistics.median(times) for times in zip(*pairs))
         gain = before / after - 1
@@ -398,6 +398,12 @@ def _bytes(request: Mapping[str, Any]) -> int:
     return 1 if request["precision"] == "fp8" else 2
 
 
+def say(text: str) -> None:
+    """Tell how far it is."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Answer the request in a folder, or compile a share of its tilings."""
     folder = arguments[0]
@@ -412,7 +418,7 @@ def main(arguments: Sequence[str]) -> None:
             if "--compile" in arguments:
                 compile_share(request, int(arguments[-1]))
                 return
-            answer = tune(folder, request, lambda text: print(text, flush=True))
+            answer = tune(folder, request, say)
     except CannotTuneError as error:
         answer = {"tables": [], "why": str(error)}
     part = os.path.join(folder, "answer.json.part")

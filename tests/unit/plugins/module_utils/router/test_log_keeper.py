@@ -45,7 +45,7 @@ class World:
     def start(self) -> subprocess.Popen[bytes]:
         """Start the program and wait until it listens."""
         self.process = subprocess.Popen([sys.executable, self.program, self.folder / "settings"])
-        wait_for(lambda: (self.folder / "s").exists())
+        wait_for((self.folder / "s").exists)
         return self.process
 
     def send(self, number: int, path: str = "s", second: float | None = None) -> None:
@@ -152,7 +152,7 @@ def test_it_follows_its_settings_and_another_program_without_losing_a_line(world
     assert world.numbers() == list(range(world.sent))
     assert process.poll() is None
     world.want(socket=str(world.folder / "other"))
-    wait_for(lambda: (world.folder / "other").exists())
+    wait_for((world.folder / "other").exists)
     world.send(5, "other")
     wait_for(lambda: len(world.numbers()) == world.sent)
 
