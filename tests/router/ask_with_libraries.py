@@ -31,7 +31,7 @@ def main() -> None:
         "embedding": client.embeddings.create(model=model, input="x", encoding_format="float").data[0].embedding,
         "message": by_anthropic.messages.create(model=model, max_tokens=9, messages=messages).content[0].text,
         "no model": error_of(lambda: client.models.retrieve("org/no-model")),
-        "wrong key": error_of(lambda: openai.OpenAI(base_url=f"{url}/v1", api_key="no", max_retries=0).models.list()),
+        "wrong key": error_of(openai.OpenAI(base_url=f"{url}/v1", api_key="no", max_retries=0).models.list),
         "no endpoint": error_of(client.files.list),
         "no vLLM endpoint": error_of(lambda: client.audio.transcriptions.create(model=model, file=("a.wav", b"x"))),
     }
