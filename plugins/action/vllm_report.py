@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import document as report_document
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import plots
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report.plain import plain, without
 
 ARGUMENTS: dict[str, Any] = {
     "hosts": {"type": "dict", "required": True},
@@ -36,7 +37,7 @@ class ActionModule(ControllerAction):
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Write both files, print the summary, and return which hosts failed and why."""
         created = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        document = report_document.build(_plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
+        document = report_document.build(plain(arguments["hosts"]), created, arguments["outlier_tolerance"])
         folder = os.path.abspath(os.path.expanduser(arguments["report_dir"]))
         page = os.path.join(folder, "report.html")
         nothing = report_document.nothing_verified(document, arguments["tags"])
@@ -54,13 +55,13 @@ class ActionModule(ControllerAction):
                 self._write(document, folder, hidden)
             except GpufleetError as error:
                 failure = error.as_failure()  # the summary is shown all the same
-        self._display.display(_without("\n".join(["", *lines, ""]), hidden))
+        self._display.display(without("\n".join(["", *lines, ""]), hidden))
         return {
             **failure,
             "verdict": document["verdict"],
-            "failed_hosts": {name: _without(text, hidden) for name, text in failed.items()},
+            "failed_hosts": {name: without(text, hidden) for name, text in failed.items()},
             "report": page if written else "",
-            "summary": [_without(line, hidden) for line in lines],
+            "summary": [without(line, hidden) for line in lines],
         }
 
     def _write(self, document: dict[str, Any], folder: str, hidden: list[str]) -> None:
@@ -83,20 +84,8 @@ class ActionModule(ControllerAction):
         for name, text in texts.items():
             replace_file(
                 os.path.join(folder, name),
-                _without(text, hidden),
+                without(text, hidden),
                 what="report",
                 name="report-not-written",
                 variable="vllm_report_dir",
             )
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as plain data, without what Ansible attaches to it."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def _without(text: str, secrets: list[str]) -> str:
-    """Return the text without the secrets, should a server or program have repeated one."""
-    for secret in secrets:
-        text = text.replace(secret, "********")
-    return text

@@ -20,16 +20,12 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import rough_duration
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions import hub_look
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_plan import plan_by
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import (
-    moe_tables,
-    planner_host,
-    read_wishes,
-)
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import planner_host, read_wishes
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import plots, tune_page
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report.plain import plain, without
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.tuning import candidates, kernels
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.tuning.tune_state import TuneState, now
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.tuning.tune_variables import Tuning, read_tuning
@@ -153,13 +149,13 @@ class ActionModule(ControllerAction):
         start_s = float((server.get("replicas") or [{}])[0].get("ready_s") or 0)
         found = {
             "name": candidate["name"],
-            "points": [point for entry in benchmarks for point in _plain(entry.get("points") or [])],
+            "points": [point for entry in benchmarks for point in plain(entry.get("points") or [])],
             "start_s": start_s,
             "seconds": round(start_s + sum(float(entry.get("seconds") or 0) for entry in benchmarks), 1),
             "command": next((entry["command"] for entry in benchmarks if entry.get("command")), ""),
         }
         failures = [entry for entry in (failure, *benchmarks) if entry.get("error") or entry.get("msg")]
-        error = _plain(next((entry.get("error") or {} for entry in failures), {}))
+        error = plain(next((entry.get("error") or {} for entry in failures), {}))
         who = f"[{state.folder.name}] {candidate['name']}"
         if found["points"]:
             state.note(candidate["digest"], {**found, "status": tune_page.MEASURED})
@@ -173,7 +169,7 @@ class ActionModule(ControllerAction):
     def _report(self, state: TuneState, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Write the report, and the winner's variables; return what wins."""
         del variables
-        tuning, arranged = read_tuning(arguments["settings"]), _plain(arguments["arranged"])
+        tuning, arranged = read_tuning(arguments["settings"]), plain(arguments["arranged"])
         document = tune_page.build(
             _facts(state, arguments, tuning),
             arranged["candidates"],
@@ -190,17 +186,17 @@ class ActionModule(ControllerAction):
         except ImportError:
             notes.append(NO_PLOT)
         hidden = [secret for secret in arguments["secrets"] if secret]
-        page = state.write("tune.html", _without(tune_page.html(document, drawn, notes), hidden))
-        state.write("tune.json", _without(json.dumps(document, indent=2) + "\n", hidden))
+        page = state.write("tune.html", without(tune_page.html(document, drawn, notes), hidden))
+        state.write("tune.json", without(json.dumps(document, indent=2) + "\n", hidden))
         text = tune_page.group_vars(document)
-        variables_file = state.write("group_vars.yml", _without(text, hidden)) if text else ""
+        variables_file = state.write("group_vars.yml", without(text, hidden)) if text else ""
         if not text:
             state.remove("group_vars.yml")
         last = [f"Report: {page}"]
         if variables_file:
             last.append(f"For group_vars of all hosts like this one: {variables_file}")
         return {
-            "lines": ["", *(_without(line, hidden) for line in tune_page.lines(document)), "", *last, ""],
+            "lines": ["", *(without(line, hidden) for line in tune_page.lines(document)), "", *last, ""],
             "winner": document["winner"] or {},
             "report": page,
             "group_vars": variables_file,
@@ -216,14 +212,13 @@ class ActionModule(ControllerAction):
         prefixes = (own, arguments["prefix"])
         host = planner_host(*info, own)
         host["own_containers"] = [name for prefix in prefixes for name in planner_host(*info, prefix)["own_containers"]]
-        host["moe_tables"] = moe_tables(self._templar)
         fixed = {"vllm_replicas": 1, "vllm_container_prefix": prefixes[1], "vllm_host": "127.0.0.1"}
 
         def planned(changes: dict[str, Any]) -> Plan:
             merged = {name: self._merged(variables, name, value) for name, value in changes.items()}
             wished = read_wishes(self._templar, variables, {**merged, **fixed}, KNOWN_VARIABLES)
-            known = hub_look.with_model(host, wished, self._templar, variables)
-            return candidates.as_candidate(planner.plan(known, wished), arguments["plan"].get("gpu_access") or "auto")
+            plan = plan_by(host, self._templar, variables, wished)
+            return candidates.as_candidate(plan, arguments["plan"].get("gpu_access") or "auto")
 
         return planned
 
@@ -247,7 +242,7 @@ class ActionModule(ControllerAction):
         return {
             "name": candidate.name,
             "digest": digest,
-            "variables": _plain(candidate.variables),
+            "variables": plain(candidate.variables),
             "plan": candidate.plan,
             "target": target,
             "loads": candidates.loads(candidate.plan, tuning.concurrency),
@@ -324,7 +319,7 @@ def _estimate(
 
 def _facts(state: TuneState, arguments: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
     """Return what the report tells of the sweep as a whole."""
-    plan = _plain(arguments["plan"])
+    plan = plain(arguments["plan"])
     return {
         "host": state.folder.name,
         "created": now(),
@@ -363,15 +358,3 @@ def _said(points: list[dict[str, Any]]) -> str:
         for entry in points
     )
     return ", ".join(rates)
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as plain data, without what Ansible attaches to it."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def _without(text: str, secrets: list[str]) -> str:
-    """Return the text without the secrets, should a server or program have repeated one."""
-    for secret in secrets:
-        text = text.replace(secret, "********")
-    return text

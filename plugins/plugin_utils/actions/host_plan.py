@@ -41,10 +41,25 @@ def plan_of(
     """
     gpu_info, host_info = found
     host = planner_host(gpu_info, host_info, variables, wished.container_prefix)
-    known = {**host, "moe_tables": moe_tables(templar), **further}
-    plan = planner.plan(hub_look.with_model(known, wished, templar, variables), wished)
+    plan = plan_by({**host, **further}, templar, variables, wished)
     check_host(plan, host_info)
     return plan
+
+
+def plan_by(host: Mapping[str, Any], templar: Any, variables: Mapping[str, Any], wished: Wishes) -> Plan:
+    """Return the plan by what is known of a host, of its model at the hub, and of tuned tables on the controller.
+
+    Args:
+        host: see planner.plan.
+        templar: for the host's variables.
+        variables: the host's, untemplated.
+        wished: what they wish for.
+
+    Raises:
+        GpufleetError: there is no plan, with the reason.
+    """
+    known = {"moe_tables": moe_tables(templar), **host}
+    return planner.plan(hub_look.with_model(known, wished, templar, variables), wished)
 
 
 def write_plan(plan: Plan, folder: str, name: str, *, check: bool, diff: bool) -> dict[str, Any]:
