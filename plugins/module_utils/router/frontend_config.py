@@ -16,6 +16,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router import (
     proxies_config,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.browsers import browser_rules
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import RATE_WINDOW_S
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     BACKEND,
     CERTIFICATE,
@@ -41,7 +42,6 @@ HEAD_S = 30
 # Of one address, in a window.
 WRONG_KEYS = 100
 
-RATE_WINDOW_S = 10
 ADDRESSES = "addresses"
 # For how long a client may be silent while it is its turn.
 SILENT_S = 30
@@ -117,7 +117,7 @@ def _who_may_ask(settings: RouterSettings, folder: str) -> list[str]:
             429,
             f"More than {WRONG_KEYS} requests with a wrong key in {RATE_WINDOW_S} seconds.",
             f"!known_key !named_client !operator {{ sc1_gpc0_rate gt {WRONG_KEYS} }}",
-            " hdr Retry-After 10",
+            f" hdr Retry-After {RATE_WINDOW_S}",
         ),
         deny(401, wanted, "!known_key !named_client", " hdr WWW-Authenticate Bearer"),
         *(clients.expiry_rules(folder) if settings.clients else []),
@@ -155,7 +155,7 @@ def _request_limits(settings: RouterSettings, most: Limits, folder: str) -> list
         message = f"More than {settings.rate_limit} requests in {RATE_WINDOW_S} seconds."
         others = " !own_rate" if settings.clients else ""
         beyond = f"{{ sc0_http_req_rate gt {settings.rate_limit} }}{others}"
-        lines.append(deny(429, message, beyond, " hdr Retry-After 10"))
+        lines.append(deny(429, message, beyond, f" hdr Retry-After {RATE_WINDOW_S}"))
     if most.key:
         message = f"More than {most.key} requests of this key at once."
         lines.append(deny(429, message, f"{{ sc0_conn_cur gt {most.key} }}", " hdr Retry-After 1"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import model_object
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 
 LIST = "/v1/models"
@@ -27,16 +28,12 @@ def model_rules(models: Sequence[str], endpoints: Sequence[str]) -> list[str]:
     if LIST not in endpoints:
         return []
     answers = [
-        f"http-request return status 200 content-type application/json string {quoted(json.dumps(_model(name)))}"
+        f"http-request return status 200 content-type application/json string {quoted(json.dumps(model_object(name)))}"
         f" if METH_GET {{ path,url_dec -m str -- {quoted(f'{LIST}/{name}')} }}"
         for name in models
     ]
     there = f"There is no such model here; {LIST} has the names of those that there are."
     return [*answers, deny(404, there, f"METH_GET {{ path -m beg {LIST}/ }}")]
-
-
-def _model(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "vllm"}
 
 
 def quoted(text: str) -> str:

@@ -95,4 +95,9 @@ def list_text(found: Sequence[Route]) -> str:
 def _row(name: str, route: Route) -> dict[str, object]:
     lengths = [replica.max_model_len for replica in route.replicas]
     length = {"max_model_len": min(lengths)} if all(lengths) else {}
-    return {"id": name, "object": "model", "created": 0, "owned_by": "vllm", **length}
+    return {**model_object(name), **length}
+
+
+def model_object(name: str) -> dict[str, object]:
+    """Return a model as OpenAI's API tells of it."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "vllm"}
