@@ -9,20 +9,33 @@ import contextlib
 import http.client
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 KEY = "the-client-key"
+# What RouterService takes, in its order, and where it is in the folder.
+PLACES = {"directory": "etc", "run_dir": "run", "state_dir": "state", "log_file": "log"}
 needs_haproxy = pytest.mark.skipif(
     program_path("haproxy") is None or os.geteuid() != 0 or os.path.isdir("/run/systemd/system"),
     reason="no HAProxy here, or not ours to start; Molecule's scenario fleet does",
 )
+
+
+@contextlib.contextmanager
+def router_in(folder: Path, **options: Any) -> Iterator[dict[str, Any]]:
+    """Yield options of router_server for a router in a folder of the test; what was started is ended."""
+    places = {name: str(folder / path) for name, path in PLACES.items()}
+    try:
+        yield {"port": free_port(), **places, "user": "daemon", **options}
+    finally:
+        RouterService(*places.values()).remove()
 
 
 def router_options(tmp_path: Path, **more: Any) -> dict[str, Any]:

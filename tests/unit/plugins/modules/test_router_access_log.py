@@ -21,7 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router import log_ke
 from ansible_collections.gpufleet.vllm.tests.fakes.counting_replica import PROMPT_TOKENS, CountingReplica, counting
 from ansible_collections.gpufleet.vllm.tests.fakes.running_router import RunningRouter, running_router
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
-from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.test_router_server import needs_haproxy
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import needs_haproxy
 
 pytestmark = needs_haproxy
 MARKER = "sk-marker-of-a-secret"

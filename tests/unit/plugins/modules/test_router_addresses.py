@@ -15,10 +15,10 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server, vllm_security
 from ansible_collections.gpufleet.vllm.tests.fakes.keyed_replica import serving
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import router_in
 
 
 def has_ipv6() -> bool:
@@ -40,18 +40,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Options of a router in a folder of the test; what was started is ended."""
-    folder, run_dir, state_dir, log = (str(tmp_path / name) for name in ("etc", "run", "state", "log"))
-    yield {
-        "port": free_port(),
-        "api_keys": ["the-client-key"],
-        "replica_keys": {"fd00::1": "the-replica-key"},
-        "directory": folder,
-        "run_dir": run_dir,
-        "state_dir": state_dir,
-        "log_file": log,
-        "user": "daemon",
-    }
-    RouterService(folder, run_dir, state_dir, log).remove()
+    with router_in(
+        tmp_path,
+        api_keys=["the-client-key"],
+        replica_keys={"fd00::1": "the-replica-key"},
+    ) as found:
+        yield found
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])

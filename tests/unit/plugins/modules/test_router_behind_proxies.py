@@ -19,9 +19,9 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import security
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import router_in
 
 HERE, CLIENT = "127.0.0.1", "203.0.113.7"
 MOST = 3  # requests of one client
@@ -48,24 +48,18 @@ class Telling(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Options of a router in a folder of the test; what was started is ended."""
-    folder, run_dir, state_dir, log = (str(tmp_path / name) for name in ("etc", "run", "state", "log"))
     with http.server.ThreadingHTTPServer((HERE, 0), Telling) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield {
-            "hosts": {"gpu-01": [{"name": "vllm-0", "address": HERE, "port": server.server_address[1]}]},
-            "host": "0.0.0.0",
-            "port": free_port(),
-            "tls": False,
-            "allow_unauthenticated": True,
-            "rate_limit": MOST,
-            "trusted_proxies": ["127.0.0.0/8", "192.0.2.1"],
-            "directory": folder,
-            "run_dir": run_dir,
-            "state_dir": state_dir,
-            "log_file": log,
-            "user": "daemon",
-        }
-        RouterService(folder, run_dir, state_dir, log).remove()
+        with router_in(
+            tmp_path,
+            hosts={"gpu-01": [{"name": "vllm-0", "address": HERE, "port": server.server_address[1]}]},
+            host="0.0.0.0",
+            tls=False,
+            allow_unauthenticated=True,
+            rate_limit=MOST,
+            trusted_proxies=["127.0.0.0/8", "192.0.2.1"],
+        ) as found:
+            yield found
         server.shutdown()
 
 

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import drain_exchange
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks, Mark
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
@@ -19,11 +17,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import shared_state
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_drains, router_server
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import needs_haproxy
 
-needs_haproxy = pytest.mark.skipif(
-    program_path("haproxy") is None or os.geteuid() != 0 or os.path.isdir("/run/systemd/system"),
-    reason="no HAProxy here, or not ours to start",
-)
 ONE, TWO = "gpu-01:vllm-0", "gpu-02:vllm-0"
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import router_in
 
 TOKEN, REPLICA_KEY = "the-token", "the-replica-key"
 pytestmark = pytest.mark.skipif(
@@ -56,28 +56,22 @@ def measured(name: str) -> Iterator[int]:
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Options of a router in a folder of the test; what was started is ended."""
-    folder, run_dir, state_dir, log = (str(tmp_path / name) for name in ("etc", "run", "state", "log"))
     with measured("one") as one, measured("two") as two:
         hosts = {
             "gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": one}],
             "gpu-02": [{"name": "vllm-0", "address": "127.0.0.1", "port": two}],
         }
-        yield {
-            "hosts": hosts,
-            "host": "127.0.0.1",
-            "port": free_port(),
-            "tls": False,
-            "api_keys": ["the-client-key"],
-            "replica_keys": dict.fromkeys(hosts, REPLICA_KEY),
-            "metrics_port": free_port(),
-            "metrics_token": TOKEN,
-            "directory": folder,
-            "run_dir": run_dir,
-            "state_dir": state_dir,
-            "log_file": log,
-            "user": "daemon",
-        }
-        RouterService(folder, run_dir, state_dir, log).remove()
+        with router_in(
+            tmp_path,
+            hosts=hosts,
+            host="127.0.0.1",
+            tls=False,
+            api_keys=["the-client-key"],
+            replica_keys=dict.fromkeys(hosts, REPLICA_KEY),
+            metrics_port=free_port(),
+            metrics_token=TOKEN,
+        ) as found:
+            yield found
 
 
 def ask(args: dict[str, Any], path: str, token: str = TOKEN, method: str = "GET", host: str = "") -> tuple[int, str]:

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import http.client
 import http.server
-import os
 import ssl
 import threading
 import time
@@ -22,23 +21,19 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import certificate_end
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules import (
     router_backend,
     router_certificate,
     router_preflight,
     router_server,
 )
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import needs_haproxy, router_in
 
 DAY_S = 24 * 3600
 STREAM_S = 4.0
 KEY = "the-client-key"
 needs_openssl = pytest.mark.skipif(program_path("openssl") is None, reason="no openssl here")
-needs_haproxy = pytest.mark.skipif(
-    program_path("haproxy") is None or os.geteuid() != 0 or os.path.isdir("/run/systemd/system"),
-    reason="no HAProxy here, or not ours to start",
-)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +101,15 @@ def replica() -> Iterator[int]:
 @pytest.fixture
 def args(tmp_path: Path, replica: int) -> Iterator[dict[str, Any]]:
     """Options of a router in a folder of the test; what was started is ended."""
-    folder, run_dir, state_dir, log = (str(tmp_path / name) for name in ("etc", "run", "state", "log"))
-    yield {
-        "hosts": {"gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": replica}]},
-        "host": "127.0.0.1",
-        "port": free_port(),
-        "api_keys": [KEY],
-        "replica_keys": {"gpu-01": "the-replica-key"},
-        "endpoints": ["/v1/models", "/v1/stream"],
-        "directory": folder,
-        "run_dir": run_dir,
-        "state_dir": state_dir,
-        "log_file": log,
-        "user": "daemon",
-    }
-    RouterService(folder, run_dir, state_dir, log).remove()
+    with router_in(
+        tmp_path,
+        hosts={"gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": replica}]},
+        host="127.0.0.1",
+        api_keys=[KEY],
+        replica_keys={"gpu-01": "the-replica-key"},
+        endpoints=["/v1/models", "/v1/stream"],
+    ) as found:
+        yield found
 
 
 def context() -> ssl.SSLContext:

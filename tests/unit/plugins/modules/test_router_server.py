@@ -26,37 +26,28 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haprox
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService, arguments, unit_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import arguments, unit_text
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import busy
 from ansible_collections.gpufleet.vllm.tests.fakes.keyed_replica import serving
-from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, free_port
+from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import needs_haproxy, router_in
 
 HOSTS = {"gpu-01": [{"name": "vllm-0", "address": "127.0.0.1", "port": 9}]}
-needs_haproxy = pytest.mark.skipif(
-    program_path("haproxy") is None or os.geteuid() != 0 or os.path.isdir("/run/systemd/system"),
-    reason="no HAProxy here, or not ours to start; Molecule's scenario fleet does",
-)
 
 
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Options of a router in a folder of the test; what was started is ended."""
-    folder, run_dir, state_dir, log = (str(tmp_path / name) for name in ("etc", "run", "state", "log"))
-    yield {
-        "hosts": HOSTS,
-        "host": "127.0.0.1",
-        "port": free_port(),
-        "tls": False,
-        "api_keys": ["the-client-key"],
-        "replica_keys": {"gpu-01": "the-replica-key", "gpu-02": "the-replica-key"},
-        "directory": folder,
-        "run_dir": run_dir,
-        "state_dir": state_dir,
-        "log_file": log,
-        "user": "daemon",
-    }
-    RouterService(folder, run_dir, state_dir, log).remove()
+    with router_in(
+        tmp_path,
+        hosts=HOSTS,
+        host="127.0.0.1",
+        tls=False,
+        api_keys=["the-client-key"],
+        replica_keys={"gpu-01": "the-replica-key", "gpu-02": "the-replica-key"},
+    ) as found:
+        yield found
 
 
 def status(port: int, key: str) -> int:

@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.vllm.tests.fakes.counting_replica import PROMP
 from ansible_collections.gpufleet.vllm.tests.fakes.running_router import RunningRouter, running_router
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
-from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.test_router_server import needs_haproxy
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import needs_haproxy
 
 
 def test_days_that_are_none_and_no_log_are_told(run_module: RunModule, tmp_path: Path) -> None:
