@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes docs/docsite/rst/diagnoses.rst, the table of start-up failures, from plugins/module_utils/health/causes.py.
+"""Writes docs/docsite/rst/diagnoses.rst, the table of failures at start, from health/causes.py and container_causes.py.
 
 PYTHONPATH=.cache/collections .venv/bin/python tools/diagnosis_table.py
 
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health import causes as health_causes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.container_causes import Cause
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "docsite" / "rst" / "diagnoses.rst"
 
@@ -22,7 +23,7 @@ VARIABLE = re.compile(r"(?<![\w/.-])((?:vllm|docker|nvidia_container_toolkit)_[a
 ESCAPED = re.compile(r"[\\*`|]|_\b")
 
 HEAD = """\
-.. Made by tools/diagnosis_table.py from plugins/module_utils/health/causes.py.
+.. Made by tools/diagnosis_table.py from plugins/module_utils/health/causes.py and container_causes.py.
 
 .. _ansible_collections.gpufleet.vllm.docsite.diagnoses:
 
@@ -43,9 +44,9 @@ These are told where the log holds no error at all, from how the container's pro
 """
 
 
-def every_cause() -> dict[str, list[health_causes.Cause]]:
+def every_cause() -> dict[str, list[Cause]]:
     """Return the causes that a line of a log proves, by name, in the order in which they are tried."""
-    found: dict[str, list[health_causes.Cause]] = {}
+    found: dict[str, list[Cause]] = {}
     for cause in (
         *health_causes.CAUSES,
         *(cause for _place, cause in health_causes.PLACES),

@@ -29,7 +29,7 @@ from docker.models.containers import Container
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import spec as container_spec
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import stop_container
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.stop import stop_container
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import config_check, stopping
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replacement import Replacement

@@ -26,6 +26,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control_files import control_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.tests.load.client import Load, Options
 from ansible_collections.gpufleet.vllm.tests.plays.wired import COLLECTIONS, ROOT
@@ -60,7 +61,7 @@ class Site:
         """Start a host's server with the old key, as a container of it does."""
         etc = self.folder / host
         control = Control(str(etc / "control" / "vllm-0"))
-        for path, text in control.files(0).items():
+        for path, text in control_files(control.folder, 0).items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(text)
         (etc / "vllm-0.yaml").write_text(f"host: 127.0.0.1\nport: {self.ports[host]}\n")

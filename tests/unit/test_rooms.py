@@ -16,7 +16,7 @@ from typing import Callable
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tools.shipped import imported, reached
+from ansible_collections.gpufleet.vllm.tools.shipped import imported, reached, shipped
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 PACKAGE = "ansible_collections.gpufleet.vllm.plugins."
@@ -41,11 +41,13 @@ FLOORS = {
         ("report",),
     ),
 }
-CONTROL = "control.py"  # the host's end of the folder that a container mounts
+HOST_SIDE = {"control.py", "control_files.py"}  # the host's end of the folder that a container mounts
 LONGEST_FILE = 500  # lines
 # One table of causes, of which the order decides; a program that has to be one file, as a container runs it.
 MAY_BE_LONGER = {"health/causes.py", "in_container/hub_download.py"}
 LONGEST_DEPLOYMENT = 300
+# What a module may ship to a host: files, and their lines.
+HEAVIEST = {"vllm_model": (32, 4000), "vllm_gpu_access": (25, 3500), "vllm_server_info": (28, 5000)}
 LONGEST_FUNCTION = 45  # lines of code
 MOST_BRANCHES = 20
 BRANCHES = (
@@ -73,10 +75,10 @@ def room(plugins: Path, path: Path) -> tuple[str, str]:
 
 def by_who_runs_it(plugins: Path) -> list[str]:
     """module_utils is what some module reaches, and that reaches nothing of plugin_utils."""
-    shipped = reached(plugins, sources(plugins, "modules"))
+    needed = reached(plugins, sources(plugins, "modules"))
     kept = sources(plugins, "module_utils")
     return [
-        *(f"{path.relative_to(plugins)} is reached by no module" for path in kept if path not in shipped),
+        *(f"{path.relative_to(plugins)} is reached by no module" for path in kept if path not in needed),
         *(
             f"{path.relative_to(plugins)} imports {other.relative_to(plugins)}"
             for path in [*kept, *sources(plugins, "modules")]
@@ -118,7 +120,7 @@ def not_alone(plugins: Path) -> list[str]:
     return [
         str(path.relative_to(plugins))
         for path in sources(plugins, "module_utils/in_container")
-        if path.name != CONTROL and imported(plugins, path)
+        if path.name not in HOST_SIDE and imported(plugins, path)
     ]
 
 
@@ -150,6 +152,16 @@ def too_long(plugins: Path) -> list[str]:
     ]
 
 
+def too_heavy(plugins: Path) -> list[str]:
+    """Modules that run often ship no more than they may."""
+    figures = shipped(plugins)
+    return [
+        f"modules/{name}.py ships {figures[name][0]} files of {figures[name][1]} lines"
+        for name, limits in HEAVIEST.items()
+        if any(figure > limit for figure, limit in zip(figures[name], limits))
+    ]
+
+
 def functions(path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield each function of a file: its name, its lines of code and its branches."""
     text = path.read_text(encoding="utf-8")
@@ -173,7 +185,7 @@ def too_much_in_one(plugins: Path) -> list[str]:
     ]
 
 
-RULES = (by_who_runs_it, upward, circles, not_alone, same_names, in_no_room, too_long, too_much_in_one)
+RULES = (by_who_runs_it, upward, circles, not_alone, same_names, in_no_room, too_long, too_heavy, too_much_in_one)
 Rule = Callable[[Path], "list[str]"]
 
 
@@ -218,6 +230,8 @@ BRANCHY = "def branchy(x):\n    return " + " or ".join(["(1 if x else 2)"] * (MO
         (in_no_room, "module_utils/helpers.py", "X = 1"),
         (too_long, "module_utils/common/files.py", "X = 1\n" * LONGEST_FILE),
         (too_long, "module_utils/servers/deployment.py", "X = 1\n" * LONGEST_DEPLOYMENT),
+        (too_heavy, "modules/vllm_gpu_access.py", f"from {PACKAGE}module_utils.health import diagnosis"),
+        (too_heavy, "modules/vllm_server_info.py", HIGH),
         (too_much_in_one, "module_utils/common/files.py", BIG),
         (too_much_in_one, "modules/vllm_server.py", BRANCHY),
     ],

@@ -10,20 +10,16 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.errors import ContainerError, ImageNotFound
-    from docker.models.containers import Container
 
 LONGEST_EVIDENCE = 1500  # characters
-STOP_NOTICE_S = 60.0
 ENGINE_REMEDY = (
     "The engine's own log tells more (journalctl -u docker). Once it works again, run the play again: it goes on where"
     " this one ended."
 )
-RUNNING = ("running", "restarting", "paused", "removing")
 DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 
 
@@ -75,39 +71,6 @@ def engine_errors(doing: str) -> Iterator[None]:
             remedy=ENGINE_REMEDY,
             evidence=str(explanation or error),
         ) from error
-
-
-def stop_container(container: Container, seconds: int, notice: float = STOP_NOTICE_S) -> None:
-    """Stop a container, and see for oneself when the engine says that it could not.
-
-    A busy engine may miss the end of a process that it has killed, and answers with an error although it has ended.
-
-    Args:
-        container: of the Docker SDK.
-        seconds: until it is killed.
-        notice: seconds to wait for its end after such an error.
-
-    Raises:
-        docker.errors.APIError, requests.exceptions.RequestException: it runs on.
-    """
-    import requests
-    from docker.errors import APIError, NotFound
-
-    try:
-        container.stop(timeout=seconds)
-    except (APIError, requests.exceptions.RequestException) as error:
-        if isinstance(error, NotFound) or not _ends(container, notice):
-            raise
-
-
-def _ends(container: Container, patience: float) -> bool:
-    """Return whether a container has ended, or does so within `patience` seconds."""
-
-    def ended() -> bool:
-        container.reload()
-        return container.status not in RUNNING
-
-    return until(ended, patience, min(1.0, patience / 10))
 
 
 def image_missing(image: str, error: ImageNotFound, remedy: str) -> GpufleetError:

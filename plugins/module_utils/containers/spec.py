@@ -19,7 +19,6 @@ from typing import Any, Callable, cast
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare, bracketed, reachable
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NetworkOfSpec, Replica, Spec
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import KEY_VARIABLE
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes, target_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
     LABEL_COLLECTION,
@@ -35,6 +34,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
     DOOR_MODULE,
     HEALTH_PROGRAM,
     HF_HOME,
+    joined_volumes,
+    target_of,
 )
 
 DEFAULT_PORT = 8000

@@ -39,7 +39,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import (
     kernel_module,
     nvidia_minors,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.health.diagnosis import diagnose
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.container_causes import (
+    CONTAINER_CAUSES,
+    GPU_CAUSES,
+    prove,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import look_at_gpus
 
 if TYPE_CHECKING:
@@ -161,16 +165,21 @@ def difference(seen: Sequence[str], given: Sequence[str]) -> str:
 
 def _told(what: str, evidence: str, otherwise: str) -> GpufleetError:
     """Return the error with the cause that the evidence is known for, else under the name C(otherwise)."""
-    cause = diagnose([evidence], what=what)
-    if cause.name == "unknown-failure":
+    found = prove(evidence, sorted((*GPU_CAUSES, *CONTAINER_CAUSES), key=lambda cause: cause.rank))
+    if not found:
         return GpufleetError(
             f"{what}.",
             name=otherwise,
             remedy="Check that nvidia-smi works on the host, and that its driver is new enough for the image.",
             evidence=evidence,
         )
-    cause.evidence, cause.details = evidence, {}
-    return cause
+    cause, groups = found
+    return GpufleetError(
+        f"{what}. {cause.meaning.format(*groups)}",
+        name=cause.name,
+        remedy=cause.remedy.format(*groups),
+        evidence=evidence,
+    )
 
 
 # Trying the ways

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, stop_container
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import (
     COLLECTION,
     LABEL_COLLECTION,
     ContainerInfo,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.stop import stop_container
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.orphans import exists, may_end
 
 if TYPE_CHECKING:

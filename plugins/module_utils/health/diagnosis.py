@@ -13,16 +13,14 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.causes import (
     CAUSES,
-    ECHO,
     EXIT_CAUSES,
-    HINT,
     HOST_MEMORY_KILL,
     OUT_OF_MEMORY_KILL,
     PLACES,
     PROCESS_DIED,
     WRAPPER,
-    Cause,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.health.container_causes import ECHO, HINT, Cause, prove
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.kernel_log import OWN_LIMIT
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.log_lines import Line, read_lines
 
@@ -112,16 +110,10 @@ def _proofs(log: list[Line]) -> list[_Proof]:
 
 
 def _proof(line: Line) -> _Proof | None:
-    for cause in BY_RANK:
-        match = re.search(cause.pattern, line.text)
-        if match:
-            return _Proof(cause, tuple(group or "" for group in match.groups()), line.text, _rank(cause, line))
-    if line.exception and line.place and not WRAPPER.search(line.text):
-        for place, cause in PLACES:
-            match = re.search(cause.pattern, line.text)
-            if match and re.search(place, line.place):
-                return _Proof(cause, tuple(group or "" for group in match.groups()), line.text, _rank(cause, line))
-    return None
+    found = prove(line.text, BY_RANK)
+    if not found and line.exception and line.place and not WRAPPER.search(line.text):
+        found = prove(line.text, [cause for place, cause in PLACES if re.search(place, line.place)])
+    return _Proof(*found, line.text, _rank(found[0], line)) if found else None
 
 
 def _rank(cause: Cause, line: Line) -> int:

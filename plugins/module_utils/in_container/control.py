@@ -12,7 +12,6 @@ from the tables, so that an old server that comes back finds those that it had.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import shutil
 import time
@@ -21,10 +20,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import door, health_check
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import DOOR_MODULE, HEALTH_PROGRAM
-
-WATCHDOG = "watchdog"
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CLOSED
 
 
 class Control:
@@ -37,19 +33,6 @@ class Control:
     def __init__(self, folder: str) -> None:
         self.folder = folder
 
-    def files(self, watchdog: int) -> dict[str, str]:
-        """Return the texts of the folder's files by their paths.
-
-        Args:
-            watchdog: seconds for which the server may hang; 0 for ever.
-        """
-        texts = {
-            f"{DOOR_MODULE}.py": inspect.getsource(door),
-            HEALTH_PROGRAM: inspect.getsource(health_check),
-            WATCHDOG: f"{watchdog}\n",
-        }
-        return {os.path.join(self.folder, name): text for name, text in texts.items()}
-
     def tables(self, found: Mapping[str, Any]) -> dict[str, str]:
         """Return the texts of a plan's C(moe_tables) by their paths."""
         folder = os.path.join(self.folder, os.path.basename(str(found.get("folder") or "")))
@@ -58,7 +41,7 @@ class Control:
 
     def close(self, seconds: float) -> None:
         """Tell the server to turn new requests away for `seconds`, or until `open`."""
-        path = os.path.join(self.folder, door.CLOSED)
+        path = os.path.join(self.folder, CLOSED)
         write_file(path, f"{time.time() + seconds:.3f}\n", 0o644, variable="vllm_config_dir")
 
     def open(self) -> bool:
@@ -68,13 +51,13 @@ class Control:
         """
         closed = self.closed()
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self.folder, door.CLOSED))
+            os.unlink(os.path.join(self.folder, CLOSED))
         return closed
 
     def closed(self) -> bool:
         """Return whether the server turns new requests away."""
         try:
-            return time.time() < float(read_text(self.folder, door.CLOSED))
+            return time.time() < float(read_text(self.folder, CLOSED))
         except ValueError:
             return False
 

@@ -27,7 +27,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Job, run_job
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines import VARIABLE as DEADLINES
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import hub_download
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.hub_download import PROGRESS_MARK
@@ -36,6 +35,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
     CA_BUNDLE_VARIABLES,
     CACHES,
     HF_HOME,
+    joined_volumes,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import commit_of, lacks, note_fetched
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import download_error, not_here

@@ -13,8 +13,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes
-from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES, HF_HOME
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES, HF_HOME, joined_volumes
 
 VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
 OWN = "vllm_hf_home"

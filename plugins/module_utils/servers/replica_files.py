@@ -22,6 +22,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import run_line
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import mounted_config
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name, belongs_to
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control_files import control_files
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.keys import Keys, update
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
@@ -108,7 +109,7 @@ class ReplicaFiles:
             watchdog = 0 if spec["restart_policy"] == "no" else self._settings.watchdog
             control = self._own.control(spec["name"])
             tables = control.tables(self._settings.plan.get("moe_tables") or {})
-            for path, text in {**control.files(watchdog), **tables}.items():
+            for path, text in {**control_files(control.folder, watchdog), **tables}.items():
                 self.changed |= write_file(path, text, 0o644, variable=VARIABLE)
 
     def write_keys(self, specs: Sequence[Spec]) -> None:

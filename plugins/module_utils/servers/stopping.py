@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.attributes import is_running
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, stop_container
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import base_name
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import base_url, read_spec
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.stop import stop_container
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.drain import Drain, drain_all
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings

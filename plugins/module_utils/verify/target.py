@@ -14,12 +14,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import NO_IMAGE
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.mounts import joined_volumes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.api import Server, base_url
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import (
     CA_BUNDLE_PATH,
     CA_BUNDLE_VARIABLES,
     HF_HOME,
+    joined_volumes,
 )
 
 if TYPE_CHECKING:

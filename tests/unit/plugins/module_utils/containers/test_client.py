@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from docker.errors import APIError, ContainerError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, ContainerError, DockerException, ImageNotFound
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import (
@@ -17,7 +17,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client im
     container_failed,
     engine_errors,
     image_missing,
-    stop_container,
 )
 
 
@@ -60,48 +59,3 @@ def test_only_the_end_of_what_it_said_is_kept() -> None:
     said = b"x" * 10_000 + b"the cause"
     error = container_failed("It failed", ended(said), "broken")
     assert len(error.evidence) == LONGEST_EVIDENCE and error.evidence.endswith("xthe cause")
-
-
-class Stopping:
-    """A container whose engine fails to stop it, and which has one state after another."""
-
-    def __init__(self, raised: Exception | None, *states: str) -> None:
-        self._raised, self._states = raised, list(states)
-        self.status = "running"
-        self.timeout = 0
-
-    def stop(self, timeout: int) -> None:
-        """Stop, or raise."""
-        self.timeout = timeout
-        if self._raised:
-            raise self._raised
-
-    def reload(self) -> None:
-        """Take the next state; the last one stays."""
-        self.status = self._states.pop(0) if len(self._states) > 1 else self._states[0]
-
-
-def stop(container: Stopping) -> None:
-    """Stop it, with the patience of a test."""
-    given: Any = container
-    stop_container(given, 30, notice=0.05)
-
-
-def test_a_container_is_stopped_with_its_time() -> None:
-    container = Stopping(None)
-    stop(container)
-    assert container.timeout == 30
-
-
-@pytest.mark.parametrize(
-    "raised", [APIError("500", explanation="did not receive an exit event"), requests.exceptions.ReadTimeout("slow")]
-)
-def test_a_stop_that_the_engine_missed_is_seen(raised: Exception) -> None:
-    stop(Stopping(raised, "running", "exited"))
-    with pytest.raises(type(raised)):
-        stop(Stopping(raised, "running"))
-
-
-def test_a_container_that_is_gone_is_the_callers_to_judge() -> None:
-    with pytest.raises(NotFound):
-        stop(Stopping(NotFound("404"), "exited"))

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import door
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.control import Control
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CLOSED
 
 
 def test_a_plan_without_tables_has_none() -> None:
@@ -20,3 +22,7 @@ def test_tables_lie_in_a_folder_of_their_own() -> None:
 def test_a_plan_writes_nowhere_else() -> None:
     found = {"folder": "../../etc", "files": {"../passwd": "x"}}
     assert Control("/c/vllm-0").tables(found) == {"/c/vllm-0/etc/passwd": "x"}
+
+
+def test_host_and_door_mean_the_same_file() -> None:
+    assert CLOSED == door.CLOSED
