@@ -61,6 +61,7 @@ PARAMETERS = {
     "__vllm_lock_timeout": "seconds to wait for an earlier run that is still at work on the host",
     "__vllm_ports_of": "servers of the host whose ports are closed to others",
     "__vllm_ports_stay": "whether ports that were closed before stay so",
+    "__vllm_config_checked": "the image's vLLM has read the configuration before the host was drained",
     "__vllm_mode": "apply, rehearse or compare, see roles/vllm/vars/main.yml",
     "__vllm_rollback_to": "the deployment to go back to, where it is not vllm_rollback_to",
 }

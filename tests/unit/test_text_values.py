@@ -39,11 +39,14 @@ def when(found: dict[str, Any], values: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(("given", "truth"), [("false", False), (False, False), ("true", True), (True, True)])
-@pytest.mark.parametrize("mode", ["apply", "compare"])
-def test_whether_the_configuration_is_checked(given: Any, truth: bool, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "before", "wanted"),
+    [("apply", False, True), ("rehearse", False, True), ("apply", True, False), ("compare", False, False)],
+)
+def test_whether_the_configuration_is_checked(given: Any, truth: bool, mode: str, before: bool, wanted: bool) -> None:
     options = task("vllm/tasks/server.yml", "Serve")["gpufleet.vllm.vllm_server"]
-    values = {"vllm_check_config": given, "__vllm_mode": mode}
-    assert rendered(options["check_config"], {}, values) is (truth and mode == "apply")
+    values = {"vllm_check_config": given, "__vllm_mode": mode, "__vllm_config_checked": before}
+    assert rendered(options["check_config"], {}, values) is (truth and wanted)
 
 
 @pytest.mark.parametrize("given", [{"debug": True}, '{"debug": true}', "debug=true"])
