@@ -5,7 +5,8 @@
 
 Set C(ANSIBLE_CALLBACK_PLUGINS) to this folder, and:
 
-- C(GPUFLEET_STEPS) to a file: it gets a line of JSON for each task that has ended on a host;
+- C(GPUFLEET_STEPS) to a file: it gets a line of JSON for each task that has ended on a host (C(ended), in seconds
+  since the epoch);
 - C(GPUFLEET_AT) to a JSON object with C(host), C(task), C(nth) (of that name on that host, from 1) and C(begins)
   (whether it is about its beginning), and C(GPUFLEET_AT_DO) to a line for the shell, which finds the id of
   ansible-playbook in C(PLAY). The play goes on once that line has ended, so that what it finds is that step's.
@@ -17,6 +18,7 @@ import collections
 import json
 import os
 import subprocess
+import time
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
@@ -85,6 +87,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
                 "path": task.get_path(),
                 "changed": bool(result.result.get("changed")),
                 "status": status,
+                "ended": round(time.time(), 3),
             }
             with open(self._path, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(step) + "\n")
