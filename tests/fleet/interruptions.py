@@ -33,18 +33,16 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT
 from ansible_collections.gpufleet.vllm.tests.fleet.changes import (
-    CHANGES,
     another_length,
     counted,
     differences,
-    report,
+    limit_of,
     say,
-    see,
     table,
     tell,
 )
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import At, Played, StandInFleet
-from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
+from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch, most_out
 from ansible_collections.gpufleet.vllm.tools import test_engine
 
 KILL = "kill -s KILL -- -$PLAY"
@@ -310,22 +308,14 @@ def interrupt_all(given: argparse.Namespace) -> int:
 
 
 def short_form(given: argparse.Namespace) -> int:
-    """Make one rolling change, kill another one in the middle and make it again; return the exit status."""
-    # Batches of a quarter, which the default's last one is not.
-    wishes = {"vllm_rollout_batches": [1, "25%"]}
-    size, docker_host = given.hosts[0], os.environ["DOCKER_HOST"]
-    with StandInFleet(size, docker_host, start_s=given.start, token_s=0.05, wishes=wishes) as fleet:
-        fleet.deploy_first()
-        seen = see(fleet, CHANGES[0], 0, given.start)
-        report(seen)
-        if seen.problems():
-            return tell(seen.problems())
+    """Kill a rolling change in the middle and make it again; return the exit status."""
+    with StandInFleet(given.hosts[0], os.environ["DOCKER_HOST"], start_s=given.start, token_s=0.05) as fleet:
         host = fleet.hosts[1]
-        replaces = next(
-            step for step in turn_of(seen.played.steps, host) if short_name(step) == REPLACES and step["changed"]
-        )
-        killed = at(replaces, host, later(KILL, WITHIN_S[0]), begins=True)
+        replaces = next(step for step in turn_of(fleet.deploy_first().steps, host) if short_name(step) == REPLACES)
+        begins = at(replaces, host, later(KILL, WITHIN_S[0]), begins=True)
+        killed = Interruption(f"in {named(replaces)}", "kill -9", begins)
         with Watch(fleet) as watch:
-            interrupting = Interrupting(fleet, watch, host)
-            outcomes = try_all(interrupting, [(Interruption(f"in {named(replaces)}", "kill -9", killed), "upgrade")])
-    return tell(outcomes[0].problems)
+            (outcome,) = try_all(Interrupting(fleet, watch), [(killed, "upgrade")])
+        out, limit = most_out(watch.samples), limit_of(len(fleet.hosts))
+        too_many = [f"{out} hosts were out at once; vllm_max_unavailable allows {limit}"] if out > limit else []
+        return tell([*outcome.problems, *too_many])

@@ -18,7 +18,7 @@ changes        each planned change, see CHANGES in changes.py, in fleets of thes
                times count from servers that take half a minute to start: real ones do, and what Ansible itself takes
                is the same for all.
 interruptions  see tests/fleet/interruptions.py
-short          both in little, for `make test`: eight hosts, a rolling change, and one that is killed and made again
+short          both in little, for `make test`: a rolling change of eight hosts that is killed, and made again
 
 Prints tables in Markdown, and exits with 1 when something is not as it should be.
 """
