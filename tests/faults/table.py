@@ -204,9 +204,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "permission-denied",
-        "The image's user may not write to the cache in ``vllm_hf_home``, where the model's own code is to be copied",
+        "The image's user may not enter the folder of the cache in ``vllm_hf_home``, where the model's own code is to be copied",
         "permission-denied",
-        "The server may not read or write one of its files.",
+        "The server's user may not enter /root",
         NOTHING,
         how="use_image_of_another_user",
         wishes={"vllm_extra_config": {**DUMMY, "trust-remote-code": True}},

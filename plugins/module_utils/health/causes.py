@@ -125,6 +125,12 @@ CAUSES: tuple[Cause, ...] = (
     # The home folder of a user whom the image does not know is /, and the remedy is another than for the mounts.
     Cause(
         "permission-denied",
+        r"Permission denied: '/root(?:/\.cache)?'",
+        "The server's user may not enter /root, where its caches are mounted.",
+        "Use an image whose user is root, or may enter /root (vllm_image).",
+    ),
+    Cause(
+        "permission-denied",
         r"(?:Permission denied|Read-only file system): '(?!/root/\.(?:cache/(?:huggingface|vllm|flashinfer)|triton))"
         r"((?:/[^'/]+)*/\.(?:triton|config|cache|nv|local|ssh|netrc|numba|cupy|matplotlib)\b[^']*|/nonexistent[^']*)'",
         "The server may not write {0} in the home folder of its user.",

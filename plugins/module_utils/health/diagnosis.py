@@ -33,6 +33,8 @@ NATIVE = re.compile(
     r"^terminate called|^\s*what\(\):|Fatal Python error|panicked at|Assertion [`'\"].*failed|^Failed: |^\*\*\* "
     r"|(?:^|\s)fatal error: |^\S+:\d+(?::\d+)?: error: |^(?:nvcc|ptxas|cicc|ld|\S*/ld)\b.*\b(?:fatal|error|cannot)"
 )
+# The server's first process saw that another one had ended, before it could be asked what ended it.
+UNASKED = "Failed core proc(s): {}"
 ENGINE_DIED = "EngineCore encountered a fatal error"
 # These say that somebody ended a process, or that it ended itself without an error of Python's.
 SIGNALS = (132, 134, 135, 137, 139)
@@ -147,7 +149,7 @@ def _ended(log: list[Line], exit_code: int | None, position: int | None) -> _Pro
     if position is not None and log[position].exception:
         return None
     for line in log:
-        if re.search(PROCESS_DIED.pattern, line.text):
+        if re.search(PROCESS_DIED.pattern, line.text) or (position is None and UNASKED in line.text):
             signal = re.search(r"(?:: |exit code: )-(4|6|7|9|11)\b", line.text)
             cause = EXIT_CAUSES[128 + int(signal.group(1))] if signal else PROCESS_DIED
             return _Proof(cause, (), line.text, ECHO)

@@ -185,6 +185,7 @@ TEXTS = [
     ("No such image: vllm/vllm-openai:deploy", "image-missing"),
     ("invalid mount config for type bind: bind source path does not exist: /srv/models", "mount-missing"),
     ("PermissionError: [Errno 13] Permission denied: '/root/.cache/vllm'", "permission-denied"),
+    ("Error parsing config: [Errno 13] Permission denied: '/root/.cache', retrying 1 of 2", "permission-denied"),
     ("FileNotFoundError: [Errno 2] No such file or directory: '/templates/x.jinja'", "file-missing"),
     ("OSError: libnuma.so.1: cannot open shared object file: No such file or directory", "library-missing"),
     ("ImportError: /x/_C.abi3.so: undefined symbol: _ZN3c106detail", "library-mismatch"),
@@ -384,7 +385,7 @@ def test_a_killed_process_is_told_only_when_no_other_error_is_there() -> None:
             "illegal-instruction",
         ),
         ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore': 1}", "unknown-failure"),
-        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {}", "unknown-failure"),
+        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {}", "process-died"),
     ],
 )
 def test_the_signal_that_ended_a_process_is_told(line: str, name: str) -> None:
@@ -519,8 +520,10 @@ def test_a_process_that_vllm_names_no_code_of_was_not_killed() -> None:
     error = diagnose(
         ["RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"], exit_code=1
     )
-    assert error.name == "unknown-failure"
+    assert error.name == "process-died"
     assert "out-of-memory" not in error.as_text()
+    wait = "(EngineCore pid=7) ValueError: 1 is 2"
+    assert diagnose([wait, "RuntimeError: Failed core proc(s): {}"], exit_code=1).name == "unknown-failure"
     died = diagnose(["Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor."])
     assert died.name == "process-died"
     assert "give the host more memory" not in died.as_text()
