@@ -4,16 +4,19 @@
 """What it costs to look into a request for its model and its prompt, and what sending like prompts to one server gains.
 
     python tests/bench/bench_balance.py overhead
-    VLLM_API_KEY=KEY python tests/bench/bench_balance.py balance --model NAME \\
-        127.0.0.1:18100 127.0.0.1:18110 127.0.0.1:18120
+    python tests/bench/bench_balance.py balance --image gpufleet/vllm-cpu:deploy --folder /path/to/SmolLM2-135M-Instruct
+    VLLM_API_KEY=KEY python tests/bench/bench_balance.py balance --model NAME 10.0.0.11:8000 10.0.0.12:8000
 
-with the folder above ansible_collections on PYTHONPATH, as root, haproxy and openssl installed.
+with the folder above ansible_collections on PYTHONPATH, as root, haproxy installed; DOCKER_HOST names the engine.
 
 overhead    milliseconds of a request through the role's configuration without its rules for bodies, and with them, in
             turns in one run. Servers are stand-ins (another HAProxy), so that the router's own time is what shows.
-balance     the arguments are vLLM servers with prefix caching on. Clients ask without a pause, each with the beginning
-            of one of 8 or 64 groups, which are asked for as unequally as real traffic does (Zipf), and a question of
-            its own. Each run has beginnings that no cache has yet. 0 groups are prompts that share nothing.
+balance     the arguments are vLLM servers with prefix caching on; without any, three of vLLM's CPU build are started.
+            Clients ask without a pause, each with the beginning of one of 8 or 64 groups, which are asked for as
+            unequally as real traffic does (Zipf), and a question of its own. Each run has beginnings that no cache has
+            yet, and its first third only fills the caches. 0 groups are prompts that share nothing. Before the table
+            stands what the beginnings take and a cache holds: with 64 groups the three servers' caches hold them
+            together, and one of them does not. It takes eight minutes.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import math
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -32,7 +37,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +50,15 @@ from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGU
 from ansible_collections.gpufleet.vllm.tests.load.client import percentile
 
 KEY, CHROOT = "bench-client-key", "/var/lib/haproxy"
-PORT, STAND_INS = 18480, (18481, 18482)
-START_S = 30.0
+PORT, STAND_INS, SERVERS = 18480, (18481, 18482), (18485, 18486, 18487)
+START_S, SERVER_START_S = 30.0, 300.0
+# Of a server that is started here: half of what the beginnings of 64 groups of 600 words take.
+BLOCK_TOKENS, BLOCKS, MODEL_TOKENS = 32, 640, 2048
+CACHE = "vllm:cache_config_info"
 SIZES = {"1 KB": 1000, "32 KB": 32000, "200 KB": 200000}
 ENDED, HITS, ASKED = "vllm:request_success_total", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 # Lines of the configuration that look into a body or need what was found there.
-LOOKS = ("txn.", "wait-for-body", "x-gpufleet-hash", "acl is_cut", "use_backend", "hash-type", "hash-balance-factor")
+LOOKS = ("txn.", "wait-for-body", "x-gpufleet-", "is_cut", "use_backend", "hash-type", "hash-balance-factor")
 
 
 # The router
@@ -65,7 +73,7 @@ def router(replicas: Sequence[Replica], key: str, port: int, *, looks: bool = Tr
         folder = Path(name)
         given = {**options, **own, "run_dir": str(folder / "run"), "state_dir": name, **changes}
         chroot = CHROOT if os.path.isdir(CHROOT) else ""
-        settings = router_settings.as_settings(given, chroot, key, str(program_path("haproxy")))
+        settings = router_settings.as_settings(given, chroot, key)
         files = config.files(settings, replicas, name)
         if not looks:
             lines = files[config_names.CONFIG].splitlines(keepends=True)
@@ -172,6 +180,52 @@ def overhead(given: argparse.Namespace) -> None:
 # Balance
 
 
+@contextlib.contextmanager
+def servers(given: argparse.Namespace) -> Iterator[list[str]]:
+    """Run three vLLM servers in containers, each with a small cache, unless there are some."""
+    if given.servers:
+        yield given.servers
+        return
+    names = [f"gpufleet-balance-{port}" for port in SERVERS]
+    try:
+        for name, port in zip(names, SERVERS, strict=True):
+            words = ["docker", "run", "--detach", "--rm", "--name", name, "--network", "host", "--shm-size", "1g"]
+            words += ["--volume", f"{given.folder}:/model:ro", "--env", "VLLM_CPU_KVCACHE_SPACE=1"]
+            words += ["--env", "HF_HUB_OFFLINE=1", given.image, "/model", "--served-model-name", given.model]
+            words += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MODEL_TOKENS)]
+            words += ["--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", str(BLOCKS)]
+            words += ["--max-num-seqs", "8", "--enable-prefix-caching", "--dtype", "bfloat16"]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        places = [f"127.0.0.1:{port}" for port in SERVERS]
+        for place, name in zip(places, names, strict=True):
+            wait_for_server(place, name)
+        yield places
+    finally:
+        subprocess.run(["docker", "rm", "--force", *names], check=False, capture_output=True)
+
+
+def wait_for_server(place: str, name: str) -> None:
+    """Wait until a server is ready, and say what it said if it does not come."""
+    deadline = time.monotonic() + SERVER_START_S
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{place}/health", timeout=5):
+            return
+        if time.monotonic() > deadline:
+            log = subprocess.run(["docker", "logs", "--tail", "30", name], capture_output=True, text=True, check=False)
+            raise TimeoutError(f"{name} is not ready:\n{log.stdout}{log.stderr}")
+        time.sleep(1)
+
+
+def cache_tokens(place: str) -> int:
+    """Return how many tokens a server's cache holds; 0 if it does not tell."""
+    with urllib.request.urlopen(f"http://{place}/metrics", timeout=30) as answer:
+        for name, labels, _value in parse_samples(answer.read().decode().splitlines()):
+            if name == CACHE:
+                sizes = [re.search(rf'{label}="(\d+)"', labels) for label in ("block_size", "num_gpu_blocks")]
+                return math.prod(int(size[1]) if size else 0 for size in sizes)
+    return 0
+
+
 def counter(places: Sequence[str], name: str) -> list[float]:
     """Return a counter of each server."""
     found = []
@@ -195,6 +249,7 @@ class Clients:
         ]
         self.weights = [1 / (rank + 1) ** given.zipf for rank in range(groups)]
         self.lock = threading.Lock()
+        self.counted_from = 0.0
         self.first: list[float] = []
         self.tokens = self.failed = 0
 
@@ -225,60 +280,84 @@ class Clients:
             except OSError:
                 answered = False
             with self.lock:
-                self.tokens += tokens
                 self.failed += not answered
-                if answered:
+                if began >= self.counted_from and answered:
+                    self.tokens += tokens
                     self.first.append(first)
 
-    def run(self) -> dict[str, float]:
-        """Let them ask and return their figures."""
+    def run(self, warm: Callable[[], None]) -> dict[str, float]:
+        """Let them ask, call C(warm) once the caches are filled, and return the figures of what came then."""
         began = time.monotonic()
-        until = began + self.given.seconds
+        self.counted_from, until = began + self.given.seconds / 3, began + self.given.seconds
         threads = [threading.Thread(target=self.ask, args=(until,)) for _number in range(self.given.clients)]
         for thread in threads:
             thread.start()
+        time.sleep(self.given.seconds / 3)
+        warm()
         for thread in threads:
             thread.join()
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - self.counted_from
         figures = {"tok/s": self.tokens / seconds, "requests": len(self.first), "failed": self.failed}
         return {**figures, "TTFT p50": percentile(self.first, 50), "TTFT p99": percentile(self.first, 99)}
 
 
+HEADS = ("groups", "way", "tok/s", "TTFT p50 s", "TTFT p99 s", "cache hits", "fullest replica", "requests", "failed")
+
+
 def balance(given: argparse.Namespace) -> None:
-    """Print what each way to choose gives with each number of groups."""
-    key = os.environ.get("VLLM_API_KEY", "")
-    replicas = []
-    for number, place in enumerate(given.servers):
-        address, _colon, port = place.rpartition(":")
-        replicas.append(Replica(f"h{number}", "0", address, int(port), (given.model,)))
-    heads = [
-        "groups",
-        "way",
-        "tok/s",
-        "TTFT p50 s",
-        "TTFT p99 s",
-        "cache hits",
-        "fullest replica",
-        "requests",
-        "failed",
-    ]
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
-    for turn in range(given.turns):
+    """Print what each way to choose gives with each number of groups, and how the two compare."""
+    with servers(given) as places:
+        replicas = []
+        for number, place in enumerate(places):
+            address, _colon, port = place.rpartition(":")
+            replicas.append(Replica(f"h{number}", "0", address, int(port), (given.model,)))
+        size = prompt_tokens(places[0], given)
+        held = [cache_tokens(place) for place in places]
+        for groups in filter(None, given.groups):
+            print(f"{groups} beginnings take {groups * size} tokens; caches hold {held}, together {sum(held)}.")
+        print(f"\n| {' | '.join(HEADS)} |\n|{' --- |' * len(HEADS)}", flush=True)
+        rates: dict[tuple[int, str], list[float]] = {}
+        for turn in range(given.turns):
+            for number, groups in enumerate(given.groups):
+                ways = ("leastconn", "prefix")
+                for way in ways if (turn + number) % 2 == 0 else ways[::-1]:
+                    figures = one_run(given, places, replicas, groups, f"{turn} {way}", way)
+                    rates.setdefault((groups, way), []).append(figures["tok/s"])
+        print("\n| groups | tok/s, prefix to leastconn |\n| --- | --- |")
         for groups in given.groups:
-            for way in ("leastconn", "prefix") if turn % 2 == 0 else ("prefix", "leastconn"):
-                with router(replicas, key, PORT, balance=way):
-                    time.sleep(2)
-                    before = {name: counter(given.servers, name) for name in (ENDED, HITS, ASKED)}
-                    found = Clients(given, groups, f"{turn} {way}").run()
-                    after = {name: counter(given.servers, name) for name in before}
-                done = {
-                    name: [end - begin for begin, end in zip(before[name], after[name], strict=True)] for name in before
-                }
-                hits = sum(done[HITS]) / max(sum(done[ASKED]), 1)
-                fullest = max(done[ENDED]) / max(sum(done[ENDED]), 1)
-                row = [f"{found['tok/s']:.1f}", f"{found['TTFT p50']:.2f}", f"{found['TTFT p99']:.2f}"]
-                row += [f"{hits:.0%}", f"{fullest:.0%}", f"{found['requests']:.0f}", f"{found['failed']:.0f}"]
-                print(f"| {groups} | {way} | {' | '.join(row)} |", flush=True)
+            print(f"| {groups} | {sum(rates[groups, 'prefix']) / max(sum(rates[groups, 'leastconn']), 1e-9):.2f} |")
+
+
+def prompt_tokens(place: str, given: argparse.Namespace) -> int:
+    """Return how many tokens a beginning takes at a server."""
+    prompt = Clients(given, 1, "size").beginnings[0]
+    body = json.dumps({"model": given.model, "prompt": prompt, "max_tokens": 1}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
+    request = urllib.request.Request(f"http://{place}/v1/completions", body, headers)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return int(json.load(answer)["usage"]["prompt_tokens"])
+
+
+def one_run(
+    given: argparse.Namespace, places: Sequence[str], replicas: Sequence[Replica], groups: int, seed: str, way: str
+) -> dict[str, float]:
+    """Print a row of one way to choose, and return its figures."""
+    before: dict[str, list[float]] = {}
+
+    def warm() -> None:
+        before.update({name: counter(places, name) for name in (ENDED, HITS, ASKED)})
+
+    with router(replicas, os.environ.get("VLLM_API_KEY", ""), PORT, balance=way):
+        time.sleep(2)
+        found = Clients(given, groups, seed).run(warm)
+        after = {name: counter(places, name) for name in before}
+    done = {name: [end - begin for begin, end in zip(before[name], after[name], strict=True)] for name in before}
+    hits = sum(done[HITS]) / max(sum(done[ASKED]), 1)
+    fullest = max(done[ENDED]) / max(sum(done[ENDED]), 1)
+    row = [f"{found['tok/s']:.1f}", f"{found['TTFT p50']:.2f}", f"{found['TTFT p99']:.2f}"]
+    row += [f"{hits:.0%}", f"{fullest:.0%}", f"{found['requests']:.0f}", f"{found['failed']:.0f}"]
+    print(f"| {groups} | {way} | {' | '.join(row)} |", flush=True)
+    return found
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -288,16 +367,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     costs = commands.add_parser("overhead")
     costs.add_argument("--requests", type=int, default=2000, help="of each way and size")
     gains = commands.add_parser("balance")
-    gains.add_argument("servers", nargs="+", help="address:port of each vLLM server")
-    gains.add_argument("--model", required=True, help="the served model's name")
+    gains.add_argument("servers", nargs="*", help="address:port of each vLLM server; none has three started")
+    gains.add_argument("--image", default="gpufleet/vllm-cpu:deploy", help="of the servers that are started")
+    gains.add_argument("--folder", help="of the model that they serve")
+    gains.add_argument("--model", default="balance", help="the served model's name")
     gains.add_argument("--groups", type=int, nargs="+", default=[8, 64, 0])
     gains.add_argument("--shared-words", type=int, default=600, help="words of a group's beginning")
     gains.add_argument("--zipf", type=float, default=1.0, help="how unequally groups are asked for")
     gains.add_argument("--clients", type=int, default=9)
-    gains.add_argument("--seconds", type=float, default=120.0)
-    gains.add_argument("--max-tokens", type=int, default=16)
-    gains.add_argument("--turns", type=int, default=2)
-    return parser.parse_args(arguments)
+    gains.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    gains.add_argument("--max-tokens", type=int, default=8)
+    gains.add_argument("--turns", type=int, default=1)
+    given = parser.parse_args(arguments)
+    if given.command == "balance" and not (given.servers or given.folder):
+        parser.error("give servers, or the --folder of a model")
+    return given
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -55,8 +55,8 @@ def test_the_fleet_carries_the_sum_and_nothing_is_known_where_one_is_not() -> No
 
 def test_what_does_not_fit_gets_503_where_there_is_a_limit() -> None:
     def rules(*fleet: Replica, **changes: Any) -> list[str]:
-        lines = config.config(settings(**changes), fleet, "/etc/x").partition("backend replicas\n")[2].splitlines()
-        return [line for line in lines if "return status 503" in line]
+        text = config.config(settings(**changes), fleet, "/etc/x").partition("\nbackend replicas\n")[2]
+        return [line for line in text.partition("\n\n")[0].splitlines() if "return status 503" in line]
 
     (full,) = rules(replica(10))
     assert full.endswith("hdr Retry-After 5 if { queue(replicas) ge 20 }")
