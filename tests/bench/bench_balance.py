@@ -58,7 +58,10 @@ CACHE = "vllm:cache_config_info"
 SIZES = {"1 KB": 1000, "32 KB": 32000, "200 KB": 200000}
 ENDED, HITS, ASKED = "vllm:request_success_total", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 # Lines of the configuration that look into a body or need what was found there.
-LOOKS = ("txn.", "wait-for-body", "x-gpufleet-", "is_cut", "use_backend", "hash-type", "hash-balance-factor")
+LOOKS = re.compile(
+    r"txn\.(model|backend|seen|cut|first|second|head|role|beginning|session)\b|is_cut|wait-for-body|use_backend"
+    r"|x-gpufleet-(hash|once)|hash-type|hash-balance-factor"
+)
 
 
 # The router
@@ -77,7 +80,7 @@ def router(replicas: Sequence[Replica], key: str, port: int, *, looks: bool = Tr
         files = config.files(settings, replicas, name)
         if not looks:
             lines = files[config_names.CONFIG].splitlines(keepends=True)
-            files[config_names.CONFIG] = "".join(line for line in lines if not any(word in line for word in LOOKS))
+            files[config_names.CONFIG] = "".join(line for line in lines if not LOOKS.search(line))
         service = RouterService(name, str(folder / "run"), name, str(folder / "log"))
         service.load(files)
         try:

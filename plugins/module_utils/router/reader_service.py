@@ -32,6 +32,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd impor
 UNIT = "gpufleet-router-reader.service"
 MASTER_SOCKET = "reader-master.sock"
 START_S, POLL_S = 15.0, 0.1
+# By itself glibc has the kernel take each of its large buffers back at once, and clear the next one page by page.
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 1024 * 1024)}
 
 
 class ReaderService:
@@ -114,6 +116,7 @@ class ReaderService:
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
+                env={**os.environ, **MEMORY},
             )
 
     def _unit_text(self, program: str) -> str:
@@ -123,6 +126,7 @@ class ReaderService:
             "Before=gpufleet-router.service\n\n"
             "[Service]\n"
             "Type=notify\n"
+            f"Environment={' '.join(f'{name}={value}' for name, value in MEMORY.items())}\n"
             f"ExecStartPre={self._made}\n"
             f"ExecStart={' '.join([program, '-Ws', *self._words])}\n"
             "ExecReload=/bin/kill -USR2 $MAINPID\n"
