@@ -241,9 +241,9 @@ options:
     default: auto
   large_requests:
     description:
-      - Requests that have no model in their first O(buffer_bytes) and are read at once to find it, where the replicas
-        do not all serve the same models. Each takes up to one and a half times O(max_request_bytes) of memory
-        meanwhile.
+      - Requests that are read whole at once. A request is, if it is longer than O(buffer_bytes) and the replicas do not
+        all serve the same models and its own does not stand in that part, if it comes without its length, or if its
+        client is kept to some models. Each takes up to one and a half times O(max_request_bytes) of memory meanwhile.
     type: int
     default: 32
   buffer_bytes:
@@ -405,7 +405,6 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config, config_names, members, router_settings
@@ -530,7 +529,7 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
     members.check_not_emptied(before, replicas, unsure)
     wanted = members.one_key(params["replica_keys"], replicas)
     chroot = params["chroot"] if os.path.isdir(params["chroot"]) else ""
-    settings = router_settings.as_settings(params, chroot, wanted, program_path("haproxy") or "haproxy")
+    settings = router_settings.as_settings(params, chroot, wanted)
     router_settings.check_settings(settings, replicas, params["allow_unauthenticated"])
     key, refusing = (wanted, []) if check else settled_key(router, wanted, replicas, may_wait=params["key_may_wait"])
     settings = replace(settings, replica_key=key)

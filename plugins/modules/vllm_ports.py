@@ -18,6 +18,7 @@ description:
   - The rules are kept in C(/etc/gpufleet-ports). Where there is systemd its unit C(gpufleet-close-ports) puts them back
     before Docker starts. A restart of Docker leaves them alone.
   - Servers that only their own host reaches need no rules.
+  - Of two runs on a host the second one waits, as all deployments there have one script and one unit.
 options:
   state:
     description:
@@ -86,7 +87,7 @@ sources:
 error:
   description:
     - The failure in parts, C(name), C(message), C(remedy), C(evidence) and C(details).
-    - Names are V(invalid-source), V(ports-not-closed) and V(write-failed).
+    - Names are V(invalid-source), V(ports-not-closed), V(write-failed) and V(busy).
   returned: failure
   type: dict
 """
@@ -99,6 +100,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command, run_program
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import closed_ports
@@ -118,6 +120,7 @@ NO_IPTABLES = (
 )
 ATTEMPTS = 10
 PAUSE_S = 0.5
+LOCK, LOCK_S = "/run/gpufleet-ports.lock", 60
 SYSTEMD_FOLDER = "/run/systemd/system"
 OWN_FILES = {
     closed_ports.SCRIPT: (closed_ports.SCRIPT_TEXT, 0o755),
@@ -260,6 +263,14 @@ def remove_file(path: str) -> None:
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
+    """Bring the rules to the wanted state, one run at a time; return the task's result."""
+    if module.check_mode:
+        return ensure_rules(module)
+    with host_lock(LOCK, "vllm_ports", timeout=LOCK_S):
+        return ensure_rules(module)
+
+
+def ensure_rules(module: GpufleetModule) -> dict[str, Any]:
     """Bring the rules to the wanted state; return the task's result."""
     params, check = module.params, module.check_mode
     deployment = params["deployment"]

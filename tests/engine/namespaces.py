@@ -18,11 +18,14 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
 
 ADDRESSES = {"host": 1, "router": 2, "stranger": 3}
 START_S, STOP_S = 120.0, 30.0
+# Where the module that closes ports has its files.
+OWN_PLACES = ("/etc", "/usr/local/sbin")
 
 
 def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -46,6 +49,26 @@ class Net:
     def inside(self, who: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in a namespace; mounts stay as they are."""
         return run("nsenter", f"--net=/run/netns/{self.mark}-{who}", "--", *command, check=check)
+
+    def on_host(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host, with layers of its own over what it changes in the file system.
+
+        What else goes on at this machine, such as a deployment of the same name, neither sees them nor changes them.
+        """
+        over = "set -e; "
+        for place in OWN_PLACES:
+            upper = self.layer(place)
+            work = upper.with_name(f"{upper.name}.work")
+            for folder in (upper, work):
+                folder.mkdir(parents=True, exist_ok=True)
+            over += f"mount -t overlay -o lowerdir={place},upperdir={upper},workdir={work} overlay {place}; "
+        words = ["nsenter", f"--net=/run/netns/{self.mark}-host", "--", "unshare", "--mount", "--propagation=private"]
+        words += ["sh", "-c", f'{over} exec "$@"', "sh", *command]
+        return subprocess.run(words, capture_output=True, text=True, **options)
+
+    def layer(self, place: str) -> Path:
+        """Return the folder with what the host has of its own in a place of the file system."""
+        return self.folder / "layers" / place.strip("/").replace("/", "-")
 
     def make(self) -> None:
         """Make the namespaces, and a bridge in that of the host."""

@@ -62,8 +62,7 @@ def ports(net: Net, arguments: dict[str, Any], *options: str) -> dict[str, Any]:
     words += ["-a", json.dumps(arguments), "-e", f"ansible_python_interpreter={sys.executable}"]
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "true"}
     environment["ANSIBLE_CALLBACK_RESULT_FORMAT"] = "json"  # whatever the ansible.cfg of this folder says
-    inside = ["nsenter", f"--net=/run/netns/{net.mark}-host", "--", *words]
-    said = subprocess.run(inside, env=environment, capture_output=True, text=True, check=False)
+    said = net.on_host(*words, env=environment, check=False)
     _head, found, text = said.stdout.rpartition("=> {")
     assert found, said.stdout + said.stderr
     result: dict[str, Any] = json.loads("{" + text)
@@ -125,7 +124,7 @@ def test_a_restart_of_docker_and_a_boot_change_nothing_of_it(net: Net) -> None:
         for table in ("nat", "filter"):
             net.inside("host", program, "-t", table, "-F")
             net.inside("host", program, "-t", table, "-X", check=False)
-    net.inside("host", closed_ports.SCRIPT)
+    net.on_host(closed_ports.SCRIPT, check=True)
     net.start()
     assert reached(net, "stranger", ALL) == []
     assert reached(net, "router", ALL) == ALL
@@ -161,5 +160,6 @@ def test_teardown_leaves_nothing(net: Net) -> None:
     assert reached(net, "stranger", ALL) == ALL
     for program in ("iptables", "ip6tables"):
         assert "GPUFLEET" not in net.inside("host", program, "-S").stdout
-    assert not os.path.exists(closed_ports.FOLDER) and not os.path.exists(closed_ports.SCRIPT)
+    left = net.on_host("ls", closed_ports.FOLDER, closed_ports.SCRIPT, check=False)
+    assert left.returncode != 0 and not left.stdout
     assert run("iptables", "-S").stdout.count("GPUFLEET") == 0, "the machine's own chains are none of the host's"

@@ -16,13 +16,17 @@ from typing import Any
 
 
 class ModelReplica:
-    """One that listens at C(port); C(bodies) are the lengths of what it was sent, C(hold) makes it wait that long."""
+    """One that listens at C(port); C(bodies) are the lengths of what it was sent, C(hold) makes it wait that long.
+
+    C(broken) has it hang up instead of answering.
+    """
 
     def __init__(self, name: str) -> None:
         self.name, self.port, self.hold = name, 0, 0.0
         self.bodies: list[int] = []
         self.headers: list[dict[str, str]] = []
         self.running = self.most = 0
+        self.broken = False
         self.lock = threading.Lock()
 
 
@@ -51,18 +55,37 @@ def answering(name: str, hold: float = 0.0, port: int = 0) -> Iterator[ModelRepl
             self._answer({"replica": name, "path": self.path})
 
         def do_POST(self) -> None:
-            left = length = int(self.headers.get("Content-Length") or 0)
-            while left > 0 and (part := self.rfile.read(min(left, 1 << 20))):
-                left -= len(part)
+            came = self._chunks() if "chunked" in self.headers.get("Transfer-Encoding", "") else self._body()
             with found.lock:
-                found.bodies.append(length - left)
+                found.bodies.append(came)
                 found.headers.append({key.lower(): value for key, value in self.headers.items()})
                 found.running += 1
                 found.most = max(found.most, found.running)
             time.sleep(found.hold)
+            if found.broken:
+                self.wfile.write(b"no HTTP")
+                self.close_connection = True
+                return
             with found.lock:
                 found.running -= 1
-            self._answer({"replica": name, "path": self.path, "bytes": length - left})
+            self._answer({"replica": name, "path": self.path, "bytes": came})
+
+        def _body(self) -> int:
+            return self._read(int(self.headers.get("Content-Length") or 0))
+
+        def _chunks(self) -> int:
+            came = 0
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                came += self._read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return came
+
+        def _read(self, length: int) -> int:
+            left = length
+            while left > 0 and (part := self.rfile.read(min(left, 1 << 20))):
+                left -= len(part)
+            return length - left
 
         def _answer(self, document: dict[str, Any]) -> None:
             body = json.dumps(document).encode()

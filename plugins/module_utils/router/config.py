@@ -35,14 +35,13 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes 
     map_text,
     routes,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import (
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import answer_files
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.proxies_config import proxies_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_config import (
     inner_frontend,
     reader_backend,
     reader_config,
-    reader_program,
-    reads_whole,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.proxies_config import proxies_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
@@ -50,9 +49,6 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
     """Return the files of the router, name to text, for the folder that they will be in."""
     found = routes(replicas)
     most = limits(settings, replicas)
-    reader = (
-        {READER_CONFIG: _text(reader_config(settings, found, most, folder))} if reads_whole(settings, found) else {}
-    )
     return {
         CONFIG: config(settings, replicas, folder),
         KEYS: "".join(f"{digest}\n" for digest in sorted(map(key_sum, settings.keys))),
@@ -64,7 +60,8 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         **metrics_files(settings, replicas),
         MODELS: list_text(found) + "\n",
         MODELS_MAP: map_text(found),
-        **reader,
+        READER_CONFIG: _text(reader_config(settings, found, most, folder)),
+        **answer_files(),
     }
 
 
@@ -73,7 +70,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
     found, most = routes(replicas), limits(settings, replicas)
     sections = [
         global_section(settings, most),
-        defaults_section(settings),
+        defaults_section(settings, folder),
         frontend(settings, found, most, folder),
         *tables(settings),
         *([clients_table()] if settings.clients else []),
@@ -82,9 +79,7 @@ def config(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -
     ]
     if len(found) > 1:
         sections += [model_backend(settings, route, folder) for route in found]
-    if reads_whole(settings, found):
-        sections += [reader_backend(settings, most), inner_frontend(settings, found, folder)]
-        sections.append(reader_program(settings, folder))
+    sections += [reader_backend(settings, most), inner_frontend(settings, found, folder)]
     return _text(sections)
 
 

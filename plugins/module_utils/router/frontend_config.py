@@ -27,20 +27,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits i
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import Route, all_named
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms import (
-    body_rules,
     key_rules,
     method_rules,
     too_long,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
-
-ADDRESSES = "addresses"
-# For how long a client may be silent while it is its turn.
-SILENT_S = 30
-# For how long the head of a request may take.
-HEAD_S = 30
-# Of one address, in a window.
-WRONG_KEYS = 100
 
 ADDRESSES = "addresses"
 # For how long a client may be silent while it is its turn.
@@ -84,7 +75,6 @@ def frontend(settings: RouterSettings, found: Sequence[Route], most: Limits, fol
         *method_rules(),
         too_long(settings),
         *_request_limits(settings, most, folder),
-        *body_rules(settings),
         *access_log.answer_rules(settings),
         *(model_rules.list_rules(folder, BACKEND) if all_named(found) else []),
         *model_rules.model_rules(settings, found, folder),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import ADMIN_SOCKET, SERVER_STATE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import Limits
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import ERRORS, http_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import answer_lines
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 
@@ -29,7 +29,23 @@ def global_section(settings: RouterSettings, most: Limits) -> list[str]:
     return [*lines, f"chroot {settings.chroot}"] if settings.chroot else lines
 
 
-def defaults_section(settings: RouterSettings) -> list[str]:
+def defaults_section(settings: RouterSettings, folder: str) -> list[str]:
+    return [
+        *_defaults(settings, folder),
+        "timeout http-request 60s",
+        "timeout http-keep-alive 60s",
+        # A refused connection fails a health check at once; a server that is only slow, as under load, has this long.
+        "timeout check 10s",
+        "load-server-state-from-file global",
+    ]
+
+
+def reader_defaults(settings: RouterSettings, folder: str, request_s: int) -> list[str]:
+    """Return the defaults of the reader, to which a whole request has to come in so many seconds."""
+    return [*_defaults(settings, folder), f"timeout http-request {request_s}s"]
+
+
+def _defaults(settings: RouterSettings, folder: str) -> list[str]:
     return [
         "defaults",
         "mode http",
@@ -39,13 +55,8 @@ def defaults_section(settings: RouterSettings) -> list[str]:
         # A client that goes away ends its request at the replica, too.
         "option abortonclose",
         "timeout connect 3s",
-        "timeout http-request 60s",
-        "timeout http-keep-alive 60s",
         "timeout queue 60s",
         f"timeout client {settings.timeout}s",
         f"timeout server {settings.timeout}s",
-        # A refused connection fails a health check at once; a server that is only slow, as under load, has this long.
-        "timeout check 10s",
-        *(http_error(status, message) for status, message in ERRORS.items()),
-        "load-server-state-from-file global",
+        *answer_lines(folder),
     ]

@@ -1,31 +1,26 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rules by which HAProxy finds a request's model, and a body that is too long for its buffer gets one.
+"""The rules by which HAProxy finds a request's model, and tells what goes over the reader.
 
 HAProxy sees of a body what its buffer holds, and clients write a model behind the messages. So what has no model in
-its first part goes over a second HAProxy, the reader, whose buffers hold a whole request: it notes the model in a
-header and hands the request back. Both ways are sockets that only HAProxy may use.
+its first part goes over a second HAProxy, the reader (`reader_config.py`). So does a longer body that comes without its
+length, as it may be too long, and one of a client that is kept to some models, as it may name another one further on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.balance_rules import hash_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
-    BACKEND,
-    INNER,
     MODELS,
     MODELS_MAP,
     OWN_HEADERS,
     READER,
-    READER_CONFIG,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.load_limits import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes import (
     UNNAMED,
     Route,
@@ -33,25 +28,25 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_routes 
     has_several,
     names_shown,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import (
-    ERRORS,
-    deny,
-    http_error,
-    openai_error,
-)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny, openai_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.request_forms import KNOWN_LENGTH, unknown_length
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 MODEL_HEADER = f"{OWN_HEADERS}model"
+# Tells the reader that the client is kept to some models.
+ONCE_HEADER = f"{OWN_HEADERS}once"
 CHOSEN = "use_backend %[var(txn.backend)] if { var(txn.backend) -m found }"
 BODY_TIMEOUT_S = 60
 # The largest model's name that an answer shows.
 SHOWN = 200
-# Room for what stands before a body in the reader's buffers.
-HEAD_BYTES = 131072
-SLOWEST_BYTES_S = 131072
-OVERLAP_S = 5
 # Each is looked for in a whole body.
 MOST_ESCAPED = 8
+# A model as Python reads it, with or without escapes; no text of a prompt has quotes that are not escaped.
+KEY = r'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"\s*:\s*["n]'
+# The model in a form, as of a transcription. Its audio goes before or after it.
+FORMS = "path_beg /v1/audio/"
+TWICE = f"{KEY}.*{KEY}"
+FIELD = r'name="model"[^\r\n]*(?:\r\n[^\r\n]+)*\r\n\r\n([^\r\n]{1,256})\r\n'
 
 
 def find_model(found: Sequence[Route]) -> list[str]:
@@ -60,13 +55,14 @@ def find_model(found: Sequence[Route]) -> list[str]:
     Clients of PHP write the slash of a name with a backslash, which HAProxy's reading of JSON does not know. Nothing
     but a key has quotes that are not escaped, so that no text of a prompt is taken for one.
     """
-    missing = "if METH_POST !{ var(txn.model) -m found }"
+    missing = "METH_POST !{ var(txn.model) -m found }"
     names = sorted(name for route in found for name in route.names if "/" in name)[:MOST_ESCAPED]
     escaped = [(name, name.replace("/", "\\\\/")) for name in names]
     return [
         "http-request set-var(txn.model) \"req.body,json_query('\\$.model')\" if METH_POST",
+        *(_find_in_form(missing) if has_several(found) else []),
         *(
-            f"http-request set-var(txn.model) str({name}) {missing}"
+            f"http-request set-var(txn.model) str({name}) if {missing} !{{ var(txn.cut) -m bool }}"
             f' {{ req.body -m sub \\"model\\":\\"{written}\\" \\"model\\":\\ \\"{written}\\" }}'
             for name, written in escaped
             if not re.search(r"[(),]", name)
@@ -74,9 +70,28 @@ def find_model(found: Sequence[Route]) -> list[str]:
     ]
 
 
-def reads_whole(settings: RouterSettings, found: Sequence[Route]) -> bool:
-    """Return whether the model of every request has to be known: it decides who answers, or whether the client may."""
-    return has_several(found) or any(client.models for client in settings.clients)
+def _find_in_form(missing: str) -> list[str]:
+    """Return the rule that finds the model in a form."""
+    pattern = f"(?s)^.*?{FIELD}.*$"
+    for sign in ("\\", '"', "$"):
+        pattern = pattern.replace(sign, f"\\{sign}")
+    there = f"{{ {FORMS} }} {{ req.body -m reg '{FIELD}' }}"
+    return [f"http-request set-var(txn.model) \"req.body,regsub('{pattern}','\\\\1')\" if {missing} {there}"]
+
+
+def named_once(condition: str) -> list[str]:
+    """Return the rules for clients that are kept to some models, and have to name theirs once.
+
+    Of two, HAProxy would take the first and a server the last. In a form a name can be written in more ways.
+    """
+    return [
+        deny(
+            400,
+            'This client has to name its model as "model", once.',
+            f"{condition} {{ req.body -m reg '(?s){TWICE}' }}",
+        ),
+        deny(403, "This client may not use forms.", f"{condition} {{ {FORMS} }}"),
+    ]
 
 
 def list_rules(folder: str, backend: str) -> list[str]:
@@ -89,29 +104,40 @@ def list_rules(folder: str, backend: str) -> list[str]:
 
 def model_rules(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
     """Return the rules of the frontend for clients: wait for the body, find its model, and choose a backend."""
-    lines = [f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST", *find_model(found)]
-    lines += [f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})", *_unknown(found)]
-    if not reads_whole(settings, found):
-        return [*lines, *hash_rules(settings), CHOSEN]
+    unsized, restricted = f"!{{ {KNOWN_LENGTH} }}", "{ var(txn.models) -m found }"
+    several, kept = has_several(found), any(client.models for client in settings.clients)
     unread = "METH_POST !{ var(txn.model) -m found }"
-    several = has_several(found)
+    lines = [
+        f"http-request wait-for-body time {BODY_TIMEOUT_S}s if METH_POST or {unsized}",
+        # What HAProxy has seen of the body is not all of it, or need not be.
+        "http-request set-var(txn.seen) req.body_len",
+        "http-request set-var(txn.cut) bool(true) if { req.body_size,sub(txn.seen) gt 0 }",
+        f"http-request set-var(txn.cut) bool(true) if {unsized} {{ req.body_len ge {unknown_length(settings)} }}",
+        "acl is_cut var(txn.cut) -m bool",
+        *find_model(found),
+        f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
+        *unknown(found),
+        *([nameless(found, f"{unread} !is_cut")] if several else []),
+    ]
+    if settings.clients:
+        lines += clients.client_models(folder, unless_cut="!is_cut")
+    if kept:
+        lines += [
+            *named_once(f"{restricted} !is_cut"),
+            f"http-request set-header {ONCE_HEADER} 1 if {restricted} is_cut",
+        ]
     return [
         *lines,
-        # What HAProxy has seen of the body is not all of it.
-        "http-request set-var(txn.seen) req.body_len",
-        "acl is_cut req.body_size,sub(txn.seen) gt 0",
-        f"acl is_cut req.body_len ge {settings.buffer_bytes // 2}",
-        *([_nameless(found, f"{unread} !is_cut")] if several else []),
-        *(clients.client_models(folder, unless_cut="!is_cut") if settings.clients else []),
         # The others come back.
         *hash_rules(settings, "{ var(txn.model) -m found }" if several else ""),
-        # Where all replicas serve the same, only who is kept to some models has to name one.
-        f"use_backend {READER} if {unread}{'' if several else ' { var(txn.models) -m found }'}",
+        f"use_backend {READER} if is_cut {unsized}",
+        *([f"use_backend {READER} if is_cut {unread}"] if several else []),
+        *([f"use_backend {READER} if is_cut {restricted}"] if kept else []),
         CHOSEN,
     ]
 
 
-def _unknown(found: Sequence[Route]) -> list[str]:
+def unknown(found: Sequence[Route]) -> list[str]:
     """Return the rule for models that no replica serves."""
     condition = "{ var(txn.model) -m found } !{ var(txn.backend) -m found }"
     if not all_named(found):
@@ -123,132 +149,6 @@ def _unknown(found: Sequence[Route]) -> list[str]:
     return [f"http-request return status 404 content-type application/json lf-string '{text}' if {condition}"]
 
 
-def _nameless(found: Sequence[Route], condition: str) -> str:
+def nameless(found: Sequence[Route], condition: str) -> str:
     message = f'A request has to name its model as "model". There are: {names_shown(found)}'
     return deny(400, message, condition)
-
-
-def reader_backend(settings: RouterSettings, limit: Limits) -> list[str]:
-    """Return the backend that hands a request to the reader."""
-    most, message = settings.large_requests, "Too many large requests are arriving. Try again later."
-    return [
-        f"backend {READER}",
-        # Those that it reads now, without those that it has handed back.
-        f"http-request set-var(txn.handed_back) fe_conn({INNER})",
-        deny(
-            503,
-            message,
-            f"{{ be_conn({READER}),sub(txn.handed_back) gt {most} }}",
-            " hdr Retry-After 1",
-        ),
-        "retries 3",
-        f"http-response set-var(txn.model) res.hdr({MODEL_HEADER}),b64dec",
-        f"http-response set-var(txn.replica) res.hdr({OWN_HEADERS}replica)",
-        f"http-response del-header {OWN_HEADERS} -m beg",
-        f"server reader unix@{socket_path(settings, READER, bound=False)} maxconn {limit.large}",
-    ]
-
-
-def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str) -> list[str]:
-    """Return the frontend to which the reader hands requests back."""
-    return [
-        f"frontend {INNER}",
-        f"bind unix@{socket_path(settings, INNER)} mode 600 user {settings.user}",
-        # So that its connections are the requests that it has.
-        "option http-server-close",
-        "timeout http-keep-alive 1s",
-        f"http-request set-var(txn.model) req.hdr({MODEL_HEADER}),b64dec",
-        f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
-        f"http-request del-header {OWN_HEADERS} -m beg",
-        *([_nameless(found, "!{ var(txn.model) -m found }")] if has_several(found) else []),
-        *_unknown(found),
-        *([*clients.identity_rules(folder), *clients.client_models(folder)] if settings.clients else []),
-        *hash_rules(settings),
-        f"http-response set-header {MODEL_HEADER} %[var(txn.model),base64]",
-        f"http-response set-header {OWN_HEADERS}replica %[var(txn.replica)]",
-        CHOSEN,
-        f"default_backend {BACKEND}",
-    ]
-
-
-def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limits, folder: str) -> list[list[str]]:
-    """Return the sections of the reader's configuration."""
-    seconds = max(BODY_TIMEOUT_S, settings.max_request_bytes // SLOWEST_BYTES_S)
-    return [
-        [
-            "global",
-            f"user {settings.user}",
-            f"group {settings.user}",
-            "log stdout format raw local0",
-            f"maxconn {limit.large}",
-            f"hard-stop-after {settings.timeout}s",
-            f"tune.bufsize {settings.max_request_bytes + HEAD_BYTES}",
-            *([f"chroot {settings.chroot}"] if settings.chroot else []),
-        ],
-        [
-            "defaults",
-            "mode http",
-            "log global",
-            "option httplog",
-            "option dontlog-normal",
-            "option abortonclose",
-            "timeout connect 3s",
-            f"timeout http-request {seconds}s",
-            "timeout queue 60s",
-            f"timeout client {settings.timeout}s",
-            f"timeout server {settings.timeout}s",
-            *(http_error(status, message) for status, message in ERRORS.items()),
-        ],
-        [
-            f"frontend {READER}",
-            f"bind unix@{socket_path(settings, READER)} mode 600 user {settings.user}",
-            f"http-request wait-for-body time {seconds}s if METH_POST",
-            *find_model(found),
-            # Refused here, where the whole body has come; who answers earlier cuts the one that sends it.
-            _nameless(found, "!{ var(txn.model) -m found }"),
-            f"http-request set-var(txn.backend) var(txn.model),map({folder}/{MODELS_MAP})",
-            *_unknown(found),
-            # In letters that no header can be made of.
-            f"http-request set-header {MODEL_HEADER} %[var(txn.model),base64] if {{ var(txn.model) -m found }}",
-            f"default_backend {INNER}",
-        ],
-        [
-            f"backend {INNER}",
-            "option http-server-close",
-            "http-reuse never",
-            "retries 3",
-            f"server router unix@{socket_path(settings, INNER, bound=False)}",
-        ],
-    ]
-
-
-def reader_program(settings: RouterSettings, folder: str) -> list[str]:
-    """Return the section that lets HAProxy's master run the reader.
-
-    At a reload the master tells the old one to stop as it starts the new one. The shell passes that on once the new one
-    has taken the socket over, so that there always is one that listens. One that dies is started again, and does not
-    take the router with it.
-    """
-    shell = (
-        f'stop=; trap "stop=1; (sleep {OVERLAP_S}; kill -USR1 \\$pid 2>/dev/null) &" USR1;'
-        ' trap "stop=1; kill \\$pid" TERM INT;'
-        f" while :; do {settings.program} -db -f {folder}/{READER_CONFIG} & pid=$!;"
-        " while :; do wait $pid; code=$?; kill -0 $pid 2>/dev/null || break; done;"
-        ' test -z "$stop" || exit $code; sleep 1; done'
-    )
-    return [f"program {READER}", f"command /bin/sh -c '{shell}'"]
-
-
-def socket_path(settings: RouterSettings, name: str, *, bound: bool = True) -> str:
-    """Return where one HAProxy reaches the other, as who binds it sees it, or who connects from inside the chroot."""
-    if not settings.chroot:
-        return f"{settings.run_dir}/{name}.sock"
-    # One chroot has the sockets of all routers of a host.
-    router = hashlib.sha256(settings.run_dir.encode()).hexdigest()[:8]
-    return f"{settings.chroot if bound else ''}/gpufleet-{router}-{name}.sock"
-
-
-def sockets_in(text: str) -> list[str]:
-    """Return the sockets of a reader's configuration, on both ways; a HAProxy that is locked in leaves them behind."""
-    bound = re.findall(r"^ *bind unix@(\S+)", text, re.MULTILINE)
-    return [path.replace(f"{READER}.sock", f"{name}.sock") for path in bound for name in (READER, INNER)]

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 
-# What HAProxy answers of itself. Quotes would end the text in the configuration.
+# All that HAProxy answers of itself, beside that there are servers (/health).
 ERRORS = {
-    400: "The request is no valid HTTP.",
-    408: "The request did not come in time.",
-    502: "The server that had the request broke off.",
-    503: "No server is available now. Try again later.",
-    504: "The server that has the request does not answer.",
+    400: ("Bad Request", "The request is no valid HTTP."),
+    408: ("Request Timeout", "The request did not come in time."),
+    413: ("Content Too Large", "The request has a body that its method and version of HTTP do not allow."),
+    422: ("Unprocessable Content", "A body may come in chunks, and in no other Transfer-Encoding."),
+    500: ("Internal Server Error", "The router could not handle the request."),
+    501: ("Not Implemented", "The router does not do that."),
+    502: ("Bad Gateway", "The server that had the request broke off."),
+    503: ("Service Unavailable", "No server is available now. Try again later."),
+    504: ("Gateway Timeout", "The server that has the request does not answer."),
 }
+RETRY = {503: "Retry-After: 5\n"}
 
 
 def deny(status: int, message: str, condition: str, more: str = "") -> str:
@@ -29,10 +34,28 @@ def deny_with_values(status: int, message: str, condition: str, more: str = "") 
     return f"http-request {answer}{more} if {condition}"
 
 
-def http_error(status: int, message: str) -> str:
-    """Return the line that gives an error of HAProxy's own the form of OpenAI's API."""
-    retry = " hdr Retry-After 5" if status == 503 else ""
-    return f"http-error status {status} content-type application/json string '{openai_error(status, message)}'{retry}"
+def answer_files() -> dict[str, str]:
+    """Return HAProxy's own answers, name to text.
+
+    They are files, because what HAProxy answers to a head that it cannot read may come from a file, and from nothing
+    else. Versions before 3.3 have a text of their own for that, whatever the configuration says.
+    """
+    bodies = {status: openai_error(status, message) for status, (_reason, message) in ERRORS.items()}
+    reasons = {status: reason for status, (reason, _message) in ERRORS.items()}
+    return {
+        _name(status): f"HTTP/1.1 {status} {reasons.get(status, 'OK')}\nContent-Type: application/json\n"
+        f"Content-Length: {len(body)}\nCache-Control: no-cache\n{RETRY.get(status, '')}\n{body}"
+        for status, body in {200: json.dumps({"status": "ok"}), **bodies}.items()
+    }
+
+
+def answer_lines(folder: str) -> list[str]:
+    """Return the lines that have HAProxy answer with those files of a folder."""
+    return [f"errorfile {status} {folder}/{_name(status)}" for status in (200, *ERRORS)]
+
+
+def _name(status: int) -> str:
+    return f"answer-{status}.http"
 
 
 def openai_error(status: int, message: str) -> str:

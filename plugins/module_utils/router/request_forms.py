@@ -8,7 +8,7 @@ from __future__ import annotations
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
-BODY_S = 60
+KNOWN_LENGTH = "req.hdr(content-length) -m found"
 
 
 def key_rules() -> list[str]:
@@ -21,7 +21,7 @@ def key_rules() -> list[str]:
 
 
 def unknown_length(settings: RouterSettings) -> int:
-    """Return from how many bytes on a body is refused that came without its length.
+    """Return from how many bytes on a body that came without its length goes over the reader, which bounds it.
 
     HAProxy counts such a body only in its buffer, and its headers are there, too.
     """
@@ -40,20 +40,3 @@ def too_long(settings: RouterSettings) -> str:
     """Return the rule for a body that tells that it is too long."""
     most = settings.max_request_bytes
     return deny(413, f"A request may have {most} bytes at most.", f"{{ req.hdr_val(content-length) gt {most} }}")
-
-
-def body_rules(settings: RouterSettings) -> list[str]:
-    """Return the rules for a body that comes without its length.
-
-    They come last: what is refused anyway is not waited for.
-    """
-    limit, unknown = unknown_length(settings), "!{ req.hdr(content-length) -m found }"
-    return [
-        f"http-request wait-for-body time {BODY_S}s at-least {limit} if {unknown}",
-        deny(
-            413,
-            f"Without Content-Length a request has to be shorter than {limit} bytes; with it, it may have"
-            f" {settings.max_request_bytes}.",
-            f"{{ req.body_len ge {limit} }} {unknown}",
-        ),
-    ]

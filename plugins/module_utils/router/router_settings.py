@@ -80,7 +80,6 @@ class RouterSettings:
         user: HAProxy's own user and group.
         chroot: folder HAProxy locks itself into; empty for none.
         cors_origins: origins whose pages may ask from a browser; `*` for all.
-        program: HAProxy itself.
     """
 
     host: str
@@ -122,7 +121,6 @@ class RouterSettings:
     user: str = "haproxy"
     chroot: str = ""
     cors_origins: tuple[str, ...] = ()
-    program: str = "haproxy"
 
     def wants_key(self) -> bool:
         """Return whether a request needs a key."""
@@ -275,14 +273,14 @@ def _log_problems(settings: RouterSettings) -> list[str]:
     return problems
 
 
-def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, program: str = "haproxy") -> RouterSettings:
+def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str) -> RouterSettings:
     """Return the settings in the options of the module router_server.
 
     Raises:
         GpufleetError: C(invalid-router) for clients that cannot be read, or a limit that is neither number nor C(auto).
     """
     keys = tuple(dict.fromkeys(str(key) for key in params["api_keys"] if key))
-    own = {"keys", "clients", "chroot", "user", "replica_key", "program", *LISTS, *LIMITS}
+    own = {"keys", "clients", "chroot", "user", "replica_key", *LISTS, *LIMITS}
     given = {name: params[name] for name in set(RouterSettings.__dataclass_fields__) - own}
     given.update({name: tuple(params[name]) for name in LISTS})
     given.update({name: _limit(name, params[name]) for name in LIMITS})
@@ -291,7 +289,6 @@ def as_settings(params: Mapping[str, Any], chroot: str, replica_key: str, progra
         clients=clients_in(params["clients"]),
         replica_key=replica_key,
         chroot=chroot,
-        program=program,
         user=params["user"],
         **given,
     )

@@ -35,7 +35,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log im
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import CLIENT_LIMITS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import sockets_in
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import answer_files
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_service import ReaderService
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
@@ -62,6 +63,7 @@ MODES = dict.fromkeys(
         CLIENT_LIMITS,
         KEEPER_PROGRAM,
         KEEPER_SETTINGS,
+        *answer_files(),
     ),
     CONFIG_MODE,
 )
@@ -87,6 +89,7 @@ class RouterService:
         self._log_file = log_file
         self.master = Master(os.path.join(run_dir, config_names.MASTER_SOCKET), state_dir)
         self._states = self.master.states
+        self._reader = ReaderService(directory, run_dir, state_dir, log_file)
 
     # What is there
 
@@ -114,7 +117,7 @@ class RouterService:
 
     def loaded(self, files: Mapping[str, str]) -> bool:
         """Return whether what runs has loaded just these files and the certificate that is there."""
-        return read_text(self._run_dir, LOADED).strip() == self._digest(files)
+        return read_text(self._run_dir, LOADED).strip() == self._digest(files) and self._reader.runs()
 
     def _digest(self, files: Mapping[str, str]) -> str:
         whole = hashlib.sha256()
@@ -168,6 +171,7 @@ class RouterService:
                 self._exchange(files)
             else:
                 self._write(files)
+                self._reader.load(haproxy_program())
                 self._start(_replicas(files))
         write_file(os.path.join(self._run_dir, LOADED), self._digest(files) + "\n", CONFIG_MODE)
         return "reloaded" if running else "started"
@@ -176,6 +180,7 @@ class RouterService:
         before = {name: self.text(name) for name in files if os.path.exists(self.path(name))}
         try:
             self._write(files)
+            self._reader.load(haproxy_program())
             self._reload(_replicas(files))
         except GpufleetError:
             self._write(before)
@@ -184,6 +189,8 @@ class RouterService:
                     os.unlink(self.path(name))
             with contextlib.suppress(GpufleetError):
                 self._reload(_replicas(before))
+            with contextlib.suppress(GpufleetError):
+                self._reader.load(haproxy_program())
             raise
 
     def remove(self) -> None:
@@ -193,9 +200,7 @@ class RouterService:
             remove_unit(keeper_service.UNIT)
         else:
             self._stop()
-        for path in sockets_in(self.text(config_names.READER_CONFIG)):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        self._reader.stop()
         for folder in (self._run_dir, self._state_dir, self._directory):
             shutil.rmtree(folder, ignore_errors=True)
 

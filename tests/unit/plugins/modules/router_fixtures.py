@@ -59,8 +59,19 @@ def chat(model: str | None, text: str = "hello", *, last: bool = False) -> bytes
     return json.dumps({**messages, **named} if last else {**named, **messages}).encode()
 
 
+def in_chunks(body: bytes, size: int = 65536) -> Iterator[bytes]:
+    """Yield a body in parts, which has it sent without its length."""
+    for begin in range(0, len(body), size):
+        yield body[begin : begin + size]
+
+
 def ask(
-    port: int, body: bytes | None = None, path: str = "/v1/chat/completions", *, key: str = KEY, **headers: str
+    port: int,
+    body: bytes | Iterator[bytes] | None = None,
+    path: str = "/v1/chat/completions",
+    *,
+    key: str = KEY,
+    **headers: str,
 ) -> tuple[int, dict[str, Any]]:
     """Return the status and the document with which the router answers a request."""
     status, document, _headers = ask_whole(port, body, path, key=key, **headers)
@@ -68,7 +79,12 @@ def ask(
 
 
 def ask_whole(
-    port: int, body: bytes | None = None, path: str = "/v1/chat/completions", *, key: str = KEY, **headers: str
+    port: int,
+    body: bytes | Iterator[bytes] | None = None,
+    path: str = "/v1/chat/completions",
+    *,
+    key: str = KEY,
+    **headers: str,
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Return the status, the document and the headers with which the router answers a request."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -138,6 +138,21 @@ def test_what_a_prompt_is_in_does_not_matter(fleet: Fleet, body: Any) -> None:
 
 
 @needs_haproxy
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]], ids=["without", "with"])
+@pytest.mark.parametrize("size", [20, 3000, 80000])
+def test_a_conversation_stays_where_it_began_and_others_begin_elsewhere(
+    fleet: Fleet, system: list[dict[str, str]], size: int
+) -> None:
+    began = []
+    for number in range(12):
+        messages = [*system, {"role": "user", "content": f"{number} " * size}]
+        began.append(fleet.answered_by(json.dumps({"messages": messages, "model": "m"}).encode()))
+        messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why?"}]
+        assert fleet.answered_by(json.dumps({"messages": messages, "model": "m"}).encode()) == began[-1]
+    assert len(set(began)) > 1
+
+
+@needs_haproxy
 def test_a_replica_that_has_too_many_passes_them_on(fleet: Fleet) -> None:
     for replica in fleet.replicas.values():
         replica.hold = 1.0

@@ -238,3 +238,39 @@ def test_with_several_models_a_client_is_kept_to_its_own_wherever_a_body_names_i
             ("all", "m/2", "gpu-02:vllm-0"),
         ]
         assert all(line["tokens_out"] == "1" for line in lines if line["status"] == 200)
+
+
+KEPT = b'{"prompt": "p", "model": "m/1"'
+ESCAPED = b'"\\u006do\\u0064el": "m/2"'
+
+
+@pytest.mark.parametrize("size", [10, 100000], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (KEPT + b', "model": "m/2"}', 400),
+        (KEPT + b', "model": null}', 400),
+        (KEPT + b', "model"\n:\t"m/2"}', 400),
+        (KEPT + b", " + ESCAPED + b"}", 400),
+        (b"{" + ESCAPED + b', "model": "m/1"}', 400),
+        (KEPT + b', "tools": [{"model": {"type": "string"}}], "x": "\\"model\\": \\"m/2\\""}', 200),
+    ],
+    ids=["twice", "null", "spaces", "escaped", "escaped first", "in a text"],
+)
+def test_a_client_cannot_name_another_model_behind_its_own(
+    router: RunningRouter, replica: CountingReplica, body: bytes, status: int, size: int
+) -> None:
+    """A server would take the last one, and serves both."""
+    hosts = [{"name": "vllm-0", "address": "127.0.0.1", "port": replica.port, "models": ["m/1", "m/2"]}]
+    router.options["hosts"] = {"gpu-01": hosts}
+    router.run([{"name": "one", "key": "k", "models": ["m/1"]}, {"name": "all", "key": "a"}])
+    for place in (b"first", b"last"):
+        filled = b'"filled": "' + b"x" * size + b'"'
+        whole = b"{" + filled + b", " + body[1:] if place == b"first" else body[:-1] + b", " + filled + b"}"
+        assert router.send("POST", "/v1/completions", whole, "k")[0] == status
+        assert (whole in replica.bodies) == (status == 200)
+        assert router.send("POST", "/v1/completions", whole, "a")[0] == 200
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    sent = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm/1\r\n--x--\r\n'
+    answer = router.send("POST", "/v1/audio/transcriptions", sent, "k", **form)
+    assert answer[0] == 403 and len(replica.bodies) == (4 if status == 200 else 2)

@@ -19,14 +19,16 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.model_rules import sockets_in
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_config import sockets_in
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.service import RouterService
 from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, router_server
 from ansible_collections.gpufleet.vllm.tests.fakes.model_replica import ModelReplica, answering
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import (
+    PLACES,
     ask,
     chat,
+    in_chunks,
     needs_haproxy,
     router_options,
     serving_at,
@@ -44,7 +46,7 @@ class Fleet:
         self.port: int = options["port"]
         self.master = Master(f"{options['run_dir']}/master.sock", options["state_dir"])
 
-    def answered_by(self, body: bytes, **headers: str) -> str:
+    def answered_by(self, body: bytes | Iterator[bytes], **headers: str) -> str:
         """Return which replica answers a request."""
         status, document = ask(self.port, body, **headers)
         assert status == 200, document
@@ -91,6 +93,60 @@ def test_a_request_goes_to_a_replica_that_serves_its_model(fleet: Fleet, size: i
         f"There is no model none/such here. There are: {FP4}, {FP8}, {ALIAS}, small"
     )
     assert sum(len(replica.bodies) for replica in fleet.replicas.values()) == 3
+
+
+@needs_haproxy
+@pytest.mark.parametrize("last", [False, True], ids=["model first", "model last"])
+@pytest.mark.parametrize("size", [KIB, 40 * KIB, 200 * KIB, 20 * MIB])
+def test_so_does_one_that_comes_without_its_length(fleet: Fleet, size: int, last: bool) -> None:
+    for model, host in ((FP8, "gpu-01"), ("small", "gpu-03")):
+        body = chat(model, "x" * size, last=last)
+        assert fleet.answered_by(in_chunks(body)) == host
+        assert fleet.replicas[host].bodies == [len(body)]
+    assert ask(fleet.port, in_chunks(chat("none/such", "x" * size, last=last)))[0] == 404
+    assert ask(fleet.port, in_chunks(chat(None, "x" * size)))[0] == 400
+    assert sum(len(replica.bodies) for replica in fleet.replicas.values()) == 2
+
+
+@needs_haproxy
+@pytest.mark.parametrize("models", [["a"], ["a", "b"]], ids=["one model", "several"])
+def test_a_body_without_its_length_is_bounded(run_module: RunModule, tmp_path: Path, models: list[str]) -> None:
+    options = router_options(tmp_path, max_request_bytes=300000)
+    with ExitStack() as stack:
+        of = {name: stack.enter_context(answering(name)) for name in models}
+        options["hosts"] = {f"gpu-0{at}": [serving_at(of[name].port, [name])] for at, name in enumerate(of, 1)}
+        assert run_module(router_server.main, options)["action"] == "started"
+        stack.callback(RouterService(*(options[name] for name in PLACES)).remove)
+        until(lambda: ask(options["port"], chat("a"))[0] == 200)
+        before = len(of["a"].bodies)
+        for size, status in ((1000, 200), (100000, 200), (290000, 200), (310000, 413)):
+            for chunk in (65536, 1000):
+                answer = ask(options["port"], in_chunks(chat("a", "x" * size, last=True), chunk))
+                assert (answer[0], size) == (status, size)
+        # Who goes on sending may not see the answer.
+        with contextlib.suppress(ConnectionError):
+            assert ask(options["port"], in_chunks(chat("a", "x" * 30000000, last=True)))[0] == 413
+        assert len(of["a"].bodies) == before + 6 and max(of["a"].bodies) < 300000
+
+
+@needs_haproxy
+@pytest.mark.parametrize("size", [10, 200000])
+@pytest.mark.parametrize("file_first", [False, True])
+def test_a_form_goes_to_a_replica_that_serves_the_model_in_it(fleet: Fleet, size: int, file_first: bool) -> None:
+    def form(model: str) -> bytes:
+        audio = b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+        named = f'Content-Disposition: form-data; name="model"\r\n\r\n{model}'.encode()
+        fields = [named, audio + (b"\1" if file_first else b"\0") + b"\xff\r\n\r\n" * (size // 5)]
+        parts = fields[::-1] if file_first else fields
+        return b"".join(b"--limit\r\n" + part + b"\r\n" for part in parts) + b"--limit--\r\n"
+
+    told = {"path": "/v1/audio/transcriptions", "Content_Type": "multipart/form-data; boundary=limit"}
+    assert fleet.answered_by(form(FP8), **told) == "gpu-01"
+    assert fleet.answered_by(form("small"), **told) == "gpu-03"
+    assert ask(fleet.port, form("none"), **told)[0] == 404
+    assert ask(fleet.port, form("small").replace(b'"model"', b'"other"'), **told)[0] == 400
+    assert ask(fleet.port, form("small").replace(b"\1", b"\0"), **told)[0] == (400 if file_first else 200)
+    assert ask(fleet.port, form("small"))[0] == 400, "a form is for audio"
 
 
 @needs_haproxy
@@ -251,13 +307,9 @@ def test_no_body_takes_long_to_look_through(fleet: Fleet, text: bytes) -> None:
 
 @needs_haproxy
 def test_a_reader_that_dies_is_started_again_and_takes_nothing_with_it(fleet: Fleet) -> None:
-    config = f"{fleet.options['directory']}/reader.cfg"
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if folder.joinpath("cmdline").read_bytes().split(b"\0")[1:] == [b"-db", b"-f", config.encode(), b""]:
-                os.kill(int(folder.name), signal.SIGKILL)
-                break
-    else:
-        pytest.fail("no reader runs")
-    assert fleet.answered_by(chat(FP8)) == "gpu-01"
-    until(lambda: ask(fleet.port, chat(FP8, "x" * 100000, last=True))[0] == 200)
+    reader = Master(f"{fleet.options['run_dir']}/reader-master.sock", fleet.options["state_dir"])
+    for of in ("current", "master"):
+        found = reader.processes()
+        os.kill(found.master if of == "master" else found.current[0], signal.SIGKILL)
+        assert fleet.answered_by(chat(FP8)) == "gpu-01"
+        until(lambda: ask(fleet.port, chat(FP8, "x" * 100000, last=True))[0] == 200)

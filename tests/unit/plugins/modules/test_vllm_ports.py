@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import closed_ports
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_ports
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
@@ -49,6 +50,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(closed_ports, "SCRIPT", script)
     monkeypatch.setattr(vllm_ports, "OWN_FILES", {script: (closed_ports.SCRIPT_TEXT, 0o755)})
     monkeypatch.setattr(vllm_ports, "SYSTEMD_FOLDER", "/none")
+    monkeypatch.setattr(vllm_ports, "LOCK", str(tmp_path.parent / f"{tmp_path.name}.lock"))
     monkeypatch.setattr(vllm_ports, "families", lambda: [4, 6])
     monkeypatch.setattr(vllm_ports, "program_path", lambda name: f"/usr/sbin/{name}")
     monkeypatch.setattr(vllm_ports, "run_program", found.run)
@@ -74,6 +76,14 @@ def test_what_the_kernel_lost_is_put_back(run_module: RunModule, kernel: Kernel)
     kernel.chains.pop("ip6tables")
     assert run_module(vllm_ports.main, WANTED)["changed"]
     assert not run_module(vllm_ports.main, WANTED)["changed"]
+
+
+def test_one_run_waits_for_another(run_module: RunModule, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_ports, "LOCK_S", 0)
+    with host_lock(vllm_ports.LOCK, "another run"):
+        assert run_module(vllm_ports.main, WANTED)["error"]["name"] == "busy"
+        assert run_module(vllm_ports.main, WANTED, check=True)["changed"]
+    assert run_module(vllm_ports.main, WANTED)["changed"]
 
 
 def test_what_cannot_be_asked_keeps_what_it_had(run_module: RunModule, kernel: Kernel) -> None:

@@ -92,9 +92,9 @@ def test_every_replica_is_a_server_under_its_host_and_name() -> None:
 
 def test_the_key_is_asked_for_before_the_path_is_looked_at() -> None:
     text = config.config(settings(), [ONE], "/etc/x")
-    statuses = re.findall(r"return status (\d+)", text)
+    statuses = re.findall(r"return status (\d+)", text.partition("\nbackend replicas")[0])
     # Each model by its name; at last the list of all of them, once the body has told which one is asked for.
-    wanted = ["503", "400", "429", "401", "200", "404", "404", "405", "413", "429", "413", "200", "404"]
+    wanted = ["503", "400", "429", "401", "200", "404", "404", "405", "413", "429", "200", "404"]
     assert statuses == wanted
 
 
@@ -195,9 +195,11 @@ def test_a_servers_host_is_told_from_its_name(host: str) -> None:
     assert addresses.host_of(members.server_name(host, "vllm-0")) == host
 
 
-def test_where_all_serve_the_same_there_is_one_backend_and_no_reader() -> None:
+def test_where_all_serve_the_same_there_is_one_backend_and_the_reader_gets_what_has_no_length() -> None:
     files = config.files(settings(), [ONE, TWO], "/etc/x")
-    assert "reader.cfg" not in files and "program reader" not in files["haproxy.cfg"]
+    assert re.findall("use_backend reader .*", files["haproxy.cfg"]) == [
+        "use_backend reader if is_cut !{ req.hdr(content-length) -m found }"
+    ]
     assert files["models.map"] == "scout replicas\n"
 
 
