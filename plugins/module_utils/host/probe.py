@@ -25,7 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine im
     pull_settings,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import hub_model as at_hub
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach, registries
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.boot import BootInfo, boot
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo, nvidia
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import PortInfo, address_available, ports_in_use
@@ -100,6 +100,9 @@ class Questions:
     image_alternatives: Sequence[str] = ()
     weights_paths: Sequence[str] = ()
     registry: str = ""
+    registry_username: str = ""
+    registry_password: str = field(default="", repr=False)
+    registry_ca: str = ""
     registry_proxy: str = ""
     registry_no_proxy: str = ""
     registry_mirrors: Sequence[str] = ()
@@ -213,8 +216,9 @@ def _addresses_to_ask(parts: Parts, questions: Questions, root: str) -> dict[str
     to_ask: dict[str, Callable[[], ReachInfo]] = {}
     if questions.registry and not found["image"] and not found["image_alternatives"]:
         to_come = settings_to_come(questions)
-        to_ask["registry"] = lambda: reach.registry(
-            questions.registry, {**pull_settings(questions.docker_host, root), **to_come}
+        access = registries.Access(questions.registry_username, questions.registry_password, questions.registry_ca)
+        to_ask["registry"] = lambda: registries.look(
+            questions.registry, {**pull_settings(questions.docker_host, root), **to_come}, access
         )
     if questions.hub and not any(entry["complete"] for entry in found["weights"] or []):
         route = hub_route(questions, (found["ca_bundle"] or {}).get("path", ""))
