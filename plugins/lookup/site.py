@@ -28,10 +28,11 @@ options:
         those of the containers that verify them, V(secrets) all values that no report may show. V(registry) is how to
         get into the registry of O(reference), with C(username), C(password) and the text of C(ca). V(packages) is what
         M(gpufleet.vllm.way_out) tells package managers, V(proxy) the proxy for O(url), V(engine) what
-        M(gpufleet.vllm.docker_engine) takes as C(proxies).
+        M(gpufleet.vllm.docker_engine) takes as C(proxies), V(index) has C(url), C(user) and C(proxy) of the package
+        index.
     type: list
     elements: str
-    choices: [servers, jobs, secrets, registry, packages, proxy, engine]
+    choices: [servers, jobs, secrets, registry, packages, proxy, engine, index]
     required: true
   reference:
     description:
@@ -65,7 +66,7 @@ _raw:
   elements: raw
 """
 
-KINDS = ("servers", "jobs", "secrets", "registry", "packages", "proxy", "engine")
+KINDS = ("servers", "jobs", "secrets", "registry", "packages", "proxy", "engine", "index")
 # The option that one of them takes.
 TAKES = {"registry": "reference", "packages": "proxy", "proxy": "url"}
 

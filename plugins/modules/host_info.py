@@ -156,6 +156,22 @@ options:
         complete. Empty asks none.
     type: str
     default: ""
+  package_index:
+    description:
+      - Address of the package index that the libraries come from, which is asked where O(requirements) lack something
+        in O(venv). Empty asks none.
+    type: str
+    default: ""
+  package_index_user:
+    description:
+      - User and password that it is told, as V(name:password).
+    type: str
+    default: ""
+  package_index_proxy:
+    description:
+      - Proxy by which it is reached.
+    type: str
+    default: ""
   hub_proxy:
     description:
       - Proxy by which O(hub) is reached; a server knows only the one that its environment names.
@@ -437,8 +453,8 @@ image_alternatives:
   sample: {}
 reach:
   description:
-    - How C(registry) and C(hub) answered, as far as they were asked. C(cause) of one that is not C(reachable) is
-      V(dns), V(refused), V(timeout), V(certificate), V(proxy), V(unavailable) or V(failed).
+    - How C(registry), C(hub) and C(package_index) answered, as far as they were asked. C(cause) of one that is not
+      C(reachable) is V(dns), V(refused), V(timeout), V(certificate), V(proxy), V(unavailable) or V(failed).
   type: dict
   returned: always
   sample:
@@ -481,6 +497,9 @@ ARGUMENTS: dict[str, Any] = {
     "registry_no_proxy": {"type": "str", "default": ""},
     "registry_mirrors": {"type": "list", "elements": "str", "default": []},
     "insecure_registries": {"type": "list", "elements": "str", "default": []},
+    "package_index": {"type": "str", "default": ""},
+    "package_index_user": {"type": "str", "default": "", "no_log": True},
+    "package_index_proxy": {"type": "str", "default": "", "no_log": True},
     "hub": {"type": "str", "default": ""},
     "hub_proxy": {"type": "str", "default": "", "no_log": True},
     "hub_no_proxy": {"type": "str", "default": ""},

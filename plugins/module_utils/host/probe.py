@@ -107,6 +107,9 @@ class Questions:
     registry_no_proxy: str = ""
     registry_mirrors: Sequence[str] = ()
     insecure_registries: Sequence[str] = ()
+    package_index: str = ""
+    package_index_user: str = field(default="", repr=False)
+    package_index_proxy: str = field(default="", repr=False)
     hub: str = ""
     hub_proxy: str = ""
     hub_no_proxy: str = ""
@@ -220,10 +223,20 @@ def _addresses_to_ask(parts: Parts, questions: Questions, root: str) -> dict[str
         to_ask["registry"] = lambda: registries.look(
             questions.registry, {**pull_settings(questions.docker_host, root), **to_come}, access
         )
+    if questions.package_index and not (found["venv"] or {}).get("satisfied"):
+        way = _route(proxies_of(questions.package_index_proxy, ""), questions, found)
+        user = questions.package_index_user
+        to_ask["package_index"] = lambda: reach.ask(questions.package_index, way, user=user)
     if questions.hub and not any(entry["complete"] for entry in found["weights"] or []):
         route = hub_route(questions, (found["ca_bundle"] or {}).get("path", ""))
         to_ask["hub"] = lambda: reach.ask(questions.hub, route)
     return to_ask
+
+
+def _route(proxies: dict[str, str], questions: Questions, found: dict[str, Any]) -> reach.Route:
+    """Return a way by these proxies, with the certificates that the site's bundle or the host's has."""
+    bundle = questions.hub_ca_bundle or (found["ca_bundle"] or {}).get("path", "")
+    return reach.Route(proxies, [bundle] if bundle else [])
 
 
 def _read_ports(parts: Parts, questions: Questions, root: str) -> None:

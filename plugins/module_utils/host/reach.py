@@ -9,6 +9,7 @@ server in a container knows only the proxy that it is given. Addresses of proxie
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import ipaddress
@@ -185,8 +186,14 @@ def exchange(
         raise Unreachable(None, *_cause(error, proxy)) from error
 
 
-def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> ReachInfo:
+def ask(url: str, route: Route, timeout: float = TIMEOUT_S, user: str = "") -> ReachInfo:
     """Return how a server answers a HEAD request.
+
+    Args:
+        url: the address; a user in it is left out.
+        route: the way there.
+        timeout: seconds without any byte after which it is given up.
+        user: C(name:password) that it is told; empty for none.
 
     Returns:
         C(url), C(reachable) (something answered that is not the proxy refusing), C(status), C(cause) (C(dns),
@@ -195,7 +202,8 @@ def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> ReachInfo:
     """
     url = without_user(url)  # to be told, and to be asked: who answers 401 is reached
     try:
-        return answered(url, route, exchange(url, route, timeout=timeout).status)
+        headers = {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {}
+        return answered(url, route, exchange(url, route, headers, timeout=timeout).status)
     except Unreachable as error:
         return unanswered(url, route, error)
 

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 from ansible.errors import AnsibleError
@@ -163,6 +163,16 @@ class SiteVariables:
         settings = {"index-url": index, "proxy": self.proxy(index or PYPI), "cert": "" if bundle == AUTO else bundle}
         lines = [f"{name} = {value}" for name, value in settings.items() if value]
         return "\n".join(["[global]", *lines, ""]) if lines else ""
+
+    def index(self) -> dict[str, str]:
+        """Return C(url), C(user) and C(proxy) of the package index; empty ones where the host's pip decides alone."""
+        named = self.text("vllm_pip_index_url")
+        if not named and not self.proxies():
+            return {"url": "", "user": "", "proxy": ""}
+        parts = urlsplit(named or PYPI)
+        user, _at, place = parts.netloc.rpartition("@")
+        url = parts._replace(netloc=place, path=parts.path.rstrip("/") + "/").geturl()
+        return {"url": url, "user": unquote(user), "proxy": self.proxy(url)}
 
     def registry(self, reference: str) -> dict[str, str]:
         """Return C(username), C(password) and C(ca), the text of certificates, for an image's registry.

@@ -164,12 +164,15 @@ def _image(case: Case) -> list[Finding]:
 
 
 TRUST = {
+    "package-index": "Name the CA certificates of whoever signs it in vllm_ca_bundle; if it is said to be not yet valid"
+    " or expired, fix the clock first.",
     "registry": "Name the CA certificate that signed it as ca of {name} in vllm_registries (or put it under"
     " /etc/docker/certs.d/{name}/ca.crt); if it is said to be not yet valid or expired, fix the clock first.",
     "hub": "Name the CA certificates of whoever signs it in vllm_ca_bundle; if it is said to be not yet valid or"
     " expired, fix the clock first.",
 }
 WAY = {
+    "package-index": "Set vllm_https_proxy (and vllm_no_proxy), or a mirror as vllm_pip_index_url.",
     "registry": "Give the engine a way there (DNS, vllm_https_proxy, registry-mirrors in docker_daemon_config), name a"
     " registry that it reaches in vllm_image, or load the image: vllm_image_archive, or vllm_offline: true.",
     "hub": "Give the servers a way there: vllm_https_proxy (this host's own variables do not reach into"
@@ -218,6 +221,25 @@ def _unauthorised(case: Case, name: str, reference: str, answer: ReachInfo) -> F
             else f"Set vllm_registries: [{{host: {name}, username: {user}, password: …}}], the password in a vault."
         ),
     )
+
+
+def _index(case: Case) -> list[Finding]:
+    answer = case.part("reach").get("package_index")
+    if not answer:
+        return []
+    if not answer["reachable"]:
+        return [_unreachable("package-index", "the package index", answer["url"], answer)]
+    if answer["status"] in (401, 403):
+        return [
+            Finding(
+                "package-index-unauthorised",
+                ERROR,
+                f"The package index refuses: {answer['url']} answers {answer['status']}.",
+                "an index that gives packages",
+                "Correct user and password in vllm_pip_index_url, https://user:password@….",
+            )
+        ]
+    return []
 
 
 def _hub(case: Case) -> list[Finding]:
@@ -284,4 +306,4 @@ def _holes(case: Case) -> list[Finding]:
     ]
 
 
-CHECKS = (_offline, _image, _registry, _hub, _holes)
+CHECKS = (_offline, _image, _registry, _index, _hub, _holes)

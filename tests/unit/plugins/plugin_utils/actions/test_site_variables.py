@@ -117,6 +117,13 @@ def test_an_index_that_is_exempt_and_a_site_without_a_way_out() -> None:
     assert site().packages(PROXY)["dnf"] == f"proxy={PROXY}\n"
 
 
+def test_preflight_asks_the_index_only_where_the_site_names_a_way_there() -> None:
+    assert site().index() == {"url": "", "user": "", "proxy": ""}
+    assert site(vllm_https_proxy=PROXY).index() == {"url": "https://pypi.org/simple/", "user": "", "proxy": PROXY}
+    named = site(vllm_pip_index_url="https://me:p%40ss@pypi.example.com/simple").index()
+    assert named == {"url": "https://pypi.example.com/simple/", "user": "me:p@ss", "proxy": ""}
+
+
 def test_the_engine_gets_the_proxies_once() -> None:
     assert site(vllm_https_proxy=PROXY).engine() == {
         "HTTPS_PROXY": PROXY,
