@@ -72,6 +72,12 @@ options:
       - Further environment variables of the container, such as those of the server.
     type: dict
     default: {}
+  secrets:
+    description:
+      - Environment variables of the container that are never shown. They win over those of O(environment).
+      - Whatever these variables say of proxies, the server is asked without one.
+    type: dict
+    default: {}
   work_dir:
     description:
       - Folder of the host to work in. What M(gpufleet.vllm.vllm_accuracy) installs stays there, results do not.

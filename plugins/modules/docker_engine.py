@@ -50,6 +50,13 @@ options:
       - With O(nvidia_runtime), whether to have the engine's CDI support switched on too.
     type: bool
     default: false
+  proxies:
+    description:
+      - The variables C(HTTP_PROXY), C(HTTPS_PROXY) and C(NO_PROXY) by which the engine pulls, in
+        C(/etc/docker/gpufleet-proxies.env), which only root reads and which the engine's unit is given. None of them
+        removes the file. Left out, and where C(daemon.json) has C(proxies), what is there stays.
+      - A running engine is restarted for them if no container runs; otherwise RV(pending) says so.
+    type: dict
   allow_restart:
     description:
       - Whether the engine may be restarted while containers run.
@@ -121,6 +128,7 @@ ARGUMENTS: dict[str, Any] = {
     "config": {"type": "dict", "default": {}},
     "nvidia_runtime": {"type": "bool", "default": False},
     "cdi": {"type": "bool", "default": False},
+    "proxies": {"type": "dict", "no_log": True},
     "allow_restart": {"type": "bool", "default": False},
     "allow_restart_variable": {"type": "str", "default": "docker_allow_restart"},
 }
@@ -137,6 +145,7 @@ def have_engine(module: GpufleetModule) -> dict[str, Any]:
         allow_restart=params["allow_restart"],
         path=params["config_path"],
         variable=params["allow_restart_variable"],
+        proxies=params["proxies"],
     )
     result = ensure(wish, module.check_mode)
     before, after = result.pop("before"), result.pop("after")

@@ -107,9 +107,25 @@ options:
     default: []
   registry:
     description:
-      - Name of an image whose registry, or a mirror of it, the engine must be able to reach. It is asked with the
-        engine's own proxies and certificates, and only when neither O(image_reference) nor one of
-        O(image_alternatives) is on the host. Empty asks none.
+      - Name of an image that its registry, or a mirror of it, must give to the engine. The registry is asked for the
+        image's manifest with the engine's own proxies and certificates, and only when neither O(image_reference) nor
+        one of O(image_alternatives) is on the host. Empty asks none.
+    type: str
+    default: ""
+  registry_username:
+    description:
+      - User at the registry of O(registry). Without one, what C(docker login) left in the C(~/.docker/config.json) of
+        the user that the module works as counts, as it does for the pull.
+    type: str
+    default: ""
+  registry_password:
+    description:
+      - Password or token of O(registry_username).
+    type: str
+    default: ""
+  registry_ca:
+    description:
+      - Text of the CA certificates that signed the registry's, as the engine is about to get them.
     type: str
     default: ""
   registry_proxy:
@@ -138,6 +154,22 @@ options:
     description:
       - Address at the model hub that a server must be able to reach. It is asked only when no entry of RV(weights) is
         complete. Empty asks none.
+    type: str
+    default: ""
+  package_index:
+    description:
+      - Address of the package index that the libraries come from, which is asked where O(requirements) lack something
+        in O(venv). Empty asks none.
+    type: str
+    default: ""
+  package_index_user:
+    description:
+      - User and password that it is told, as V(name:password).
+    type: str
+    default: ""
+  package_index_proxy:
+    description:
+      - Proxy by which it is reached.
     type: str
     default: ""
   hub_proxy:
@@ -249,6 +281,7 @@ engine:
     - C(image_dir) is the folder that images are kept in, or would be; V(null) for an engine on another host.
     - C(kind) is V(docker), V(snap) (Docker's snap) or V(podman), C(rootless) whether it runs without root, and
       C(config_path) the file that its daemon reads, empty where that is not known.
+    - C(own_proxies) says whether this collection gave it proxies.
   type: dict
   returned: always
   sample:
@@ -270,6 +303,7 @@ engine:
     kind: docker
     rootless: false
     config_path: /etc/docker/daemon.json
+    own_proxies: false
     containers:
       - id: 0a1b2c
         name: vllm-0
@@ -419,15 +453,15 @@ image_alternatives:
   sample: {}
 reach:
   description:
-    - How C(registry) and C(hub) answered, as far as they were asked. C(cause) of one that is not C(reachable) is
-      V(dns), V(refused), V(timeout), V(certificate), V(proxy), V(unavailable) or V(failed).
+    - How C(registry), C(hub) and C(package_index) answered, as far as they were asked. C(cause) of one that is not
+      C(reachable) is V(dns), V(refused), V(timeout), V(certificate), V(proxy), V(unavailable) or V(failed).
   type: dict
   returned: always
   sample:
     registry:
-      url: https://registry-1.docker.io/v2/
+      url: https://registry-1.docker.io/v2/vllm/vllm-openai/manifests/v0.26.0
       reachable: true
-      status: 401
+      status: 200
       cause: ""
       reason: ""
       proxied: false
@@ -456,10 +490,16 @@ ARGUMENTS: dict[str, Any] = {
     "image_alternatives": {"type": "list", "elements": "str", "default": []},
     "weights_paths": {"type": "list", "elements": "path", "default": []},
     "registry": {"type": "str", "default": ""},
+    "registry_username": {"type": "str", "default": ""},
+    "registry_password": {"type": "str", "default": "", "no_log": True},
+    "registry_ca": {"type": "str", "default": ""},
     "registry_proxy": {"type": "str", "default": "", "no_log": True},
     "registry_no_proxy": {"type": "str", "default": ""},
     "registry_mirrors": {"type": "list", "elements": "str", "default": []},
     "insecure_registries": {"type": "list", "elements": "str", "default": []},
+    "package_index": {"type": "str", "default": ""},
+    "package_index_user": {"type": "str", "default": "", "no_log": True},
+    "package_index_proxy": {"type": "str", "default": "", "no_log": True},
     "hub": {"type": "str", "default": ""},
     "hub_proxy": {"type": "str", "default": "", "no_log": True},
     "hub_no_proxy": {"type": "str", "default": ""},

@@ -77,6 +77,17 @@ options:
       - Password or token at the registry.
     type: str
     default: ""
+  registry_ca:
+    description:
+      - Text of the CA certificates that signed the registry's. With O(source=pull) and an engine of this host they are
+        written below O(certificates_dir), where the engine reads them at each pull. Empty leaves what is there.
+    type: str
+    default: ""
+  certificates_dir:
+    description:
+      - Folder in which the engine looks for the certificates of each registry.
+    type: path
+    default: /etc/docker/certs.d
   retries:
     description:
       - Further attempts at a pull after the first.
@@ -244,7 +255,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.ensure import ensure_image
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import remove_names
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import ImageWish, normalize_platform
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import (
+    ImageWish,
+    normalize_platform,
+    registry_of,
+)
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.trust import CERTIFICATES, trust
 
 ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -256,6 +272,8 @@ ARGUMENTS: dict[str, Any] = {
     "digest": {"type": "str", "default": ""},
     "registry_username": {"type": "str", "default": ""},
     "registry_password": {"type": "str", "default": "", "no_log": True},
+    "registry_ca": {"type": "str", "default": ""},
+    "certificates_dir": {"type": "path", "default": CERTIFICATES},
     "retries": {"type": "int", "default": 3},
     "backoff": {"type": "float", "default": 5},
     "stall_timeout": {"type": "float", "default": 900},
@@ -288,7 +306,15 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     engine = connect(params["docker_host"], params["docker_timeout"])
     if params["state"] == "absent":
         return remove_names(engine, [params["reference"], params["tag"]], check_mode=module.check_mode)
+    trusts = (
+        wish.source == "pull"
+        and params["docker_host"].startswith("unix:")
+        and trust(params["reference"], params["registry_ca"], params["certificates_dir"], check_mode=module.check_mode)
+    )
     result = ensure_image(engine, wish, check_mode=module.check_mode, progress=progress)
+    if trusts:
+        result["changed"] = True
+        result["actions"].insert(0, f"trust {registry_of(params['reference'])}: {trusts}")
     result["phases"] = progress.finish()
     if not module._diff:
         del result["diff"]

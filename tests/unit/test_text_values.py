@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import lookup_loader
 from ansible.template import Templar, trust_as_template
 
+from ansible_collections.gpufleet.vllm.plugins.lookup.site import LookupModule
 from ansible_collections.gpufleet.vllm.tests.unit.test_structure import read_yaml, tasks_of
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -35,7 +37,19 @@ def rendered(expression: Any, variables: dict[str, Any], values: dict[str, Any])
 
 
 def when(found: dict[str, Any], values: dict[str, Any]) -> Any:
-    return rendered("{{ (" + found["when"] + ") | bool }}", {}, values)
+    return rendered("{{ (" + found["when"] + ") | bool }}", found.get("vars") or {}, values)
+
+
+@pytest.fixture(autouse=True)
+def lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ansible finds the collection's lookup, as it does in a play."""
+    find = lookup_loader.get
+
+    def get(name: str, *arguments: Any, **options: Any) -> Any:
+        ours = name == "gpufleet.vllm.site"
+        return LookupModule(*arguments, **options) if ours else find(name, *arguments, **options)
+
+    monkeypatch.setattr(lookup_loader, "get", get)
 
 
 @pytest.mark.parametrize(("given", "truth"), [("false", False), (False, False), ("true", True), (True, True)])

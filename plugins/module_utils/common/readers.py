@@ -66,7 +66,7 @@ def _read(read_value: Reader, value: Any) -> Any:
 def _shown(name: str, value: Any) -> str:
     """Return a value as messages show it: of a dictionary the keys alone, because the values may be secrets."""
     value = _parsed(value)
-    if name == "environment" and not isinstance(value, Mapping):
+    if name == "registries" or (name in ("environment", "extra_config") and not isinstance(value, Mapping)):
         return "(hidden)"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: …" for key in value) + "}"

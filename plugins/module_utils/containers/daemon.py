@@ -34,6 +34,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     run_program,
     start_program,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import engine_proxies
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import (
     CONFIG_MODE,
     RUNTIME,
@@ -154,10 +155,11 @@ def _serves(wish: DaemonWish, running: list[str], reason: str) -> GpufleetError:
 class Daemon:
     """Starts, reloads and restarts the host's own daemon: systemd's unit, or a process where there is no systemd."""
 
-    def __init__(self, docker_host: str) -> None:
+    def __init__(self, docker_host: str, proxies: Mapping[str, str] | None = None) -> None:
         self.docker_host = docker_host
+        self._proxies = dict(proxies or {})
         self._process: subprocess.Popen[Any] | None = None
-        self.unit = os.path.isdir("/run/systemd/system") and _succeeds("systemctl", "cat", "docker.service")
+        self.unit = has_unit()
 
     def start(self) -> None:
         """Start it and wait until it answers; with systemd also at every boot.
@@ -241,6 +243,7 @@ class Daemon:
     def _start_process(self) -> None:
         # Debian's init script raises limits that a container or a virtual machine may not let it raise.
         script = "/etc/init.d/docker"
+        os.environ.update(self._proxies)
         if os.access(script, os.X_OK) and _succeeds(script, "start"):
             return
         self._spawn([program_path("dockerd") or "dockerd"], dict(os.environ))
@@ -253,7 +256,7 @@ class Daemon:
         # With the options and the environment that it had: proxies are often given there.
         words = [word for word in _whole(f"/proc/{pid}/cmdline").split("\0") if word]
         pairs = (entry.partition("=") for entry in _whole(f"/proc/{pid}/environ").split("\0") if "=" in entry)
-        environment = {name: value for name, _equals, value in pairs}
+        environment = {**{name: value for name, _equals, value in pairs}, **self._proxies}
         os.kill(pid, signal.SIGTERM)
         if not until(lambda: daemon_pid() != pid, STOP_TIMEOUT, 0.1):
             raise _start_failed(f"dockerd (process {pid}) did not end within {STOP_TIMEOUT:.0f} seconds of SIGTERM.")
@@ -275,6 +278,11 @@ class Daemon:
                 )
         except OSError as error:
             raise _start_failed(str(error)) from error
+
+
+def has_unit() -> bool:
+    """Return whether systemd runs the engine."""
+    return os.path.isdir("/run/systemd/system") and _succeeds("systemctl", "cat", "docker.service")
 
 
 def _whole(path: str) -> str:
@@ -345,9 +353,14 @@ def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
     before, after, keys = wanted_config(wish)
     seen = engine(wish.docker_host)
     step = next_step(wish, seen, keys, wish.nvidia_runtime and predates_toolkit())
+    # What a person has set in daemon.json counts.
+    proxies = None if json.loads(after or "{}").get("proxies") else wish.proxies
+    new_proxies = proxies is not None and engine_proxies.due(proxies, unit=has_unit())
+    if proxies is not None and seen["running"]:
+        step = _with_proxies(wish, step, seen, new_proxies or not engine_proxies.taken(wish.docker_host, proxies))
     _refuse_useless(wish, seen, step, after, keys)
     result = {
-        "changed": bool(keys) or step.action != "none",
+        "changed": bool(keys) or new_proxies or step.action != "none",
         "action": step.action,
         "reason": step.reason,
         "pending": step.pending,
@@ -359,6 +372,9 @@ def ensure(wish: DaemonWish, check_mode: bool) -> dict[str, Any]:
         return result
     if keys:
         write_file(wish.path, after, CONFIG_MODE, keep=True)
+    if new_proxies and proxies is not None:
+        engine_proxies.write(proxies, unit=has_unit())
+        _succeeds("systemctl", "daemon-reload")
     try:
         _take(wish, step, result)
     except GpufleetError as error:
@@ -390,9 +406,20 @@ def _refuse_useless(
         validate(wish, after, keys, str(seen.get("version") or ""))
 
 
+def _with_proxies(wish: DaemonWish, step: DaemonStep, seen: Mapping[str, Any], due: bool) -> DaemonStep:
+    """Return the step that has a running engine take other proxies, too; what serves is not ended for them."""
+    if not due or step.action == "restart":
+        return step
+    running = running_containers(seen)
+    reason = "the engine takes its proxies (vllm_http_proxy, vllm_https_proxy, vllm_no_proxy) at its start only"
+    if running and not wish.allow_restart:
+        return DaemonStep(step.action, step.reason, step.pending or f"{reason}; containers run ({', '.join(running)})")
+    return DaemonStep("restart", reason)
+
+
 def _take(wish: DaemonWish, step: DaemonStep, result: dict[str, Any]) -> None:
     """Take the step; a reload that does not bring the runtime becomes a restart if that is allowed."""
-    daemon = Daemon(wish.docker_host)
+    daemon = Daemon(wish.docker_host, wish.proxies)
     if step.action == "start":
         daemon.start()
     elif step.action == "restart":

@@ -34,6 +34,7 @@ class DaemonWish:
         allow_restart: whether it may be restarted while containers run.
         path: its daemon.json.
         variable: the variable that allows the restart, for messages.
+        proxies: variables that name the proxies by which it pulls; None leaves them as they are.
     """
 
     docker_host: str
@@ -43,6 +44,7 @@ class DaemonWish:
     allow_restart: bool = False
     path: str = CONFIG
     variable: str = "docker_allow_restart"
+    proxies: dict[str, str] | None = field(default=None, repr=False)
 
 
 def read_config(path: str) -> tuple[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any, TypedDict
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies_environment
@@ -74,7 +75,11 @@ UNKNOWN: EngineInfo = {
     "kind": None,
     "rootless": None,
     "config_path": None,
+    "own_proxies": False,
 }
+# The proxies that this collection gave the engine, as variables of its service.
+OWN_PROXIES = "/etc/docker/gpufleet-proxies.env"
+PROXY_VARIABLES = {"http": "HTTP_PROXY", "https": "HTTPS_PROXY", "no": "NO_PROXY"}
 # Where the host's own daemon answers.
 DEFAULT_HOSTS = ("unix:///var/run/docker.sock", "unix:///run/docker.sock")
 PODMAN, SNAP, DOCKER = "podman", "snap", "docker"
@@ -103,6 +108,7 @@ class EngineInfo(TypedDict):
     kind: str | None
     rootless: bool | None
     config_path: str | None
+    own_proxies: bool
     containers: list[ContainerInfo]
 
 
@@ -155,12 +161,14 @@ def engine(docker_host: str, timeout: float = 5.0) -> EngineInfo:
         C(storage_driver), C(cgroup_driver), C(runtimes) (names), C(default_runtime), C(cdi_spec_dirs), C(image_dir)
         (the folder on this host that images are kept in, None for an engine on another host), C(kind) (C(docker),
         C(snap) for Docker's snap, C(podman)), C(rootless), C(config_path) (the file that its daemon reads, empty if
-        that is not known), C(containers) (every one: see C(_container)) and C(dockerd) (path of the daemon's program).
+        that is not known), C(own_proxies) (whether this collection gave it proxies), C(containers) (every one: see
+        C(_container)) and C(dockerd) (path of the daemon's program).
     """
     result: EngineInfo = {
         **UNKNOWN,
         "docker_host": docker_host,
         "dockerd": program_path("dockerd"),
+        "own_proxies": os.path.exists(OWN_PROXIES),
         "containers": [],
         "image_dir": _image_dir(docker_host, {}),
     }
@@ -280,12 +288,24 @@ def _future_settings(root: str) -> dict[str, Any]:
     content = content if isinstance(content, dict) else {}
     named = content.get("proxies") or {}
     own = {"http": named.get("http-proxy"), "https": named.get("https-proxy"), "no": named.get("no-proxy")}
-    proxies = {**getproxies_environment(), **{name: value for name, value in own.items() if value}}
+    given = variables_in(read_text(root, OWN_PROXIES.lstrip("/")))
+    ours = {scheme: given.get(name) for scheme, name in PROXY_VARIABLES.items()}
+    proxies = {**getproxies_environment(), **_set(ours), **_set(own)}
     return {
         "proxies": proxies,
         "mirrors": content.get("registry-mirrors") or [],
         "insecure": content.get("insecure-registries") or [],
     }
+
+
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value}
+
+
+def variables_in(text: str) -> dict[str, str]:
+    """Return the variables in a file of C(NAME="value") lines."""
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {name: value.strip('"') for name, _equals, value in pairs}
 
 
 def _container(entry: dict[str, Any]) -> ContainerInfo:

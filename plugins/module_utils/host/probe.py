@@ -25,7 +25,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine im
     pull_settings,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import hub_model as at_hub
-from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach
+from ansible_collections.gpufleet.vllm.plugins.module_utils.host import reach, registries
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.boot import BootInfo, boot
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.nvidia import NvidiaInfo, nvidia
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.ports import PortInfo, address_available, ports_in_use
@@ -100,10 +100,16 @@ class Questions:
     image_alternatives: Sequence[str] = ()
     weights_paths: Sequence[str] = ()
     registry: str = ""
+    registry_username: str = ""
+    registry_password: str = field(default="", repr=False)
+    registry_ca: str = ""
     registry_proxy: str = ""
     registry_no_proxy: str = ""
     registry_mirrors: Sequence[str] = ()
     insecure_registries: Sequence[str] = ()
+    package_index: str = ""
+    package_index_user: str = field(default="", repr=False)
+    package_index_proxy: str = field(default="", repr=False)
     hub: str = ""
     hub_proxy: str = ""
     hub_no_proxy: str = ""
@@ -213,13 +219,24 @@ def _addresses_to_ask(parts: Parts, questions: Questions, root: str) -> dict[str
     to_ask: dict[str, Callable[[], ReachInfo]] = {}
     if questions.registry and not found["image"] and not found["image_alternatives"]:
         to_come = settings_to_come(questions)
-        to_ask["registry"] = lambda: reach.registry(
-            questions.registry, {**pull_settings(questions.docker_host, root), **to_come}
+        access = registries.Access(questions.registry_username, questions.registry_password, questions.registry_ca)
+        to_ask["registry"] = lambda: registries.look(
+            questions.registry, {**pull_settings(questions.docker_host, root), **to_come}, access
         )
+    if questions.package_index and not (found["venv"] or {}).get("satisfied"):
+        way = _route(proxies_of(questions.package_index_proxy, ""), questions, found)
+        user = questions.package_index_user
+        to_ask["package_index"] = lambda: reach.ask(questions.package_index, way, user=user)
     if questions.hub and not any(entry["complete"] for entry in found["weights"] or []):
         route = hub_route(questions, (found["ca_bundle"] or {}).get("path", ""))
         to_ask["hub"] = lambda: reach.ask(questions.hub, route)
     return to_ask
+
+
+def _route(proxies: dict[str, str], questions: Questions, found: dict[str, Any]) -> reach.Route:
+    """Return a way by these proxies, with the certificates that the site's bundle or the host's has."""
+    bundle = questions.hub_ca_bundle or (found["ca_bundle"] or {}).get("path", "")
+    return reach.Route(proxies, [bundle] if bundle else [])
 
 
 def _read_ports(parts: Parts, questions: Questions, root: str) -> None:

@@ -9,10 +9,10 @@ server in a container knows only the proxy that it is given. Addresses of proxie
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import ipaddress
-import os
 import re
 import socket
 import ssl
@@ -21,17 +21,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Union
+from email.message import Message
+from typing import Any, NamedTuple, TypedDict, Union
 from urllib.parse import urlsplit
-
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DOCKER_HUB, registry_of
 
 TIMEOUT_S = 8.0
 # A resolver that does not answer holds a request longer than its own timeout.
 DEADLINE_S = 20.0
 
-DOCKER_HUB_ADDRESS = "registry-1.docker.io"
 PROXY_REFUSES = 407
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
@@ -53,7 +50,8 @@ class Route:
 
     Attributes:
         proxies: scheme to the proxy's address, and C(no) to the hosts that are reached without it.
-        ca_files: further CA certificates to trust.
+        ca_files: files of further CA certificates to trust.
+        ca_text: the same as text.
         verify: whether certificates are checked.
         engine: whether the exceptions are read as the engine does, which is written in Go, and not as Python does.
     """
@@ -62,6 +60,7 @@ class Route:
     ca_files: Sequence[str] = ()
     verify: bool = True
     engine: bool = False
+    ca_text: str = ""
 
     def proxied(self, url: str) -> bool:
         """Return whether a request to C(url) goes through a proxy."""
@@ -73,6 +72,10 @@ class Route:
             return not engine_bypasses(parts.hostname or "", port, self.proxies.get("no") or "")
         bypassed = urllib.request.proxy_bypass_environment(parts.netloc, dict(self.proxies))  # type: ignore[attr-defined]
         return not bypassed
+
+    def user(self, url: str) -> str:
+        """Return the name that the proxy of an address is told; empty for none."""
+        return urlsplit(str(self.proxies.get(urlsplit(url).scheme) or "")).username or ""
 
 
 def engine_bypasses(host: str, port: int, exceptions: str) -> bool:
@@ -131,16 +134,66 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _Refusal(TypedDict, total=False):
-    """What an answer that is no success changes."""
+class Reply(NamedTuple):
+    """What a server answered, whatever its status."""
 
-    reachable: bool
-    cause: str
-    reason: str
+    status: int
+    headers: Message
+    body: bytes
 
 
-def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> ReachInfo:
+def exchange(
+    url: str,
+    route: Route,
+    headers: Mapping[str, str] | None = None,
+    *,
+    method: str = "HEAD",
+    largest: int = 0,
+    timeout: float = TIMEOUT_S,
+    follow: bool = False,
+) -> Reply:
+    """Return the answer to one request.
+
+    Args:
+        url: the address.
+        route: the way there.
+        headers: sent to that server alone, and not to where it redirects to.
+        method: of HTTP.
+        largest: bytes that are read at most, and one more.
+        timeout: seconds without any byte after which it is given up.
+        follow: whether redirections are followed; otherwise they are answers like others.
+
+    Raises:
+        Unreachable: nothing answers.
+    """
+    proxied = route.proxied(url)
+    proxies = {name: value for name, value in route.proxies.items() if name != "no"} if proxied else {}
+    handlers = [urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_context(route))]
+    opener = urllib.request.build_opener(*handlers, *([] if follow else [_NoRedirect()]))
+    if not url.startswith(("https://", "http://")):
+        raise Unreachable(None, "failed", "it is no address of a web server")
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "gpufleet.vllm"})  # noqa: S310  see above
+    for name, value in (headers or {}).items():
+        request.add_unredirected_header(name, value)
+    try:
+        with contextlib.closing(opener.open(request, timeout=timeout)) as answer:
+            return Reply(answer.status, answer.headers, answer.read(largest + 1) if method != "HEAD" else b"")
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(error.code, error.headers, b"")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        proxy = without_user(str(proxies.get(urlsplit(url).scheme) or ""))
+        raise Unreachable(None, *_cause(error, proxy)) from error
+
+
+def ask(url: str, route: Route, timeout: float = TIMEOUT_S, user: str = "") -> ReachInfo:
     """Return how a server answers a HEAD request.
+
+    Args:
+        url: the address; a user in it is left out.
+        route: the way there.
+        timeout: seconds without any byte after which it is given up.
+        user: C(name:password) that it is told; empty for none.
 
     Returns:
         C(url), C(reachable) (something answered that is not the proxy refusing), C(status), C(cause) (C(dns),
@@ -148,31 +201,31 @@ def ask(url: str, route: Route, timeout: float = TIMEOUT_S) -> ReachInfo:
         (for a person) and C(proxied).
     """
     url = without_user(url)  # to be told, and to be asked: who answers 401 is reached
-    result: ReachInfo = {
-        "url": url,
-        "reachable": False,
-        "status": None,
-        "cause": "",
-        "reason": "",
-        "proxied": route.proxied(url),
-    }
-    proxies = {name: value for name, value in route.proxies.items() if name != "no"} if result["proxied"] else {}
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler(proxies),
-        urllib.request.HTTPSHandler(context=_context(route)),
-        _NoRedirect(),
-    )
-    if not url.startswith(("https://", "http://")):
-        return {**result, "cause": "failed", "reason": "it is no address of a web server"}
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310  the scheme was looked at
     try:
-        with contextlib.closing(opener.open(request, timeout=timeout)) as answer:
-            return {**result, "reachable": True, "status": answer.status}
-    except urllib.error.HTTPError as error:
-        return {**result, "status": error.code, **_refused(error.code)}
-    except (OSError, ValueError) as error:
-        cause, reason = _cause(error)
-        return {**result, "cause": cause, "reason": reason}
+        headers = {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {}
+        return answered(url, route, exchange(url, route, headers, timeout=timeout).status)
+    except Unreachable as error:
+        return unanswered(url, route, error)
+
+
+def answered(url: str, route: Route, status: int) -> ReachInfo:
+    """Return what a status says; one that the server itself gave still reached it."""
+    found: ReachInfo = {**_told(url, route), "reachable": True, "status": status}
+    if status == PROXY_REFUSES:
+        return {**found, "reachable": False, "cause": "proxy", "reason": _wants_password(route.user(url))}
+    if status >= 500:
+        return {**found, "reachable": False, "cause": "unavailable", "reason": f"it answers {status}"}
+    return found
+
+
+def unanswered(url: str, route: Route, error: Unreachable) -> ReachInfo:
+    """Return why nothing answers."""
+    return {**_told(url, route), "status": error.status, "cause": error.cause, "reason": str(error)}
+
+
+def _told(url: str, route: Route) -> ReachInfo:
+    proxied = route.proxied(url)
+    return {"url": url, "reachable": False, "status": None, "cause": "", "reason": "", "proxied": proxied}
 
 
 def get(url: str, route: Route, token: str = "", *, largest: int, timeout: float = TIMEOUT_S) -> bytes:
@@ -189,28 +242,14 @@ def get(url: str, route: Route, token: str = "", *, largest: int, timeout: float
         Unreachable: the server refuses, or does not answer.
     """
     url = without_user(url)
-    proxied = route.proxied(url)
-    proxies = {name: value for name, value in route.proxies.items() if name != "no"} if proxied else {}
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_context(route))
-    )
-    if not url.startswith(("https://", "http://")):
-        raise Unreachable(None, "failed", "it is no address of a web server")
-    request = urllib.request.Request(url, headers={"User-Agent": "gpufleet.vllm"})  # noqa: S310  see above
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
-    try:
-        with contextlib.closing(opener.open(request, timeout=timeout)) as answer:
-            content: bytes = answer.read(largest + 1)
-    except urllib.error.HTTPError as error:
-        raise Unreachable(
-            error.code, "proxy" if error.code == PROXY_REFUSES else "", f"it answers {error.code}"
-        ) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise Unreachable(None, *_cause(error)) from error
-    if len(content) > largest:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    reply = exchange(url, route, headers, method="GET", largest=largest, timeout=timeout, follow=True)
+    if not 200 <= reply.status < 300:
+        cause = "proxy" if reply.status == PROXY_REFUSES else ""
+        raise Unreachable(reply.status, cause, f"it answers {reply.status}")
+    if len(reply.body) > largest:
         raise Unreachable(None, "failed", f"it gives more than {largest} bytes")
-    return content
+    return reply.body
 
 
 def _context(route: Route) -> ssl.SSLContext:
@@ -218,86 +257,47 @@ def _context(route: Route) -> ssl.SSLContext:
     for path in route.ca_files:
         with contextlib.suppress(OSError):
             context.load_verify_locations(cafile=path)
+    if route.ca_text:
+        context.load_verify_locations(cadata=route.ca_text)
     if not route.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _refused(status: int) -> _Refusal:
-    """Return what an answer that is no success means; one that the server itself gave still reached it."""
-    if status == PROXY_REFUSES:
-        return {"cause": "proxy", "reason": "the proxy wants a name and a password (407)"}
-    if status >= 500:
-        return {"cause": "unavailable", "reason": f"it answers {status}"}
-    return {"reachable": True}
+def _wants_password(user: str) -> str:
+    return (
+        f"the proxy does not accept the password of {user} (407)"
+        if user
+        else "the proxy wants a name and a password (407)"
+    )
 
 
-def _cause(error: Exception) -> tuple[str, str]:
+def _cause(error: Exception, proxy: str = "") -> tuple[str, str]:
+    """Return the cause and the reason of an error; what fails on the way to a proxy is the proxy's."""
     reason = getattr(error, "reason", None)
     inner = reason if isinstance(reason, Exception) else error
     text = str(inner)
     if isinstance(inner, ssl.SSLCertVerificationError):
         return "certificate", f"its certificate is not trusted: {inner.verify_message}"
-    if isinstance(inner, socket.gaierror):
-        return "dns", f"its name cannot be resolved ({inner.strerror})"
-    if isinstance(inner, ConnectionRefusedError):
-        return "refused", "the connection is refused"
-    if isinstance(inner, (socket.timeout, TimeoutError)) or "timed out" in text:
-        return "timeout", "nothing answers in time"
     if "Tunnel connection failed" in text:
-        return "proxy", f"the proxy does not let it through ({text.partition('failed: ')[2]})"
+        said = text.partition("failed: ")[2]
+        if said.startswith(str(PROXY_REFUSES)):
+            return "proxy", f"the proxy {proxy} wants a name and a password, or does not accept those it got (407)"
+        return "proxy", f"the proxy {proxy} does not let it through ({said})"
+    where = f"the proxy {proxy} is not reached: " if proxy else ""
+    if isinstance(inner, socket.gaierror):
+        return "proxy" if proxy else "dns", f"{where}its name cannot be resolved ({inner.strerror})"
+    if isinstance(inner, ConnectionRefusedError):
+        return "proxy" if proxy else "refused", f"{where}the connection is refused"
+    if isinstance(inner, (socket.timeout, TimeoutError)) or "timed out" in text:
+        return "timeout", f"nothing answers in time{f' by the proxy {proxy}' if proxy else ''}"
     return "failed", without_user(text) or type(inner).__name__
 
 
 def without_user(text: str) -> str:
     """Return a text without the users and passwords in its addresses."""
     return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-# Registries
-
-
-def registry(reference: str, settings: Mapping[str, Any], certificates: str = "/etc/docker/certs.d") -> ReachInfo:
-    """Return whether the engine could ask the registry of an image, or a mirror of it.
-
-    Args:
-        reference: the image's name.
-        settings: C(proxies), C(mirrors) and C(insecure), see `pull_settings` of the Docker engine.
-        certificates: folder of the CA certificates that the engine trusts for one registry each.
-
-    Returns:
-        As C(ask), for the first address that answers, or else for the registry itself.
-    """
-    name = registry_of(reference)
-    addresses = [DOCKER_HUB_ADDRESS if name == DOCKER_HUB else name]
-    insecure = _insecure(name, settings.get("insecure") or [])
-    authorities = [
-        os.path.join(certificates, name, entry) for entry in list_folder(certificates, name) if entry.endswith(".crt")
-    ]
-    route = Route(settings.get("proxies") or {}, authorities, verify=not insecure, engine=True)
-    urls = [
-        f"{scheme}://{address}/v2/" for address in addresses for scheme in ("https", "http")[: 2 if insecure else 1]
-    ]
-    mirrors = [mirror.rstrip("/") + "/v2/" for mirror in settings.get("mirrors") or [] if name == DOCKER_HUB]
-    found: list[ReachInfo] = []
-    for url in [*mirrors, *urls]:
-        found.append(ask(url, route))
-        if found[-1]["reachable"]:
-            return found[-1]
-    return found[len(mirrors)]
-
-
-def _insecure(name: str, listed: Sequence[str]) -> bool:
-    """Return whether the engine takes this registry without a trusted certificate, as it does on loopback addresses."""
-    host = name.rsplit(":", 1)[0].strip("[]")
-    if name in listed or host in listed or host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        networks = [entry for entry in listed if "/" in entry]
-        return address.is_loopback or any(address in ipaddress.ip_network(entry, strict=False) for entry in networks)
-    return False
 
 
 # Several at once

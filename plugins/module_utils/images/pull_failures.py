@@ -43,8 +43,8 @@ CAUSES = (
         r"toomanyrequests|\b429\b|rate limit",
         "rate-limited",
         "The registry limits how often this host may pull, and refused {reference}.",
-        "Wait, log in for a higher limit (docker login on the host, as the user that Ansible becomes), or load the"
-        " image from an archive (vllm_image_source: archive).",
+        "Wait, name a user with a higher limit in vllm_registries, or load the image from an archive"
+        " (vllm_image_source: archive).",
         transient=True,
     ),
     _cause(
@@ -60,7 +60,7 @@ CAUSES = (
         r"x509|certificate|server gave HTTP response to HTTPS client",
         "registry-untrusted",
         "The engine does not trust the registry of {reference}.",
-        "Put the registry's CA certificate under /etc/docker/certs.d/<registry>/ca.crt, or, for a registry without"
+        "Name the registry's CA certificate as ca in vllm_registries, or, for a registry without"
         " TLS, name it in insecure-registries of /etc/docker/daemon.json.",
     ),
     _cause(
@@ -76,8 +76,7 @@ CAUSES = (
         "registry-unauthorized",
         "The registry does not let this host pull {reference}: it wants credentials, refuses those it got, or has"
         " no such repository.",
-        "Check the name in vllm_image, and log in: docker login on the host, as the user that Ansible becomes (or"
-        " registry_username and registry_password of the module).",
+        "Check the name in vllm_image, and name a user who may pull it, with the password, in vllm_registries.",
     ),
     _cause(
         r"manifest unknown|name unknown|repository name not known|not found|\b404\b",

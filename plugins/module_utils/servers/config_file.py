@@ -19,6 +19,7 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import ReplicaConfig
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import secrets_within
 
 # The first line of every file we write: by it, prune knows which files are ours.
 MARK = "# Managed by the Ansible collection gpufleet.vllm: what is changed here by hand is lost at its next run."
@@ -46,7 +47,6 @@ SUFFIXES = (".yaml", ".yml")
 # Keys with a variable of their own, since a file is the wrong place for them.
 SECRETS = {"api-key": "vllm_api_key", "hf-token": "vllm_hf_token"}
 ARGUMENTS = {"model": "vllm_model", "config": "vllm_extra_config"}
-SECRET_NAMES = re.compile(r"(?:vllm[_-])?(?:api[_-]key|hf[_-]token)|hugging_face_hub_token", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ def check_entry(key: Any, value: Any) -> Any:
             name="config-secret",
             remedy=f"Set {SECRETS[key]}, which reaches the server through its environment only.",
             details={"key": key},
+        )
+    for found in secrets_within(value, key, key):
+        raise GpufleetError(
+            f"vllm_extra_config: {found.path} looks like a secret {found.why}, and the configuration file is readable"
+            " and kept.",
+            name="config-secret",
+            remedy=f"Set {found.home}, which reaches the server through its environment only.",
+            details={"key": found.path},
         )
     if key in ARGUMENTS:
         raise config_error(key, value, "has no place in the file.", f"Set {ARGUMENTS[key]} instead.")
@@ -266,32 +274,13 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     """Return the text of the plan's file.
 
     Raises:
-        GpufleetError: C(config-secret) when the plan holds an API key or a token.
+        GpufleetError: C(config-secret) when the plan holds a key, a token or a password.
     """
-    where = find_secret(plan)
-    if where:
+    for found in secrets_within(plan):
         raise GpufleetError(
-            f"plan: {where} holds a secret, and the plan is kept in a file and shown.",
+            f"plan: {found.path} looks like a secret {found.why}, and the plan is kept in a file and shown.",
             name="config-secret",
-            remedy="Set vllm_api_key and vllm_hf_token, and keep them out of vllm_environment and vllm_extra_config.",
-            details={"key": where},
+            remedy=f"Set {found.home} instead, and keep it out of vllm_environment and vllm_extra_config.",
+            details={"key": found.path},
         )
     return json.dumps(plan, indent=2, ensure_ascii=False) + "\n"
-
-
-def find_secret(value: Any, path: str = "") -> str:
-    """Return the path in a document of the first entry named as a secret that is not empty, or C("")."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            here = f"{path}.{key}" if path else str(key)
-            if isinstance(inner, str) and inner and SECRET_NAMES.fullmatch(str(key)):
-                return here
-            found = find_secret(inner, here)
-            if found:
-                return found
-    if isinstance(value, list):
-        for index, inner in enumerate(value):
-            found = find_secret(inner, f"{path}[{index}]")
-            if found:
-                return found
-    return ""

@@ -128,6 +128,7 @@ def install(
             command=("python3", "-c", INSTALL_PROGRAM, INSTALL_FOLDER, *requirements),
             environment={
                 **target.environment,
+                **target.secrets,
                 **environment,
                 "PIP_BREAK_SYSTEM_PACKAGES": "1",
                 "PIP_ROOT_USER_ACTION": "ignore",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.proxies import EXEMPT, exempting
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import split_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors, image_missing
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import NO_IMAGE
@@ -39,6 +40,7 @@ TARGET_ARGUMENTS: dict[str, Any] = {
     "ca_path": {"type": "path"},
     "volumes": {"type": "list", "elements": "str", "default": []},
     "environment": {"type": "dict", "default": {}},
+    "secrets": {"type": "dict", "default": {}, "no_log": True},
     "work_dir": {"type": "path", "default": "/var/lib/gpufleet/verify"},
     "timeout": {"type": "int", "default": 7200},
 }
@@ -60,7 +62,12 @@ def target_of(params: dict[str, Any]) -> Target:
     if params["ca_bundle"]:
         volumes.append(f"{params['ca_bundle']}:{CA_BUNDLE_PATH}:ro")
         environment.update(dict.fromkeys(CA_BUNDLE_VARIABLES, CA_BUNDLE_PATH))
-    public, hidden = split_secrets({name: str(value) for name, value in params["environment"].items()}, {})
+    public, hidden = split_secrets(
+        {name: str(value) for name, value in params["environment"].items()},
+        {name: str(value) for name, value in params["secrets"].items() if value is not None},
+    )
+    # It is told, as the command that repeats a job by hand needs it.
+    public.update({name: hidden.pop(name) for name in EXEMPT if name in hidden})
     return Target(
         name=params["name"],
         url=base_url(params["url"]),
@@ -123,8 +130,8 @@ class Target:
 
     def job_environment(self) -> dict[str, str]:
         """Return the variables of the container that asks the server; no proxy stands between the two."""
-        host = urlsplit(self.url).hostname
-        return {"NO_PROXY": f"localhost,127.0.0.1,{host}", **self.environment, **self.all_secrets()}
+        given = {**self.environment, **self.all_secrets()}
+        return {**given, **exempting(given, [urlsplit(self.url).hostname or ""])}
 
     def all_secrets(self) -> dict[str, str]:
         """Return the secrets and the server's key under the name that both vllm bench and lm_eval read."""

@@ -10,7 +10,6 @@ reach once a host. The token and the passwords of proxies are in none of it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,8 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleError
-
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import hub_model, reach
@@ -31,6 +28,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.host.hub_model impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import proxies_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import ModelInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import TRUE
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.site_variables import SiteVariables
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import catalogue
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
@@ -69,9 +67,9 @@ def wanted(wished: Wishes) -> bool:
 
 def questions(wished: Wishes, templar: Any, variables: Mapping[str, Any]) -> list[HubQuestion]:
     """Return how to ask the hub of the model: by the servers' way, and by the controller's own where it is another."""
-    environment = {**wished.environment, **_mapping(templar, variables, "vllm_secret_environment")}
-    given = {name.upper(): str(value) for name, value in environment.items()}
-    files = [_text(templar, variables, "vllm_ca_bundle"), *(os.environ.get(name, "") for name in BUNDLES)]
+    site = SiteVariables(templar, variables)
+    given = {name.upper(): value for name, value in {**wished.environment, **site.servers()}.items()}
+    files = [site.text("vllm_ca_bundle"), *(os.environ.get(name, "") for name in BUNDLES)]
     trusted = [path for path in files if path and os.path.isfile(path)]
     own = reach.Route(urllib.request.getproxies_environment(), trusted)
     servers = reach.Route(proxies_of(given.get("HTTPS_PROXY", ""), given.get("NO_PROXY", "")), trusted)
@@ -79,7 +77,7 @@ def questions(wished: Wishes, templar: Any, variables: Mapping[str, Any]) -> lis
         wished.model or "",
         str(wished.extra_config.get("revision") or "main"),
         given.get("HF_ENDPOINT") or hub_model.HUB,
-        _text(templar, variables, "vllm_hf_token"),
+        site.text("vllm_hf_token"),
     )
     routes = [servers, own] if servers.proxies else [own]
     return [replace(question, route=route) for route in routes]
@@ -168,22 +166,3 @@ def _keep(path: Path, told: Look) -> None:
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(kept), encoding="utf-8")
     temporary.replace(path)
-
-
-def _text(templar: Any, variables: Mapping[str, Any], name: str) -> str:
-    try:
-        value = templar.template(variables.get(name, ""))
-    except AnsibleError:
-        return ""
-    return str(value) if isinstance(value, str) else ""
-
-
-def _mapping(templar: Any, variables: Mapping[str, Any], name: str) -> dict[str, str]:
-    try:
-        value = templar.template(variables.get(name, {}))
-    except AnsibleError:
-        return {}
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-    return {str(key): str(entry) for key, entry in value.items()} if isinstance(value, Mapping) else {}

@@ -424,6 +424,8 @@ WITHOUT_NEGATIVE = frozenset(
         "headless",
     }
 )
+# Options that take a list as one text of JSON; others take several values.
+JSON_LISTS = frozenset({"allowed-headers", "allowed-methods", "allowed-origins", "custom-histogram-buckets"})
 
 BY_OPTION = {name: decision for decision in OPTIONS for name in decision.names.split()}
 BY_VARIABLE = {name: decision for decision in ENVIRONMENT for name in decision.names.split()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.option_names import OPTIONS_WITH_VARIABLE
@@ -16,12 +16,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names 
     SHORTEST_SECRET,
     hideable,
     is_secret,
+    secrets_within,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.serve_options import (
     ALIASES,
     ALLOW,
     BY_OPTION,
     BY_VARIABLE,
+    JSON_LISTS,
     REFUSE,
     WARN,
     WITHOUT_NEGATIVE,
@@ -80,12 +82,27 @@ def read_extra_config(value: Any) -> dict[str, Any]:
     """Read options of `vllm serve` in the form that its --config file passes on unharmed."""
     options = _folded({_whole(str(key)): content for key, content in mapping_of(value, "options and values").items()})
     problems = list(filter(None, (_problem(option, content, options) for option, content in options.items())))
+    # What else is wrong with an option is told with its value.
+    problems = list(_secrets(options)) or problems
     if problems:
         raise ValueError(". ".join(problems))
     result: dict[str, Any] = {}
     for option, content in options.items():
         result.update(_written(option, content))
     return result
+
+
+def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is said of each secret among the options; one with a variable of its own is refused with that."""
+    held = {option: content for option, content in options.items() if option not in OPTIONS_WITH_VARIABLE}
+    for found in secrets_within(held):
+        home = f"set {found.home} instead"
+        if found.home == "vllm_secret_environment":
+            home += (
+                ", as the environment variable that this part of vLLM reads, or mount a file that has it (vllm_volumes)"
+            )
+        why = f"looks like a secret {found.why}, and plans and configuration files are shown and kept"
+        yield f"{found.path} {why}: {home}"
 
 
 def warnings(config: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
@@ -179,7 +196,7 @@ def _written(option: str, content: Any) -> dict[str, Any]:
     if isinstance(content, Mapping):
         return {option: json.dumps(content, separators=(",", ":"))}
     if isinstance(content, (list, tuple)):
-        raise ValueError(f"{option} is a list, which vLLM's file does not take; write it as one text")
+        return _written_list(option, content)
     if not isinstance(content, bool):
         if isinstance(content, (int, float)):
             return {option: float(content) if isinstance(content, float) else int(content)}
@@ -193,3 +210,23 @@ def _written(option: str, content: Any) -> dict[str, Any]:
     if option in WITHOUT_NEGATIVE:
         return {}
     return {option[3:] if option.startswith("no-") else f"no-{option}": True}
+
+
+def _written_list(option: str, content: Sequence[Any]) -> dict[str, Any]:
+    """Return an option with several values as vLLM's file takes it."""
+    if not content:
+        raise ValueError(f"{option} is an empty list, which vLLM drops without a word; leave it out")
+    if option in JSON_LISTS:
+        return {option: json.dumps(content, separators=(",", ":"))}
+    return {option: [_entry(option, entry) for entry in content]}
+
+
+def _entry(option: str, entry: Any) -> str | int | float:
+    """Return an entry of a list as vLLM's command line takes it: a mapping, such as an adapter, as JSON."""
+    if isinstance(entry, Mapping):
+        return json.dumps(entry, separators=(",", ":"))
+    if entry is None or isinstance(entry, (bool, list, tuple)):
+        raise ValueError(f"an entry of {option} is {json.dumps(entry)}; write texts, numbers or dictionaries")
+    if isinstance(entry, (int, float)):
+        return float(entry) if isinstance(entry, float) else int(entry)
+    return text_of(entry)

@@ -34,6 +34,12 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_optio
     read_extra_config,
     read_secret_environment,
 )
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.site_options import (
+    exceptions_given,
+    index_given,
+    proxy_given,
+    registries_given,
+)
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.variable_names import misspelt
 
 PLATFORMS = {
@@ -84,6 +90,11 @@ class Wishes:
     allow_unauthenticated: bool = False
     has_hf_token: bool = False
     has_secret_environment: bool = False
+    has_http_proxy: bool = False
+    has_https_proxy: bool = False
+    has_no_proxy: bool = False
+    has_pip_index: bool = False
+    registries: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     extra_config: dict[str, Any] = field(default_factory=dict)
     gpus: tuple[dict[str, Any], ...] = ()
@@ -363,6 +374,11 @@ READERS: dict[str, tuple[str, Reader]] = {
     "has_accepted_keys": ("vllm_api_keys_accepted", _keys),
     "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
     "has_hf_token": ("vllm_hf_token", given),
+    "has_http_proxy": ("vllm_http_proxy", proxy_given),
+    "has_https_proxy": ("vllm_https_proxy", proxy_given),
+    "has_no_proxy": ("vllm_no_proxy", exceptions_given),
+    "has_pip_index": ("vllm_pip_index_url", index_given),
+    "registries": ("vllm_registries", registries_given),
     "has_secret_environment": ("vllm_secret_environment", read_secret_environment),
     "environment": ("vllm_environment", read_environment),
     "extra_config": ("vllm_extra_config", read_extra_config),

@@ -164,25 +164,82 @@ def _image(case: Case) -> list[Finding]:
 
 
 TRUST = {
-    "registry": "Put the CA certificate that signed it under /etc/docker/certs.d/{name}/ca.crt; if it is said to be not"
-    " yet valid or expired, fix the clock first.",
+    "package-index": "Name the CA certificates of whoever signs it in vllm_ca_bundle; if it is said to be not yet valid"
+    " or expired, fix the clock first.",
+    "registry": "Name the CA certificate that signed it as ca of {name} in vllm_registries (or put it under"
+    " /etc/docker/certs.d/{name}/ca.crt); if it is said to be not yet valid or expired, fix the clock first.",
     "hub": "Name the CA certificates of whoever signs it in vllm_ca_bundle; if it is said to be not yet valid or"
     " expired, fix the clock first.",
 }
 WAY = {
-    "registry": "Give the engine a way there (DNS, its proxies or registry-mirrors in /etc/docker/daemon.json), name a"
+    "package-index": "Set vllm_https_proxy (and vllm_no_proxy), or a mirror as vllm_pip_index_url.",
+    "registry": "Give the engine a way there (DNS, vllm_https_proxy, registry-mirrors in docker_daemon_config), name a"
     " registry that it reaches in vllm_image, or load the image: vllm_image_archive, or vllm_offline: true.",
-    "hub": "Give the servers a way there: HTTPS_PROXY in vllm_environment (this host's own variables do not reach into"
+    "hub": "Give the servers a way there: vllm_https_proxy (this host's own variables do not reach into"
     " containers), a mirror as HF_ENDPOINT in vllm_environment, or weights on the host: vllm_model: /path.",
 }
 
 
 def _registry(case: Case) -> list[Finding]:
     plan, answer = case.outlook.plan, case.part("reach").get("registry")
-    if not answer or answer["reachable"] or (plan and plan["image"]["source"] != "pull"):
+    if not answer or (plan and plan["image"]["source"] != "pull"):
         return []
-    reference = plan["image"]["reference"] if plan else questions(case.wishes, "")["image_reference"]
-    return [_unreachable("registry", f"the registry of {reference}", registry_of(reference), answer)]
+    asked = questions(case.wishes, "")["image_reference"]
+    reference = plan["image"]["reference"] if plan else asked
+    name = registry_of(reference)
+    if not answer["reachable"]:
+        return [_unreachable("registry", f"the registry of {reference}", name, answer)]
+    if answer["status"] in (401, 403):
+        return [_unauthorised(case, name, reference, answer)]
+    if answer["status"] == 404 and reference == asked:
+        return [
+            Finding(
+                "image-not-found",
+                ERROR,
+                f"The registry {name} has no image {reference}: {answer['url']} answers 404.",
+                "an image that it has",
+                "Check the spelling of vllm_image and vllm_image_tag. Some registries answer so to those who may not"
+                " read an image: check the user in vllm_registries, too.",
+            )
+        ]
+    return []
+
+
+def _unauthorised(case: Case, name: str, reference: str, answer: ReachInfo) -> Finding:
+    known = name in case.wishes.registries
+    user = "$oauthtoken" if name == "nvcr.io" else "…"
+    return Finding(
+        "registry-unauthorised",
+        ERROR,
+        f"The registry {name} does not give {reference} to "
+        + ("the user in vllm_registries" if known else "everybody")
+        + f": {answer['url']} answers {answer['status']}.",
+        "a user who may pull it",
+        (
+            f"Correct username and password of {name} in vllm_registries, and what its user may read there."
+            if known
+            else f"Set vllm_registries: [{{host: {name}, username: {user}, password: …}}], the password in a vault."
+        ),
+    )
+
+
+def _index(case: Case) -> list[Finding]:
+    answer = case.part("reach").get("package_index")
+    if not answer:
+        return []
+    if not answer["reachable"]:
+        return [_unreachable("package-index", "the package index", answer["url"], answer)]
+    if answer["status"] in (401, 403):
+        return [
+            Finding(
+                "package-index-unauthorised",
+                ERROR,
+                f"The package index refuses: {answer['url']} answers {answer['status']}.",
+                "an index that gives packages",
+                "Correct user and password in vllm_pip_index_url, https://user:password@….",
+            )
+        ]
+    return []
 
 
 def _hub(case: Case) -> list[Finding]:
@@ -249,4 +306,4 @@ def _holes(case: Case) -> list[Finding]:
     ]
 
 
-CHECKS = (_offline, _image, _registry, _hub, _holes)
+CHECKS = (_offline, _image, _registry, _index, _hub, _holes)

@@ -92,6 +92,18 @@ def test_the_servers_own_mounts_and_variables_reach_pip_and_lm_eval(run: Run, pr
     assert evaluation["environment"]["MIRROR_PASSWORD"] == "hush" and "hush" not in result["command"]
 
 
+def test_secret_variables_reach_pip_and_lm_eval_and_no_command(run: Run, program: Any) -> None:
+    program.does = lm_eval()
+    hidden = {"MIRROR": "hush-hush", "https_proxy": "http://proxy:3128", "NO_PROXY": "mirror.example.com"}
+    result = run(environment={"MIRROR": "public"}, secrets=hidden)
+    install, evaluation = program.created
+    for job in (install, evaluation):
+        assert job["environment"]["MIRROR"] == "hush-hush"
+        assert job["environment"]["https_proxy"] == "http://proxy:3128"
+    assert evaluation["environment"]["no_proxy"].startswith("mirror.example.com,localhost,127.0.0.1")
+    assert "hush" not in result["command"] and "--env MIRROR " in result["command"]
+
+
 def test_another_version_or_image_is_installed_anew_in_place_of_the_old(run: Run, program: Any, tmp_path: Path) -> None:
     program.does = lm_eval()
     assert run()["changed"]

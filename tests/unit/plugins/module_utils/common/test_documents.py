@@ -128,7 +128,7 @@ def test_every_type_is_a_part_of_what_is_compared() -> None:
     """A type that nothing documented is made of would be compared with nothing."""
     makers = (documents, names, engine, driver, nvidia, system, python, ports, reach, folder, probe)
     defined = {entry for module in makers for entry in vars(module).values() if is_typeddict(entry)}
-    bases = {documents.ReplicaConfig, documents.NetworkOfSpec, documents._SpecOfAnyVersion, reach._Refusal}
+    bases = {documents.ReplicaConfig, documents.NetworkOfSpec, documents._SpecOfAnyVersion}
     assert defined - bases == {found for kind in (Plan, HostInfo, Spec) for found in types_of(kind)}
 
 

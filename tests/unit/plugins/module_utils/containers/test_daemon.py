@@ -21,7 +21,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon as containers_daemon
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon_config, engine
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import daemon_config, engine, engine_proxies
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon import DaemonStep
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.daemon_config import DaemonWish as Wish
 
@@ -311,7 +311,7 @@ class Steps:
         self.taken: list[str] = []
         self.up = True
 
-    def __call__(self, _docker_host: str) -> Steps:
+    def __call__(self, _docker_host: str, _proxies: Any = None) -> Steps:
         return self
 
     def restart(self) -> None:
@@ -356,3 +356,68 @@ def test_check_mode_tells_the_step_and_takes_none(tmp_path: Path, monkeypatch: p
     assert not path.exists()
     step = containers_daemon.next_step(Wish(NO_ENGINE), seen(), [], False)
     assert step == DaemonStep("none")
+
+
+# ---- proxies ----
+
+PROXIES = {"HTTPS_PROXY": "http://me:my-marker@proxy:3128", "NO_PROXY": "localhost"}
+
+
+@pytest.fixture
+def proxy_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Where the variables of the engine's service lie, and what names that file to systemd."""
+    variables, drop_in = tmp_path / "docker" / "proxies.env", tmp_path / "docker.service.d" / "proxies.conf"
+    monkeypatch.setattr(engine_proxies, "OWN_PROXIES", str(variables))
+    monkeypatch.setattr(engine_proxies, "DROP_IN", str(drop_in))
+    monkeypatch.setattr(containers_daemon, "has_unit", lambda: True)
+    monkeypatch.setattr(containers_daemon, "_succeeds", lambda *_words: True)
+    return variables, drop_in
+
+
+def test_only_root_reads_the_engines_proxies_and_none_takes_them_away(proxy_files: tuple[Path, Path]) -> None:
+    variables, drop_in = proxy_files
+    assert engine_proxies.due(PROXIES, unit=True) and not engine_proxies.due({}, unit=True)
+    engine_proxies.write(PROXIES, unit=True)
+    assert variables.read_text() == 'HTTPS_PROXY="http://me:my-marker@proxy:3128"\nNO_PROXY="localhost"\n'
+    assert variables.stat().st_mode & 0o777 == 0o600
+    assert "my-marker" not in drop_in.read_text()
+    assert not engine_proxies.due(PROXIES, unit=True) and engine_proxies.due({}, unit=True)
+    assert engine.variables_in(variables.read_text()) == PROXIES
+    engine_proxies.write({}, unit=True)
+    assert not variables.exists() and not drop_in.exists()
+
+
+def test_what_the_engine_tells_of_its_proxies_is_compared_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"https": "http://xxxxx:xxxxx@proxy:3128", "no": "localhost"}
+    monkeypatch.setattr(engine_proxies, "pull_settings", lambda *_arguments: {"proxies": told})
+    assert engine_proxies.taken(NO_ENGINE, PROXIES)
+    assert not engine_proxies.taken(NO_ENGINE, {**PROXIES, "HTTPS_PROXY": "http://proxy:3128"})
+    assert not engine_proxies.taken(NO_ENGINE, {})
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed", "action", "pending"),
+    [((), False, "restart", ""), (("vllm-0",), True, "restart", ""), (("vllm-0",), False, "none", "vllm-0")],
+)
+def test_what_serves_is_not_ended_for_proxies(
+    names: tuple[str, ...],
+    allowed: bool,
+    action: str,
+    pending: str,
+    tmp_path: Path,
+    proxy_files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(containers_daemon, "engine", lambda _host: seen(*names))
+    monkeypatch.setattr(containers_daemon, "refuse_unread", lambda *_arguments: None)
+    monkeypatch.setattr(engine_proxies, "taken", lambda *_arguments: False)
+    path = tmp_path / "daemon.json"
+    wish = Wish(NO_ENGINE, path=str(path), allow_restart=allowed, proxies=PROXIES)
+    result = containers_daemon.ensure(wish, check_mode=True)
+    assert (result["changed"], result["action"]) == (True, action)
+    assert pending in result["pending"] and bool(result["pending"]) == bool(pending)
+    assert "my-marker" not in str(result) and not proxy_files[0].exists()
+    # What a person wrote into daemon.json counts.
+    path.write_text('{"proxies": {"https-proxy": "http://other:3128"}}')
+    result = containers_daemon.ensure(wish, check_mode=True)
+    assert (result["changed"], result["action"], result["pending"]) == (False, "none", "")

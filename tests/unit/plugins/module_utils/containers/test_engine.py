@@ -109,6 +109,7 @@ def test_an_engine_is_described(engine: tuple[str, Engine]) -> None:
         "kind": "docker",
         "rootless": False,
         "config_path": "",
+        "own_proxies": False,
         "containers": [
             {
                 "id": "a" * 64,

@@ -10,7 +10,6 @@ import http.server
 import os
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import probe, reach
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
+from ansible_collections.gpufleet.vllm.tests.fakes.recording_proxy import RecordingProxy
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 Start = Callable[..., str]
@@ -69,19 +68,6 @@ def start(servers: list[http.server.ThreadingHTTPServer]) -> Start:
         return f"127.0.0.1:{server.server_port}"
 
     return run
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody else trusts, with its key in the same file."""
-    folder = tmp_path_factory.mktemp("certificate")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*words, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-    whole = folder / "whole.pem"
-    whole.write_text(certificate.read_text() + key.read_text())
-    return whole
 
 
 @pytest.fixture
@@ -150,7 +136,7 @@ def test_exceptions_of_the_proxy_are_honoured(start: Start, closed_port: str) ->
     address = start(200)
     proxies = {"http": f"http://{closed_port}", "no": "127.0.0.1"}
     assert reach.ask(f"http://{address}/", reach.Route(proxies))["reachable"] is True
-    assert reach.ask(f"http://{address}/", reach.Route({**proxies, "no": "other"}))["cause"] == "refused"
+    assert reach.ask(f"http://{address}/", reach.Route({**proxies, "no": "other"}))["cause"] == "proxy"
 
 
 @pytest.mark.parametrize(
@@ -192,13 +178,6 @@ def test_the_exceptions_of_the_engines_proxy_are_read_as_the_engine_does(
     assert route.proxied(url) is not bypassed
 
 
-def test_the_registry_is_asked_by_the_engines_exceptions(closed_port: str) -> None:
-    """The proxy would refuse, but the engine does not ask it."""
-    proxies = {"https": f"http://{closed_port}", "no": "*.invalid"}
-    found = reach.registry("registry.invalid/vllm:1", {"proxies": proxies})
-    assert (found["proxied"], found["cause"]) == (False, "dns")
-
-
 def test_the_hubs_client_reads_exceptions_as_python_does() -> None:
     route = reach.Route({"https": "http://proxy:3128", "no": ".corp.example"})
     assert route.proxied("https://corp.example/") is False
@@ -209,6 +188,31 @@ def test_a_proxy_that_refuses(start: Start, url: str, status: int) -> None:
     proxy = f"http://{start(status)}"
     found = reach.ask(url, reach.Route({"http": proxy, "https": proxy}))
     assert (found["reachable"], found["cause"], found["proxied"]) == (False, "proxy", True)
+    assert str(status) in found["reason"]
+
+
+def test_a_proxy_that_is_not_there_is_told_and_not_the_server(closed_port: str) -> None:
+    proxies = {"http": f"http://me:my-secret@{closed_port}", "https": "http://proxy.invalid:3128"}
+    refused = reach.ask("http://hub.example.com/", reach.Route(proxies))
+    assert refused["cause"] == "proxy"
+    assert refused["reason"] == f"the proxy http://{closed_port} is not reached: the connection is refused"
+    unknown = reach.ask("https://hub.example.com/", reach.Route(proxies))
+    assert unknown["cause"] == "proxy"
+    assert unknown["reason"].startswith("the proxy http://proxy.invalid:3128 is not reached: its name cannot")
+
+
+def test_a_proxys_password_is_sent_and_told_to_nobody_else() -> None:
+    proxy = RecordingProxy("me:my-secret")
+    route = reach.Route({"http": proxy.url, "https": proxy.url})
+    wrong = reach.Route({"http": proxy.url.replace("my-secret", "a-guess")})
+    # The stand-in answers 502 to those who have its password.
+    assert reach.ask("http://hub.example.com/", route)["status"] == 502
+    assert "502" in reach.ask("https://hub.example.com/", route)["reason"]
+    assert proxy.asked == ["http://hub.example.com/", "hub.example.com:443"]
+    found = reach.ask("http://hub.example.com/", wrong)
+    assert found["reason"] == "the proxy does not accept the password of me (407)"
+    assert "a-guess" not in str(found)
+    proxy.close()
 
 
 def test_the_environments_proxies_are_not_taken(
@@ -218,68 +222,6 @@ def test_the_environments_proxies_are_not_taken(
     monkeypatch.setenv("http_proxy", f"http://{closed_port}")
     monkeypatch.setenv("no_proxy", "")
     assert reach.ask(f"http://{start(200)}/", reach.Route())["reachable"] is True
-
-
-# ---- registries ----
-
-
-@pytest.mark.parametrize(
-    ("reference", "registry"),
-    [
-        ("vllm/vllm-openai:v0.12.0", "docker.io"),
-        ("debian", "docker.io"),
-        ("registry.example.org/vllm:1", "registry.example.org"),
-        ("localhost/vllm", "localhost"),
-        ("registry:5000/vllm:1", "registry:5000"),
-    ],
-)
-def test_the_registry_in_a_name(reference: str, registry: str) -> None:
-    assert registry_of(reference) == registry
-
-
-def test_a_registry_without_tls_on_a_loopback_address(start: Start) -> None:
-    address = start(200)
-    found = reach.registry(f"{address}/vllm:1", {})
-    assert (found["reachable"], found["url"]) == (True, f"http://{address}/v2/")
-
-
-def test_a_registry_whose_certificate_the_engine_was_given(
-    start: Start, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reach, "_insecure", lambda *_arguments: False)
-    address = start(401, certificate)
-    assert reach.registry(f"{address}/vllm:1", {}, str(tmp_path))["cause"] == "certificate"
-    (tmp_path / address).mkdir()
-    (tmp_path / address / "ca.crt").write_text(certificate.read_text())
-    assert reach.registry(f"{address}/vllm:1", {}, str(tmp_path))["reachable"] is True
-
-
-def test_a_mirror_is_enough_for_docker_hub(start: Start, closed_port: str) -> None:
-    address = start(200)
-    mirrors = {"mirrors": [f"http://{closed_port}", f"http://user:password@{address}/"]}
-    found = reach.registry("vllm/vllm-openai:v0.12.0", mirrors)
-    assert (found["reachable"], found["url"]) == (True, f"http://{address}/v2/")
-
-
-def test_without_an_answer_the_registry_itself_is_told(closed_port: str) -> None:
-    settings = {"mirrors": [f"http://{closed_port}"], "proxies": {"https": f"http://{closed_port}"}}
-    found = reach.registry("vllm/vllm-openai:v0.12.0", settings)
-    assert (found["reachable"], found["url"]) == (False, "https://registry-1.docker.io/v2/")
-
-
-@pytest.mark.parametrize(
-    ("name", "listed", "insecure"),
-    [
-        ("localhost:5000", [], True),
-        ("127.0.0.1:5000", [], True),
-        ("10.1.2.3:5000", ["10.0.0.0/8"], True),
-        ("10.1.2.3:5000", [], False),
-        ("registry:5000", ["registry:5000"], True),
-        ("registry:5001", ["registry:5000"], False),
-    ],
-)
-def test_which_registries_need_no_certificate(name: str, listed: list[str], insecure: bool) -> None:
-    assert reach._insecure(name, listed) is insecure
 
 
 # ---- several ----
@@ -328,7 +270,8 @@ def test_a_mirror_that_the_engine_is_about_to_get_counts_already(start: Start, t
         registry_mirrors=[mirror],
     )
     found: Any = probe.probe(asked)
-    assert (found["reach"]["registry"]["reachable"], found["reach"]["registry"]["url"]) == (True, f"{mirror}/v2/")
+    registry = found["reach"]["registry"]
+    assert (registry["status"], registry["url"]) == (200, f"{mirror}/v2/vllm/vllm-openai/manifests/v0.12.0")
 
 
 def test_a_proxy_that_the_engine_is_about_to_get_counts_already(start: Start, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.config_file 
     MARK,
     check_config,
     check_replicas,
-    find_secret,
     is_inline_template,
     render_config,
     render_plan,
@@ -201,11 +200,11 @@ def test_template_or_its_path(text: str, inline: bool) -> None:
         ({"replicas": [{"environment": {"HF_TOKEN": "s"}}]}, "replicas[0].environment.HF_TOKEN"),
         ({"vllm_api_key": "s"}, "vllm_api_key"),
         ({"a": {"api-key": "s"}}, "a.api-key"),
+        ({"config": {"kv-transfer-config": '{"extra":{"password":"p"}}'}}, "config.kv-transfer-config.extra.password"),
         ({"environment": {"VLLM_API_KEY": ""}, "tokens": "8"}, ""),
     ],
 )
 def test_secrets_in_a_plan_are_found(plan: Any, where: str) -> None:
-    assert find_secret(plan) == where
     if where:
         with pytest.raises(GpufleetError) as caught:
             render_plan(plan)
@@ -222,3 +221,12 @@ def test_names_that_are_no_file_names_are_refused(replicas: list[Any]) -> None:
     with pytest.raises(GpufleetError) as caught:
         check_replicas(replicas)
     assert caught.value.name == "replica-invalid"
+
+
+def test_a_secret_within_an_option_is_refused_without_its_value() -> None:
+    with pytest.raises(GpufleetError) as caught:
+        render_config({"kv-transfer-config": '{"kv_connector_extra_config":{"api_key":"my-marker"}}'})
+    assert caught.value.name == "config-secret"
+    assert caught.value.details == {"key": "kv-transfer-config.kv_connector_extra_config.api_key"}
+    assert "vllm_secret_environment" in caught.value.remedy
+    assert "my-marker" not in str(caught.value.as_failure())

@@ -17,6 +17,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.serve_opti
     ALLOW,
     BY_OPTION,
     BY_VARIABLE,
+    JSON_LISTS,
     REFUSE,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import extra_options, planner, wishes
@@ -117,7 +118,7 @@ def test_values_that_change_nothing_are_allowed(option: str, value: Any) -> None
         ({"speculative-config": {"a": 1}, "speculative_config.b": 2}, "write all its fields in one place"),
         ({"compilation-config.level": 1, "compilation-config.level.x": 2}, "write all its fields in one place"),
         ('{"headless": true}', "headless: true"),
-        ("headless", "'headless' is not valid: it must be a dictionary"),
+        ("headless", "(hidden) is not valid: it must be a dictionary"),
     ],
 )
 def test_other_ways_to_say_it(config: Any, text: str) -> None:
@@ -160,10 +161,54 @@ def test_a_beginning_of_allowed_options_is_left_to_vllm() -> None:
             {"speculative-config": '{"method":"ngram","num_speculative_tokens":2}'},
         ),
         ({"compilation-config.custom_ops+": "none"}, {"compilation-config.custom_ops+": "none"}),
+        ({"cudagraph_capture_sizes": [1, 2, 4]}, {"cudagraph-capture-sizes": [1, 2, 4]}),
+        (
+            {"lora-modules": ["a=/lora/a", {"name": "b", "path": "/lora/b"}]},
+            {"lora-modules": ["a=/lora/a", '{"name":"b","path":"/lora/b"}']},
+        ),
+        ({"allowed-origins": ["https://a.example"]}, {"allowed-origins": '["https://a.example"]'}),
+        ({"reasoning-config": {"stop": ["</think>"]}}, {"reasoning-config": '{"stop":["</think>"]}'}),
     ],
 )
 def test_options_are_written_as_vllm_takes_them(config: Any, expected: dict[str, Any]) -> None:
     assert read(config) == expected
+
+
+@pytest.mark.parametrize("data", RELEASES.values(), ids=RELEASES)
+def test_lists_of_a_release_have_the_form_that_it_takes(data: dict[str, Any]) -> None:
+    for string, argument in data["arguments"].items():
+        option = string[2:]
+        if argument["type"] == "json" and isinstance(argument["default"], list):
+            assert option in JSON_LISTS
+        if argument.get("nargs") == "+" and option not in OPTIONS_WITH_VARIABLE:
+            assert read({option: ["a", 2]}) == {option: ["a", 2]}
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "home"),
+    [
+        (
+            {"kv-transfer-config": {"kv_connector_extra_config": {"hosts": [{"password": "my-marker"}]}}},
+            "kv-transfer-config.kv_connector_extra_config.hosts[0].password",
+            "vllm_secret_environment",
+        ),
+        (
+            {"kv-transfer-config": '{"kv_connector_extra_config":{"url":"redis://a:my-marker@cache"}}'},
+            "kv-transfer-config.kv_connector_extra_config.url",
+            "vllm_secret_environment",
+        ),
+        ({"additional_config.apiKey": "my-marker"}, "additional-config.apiKey", "vllm_secret_environment"),
+        ({"model-loader-extra-config": {"a": "hf_mymarkermymarker"}}, "model-loader-extra-config.a", "vllm_hf_token"),
+        ({"lora-modules": ["a=https://u:my-marker@x"]}, "lora-modules[0]", "vllm_secret_environment"),
+        ({"uds": "sk-my-markermy-marker"}, "uds", "vllm_secret_environment"),
+        ({"api-key": "my-marker"}, "api-key", "vllm_api_key"),
+    ],
+)
+def test_a_secret_is_refused_with_the_variable_that_is_its_home(config: Any, path: str, home: str) -> None:
+    problem = refusal("vllm_extra_config", config)
+    assert f"{path} " in problem
+    assert home in problem
+    assert "marker" not in problem.replace("vllm", "")
 
 
 @pytest.mark.parametrize("name", [name for name, decision in BY_VARIABLE.items() if decision.kind == REFUSE])

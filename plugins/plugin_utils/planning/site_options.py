@@ -1,0 +1,102 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks the variables of a site's way out and registries. They may hold passwords, which are not kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import text_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DOCKER_HUB
+
+EXAMPLE = "[{host: registry.example.com, username: fleet, password: …}]"
+
+
+def proxy_given(value: Any) -> bool:
+    """Return whether a proxy is named.
+
+    Raises:
+        ValueError: it is no address of one.
+    """
+    text = text_of(value)
+    if text and (not _is_address(text) or urlsplit(text).path not in ("", "/")):
+        raise ValueError(
+            "it must be an address such as http://proxy.example.com:3128 or http://user:password@proxy.example.com:3128,"
+            " with @ : / in user and password written as %40 %3A %2F"
+        )
+    return bool(text)
+
+
+def index_given(value: Any) -> bool:
+    """Return whether a package index is named.
+
+    Raises:
+        ValueError: it is no address of one.
+    """
+    text = text_of(value)
+    if text and not _is_address(text):
+        raise ValueError("it must be an address such as https://pypi.example.com/simple")
+    return bool(text)
+
+
+def exceptions_given(value: Any) -> bool:
+    """Return whether anyone is named who is reached without a proxy.
+
+    Raises:
+        ValueError: it is no list of names.
+    """
+    # Ansible takes a text with commas for a list.
+    entries = value.split(",") if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError("it must be a list such as [.example.com, 10.0.0.0/8]")
+    for entry in (text_of(entry) for entry in entries):
+        if "://" in entry or re.search(r"\s", entry):
+            raise ValueError(f"{entry!r} is no name, domain, address or network; leave out http:// and white space")
+    return bool(entries)
+
+
+def registries_given(value: Any) -> tuple[str, ...]:
+    """Return the names of the registries for which there is a user.
+
+    Raises:
+        ValueError: it is no list of registries.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"it must be a list such as {EXAMPLE}")
+    names: list[str] = []
+    users: list[str] = []
+    for entry in value:
+        if not isinstance(entry, Mapping) or not entry.get("host"):
+            raise ValueError(f"an entry has no host; write {EXAMPLE}")
+        name = registry_name(str(entry["host"]))
+        unknown = sorted(map(str, set(entry) - {"host", "username", "password", "ca"}))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)} is no key of the entry of {name}; write {EXAMPLE}")
+        if "/" in name or re.search(r"\s", name):
+            raise ValueError(f"{name!r} is no host; write the part of an image's name before the first slash")
+        if name in names:
+            raise ValueError(f"{name} is there twice")
+        if bool(entry.get("username")) != bool(entry.get("password")):
+            raise ValueError(f"{name} has a {'username' if entry.get('username') else 'password'} alone; give both")
+        names.append(name)
+        users += [name] * bool(entry.get("username"))
+    return tuple(users)
+
+
+def registry_name(host: str) -> str:
+    """Return the name of a registry as images have it, for the ways in which people write it."""
+    name = host.strip().partition("://")[2] or host.strip()
+    name = name.rstrip("/").removesuffix("/v1").removesuffix("/v2")
+    return DOCKER_HUB if name in ("index.docker.io", "registry-1.docker.io", "hub.docker.com") else name
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
