@@ -14,7 +14,12 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import by_text, fold, in_order, shortened
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import certificate_lines, shared_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import (
+    certificate_lines,
+    gets_requests,
+    shared_lines,
+)
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.should_serve import should_serve
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import aligned, count_of
 
 # More serving replicas than these share a line with others of their kind.
@@ -64,6 +69,7 @@ def status_lines(
     all_hosts: Sequence[str] = (),
     errors: Mapping[str, str] | None = None,
     routers: Mapping[str, Mapping[str, Any]] | None = None,
+    plans: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, list[str]]:
     """Return the lines that a person reads of the servers of many hosts.
 
@@ -74,6 +80,7 @@ def status_lines(
         all_hosts: every host that was asked; those that are not among `servers` were not reached.
         errors: host names to why what runs there could not be looked at; empty where it could.
         routers: hosts of routers to what the module router_backend returned of all hosts there.
+        plans: host names to what the module vllm_server_info returned as `plan`.
 
     Returns:
         `lines`: a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
@@ -84,6 +91,7 @@ def status_lines(
         `docker_run`: the line that repeats each replica by hand.
         `not_serving`: `host/replica`.
         `differing`, `not_looked_at`, `not_reached` and `without_requests`: names of hosts.
+        `should_serve`: what does not serve though it should, each with the reason.
     """
     found = _collect(servers, drift or {}, all_hosts, errors or {}, routers or {})
     made = {host: list(entries)[:SHOWN_DEPLOYMENTS] for host, entries in (deployments or {}).items()}
@@ -98,6 +106,7 @@ def status_lines(
         "not_looked_at": in_order(found.not_looked_at),
         "not_reached": list(found.not_reached),
         "without_requests": found.without_requests,
+        "should_serve": should_serve(found.servers, found.routers, plans or {}),
     }
 
 
@@ -176,7 +185,7 @@ def _without_requests(
         host, _colon, replica = name.rpartition(":")
         status = str(server["status"])
         words = {"drain": "drained", "maint": "in maintenance"}.get(server["state"], "")
-        if not _gets_requests(server):
+        if not gets_requests(server):
             why = f", {causes[name]}" if name in causes and not words else ""
             found.setdefault(host, []).append(f"{replica} {words or status}{why}")
     for host, replicas in servers.items():
@@ -186,18 +195,13 @@ def _without_requests(
     return found
 
 
-def _gets_requests(server: Mapping[str, Any]) -> bool:
-    """Return whether a router sends requests to one of its servers."""
-    return server["state"] == "ready" and str(server["status"]).startswith(("UP", "no check"))
-
-
 def _router_lines(name: str, router: Mapping[str, Any], closed: Mapping[str, Sequence[str]], hosts: int) -> list[str]:
     """Return what is to be said of one router: how many replicas get requests, and which do not, with the reasons."""
     if "servers" not in router:
         why = (router.get("error") or {}).get("message") or router.get("msg") or "it was not reached"
         return [f"The router {name} could not be asked: {_one_line(str(why))}"]
     servers = router["servers"].values()
-    usable = [server for server in servers if _gets_requests(server)]
+    usable = [server for server in servers if gets_requests(server)]
     running = sum(int(server.get("sessions", 0)) for server in servers)
     all_of_them = count_of(len(servers), "replica")
     told = f"The router {name} sends requests to {len(usable)} of {all_of_them}; {running} are running."
