@@ -22,6 +22,7 @@ class ActionModule(FleetPage):
         "errors": {"type": "dict", "default": {}},
         "routers": {"type": "dict", "default": {}},
         "plans": {"type": "dict", "default": {}},
+        "gpu_health": {"type": "dict", "default": {}},
     }
 
     def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:

@@ -60,6 +60,12 @@ options:
         container should serve and does not.
     type: dict
     default: {}
+  gpu_health:
+    description:
+      - Host names to what M(gpufleet.vllm.vllm_server_info) returned as C(gpu_health). What is wrong with GPUs is told
+        with its remedy.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -108,6 +114,12 @@ not_reached:
   sample: []
 not_serving:
   description: Each replica that does not serve, as C(host/replica).
+  returned: always
+  type: list
+  elements: str
+  sample: []
+sick_gpus:
+  description: Hosts with a sick GPU.
   returned: always
   type: list
   elements: str
