@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import replace_file
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import document as report_document
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import plots
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report import over_time, plots
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.report.plain import plain, without
 
 ARGUMENTS: dict[str, Any] = {
@@ -49,10 +49,13 @@ class ActionModule(ControllerAction):
             if entry["failures"] or nothing
         }
         hidden = [secret for secret in arguments["secrets"] if secret]
+        entries = over_time.entries_of(document)
+        document["trends"] = over_time.trends(over_time.read(folder), entries)
         failure: dict[str, Any] = {}
         if written:
             try:
                 self._write(document, folder, hidden)
+                self._keep(entries, folder, hidden)
             except GpufleetError as error:
                 failure = error.as_failure()  # the summary is shown all the same
         self._display.display(without("\n".join(["", *lines, ""]), hidden))
@@ -89,3 +92,19 @@ class ActionModule(ControllerAction):
                 name="report-not-written",
                 variable="vllm_report_dir",
             )
+
+    def _keep(self, entries: list[dict[str, Any]], folder: str, hidden: list[str]) -> None:
+        """Add what was measured to what earlier runs have.
+
+        Raises:
+            GpufleetError: C(report-not-written).
+        """
+        try:
+            over_time.append(folder, without("".join(json.dumps(entry) + "\n" for entry in entries), hidden))
+        except OSError as error:
+            raise GpufleetError(
+                f"What was measured cannot be kept in {os.path.join(folder, over_time.FILE)}.",
+                name="report-not-written",
+                remedy="Set vllm_report_dir to a folder on the controller that you may write to.",
+                evidence=str(error),
+            ) from error

@@ -21,6 +21,8 @@ class ActionModule(FleetPage):
         "all_hosts": {"type": "list", "elements": "str", "default": []},
         "errors": {"type": "dict", "default": {}},
         "routers": {"type": "dict", "default": {}},
+        "plans": {"type": "dict", "default": {}},
+        "gpu_health": {"type": "dict", "default": {}},
     }
 
     def page(self, hosts: dict[str, Any], **further: Any) -> dict[str, list[str]]:

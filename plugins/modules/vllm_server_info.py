@@ -200,6 +200,14 @@ deployments:
       description: C(name) and C(message) of the failure; empty otherwise.
       type: dict
       sample: {}
+gpu_health:
+  description:
+    - What the host found when it last looked after its GPUs; empty where it does not, see the module
+      M(gpufleet.vllm.vllm_gpu_health). C(findings), each with C(gpu), C(reason), C(severity) (C(sick) or C(warning)),
+      C(evidence), C(message) and C(remedy), and C(age_s), how old that is.
+  returned: success
+  type: dict
+  sample: {"age_s": 12, "findings": [{"gpu": "3", "reason": "xid-79", "severity": "sick"}]}
 plan:
   description:
     - The plan of what serves on the host; empty when there is none. It becomes that of a deployment once its servers
@@ -209,10 +217,13 @@ plan:
   sample: {"schema_version": 1, "model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"}
 """
 
+import time
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_reasons import explained
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_service import read_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.status import server_states
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import applied_plan, history_entries
 
@@ -235,6 +246,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
         "changed": False,
         "servers": states,
         "deployments": history_entries.brief(history_entries.read_entries(params["config_dir"])),
+        "gpu_health": explained(read_report(), time.time()),
         "plan": applied_plan.plan_of_host(client, params["container_prefix"], params["config_dir"]),
     }
 

@@ -54,6 +54,18 @@ options:
         be asked.
     type: dict
     default: {}
+  plans:
+    description:
+      - Host names to what M(gpufleet.vllm.vllm_server_info) returned as C(plan). A replica of a plan that has no
+        container should serve and does not.
+    type: dict
+    default: {}
+  gpu_health:
+    description:
+      - Host names to what M(gpufleet.vllm.vllm_server_info) returned as C(gpu_health). What is wrong with GPUs is told
+        with its remedy.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -106,6 +118,21 @@ not_serving:
   type: list
   elements: str
   sample: []
+sick_gpus:
+  description: Hosts with a sick GPU.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+should_serve:
+  description:
+    - What does not serve though it should, each with the reason. That is each replica that does not serve or has no
+      container, and each that serves but gets no requests from a router, unless it was drained. A router that could
+      not be asked is one, too.
+  returned: always
+  type: list
+  elements: str
+  sample: ["gpu-03/vllm-1: dead"]
 without_requests:
   description: Hosts with a replica to which a router sends nothing.
   returned: always

@@ -137,6 +137,16 @@ def test_status_has_a_page_when_no_host_is_reached(play: Play) -> None:
     assert "The router lb-1 could not be asked:" in shown
 
 
+def test_status_fails_when_what_should_serve_does_not_unless_told_otherwise(play: Play, tmp_path: Path) -> None:
+    hosts, router = {"new": this_machine(tmp_path / "new")}, {"lb-1": unreachable()}
+    code, shown = play("status", hosts, router=router)
+    assert code == 2, shown
+    assert "router lb-1: it could not be asked. With vllm_status_fails: false" in shown
+    code, shown = play("status", hosts, "-e", "vllm_status_fails=false", router=router)
+    assert code == 0, shown
+    assert "The router lb-1 could not be asked:" in shown
+
+
 @needs_root
 def test_comparing_installs_nothing(play: Play, tmp_path: Path) -> None:
     old_libraries(tmp_path / "old")

@@ -45,3 +45,8 @@ def shared_lines(routers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if not state["in_step"]
     ]
     return lines
+
+
+def gets_requests(server: Mapping[str, Any]) -> bool:
+    """Return whether a router sends requests to one of its servers."""
+    return server["state"] == "ready" and str(server["status"]).startswith(("UP", "no check"))

@@ -12,9 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.gpu_lines import gpu_lines, sick_hosts
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import by_text, fold, in_order, shortened
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import certificate_lines, shared_lines
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import (
+    certificate_lines,
+    gets_requests,
+    shared_lines,
+)
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.should_serve import should_serve
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import aligned, count_of
 
 # More serving replicas than these share a line with others of their kind.
@@ -37,6 +43,7 @@ class FleetStatus:
         drift: hosts that differ from what the inventory wishes, with how.
         not_looked_at: hosts that answered but could not be looked at, with the cause.
         not_reached: hosts that did not answer.
+        gpu_health: what each host found of its GPUs.
         routers: what each router told of all hosts.
         closed: for each router the hosts that get no requests for a replica, with the reasons.
     """
@@ -48,6 +55,7 @@ class FleetStatus:
     drift: Mapping[str, str]
     not_looked_at: Mapping[str, str]
     not_reached: Sequence[str]
+    gpu_health: Mapping[str, Mapping[str, Any]]
     routers: Mapping[str, Mapping[str, Any]]
     closed: Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -64,6 +72,8 @@ def status_lines(
     all_hosts: Sequence[str] = (),
     errors: Mapping[str, str] | None = None,
     routers: Mapping[str, Mapping[str, Any]] | None = None,
+    plans: Mapping[str, Mapping[str, Any]] | None = None,
+    gpu_health: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, list[str]]:
     """Return the lines that a person reads of the servers of many hosts.
 
@@ -74,6 +84,8 @@ def status_lines(
         all_hosts: every host that was asked; those that are not among `servers` were not reached.
         errors: host names to why what runs there could not be looked at; empty where it could.
         routers: hosts of routers to what the module router_backend returned of all hosts there.
+        plans: host names to what the module vllm_server_info returned as `plan`.
+        gpu_health: host names to what the module vllm_server_info returned as `gpu_health`.
 
     Returns:
         `lines`: a headline, then what is wrong: a line for each replica that does not serve, with the cause of its
@@ -84,8 +96,10 @@ def status_lines(
         `docker_run`: the line that repeats each replica by hand.
         `not_serving`: `host/replica`.
         `differing`, `not_looked_at`, `not_reached` and `without_requests`: names of hosts.
+        `sick_gpus`: hosts with a sick GPU.
+        `should_serve`: what does not serve though it should, each with the reason.
     """
-    found = _collect(servers, drift or {}, all_hosts, errors or {}, routers or {})
+    found = _collect(servers, drift or {}, all_hosts, errors or {}, routers or {}, gpu_health or {})
     made = {host: list(entries)[:SHOWN_DEPLOYMENTS] for host, entries in (deployments or {}).items()}
     history = history_lines({host: entries for host, entries in made.items() if host in found.servers})
     docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in _replicas(found.servers)]
@@ -98,6 +112,8 @@ def status_lines(
         "not_looked_at": in_order(found.not_looked_at),
         "not_reached": list(found.not_reached),
         "without_requests": found.without_requests,
+        "sick_gpus": sick_hosts(found.gpu_health),
+        "should_serve": should_serve(found.servers, found.routers, plans or {}),
     }
 
 
@@ -107,6 +123,7 @@ def _collect(
     all_hosts: Sequence[str],
     errors: Mapping[str, str],
     routers: Mapping[str, Mapping[str, Any]],
+    gpu_health: Mapping[str, Mapping[str, Any]],
 ) -> FleetStatus:
     """Sort out what was told of the hosts, see status_lines."""
     not_looked_at = {host: _one_line(text) for host, text in errors.items() if text}
@@ -120,6 +137,7 @@ def _collect(
         drift={host: "; ".join(_one_line(text) for text in texts) for host, texts in drift.items() if texts},
         not_looked_at=not_looked_at,
         not_reached=in_order(host for host in all_hosts if host not in servers and host not in not_looked_at),
+        gpu_health=gpu_health,
         routers=routers,
         closed={name: _without_requests(found, looked_at) for name, found in routers.items()},
     )
@@ -135,6 +153,7 @@ def _page(found: FleetStatus) -> list[str]:
     rows = [(host, server["name"], _with_diagnosis(server)) for host, server in found.failing]
     rows += _serving_rows(found.serving)
     lines = [_headline(found), *aligned([("host", "replica", "what it does"), *rows] if rows else [])]
+    lines += gpu_lines(found.gpu_health, found.asked)
     empty = [host for host, servers in found.servers.items() if not servers]
     if empty:
         lines.append(f"Nothing is deployed on {fold(empty)}.")
@@ -154,6 +173,7 @@ def _headline(found: FleetStatus) -> str:
     """Return how many replicas serve, and how many hosts deserve a look."""
     replicas = len(found.serving) + len(found.failing)
     hosts = {
+        "with a sick GPU": len(sick_hosts(found.gpu_health)),
         "not as the inventory wishes": len(found.drift),
         "not looked at": len(found.not_looked_at),
         "not reached": len(found.not_reached),
@@ -176,7 +196,7 @@ def _without_requests(
         host, _colon, replica = name.rpartition(":")
         status = str(server["status"])
         words = {"drain": "drained", "maint": "in maintenance"}.get(server["state"], "")
-        if not _gets_requests(server):
+        if not gets_requests(server):
             why = f", {causes[name]}" if name in causes and not words else ""
             found.setdefault(host, []).append(f"{replica} {words or status}{why}")
     for host, replicas in servers.items():
@@ -186,18 +206,13 @@ def _without_requests(
     return found
 
 
-def _gets_requests(server: Mapping[str, Any]) -> bool:
-    """Return whether a router sends requests to one of its servers."""
-    return server["state"] == "ready" and str(server["status"]).startswith(("UP", "no check"))
-
-
 def _router_lines(name: str, router: Mapping[str, Any], closed: Mapping[str, Sequence[str]], hosts: int) -> list[str]:
     """Return what is to be said of one router: how many replicas get requests, and which do not, with the reasons."""
     if "servers" not in router:
         why = (router.get("error") or {}).get("message") or router.get("msg") or "it was not reached"
         return [f"The router {name} could not be asked: {_one_line(str(why))}"]
     servers = router["servers"].values()
-    usable = [server for server in servers if _gets_requests(server)]
+    usable = [server for server in servers if gets_requests(server)]
     running = sum(int(server.get("sessions", 0)) for server in servers)
     all_of_them = count_of(len(servers), "replica")
     told = f"The router {name} sends requests to {len(usable)} of {all_of_them}; {running} are running."

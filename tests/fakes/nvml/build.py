@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Build the stubs of the driver's libraries: python build.py FOLDER [SCENARIO]
 
-Puts libnvidia-ml.so.1, its scenarios and libcuda.so.1 into FOLDER; SCENARIO is the one to play where no variable names
-another.
+Puts libnvidia-ml.so.1, its scenarios, libcuda.so.1 and a stub of the kernel's log into FOLDER; SCENARIO is the one to
+play where no variable names another.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SCENARIOS = HERE / "scenarios"
 VARIABLE = "GPUFLEET_NVML_SCENARIO"
+# For LD_PRELOAD: a kernel's log from the file that GPUFLEET_KERNEL_LOG names.
+KERNEL_LOG = "libgpufleet-kernel-log.so"
 
 
 def build(folder: Path, default: str = "") -> Path:
@@ -35,7 +37,11 @@ def build(folder: Path, default: str = "") -> Path:
         raise RuntimeError(f"The stubs need a C compiler ({compiler}): apt-get install gcc libc6-dev")
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"
-    for name, source in ((library.name, "nvml_stub.c"), ("libcuda.so.1", "cuda_stub.c")):
+    for name, source in (
+        (library.name, "nvml_stub.c"),
+        ("libcuda.so.1", "cuda_stub.c"),
+        (KERNEL_LOG, "kernel_log_stub.c"),
+    ):
         command = [compiler, "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
         command += [f"-Wl,-soname,{name}", "-o", str(folder / name), str(HERE / source), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

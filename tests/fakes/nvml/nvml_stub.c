@@ -182,19 +182,26 @@ static int index_of(const struct table *gpu)
     return (int)(gpu - gpus);
 }
 
-/* A GPU with "error" answers every question with that error, as one that fell off the bus does. */
-static int check(const struct table *gpu)
+/*
+ * A GPU with "error" answers every question with that error, as one that fell off the bus does; one with "unreadable"
+ * answers the questions that it names with UNKNOWN.
+ */
+static int check(const struct table *gpu, const char *question)
 {
+    const char *unreadable;
     if (!started)
         return UNINITIALIZED;
     if (gpu < gpus || gpu >= gpus + gpu_count())
         return INVALID_ARGUMENT;
+    unreadable = get(gpu, "unreadable");
+    if (unreadable && strstr(unreadable, question))
+        return UNKNOWN;
     return (int)number(gpu, "error", SUCCESS);
 }
 
 #define CHECK(gpu)                                                                                                    \
     do {                                                                                                              \
-        int failed = check(gpu);                                                                                      \
+        int failed = check(gpu, __func__);                                                                                      \
         if (failed)                                                                                                   \
             return failed;                                                                                            \
     } while (0)
@@ -478,6 +485,35 @@ int nvmlDeviceGetPowerManagementLimit(struct table *gpu, unsigned *milliwatts)
     int failed = unsigned_answer(gpu, "power_limit_watts", milliwatts);
     *milliwatts *= failed ? 1 : 1000;
     return failed;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(struct table *gpu, unsigned long long *reasons)
+{
+    CHECK(gpu);
+    if (!get(gpu, "clocks_reasons"))
+        return NOT_SUPPORTED;
+    *reasons = (unsigned long long)number(gpu, "clocks_reasons", 0);
+    return SUCCESS;
+}
+
+struct field_value {
+    unsigned field, scope;
+    long long timestamp, latency;
+    int kind, error;
+    unsigned long long value;
+};
+
+/* The key "field_230" is the value of field 230; a field without a key is not supported. */
+int nvmlDeviceGetFieldValues(struct table *gpu, int count, struct field_value *values)
+{
+    char key[32];
+    CHECK(gpu);
+    for (int i = 0; i < count; i++) {
+        snprintf(key, sizeof key, "field_%u", values[i].field);
+        values[i].error = get(gpu, key) ? SUCCESS : NOT_SUPPORTED;
+        values[i].value = (unsigned long long)number(gpu, key, 0);
+    }
+    return SUCCESS;
 }
 
 int nvmlDeviceGetPersistenceMode(struct table *gpu, unsigned *mode)

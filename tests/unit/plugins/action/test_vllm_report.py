@@ -468,8 +468,8 @@ def test_nothing_is_written_in_check_mode(action: Any, tmp_path: Path) -> None:
 def test_a_run_that_says_less_leaves_the_last_report_alone(action: Any, tmp_path: Path) -> None:
     """Nothing verified fails every host; a run of one small stage is told on the terminal alone."""
     action(hosts={"gpu1": host()}, report_dir=str(tmp_path))
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(before) == {"report.html", "report.json"}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert {path.name for path in before} == {"report.html", "report.json", "results.jsonl"}
     nothing = {"gpu1": {**host(), "stages": {}}, "gpu2": {**host(), "stages": {}}}
     result, shown = action(hosts=nothing, report_dir=str(tmp_path), tags=["baisc"])
     assert result["verdict"] == "nothing verified" and result["report"] == ""
@@ -478,7 +478,7 @@ def test_a_run_that_says_less_leaves_the_last_report_alone(action: Any, tmp_path
     assert "No report was written" in shown and "passed" not in shown
     result, shown = action(hosts={"gpu1": host(0.5)}, report_dir=str(tmp_path), keep_earlier=True)
     assert result["verdict"] == "passed" and "No report was written" in shown
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_a_folder_that_cannot_be_written_is_named(action: Any, tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has the program that looks after a host's GPUs there, and systemd's timer run it.
+
+A host has one of it for all its deployments: each adds itself to the settings, and the last one takes all away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, REPORT, SETTINGS
+
+PROGRAM = "/usr/local/lib/gpufleet-gpu-health"
+RUN_DIR = "/run/gpufleet-gpu-health"
+UNIT = "gpufleet-gpu-health"
+SYSTEMD_FOLDER, UNIT_FOLDER = "/run/systemd/system", "/etc/systemd/system"
+ACTIONS = ("none", "drain")
+
+
+class Deployment(NamedTuple):
+    """A deployment of the host.
+
+    Attributes:
+        name: what tells it from others, the prefix of its containers.
+        directory: folder of its configuration, with plan.json and the servers' control folders.
+        action: what is to happen to a server with a sick GPU, of ACTIONS.
+    """
+
+    name: str
+    directory: str
+    action: str
+
+
+def settings_of(
+    deployments: Sequence[Deployment], interval: int, textfile_dir: str, run_dir: str = RUN_DIR
+) -> dict[str, Any]:
+    """Return the program's settings.
+
+    Args:
+        deployments: all of the host.
+        interval: seconds between two runs.
+        textfile_dir: folder of node_exporter's textfile collector; empty for no metrics.
+        run_dir: folder of what it writes, which a reboot empties.
+    """
+    return {
+        "deployments": [deployment._asdict() for deployment in deployments],
+        "interval": interval,
+        "textfile_dir": textfile_dir,
+        "run_dir": run_dir,
+    }
+
+
+def deployments_in(text: str) -> list[Deployment]:
+    """Return the deployments in the text of the settings; none if it is not one."""
+    try:
+        return [
+            Deployment(str(entry["name"]), str(entry["directory"]), str(entry["action"]))
+            for entry in json.loads(text)["deployments"]
+        ]
+    except (ValueError, TypeError, LookupError):
+        return []
+
+
+def program_files(settings: dict[str, Any]) -> dict[str, str]:
+    """Return the files of the program's folder by their paths in it."""
+    return {**bundle(f"{PREFIX}gpus.health_program", "main"), SETTINGS: json.dumps(settings, indent=1) + "\n"}
+
+
+def command(folder: str = PROGRAM) -> list[str]:
+    """Return the command that looks once: Python without the site's packages, which it starts faster without."""
+    return [program_path("python3") or sys.executable, "-I", "-S", os.path.join(folder, MAIN)]
+
+
+def units(interval: int) -> dict[str, str]:
+    """Return the units by their names."""
+    return {
+        f"{UNIT}.service": (
+            "# Written by the collection gpufleet.vllm. Started by the timer of the same name.\n"
+            "[Unit]\n"
+            "Description=Look after the GPUs (gpufleet.vllm)\n\n"
+            "[Service]\n"
+            "Type=oneshot\n"
+            f"ExecStart={' '.join(command())}\n"
+            "TimeoutStartSec=1min\n"
+        ),
+        f"{UNIT}.timer": (
+            "# Written by the collection gpufleet.vllm.\n"
+            "[Unit]\n"
+            "Description=Look after the GPUs again and again (gpufleet.vllm)\n\n"
+            "[Timer]\n"
+            "OnBootSec=30s\n"
+            f"OnUnitActiveSec={interval}s\n"
+            "AccuracySec=1s\n\n"
+            "[Install]\n"
+            "WantedBy=timers.target\n"
+        ),
+    }
+
+
+def read_report(run_dir: str = RUN_DIR) -> dict[str, Any]:
+    """Return the newest report of this host; empty where there is none."""
+    try:
+        with open(os.path.join(run_dir, REPORT), encoding="utf-8") as stream:
+            found = json.load(stream)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def ensure(own: Deployment, *, wanted: bool, interval: int, textfile: str, check: bool) -> dict[str, Any]:
+    """Have the program there for a deployment, or not any more; return the module's result.
+
+    Args:
+        own: the deployment.
+        wanted: whether it is to have the program.
+        interval: seconds between two looks.
+        textfile: folder of node_exporter's textfile collector; empty for no metrics.
+        check: whether nothing may change.
+
+    Raises:
+        GpufleetError: `write-failed` or `gpu-health-not-started`.
+    """
+    before = deployments_in(read_text(PROGRAM, SETTINGS))
+    others = [deployment for deployment in before if deployment.name != own.name]
+    deployments = sorted([*others, own]) if wanted else others
+    if not os.path.isdir(SYSTEMD_FOLDER) or not deployments:
+        return {**_remove(check), "installed": False}
+    texts = {
+        os.path.join(PROGRAM, name): text
+        for name, text in program_files(settings_of(deployments, interval, textfile)).items()
+    }
+    unit_texts = {os.path.join(UNIT_FOLDER, name): text for name, text in units(interval).items()}
+    diff = _differences({**texts, **unit_texts})
+    changed_units = any(entry["after_header"] in unit_texts for entry in diff)
+    if diff and not check:
+        for path, text in {**texts, **unit_texts}.items():
+            write_file(path, text, 0o644)
+        if changed_units:
+            _systemctl("daemon-reload")
+            _systemctl("enable", f"{UNIT}.timer")
+            _systemctl("restart", f"{UNIT}.timer")
+        # So that it is known at once, and a program that cannot run is seen here.
+        _systemctl("start", f"{UNIT}.service")
+    return {"changed": bool(diff), "diff": diff, "installed": True}
+
+
+def take_for_repaired(check: bool) -> dict[str, Any]:
+    """Have the program take the events so far for dealt with; return the module's result."""
+    there = bool(read_text(PROGRAM, SETTINGS))
+    if there and not check:
+        run_command(
+            [*command(), "--repaired"], name="gpu-health-not-started", doing="Taking the GPUs' events for dealt with"
+        )
+    return {"changed": False, "diff": [], "installed": there}
+
+
+def _remove(check: bool) -> dict[str, Any]:
+    unit_paths = [os.path.join(UNIT_FOLDER, f"{UNIT}.{kind}") for kind in ("timer", "service")]
+    there = [path for path in (*unit_paths, PROGRAM, RUN_DIR) if os.path.exists(path)]
+    diff = [{"before_header": path, "after_header": path, "before": "there\n", "after": ""} for path in there]
+    if not there or check:
+        return {"changed": bool(there), "diff": diff}
+    textfile = _textfile_dir()
+    if os.path.exists(unit_paths[0]) and os.path.isdir(SYSTEMD_FOLDER):
+        _systemctl("disable", "--now", f"{UNIT}.timer")
+    files = [*unit_paths, *([os.path.join(textfile, METRICS)] if textfile else [])]
+    try:
+        for path in files:
+            if os.path.exists(path):
+                os.unlink(path)
+        for folder in (PROGRAM, RUN_DIR):
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise write_failed(str(error.filename), error) from error
+    if os.path.isdir(SYSTEMD_FOLDER):
+        _systemctl("daemon-reload")
+    return {"changed": True, "diff": diff}
+
+
+def _textfile_dir() -> str:
+    try:
+        return str(json.loads(read_text(PROGRAM, SETTINGS))["textfile_dir"])
+    except (ValueError, TypeError, LookupError):
+        return ""
+
+
+def _differences(texts: Mapping[str, str]) -> list[dict[str, str]]:
+    found = []
+    for path, text in texts.items():
+        before = read_text(path)
+        if before != text:
+            if path.endswith(".py"):
+                before, text = ("(the program)\n" if before else ""), "(the program, and changed)\n"
+            found.append({"before_header": path, "after_header": path, "before": before, "after": text})
+    return found
+
+
+def _systemctl(*words: str) -> None:
+    run_command(
+        ["systemctl", *words],
+        name="gpu-health-not-started",
+        doing=f"systemctl {' '.join(words)}",
+        remedy=f"Look at journalctl --unit {UNIT}. vllm_gpu_health: false leaves it out.",
+    )
