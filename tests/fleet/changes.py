@@ -171,10 +171,11 @@ class Seen:
     def allowed_s(self) -> float:
         """The seconds that the hosts would take together if each were out for its own replacement alone.
 
-        So many at a time as the limit allows; a canary comes first, by itself.
+        So many at a time as the limit allows, and the play has forks; a canary comes first, by itself.
         """
         first = 1 if self.change.verified and self.turns else 0
-        return (first + math.ceil((len(self.turns) - first) / limit_of(self.hosts))) * self.own_s
+        at_once = min(limit_of(self.hosts), self.forks)
+        return (first + math.ceil((len(self.turns) - first) / at_once)) * self.own_s
 
     def problems(self) -> list[str]:
         """Return what should not be."""

@@ -14,9 +14,9 @@ the containers.
 changes        each planned change, see CHANGES in changes.py, in fleets of these sizes, at one of these numbers of
                forks after the other; at all of them where there are few hosts. No request may be lost, nor be turned
                away at first; no more hosts may be out at once than C(vllm_max_unavailable) allows; each host may be out
-               for 1.2 times what its own replacement takes, and all together for 1.3 times what the limit allows. The
-               times count from servers that take half a minute to start: real ones do, and what Ansible itself takes
-               is the same for all.
+               for 1.2 times what its own replacement takes, and all together for 1.3 times what the limit, and the
+               forks, allow. The times count from servers that take half a minute to start: real ones do, and what
+               Ansible itself takes is the same for all.
 interruptions  see tests/fleet/interruptions.py
 short          both in little, for `make test`: a rolling change of eight hosts that is killed, and made again
 
