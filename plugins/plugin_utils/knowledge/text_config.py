@@ -212,26 +212,30 @@ def is_mistral(config: Mapping[str, Any]) -> bool:
 def from_mistral(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return Mistral's params.json under the names of config.json, as vLLM reads it."""
     config: dict[str, Any] = {new: params[old] for old, new in MISTRAL.items() if params.get(old) is not None}
-    moe = params.get("moe") or {}
+    moe, quantization = _part(params, "moe"), _part(params, "quantization")
     config.update({new: moe[old] for old, new in MISTRAL_MOE.items() if moe.get(old) is not None})
     config.setdefault("max_position_embeddings", 128_000)
     config["model_type"] = "deepseek_v3" if config.get("kv_lora_rank") else "mixtral" if moe else "mistral"
     if isinstance(params.get("sliding_window"), list):
-        windows = params["sliding_window"]
+        windows, layers = params["sliding_window"], config.get("num_hidden_layers")
         config["sliding_window"] = next((window for window in windows if window), None)
         kinds = ["sliding_attention" if window else "full_attention" for window in windows]
-        config["layer_types"] = (kinds * config["num_hidden_layers"])[: config["num_hidden_layers"]]
+        config["layer_types"] = (kinds * layers)[:layers] if isinstance(layers, int) else kinds
     else:
         config.setdefault("sliding_window", None)
-    if params.get("vision_encoder"):
+    if _part(params, "vision_encoder"):
         config["vision_config"] = {"model_type": "pixtral", **params["vision_encoder"]}
-    quantization = params.get("quantization") or {}
     if quantization.get("qformat_weight") == "fp8_e4m3":
         static = "static" if quantization.get("qscheme_act") == "TENSOR" else "dynamic"
         config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": static}
     elif quantization:
         config["quantization_config"] = quantization
     return config
+
+
+def _part(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = params.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _language_model(outer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -274,6 +274,22 @@ def test_a_vision_tower_is_divided_unless_it_is_left_out() -> None:
 
 
 @given(
+    st.sampled_from(
+        ["dim", "n_layers", "n_heads", "hidden_dim", "vision_encoder", "moe", "quantization", "sliding_window"]
+    ),
+    st.none()
+    | st.integers(-3, 9)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.none() | st.integers(0, 2), max_size=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_params_json_breaks_a_plan(name: str, value: Any) -> None:
+    found = read({**config_of("mistralai/Pixtral-12B-2409 (params.json)"), name: value})
+    assert isinstance(found, (Shape, model_shape.Unread))
+
+
+@given(
     st.dictionaries(
         st.sampled_from([*LLAMA_8B, "text_config", "layer_types", "sliding_window", "block_configs", "num_experts"]),
         st.none() | st.integers(-3, 9) | st.text(max_size=3) | st.lists(st.integers(0, 2), max_size=3) | st.just({}),
