@@ -29,7 +29,7 @@ import tempfile
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from extract_parsers import (  # type: ignore[import-not-found]
     ExtractionError,
@@ -37,7 +37,11 @@ from extract_parsers import (  # type: ignore[import-not-found]
     unpack,
     version_key,
 )
-from stand_ins import StandInFinder, StandInModule  # type: ignore[import-not-found]
+
+if TYPE_CHECKING:
+    from ansible_collections.gpufleet.vllm.tools.stand_ins import StandInFinder, StandInModule
+else:
+    from stand_ins import StandInFinder, StandInModule
 
 OUTPUT = Path(__file__).resolve().parent.parent / "tests" / "unit" / "data" / "vllm_moe_backends.json"
 SCHEMA_VERSION = 1

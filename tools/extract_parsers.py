@@ -39,9 +39,12 @@ import venv
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stand_ins import StandInFinder, StandInModule, stand_in  # type: ignore[import-not-found]
+if TYPE_CHECKING:
+    from ansible_collections.gpufleet.vllm.tools.stand_ins import StandInFinder, StandInModule, stand_in
+else:
+    from stand_ins import StandInFinder, StandInModule, stand_in
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "tests" / "unit" / "data"
