@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from extract_parsers import by_line, unpack, version_key  # type: ignore[import-not-found]
+from extract_parsers import by_line, sources_of, version_key  # type: ignore[import-not-found]
 
 OUTPUT = Path(__file__).resolve().parents[1] / "plugins" / "plugin_utils" / "knowledge" / "architectures.json"
 REGISTRY = Path("vllm", "model_executor", "models", "registry.py")
@@ -98,9 +98,7 @@ def main() -> None:
     wheels: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in releases:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                unpack(version, sources)
+            sources = sources_of(version, options.sources or Path(scratch))
             models[version], families[version] = read_release(sources)
             wheels[version] = json.loads((sources / "wheel.json").read_text(encoding="utf-8"))
     document = {

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from extract_parsers import (  # type: ignore[import-not-found]
     ExtractionError,
     by_line,
-    unpack,
+    sources_of,
     version_key,
 )
 
@@ -299,9 +299,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in options.versions:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                unpack(version, sources)
+            sources = sources_of(version, options.sources or Path(scratch))
             try:
                 table["releases"][version] = read_release(sources)
                 print(version, json.dumps(table["releases"][version]["selected"]))

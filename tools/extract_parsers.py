@@ -264,6 +264,14 @@ def unpack(version: str, target: Path) -> None:
         (target / "wheel.json").write_text(json.dumps({"wheel": wheel.name, "sha256": digest.hexdigest()}))
 
 
+def sources_of(version: str, folder: Path) -> Path:
+    """Return where a release's sources are below the folder, unpacked now where they are not there yet."""
+    sources = folder / version
+    if not (sources / "wheel.json").exists():
+        unpack(version, sources)
+    return sources
+
+
 def environment_variables(sources: Path) -> tuple[list[str], list[str]]:
     """Return the environment variables vLLM knows, and those of them it calls deprecated."""
     tree = ast.parse((sources / "vllm" / "envs.py").read_text(encoding="utf-8"))
@@ -441,9 +449,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in options.versions:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                unpack(version, sources)
+            sources = sources_of(version, options.sources or Path(scratch))
             try:
                 if not options.no_parsers:
                     document = extract(version, sources, interpreter)
