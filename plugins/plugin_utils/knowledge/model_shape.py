@@ -96,14 +96,16 @@ def read(found: ModelInfo) -> Shape | Unread:
 
     Args:
         found: what the module host_info returned as C(model), or was read at the hub: C(config), C(quantization)
-            (hf_quant_config.json), C(index_total_bytes) and C(total_bytes), all but the first optional.
+            (hf_quant_config.json), C(sentence_length), C(index_total_bytes) and C(total_bytes), all but the first
+            optional.
     """
     config = TextConfig(found.get("config") or {})
     quantised = quantization.entries_of(_quantization(config, found))
     precision = quantization.precision_of(quantised, config.dtype)
     weights, source = _files_gib(found)
     try:
-        return _shape(config, quantised, precision, weights, source)
+        shape = _shape(config, quantised, precision, weights, source)
+        return replace(shape, max_position=found.get("sentence_length") or shape.max_position)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError, AttributeError, OverflowError) as error:
         why = str(error) or type(error).__name__
         family = config.family or "unknown"

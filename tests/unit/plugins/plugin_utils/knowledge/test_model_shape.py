@@ -227,6 +227,24 @@ def test_what_cannot_be_told_is_unread_and_says_why(config: dict[str, Any], why:
     assert found.weights_gib == pytest.approx(2.052)
 
 
+@pytest.mark.parametrize(
+    ("told", "longest"),
+    [
+        ({"max_seq_length": 4096, "do_lower_case": False}, 4096),
+        ({"max_seq_length": 4096}, 131072),
+        ({"max_seq_length": None, "do_lower_case": False}, 131072),
+    ],
+)
+def test_sentence_transformers_file_says_how_long_a_text_may_be(
+    tmp_path: Path, told: dict[str, Any], longest: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(told))
+    found = model_shape.read(look_at_model(str(tmp_path)))
+    assert isinstance(found, Shape)
+    assert found.max_position == longest
+
+
 def test_hybrids_in_groups_have_attention_at_the_end_of_each() -> None:
     config = {
         "model_type": "bailing_hybrid",
