@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import model_classes, versions
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import look_ahead, planner, wishes
 from ansible_collections.gpufleet.vllm.tests.fakes.models import config_of
 
 TABLE: dict[str, Any] = json.loads(Path(model_classes.__file__).with_name("architectures.json").read_text())
@@ -111,6 +111,14 @@ def test_processors_are_asked_the_same() -> None:
     with pytest.raises(GpufleetError) as caught:
         plan(MINIMAX_M1, "0.26.0", device="cpu", gpus=[], image_tag="0.26.0")
     assert caught.value.name == "architecture-not-supported"
+
+
+def test_preflight_looks_on_behind_it() -> None:
+    wished = {"vllm_model": "some/model", "vllm_gpus": [{"name": "NVIDIA H200", "count": 8}]}
+    found = look_ahead.look_ahead({"model_config": MINIMAX_M1}, wishes.read(wished))
+    assert found.names == {"architecture-not-supported"}
+    assert found.plan is not None
+    assert found.own_cards
 
 
 def test_the_table_has_the_oldest_and_the_newest_release() -> None:
