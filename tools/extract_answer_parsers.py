@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from extract_parsers import by_line, unpack, version_key  # type: ignore[import-not-found]
+from extract_parsers import by_line, sources_of, version_key  # type: ignore[import-not-found]
 
 OUTPUT = Path(__file__).resolve().parent.parent / "tests" / "unit" / "data" / "vllm_answer_parsers.json"
 # Where the tables are, the first that is there counts.
@@ -63,9 +63,7 @@ def main() -> None:
         releases = json.loads(options.output.read_text(encoding="utf-8"))["releases"]
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in options.versions:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                unpack(version, sources)
+            sources = sources_of(version, options.sources or Path(scratch))
             releases[version] = read_release(sources)
     releases = dict(sorted(releases.items(), key=lambda entry: version_key(entry[0])))
     options.output.write_text(by_line({"schema_version": 1, "releases": releases}, deep=3) + "\n", encoding="utf-8")

@@ -169,9 +169,7 @@ def main() -> int:
     found: dict[tuple[str, str], tuple[str, list[str]]] = {}
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in options.versions:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                extract_parsers.unpack(version, sources)
+            sources = extract_parsers.sources_of(version, options.sources or Path(scratch))
             print(f"{version}: {extract(found, sources, 'vllm/', f'vllm {version}')} texts", file=sys.stderr)
     for folder in sorted(options.libraries.iterdir()) if options.libraries else ():
         package, version = folder.name.split("-")[:2]

@@ -17,11 +17,9 @@ needed.
 
 from __future__ import annotations
 
-import abc
 import argparse
 import contextlib
 import importlib
-import importlib.abc
 import importlib.machinery
 import json
 import os
@@ -29,16 +27,21 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from extract_parsers import (  # type: ignore[import-not-found]
     ExtractionError,
     by_line,
-    unpack,
+    sources_of,
     version_key,
 )
+
+if TYPE_CHECKING:
+    from ansible_collections.gpufleet.vllm.tools.stand_ins import StandInFinder, StandInModule
+else:
+    from stand_ins import StandInFinder, StandInModule
 
 OUTPUT = Path(__file__).resolve().parent.parent / "tests" / "unit" / "data" / "vllm_moe_backends.json"
 SCHEMA_VERSION = 1
@@ -54,6 +57,7 @@ SETTINGS: dict[str, tuple[dict[str, str], str]] = {
     "moe-backend: flashinfer_cutlass": ({}, "flashinfer_cutlass"),
 }
 MARK = "moe-backend:"
+OURS = ("extract_parsers", "stand_ins")
 FUSED_MOE = "vllm.model_executor.layers.fused_moe"
 QUANTIZATION = "vllm.model_executor.layers.quantization"
 # Loaded from the wheel, with all below them; the first is a folder of which __init__ is not executed.
@@ -75,60 +79,14 @@ NOT_REAL = tuple(
 # --- Stand-ins, inside the subprocess -------------------------------------------------------------------------------
 
 
-class _StandInType(abc.ABCMeta):
-    """A class that lets itself be called, subscripted, combined and asked for any public attribute."""
+class _Module(StandInModule):
+    """A stand-in of which what is real can be imported."""
 
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__") or name == "_abc_impl":
-            raise AttributeError(name)
-        value = stand_in(name)
-        setattr(cls, name, value)
-        return value
-
-    def __getitem__(cls, item: object) -> Any:
-        return cls
-
-    def __or__(cls, other: object) -> Any:
-        return cls
-
-    def __ror__(cls, other: object) -> Any:
-        return cls
-
-    def __iter__(cls) -> Iterator[Any]:
-        return iter(())
-
-    def register(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls
-
-    def __contains__(cls, item: object) -> bool:
-        return False
-
-
-def stand_in(name: str) -> Any:
-    """Return an empty class that can take the place of a class, a function, a decorator or a constant."""
-
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if cls.__dict__.get("is_stand_in"):
-            return args[0] if len(args) == 1 and not kwargs and callable(args[0]) else cls
-        return object.__new__(cls)
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        self.moe = args[0] if args else None
-
-    body = {"__new__": new, "__init__": init, "is_stand_in": True}
-    return _StandInType(name, (), {**body, "__init_subclass__": classmethod(lambda cls, **kwargs: None)})
-
-
-class _StandInModule(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        whole = f"{self.__name__}.{name}"
+        whole = "" if name.startswith("__") else f"{self.__name__}.{name}"
         if is_real(whole) and importlib.machinery.PathFinder.find_spec(whole, self.__path__):
             return importlib.import_module(whole)
-        value = stand_in(name)
-        setattr(self, name, value)
-        return value
+        return super().__getattr__(name)
 
 
 def is_real(name: str) -> bool:
@@ -136,29 +94,26 @@ def is_real(name: str) -> bool:
     return name.startswith(REAL) and not name.startswith(NOT_REAL)
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds stand-ins for all modules but the standard library's and those of the wheel that are real."""
+class _Finder(StandInFinder):
+    """Finds stand-ins for all modules but the standard library's, ours, and those of the wheel that are real."""
+
+    module = _Module
 
     def __init__(self, sources: Path) -> None:
         self.sources = sources
 
+    def stands_in(self, fullname: str) -> bool:
+        if fullname.partition(".")[0] in sys.stdlib_module_names or fullname in OURS:
+            return False
+        return not is_real(fullname) or self.sources.joinpath(*fullname.split(".")).is_dir()
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.partition(".")[0] in sys.stdlib_module_names or fullname == "extract_parsers":
-            return None
-        folder = self.sources.joinpath(*fullname.split("."))
-        if is_real(fullname) and not folder.is_dir():
-            return None
-        spec = importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        spec.submodule_search_locations = [str(folder)]
+        spec = super().find_spec(fullname, path, target)
+        if spec is not None:
+            spec.submodule_search_locations = [str(self.sources.joinpath(*fullname.split(".")))]
         return spec
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _StandInModule(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__version__ = "0.0.0"  # type: ignore[attr-defined]
 
 
 class _Platform:
@@ -344,9 +299,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in options.versions:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                unpack(version, sources)
+            sources = sources_of(version, options.sources or Path(scratch))
             try:
                 table["releases"][version] = read_release(sources)
                 print(version, json.dumps(table["releases"][version]["selected"]))

@@ -28,8 +28,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import json
 import os
@@ -37,12 +35,16 @@ import re
 import subprocess
 import sys
 import tempfile
-import types
 import venv
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ansible_collections.gpufleet.vllm.tools.stand_ins import StandInFinder, StandInModule, stand_in
+else:
+    from stand_ins import StandInFinder, StandInModule, stand_in
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "tests" / "unit" / "data"
@@ -76,65 +78,14 @@ SAMPLE = "1"
 # --- Stand-ins, inside the subprocess -------------------------------------------------------------------------------
 
 
-class _StandInType(type):
-    """A class that lets itself be called, subscripted, combined and asked for any public attribute."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return stand_in_class(name)
-
-    def __getitem__(cls, item: object) -> Any:
-        return cls
-
-    def __or__(cls, other: object) -> Any:
-        return cls
-
-    def __ror__(cls, other: object) -> Any:
-        return cls
-
-    def __iter__(cls) -> Iterator[Any]:
-        return iter(())
-
-
-def stand_in_class(name: str) -> Any:
-    """Return an empty class that can take the place of a class, a function, a decorator or a constant."""
-
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and callable(args[0]):
-            return args[0]  # used as a decorator
-        return cls
-
-    return _StandInType(name, (), {"__new__": new, "__init_subclass__": classmethod(lambda cls, **kwargs: None)})
-
-
-class _StandInModule(types.ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        value = stand_in_class(name)
-        setattr(self, name, value)
-        return value
-
-
-class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules that are missing and named, and what lies below them."""
+class _Missing(StandInFinder):
+    """Finds stand-ins for the modules that are missing and named, and for what lies below them."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = set(names)
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname in self.names or any(fullname.startswith(name + ".") for name in self.names):
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        return None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _StandInModule(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__version__ = "0.0.0"  # type: ignore[attr-defined]
+    def stands_in(self, fullname: str) -> bool:
+        return fullname in self.names or any(fullname.startswith(name + ".") for name in self.names)
 
 
 # --- Reading the parser, inside the subprocess ----------------------------------------------------------------------
@@ -252,13 +203,13 @@ def is_negative(action: argparse.Action, option: str) -> bool:
 def inside(modules: Sequence[str], names: Sequence[str]) -> None:
     """Build the parser of the vLLM on the path and print it; say what is missing if it cannot be imported."""
     sys.argv = ["vllm", "serve", "--help"]  # vLLM leaves the help texts out unless help is asked for
-    sys.meta_path.append(_StandInFinder(modules))
+    sys.meta_path.append(_Missing(modules))
     try:
         for name in names:
             module, _colon, attribute = name.partition(":")
-            setattr(importlib.import_module(module), attribute, stand_in_class(attribute))
+            setattr(importlib.import_module(module), attribute, stand_in(attribute))
         parser = read_parser()
-        used = {name for name, module in sys.modules.items() if isinstance(module, _StandInModule)}
+        used = {name for name, module in sys.modules.items() if isinstance(module, StandInModule)}
         stand_ins = sorted({name for name in used if name.rpartition(".")[0] not in used} | set(names))
         print(ANSWER_MARK + json.dumps({"parser": {**parser, "stand_ins": stand_ins}}))
     except ModuleNotFoundError as error:
@@ -311,6 +262,14 @@ def unpack(version: str, target: Path) -> None:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
         (target / "wheel.json").write_text(json.dumps({"wheel": wheel.name, "sha256": digest.hexdigest()}))
+
+
+def sources_of(version: str, folder: Path) -> Path:
+    """Return where a release's sources are below the folder, unpacked now where they are not there yet."""
+    sources = folder / version
+    if not (sources / "wheel.json").exists():
+        unpack(version, sources)
+    return sources
 
 
 def environment_variables(sources: Path) -> tuple[list[str], list[str]]:
@@ -490,9 +449,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory(prefix="vllm-sources-") as scratch:
         for version in options.versions:
-            sources = (options.sources or Path(scratch)) / version
-            if not (sources / "wheel.json").exists():
-                unpack(version, sources)
+            sources = sources_of(version, options.sources or Path(scratch))
             try:
                 if not options.no_parsers:
                     document = extract(version, sources, interpreter)

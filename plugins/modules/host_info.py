@@ -400,6 +400,7 @@ model:
   description:
     - What O(model_path) holds, or what the hub tells of O(hub_model); C(at_hub) is there then, its commit. C(config) is
       config.json, or params.json of Mistral's own format, and C(quantization) hf_quant_config.json.
+    - C(sentence_length) is the length of requests that sentence-transformers' file of a model for embeddings allows.
     - C(missing_files) are named by the index of the weights but not there; C(cut_files) are shorter than they say;
       C(pointers) are what git leaves where git-lfs has not fetched the file.
     - C(complete) is true when there is a configuration and weights, and none of them is missing, cut or a pointer.
@@ -411,6 +412,7 @@ model:
     config: {architectures: [Llama4ForConditionalGeneration]}
     config_error: ""
     quantization: null
+    sentence_length: null
     tokenizer: true
     safetensors: [{name: model-00001-of-00002.safetensors, size: 4987202208}]
     total_bytes: 4987202208

@@ -24,6 +24,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import
     TOKENIZERS,
     ModelInfo,
     WeightsFile,
+    length_of_sentences,
+    sentence_file,
 )
 
 HUB = "https://huggingface.co"
@@ -74,6 +76,7 @@ def read(question: HubQuestion) -> ModelInfo:
         "config": config,
         "config_error": "",
         "quantization": quantization,
+        "sentence_length": _sentence_length(question, revision, sentence_file(sizes)),
         "tokenizer": any(file in sizes for file in TOKENIZERS),
         "safetensors": weights,
         "total_bytes": sum(entry["size"] for entry in weights),
@@ -90,6 +93,17 @@ def _listed(question: HubQuestion, revision: str) -> dict[str, Any]:
         if error.status is None or error.cause:
             raise
         return {}
+
+
+def _sentence_length(question: HubQuestion, revision: str, file: str) -> int | None:
+    """Return the tokens that sentence-transformers' file allows; None where there is none that tells them."""
+    if not file:
+        return None
+    try:
+        path = f"{question.repository}/resolve/{revision}/{file}"
+        return length_of_sentences(_object(_get(question, path, LARGEST_CONFIG)))
+    except reach.Unreachable:
+        return None
 
 
 def _by_index(question: HubQuestion, revision: str) -> float | None:

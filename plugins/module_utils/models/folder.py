@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Container
 from typing import Any, TypedDict
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
@@ -22,6 +23,11 @@ OTHER_WEIGHTS = (".bin", ".pt", ".gguf")
 CONFIG, MISTRAL_CONFIG = "config.json", "params.json"
 INDEXES = ("model.safetensors.index.json", "consolidated.safetensors.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json")
+# What sentence-transformers adds to a model that makes embeddings; vLLM takes the first that is there.
+SENTENCES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # What git leaves in the place of a file that git-lfs was not there to fetch.
 POINTER = b"version https://git-lfs.github.com/spec/"
 LONGEST_POINTER = 1024
@@ -42,6 +48,7 @@ class ModelInfo(TypedDict, total=False):
     config: dict[str, Any] | None
     config_error: str
     quantization: dict[str, Any] | None
+    sentence_length: int | None
     tokenizer: bool
     safetensors: list[WeightsFile]
     total_bytes: int
@@ -97,8 +104,9 @@ def look_at_model(path: str) -> ModelInfo:
 
     Returns:
         C(path), C(exists), C(config) (config.json, or params.json of Mistral's own format) and C(quantization)
-        (hf_quant_config.json), both None when missing, broken or larger than 8 MiB, C(config_error), C(tokenizer)
-        (whether there is one), C(safetensors) (C(name) and C(size) in bytes), C(total_bytes), C(index_total_bytes)
+        (hf_quant_config.json), both None when missing, broken or larger than 8 MiB, C(config_error),
+        C(sentence_length) (the tokens that sentence-transformers' file allows, or None), C(tokenizer) (whether there is
+        one), C(safetensors) (C(name) and C(size) in bytes), C(total_bytes), C(index_total_bytes)
         (what the index promises, or None), C(missing_files) (named by the index but not there), C(cut_files) (shorter
         than they say themselves), C(pointers) (that git-lfs has not fetched) and C(complete).
     """
@@ -129,6 +137,7 @@ def look_at_model(path: str) -> ModelInfo:
             config=config,
             config_error=error,
             quantization=_json(os.path.join(path, "hf_quant_config.json"), LARGEST_CONFIG)[0],
+            sentence_length=_sentence_length(path, names),
             tokenizer=any(name in names for name in TOKENIZERS),
             safetensors=weights,
             total_bytes=total,
@@ -141,6 +150,23 @@ def look_at_model(path: str) -> ModelInfo:
         )
     )
     return result
+
+
+def _sentence_length(path: str, names: list[str]) -> int | None:
+    file = sentence_file(names)
+    return length_of_sentences(_json(os.path.join(path, file), LARGEST_CONFIG)[0]) if file else None
+
+
+def sentence_file(names: Container[str]) -> str:
+    """Return which of a model's files is that of sentence-transformers; empty where none is."""
+    return next((name for name in SENTENCES if name in names), "")
+
+
+def length_of_sentences(content: dict[str, Any] | None) -> int | None:
+    """Return the tokens that sentence-transformers' file allows, None where vLLM does not heed it."""
+    told = content or {}
+    length = told.get("max_seq_length")
+    return length if "do_lower_case" in told and isinstance(length, int) and length > 0 else None
 
 
 def is_pointer(path: str) -> bool:

@@ -47,6 +47,7 @@ class Division:
         experts: widths of experts, which are divided evenly too where experts are not shared out whole.
         expert_block: weights of an expert that share a scale; 0 for any number.
         fp8_blocks: whether scales are those of blocks in FP8, where newer releases take experts in smaller blocks.
+        vision_heads: attention heads of a vision tower that are divided too; 0 where it is not divided.
     """
 
     even: tuple[int, ...] = ()
@@ -56,6 +57,7 @@ class Division:
     experts: tuple[int, ...] = ()
     expert_block: int = 0
     fp8_blocks: bool = False
+    vision_heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ CARDS = (
     Card(r"B300", "10.3", 275040),
     Card(r"B200", "10.0", 183359),
     Card(r"H200", "9.0", 143771),
-    Card(r"H100.*NVL", "9.0", 95830),
+    Card(r"H[18]00.*NVL", "9.0", 95830),
     Card(r"H100|H800", "9.0", 81559),
     Card(r"H20-3e", "9.0", 143771),
     Card(r"H20\b", "9.0", 97871),
@@ -270,8 +272,16 @@ CARDS = (
     Card(r"RTX PRO 5000", "12.0", 48935),
     Card(r"RTX 5090", "12.0", 32607),
     Card(r"L40", "8.9", 46068),
-    Card(r"A100.*80", "8.0", 81920),
-    Card(r"A100", "8.0", 40960),
+    Card(r"L20\b", "8.9", 46068),
+    Card(r"L4\b", "8.9", 23034),
+    Card(r"RTX 4090|RTX 4080", "8.9", 24564),
+    Card(r"A[18]00.*80", "8.0", 81920),
+    Card(r"A[18]00\b", "8.0", 40960),
+    Card(r"A30\b", "8.0", 24576),
+    Card(r"A40\b|RTX A6000", "8.6", 46068),
+    Card(r"A10\b|RTX 3090", "8.6", 23028),
+    Card(r"V100", "7.0", 32768),
+    Card(r"\bT4\b", "7.5", 15360),
 )
 # A GH200's name has the size of the memory of its processor, and 144 of its card's.
 MEMORY_IN_NAME = re.compile(r"(?<![\d.])(\d{2,3}) ?GB?\b", re.IGNORECASE)

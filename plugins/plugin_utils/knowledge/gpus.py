@@ -21,7 +21,7 @@ SAME_MEMORY = 0.02
 FABRIC_LOGS = "`nvidia-smi -q` (Fabric) and `journalctl -u nvidia-fabricmanager`"
 
 WHY_WHOLE = {
-    "MIG slice": "Slices cannot work together, and NVML tells each process one of them alone",
+    "MIG slice": "Slices of a card cannot work together, and each process sees one of them alone",
     "vGPU": "It shares a card with other machines in turns, and vGPUs have no NVLink between each other",
 }
 UNSUPPORTED = {
@@ -177,8 +177,14 @@ def from_inventory(entries: Sequence[dict[str, Any]]) -> list[Gpu]:
                 ' compute_capability: "9.0", memory_mib: 143771, count: 8}.',
             )
         major, _dot, minor = str(capability).partition(".")
-        for _number in range(int(entry.get("count", 1))):
-            unified = bool(known and known.unified)
+        count, unified = int(entry.get("count", 1)), bool(known and known.unified)
+        if unified and count > 1:
+            raise GpufleetError(
+                f"vllm_gpus: {count} x {name!r} on one host: it works in the host's own memory, and a host has one.",
+                name="invalid-wishes",
+                remedy="Write a host in the inventory for each, with count: 1.",
+            )
+        for _number in range(count):
             found.append(Gpu(len(found), name, (int(major), int(minor or 0)), int(memory), unified=unified))
     return found
 
@@ -200,7 +206,7 @@ def select(gpus: Sequence[Gpu], wish: str | Sequence[int | str]) -> Selection:
     chosen = _without_failed(chosen, strict, warnings)
     chosen = _supported(chosen, strict, warnings)
     _refuse_mig(chosen)
-    _refuse_vgpus(chosen, not isinstance(wish, str), warnings)
+    _refuse_parts(chosen, not isinstance(wish, str), warnings)
     _refuse_without_memory(chosen)
     chosen = _without_used(chosen, strict, warnings)
     chosen = _uniform(chosen, strict, warnings)
@@ -282,19 +288,25 @@ def _refuse_mig(gpus: Sequence[Gpu]) -> None:
         return
     off = " && ".join(f"nvidia-smi -i {gpu.index} -mig 0" for gpu in divided)
     raise GpufleetError(
-        f"GPU {_names(divided)}: MIG is on. An instance of a divided card is too small for this model, and"
-        " instances cannot work together.",
+        f"GPU {_names(divided)}: MIG is on. {WHY_WHOLE['MIG slice']}, so plans are made for whole cards.",
         name="mig-enabled",
         remedy=f"Turn it off when nothing uses the card: {off} (then reset the GPU or reboot), or name only the other"
         " GPUs in vllm_gpu_selection.",
     )
 
 
-def _refuse_vgpus(gpus: Sequence[Gpu], named: bool, warnings: list[str]) -> None:
-    """Refuse vGPUs unless the user names them himself."""
+def _refuse_parts(gpus: Sequence[Gpu], named: bool, warnings: list[str]) -> None:
+    """Refuse what is a part of a card by its name: slices, and vGPUs unless the user names them himself."""
     found = [gpu for gpu in gpus if catalogue.part_of_a_card(gpu.name)]
     if not found:
         return
+    slices = [gpu for gpu in found if catalogue.part_of_a_card(gpu.name) == "MIG slice"]
+    if slices:
+        raise GpufleetError(
+            f"GPU {_names(slices)} is a MIG slice. {WHY_WHOLE['MIG slice']}.",
+            name="mig-enabled",
+            remedy="Give the host, or the machine on it, whole cards, or name whole ones in vllm_gpu_selection.",
+        )
     text = f"GPU {_names(found)} is a vGPU. {WHY_WHOLE['vGPU']}."
     if not named:
         raise GpufleetError(

@@ -30,13 +30,23 @@ WINDOW_PATTERNS = {
     **dict.fromkeys(("gemma2", "gpt_oss", "vaultgemma"), 2),
     **dict.fromkeys(("gemma3_text", "gemma3", "gemma4_text"), 6),
     **dict.fromkeys(("gemma3n_text", "gemma3n"), 5),
-    **dict.fromkeys(("cohere2", "exaone4"), 4),
+    **dict.fromkeys(("cohere2", "exaone4", "olmo3", "afmoe"), 4),
 }
 # Families of which the configuration names a window that vLLM gives to no layer.
 WITHOUT_WINDOW = frozenset({"jamba", "bamba", "nemotron_h", "phimoe", "minimax_m2", "persimmon"})
 LLAMA4_INTERVAL = 4
-# Fields of ways to keep keys and values that this collection cannot count.
-UNKNOWN_CACHES = ("compress_ratios", "cla_share_factor")
+# Families of which every layer keeps a state, and none keys and values.
+ONLY_STATES = frozenset({"mamba", "mamba2", "falcon_mamba"})
+# Families of which a layer has two attentions and two dense parts, and experts beside the first of these.
+TWICE = frozenset({"longcat_flash", "longcat_flash_ngram"})
+# Encoders, which vLLM runs without a cache, and pairs of an encoder and a decoder.
+ENCODERS = frozenset(
+    {
+        *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert", "gte"),
+        *("jina_embeddings_v3", "modernbert", "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta"),
+        *("bart", "mbart", "mt5", "t5", "umt5", "whisper"),
+    }
+)
 
 
 def mixers(config: TextConfig) -> list[str]:
@@ -45,9 +55,17 @@ def mixers(config: TextConfig) -> list[str]:
     Raises:
         ValueError: the configuration has no number of layers, or a way to mix that is not known here.
     """
-    for name in UNKNOWN_CACHES:
-        if config.get(name) not in (None, 1):
-            raise ValueError(f"how much its cache keeps of a token ({name}) is not known here")
+    if config.family in ENCODERS or config.get("is_encoder_decoder") is True:
+        raise ValueError("it encodes, and keeps no keys and values as a decoder does")
+    shared = "cla_share_factor" if config.get("use_cla") else ""
+    unknown = next((name for name in ("compress_ratios", shared) if name and config.get(name) not in (None, 1)), "")
+    if unknown:
+        raise ValueError(f"how much its cache keeps of a token ({unknown}) is not known here")
+    if config.family in ONLY_STATES:
+        return [STATE] * config.needed("layers")
+    if config.family in TWICE:
+        # Transformers counts attentions as layers, and the repository the layers that hold two of them.
+        return [FULL] * (2 * config.number("num_layers") or config.needed("layers"))
     for read in (_named, _of_blocks, _by_index, _by_period):
         found = read(config)
         if found:
@@ -112,6 +130,10 @@ def _by_period(config: TextConfig) -> list[str]:
     period, offset = config.number("attn_layer_period"), config.number("attn_layer_offset")
     if period:
         return [FULL if number % period == offset else STATE for number in range(layers)]
+    group = config.number("layer_group_size")
+    if group > 1 and config.family.startswith("bailing"):
+        whole = layers // group * group
+        return [FULL if (number + 1) % group == 0 or number >= whole else STATE for number in range(layers)]
     interval = config.number("full_attention_interval")
     if interval and config.number("linear_num_value_heads"):
         return [STATE if (number + 1) % interval else FULL for number in range(layers)]
@@ -152,7 +174,8 @@ def window(config: TextConfig) -> int:
         return chunk(config)
     if config.get("use_sliding_window") is False or config.family in WITHOUT_WINDOW:
         return 0
-    return config.number("sliding_window") or config.number("sliding_window_size")
+    found = config.number("sliding_window") or config.number("sliding_window_size")
+    return found if found < config.longest else 0
 
 
 def feed_forwards(config: TextConfig, mixed: list[str]) -> list[str]:
@@ -167,6 +190,11 @@ def feed_forwards(config: TextConfig, mixed: list[str]) -> list[str]:
         words = {"-": DENSE, "mlp": DENSE, "e": MOE, "moe": MOE}
         return [words.get(str(word).lower(), NO_FEED_FORWARD) for word in pattern]
     layers = len(mixed)
+    if config.family in TWICE:
+        return [MOE, DENSE] * (layers // 2)
+    if config.family == "zamba2":
+        # Its dense part belongs to the blocks that layers share.
+        return [NO_FEED_FORWARD] * layers
     if not config.number("experts"):
         return [DENSE] * layers
     listed = _listed(config)
@@ -193,7 +221,7 @@ def _is_moe(config: TextConfig, number: int, layers: int) -> bool:
         return number % period == config.number("expert_layer_offset")
     if isinstance(frequency, int) and frequency > 1:
         return number % frequency == 0
-    steps = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval")
+    steps = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval", "moe_layer_frequency")
     step = next((config.number(name) for name in steps if config.number(name)), 1)
     return (number + 1) % step == 0
 

@@ -36,6 +36,8 @@ OUTSIDE_TORCH_GIB = 0.24
 COMMUNICATION_GIB = 1.5
 # Bytes of a token and layer in FP8 where attention is sparse: vLLM packs them in a format of its own, fp8_ds_mla.
 SPARSE_FP8_BYTES = 656
+# vLLM fills the vocabulary up to whole blocks, and each card gets as many tokens.
+VOCABULARY_BLOCK = 64
 # Experts in FP8 blocks that do not divide: newer releases cut the blocks down to these.
 SMALLEST_FP8_BLOCK = 32
 # CUDA graphs, measured on H200s with vLLM 0.26 (tests/gpu/RESULTS.md). What vLLM expects of them beforehand, which the
@@ -245,6 +247,13 @@ def indivisible(shape: Shape, size: int, version: versions.Version = versions.NE
     for kind in shape.kinds:
         if not kind.latent and kind.kv_heads % size and size % kind.kv_heads:
             return f"its {kind.kv_heads} KV heads"
+    if math.ceil(shape.vocabulary / VOCABULARY_BLOCK) * VOCABULARY_BLOCK % size:
+        return f"its vocabulary of {shape.vocabulary} tokens in blocks of {VOCABULARY_BLOCK}"
+    if shape.vision and told.vision_heads % size:
+        return (
+            f"the {told.vision_heads} heads of its vision tower (mm-encoder-tp-mode: data in vllm_extra_config makes"
+            " it whole on each GPU, vllm_text_only leaves it out)"
+        )
     for number in told.even or (() if told.experts else (shape.intermediate,)):
         if number % size:
             return f"a width of {number}"

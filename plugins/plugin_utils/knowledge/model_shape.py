@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
@@ -96,14 +96,16 @@ def read(found: ModelInfo) -> Shape | Unread:
 
     Args:
         found: what the module host_info returned as C(model), or was read at the hub: C(config), C(quantization)
-            (hf_quant_config.json), C(index_total_bytes) and C(total_bytes), all but the first optional.
+            (hf_quant_config.json), C(sentence_length), C(index_total_bytes) and C(total_bytes), all but the first
+            optional.
     """
     config = TextConfig(found.get("config") or {})
     quantised = quantization.entries_of(_quantization(config, found))
     precision = quantization.precision_of(quantised, config.dtype)
     weights, source = _files_gib(found)
     try:
-        return _shape(config, quantised, precision, weights, source)
+        shape = _shape(config, quantised, precision, weights, source)
+        return replace(shape, max_position=found.get("sentence_length") or shape.max_position)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError, AttributeError, OverflowError) as error:
         why = str(error) or type(error).__name__
         family = config.family or "unknown"
@@ -152,7 +154,7 @@ def _shape(config: TextConfig, quantised: quantization.Entries, precision: str, 
         head_dim=config.number("head_dim") or hidden // heads,
         vocabulary=config.needed("vocabulary"),
         intermediate=widths.active,
-        max_position=_longest(config),
+        max_position=config.longest,
         weights_gib=round(weights, 3),
         weights_source=source,
         precision=precision,
@@ -164,7 +166,7 @@ def _shape(config: TextConfig, quantised: quantization.Entries, precision: str, 
         static_fp8=precision == "fp8" and quantization.is_static(quantised),
         attention=() if plain else kinds,
         state_bytes=state_bytes(config, mixed),
-        division=_division(config, mixed, fed, quantised, precision),
+        division=replace(_division(config, mixed, fed, quantised, precision), vision_heads=config.vision_heads),
         experts=widths.experts,
         expert_width=widths.expert if widths.experts else 0,
     )
@@ -176,24 +178,12 @@ def _first_alike(kinds: Sequence[Attention], kind: Attention) -> Attention:
     return Attention(kind.layers, first.kv_heads, first.key, first.key * (not first.latent), kind.window, first.latent)
 
 
-def _longest(config: TextConfig) -> int:
-    """Return the tokens of the longest request that vLLM lets the model have."""
-    longest = config.number("position", 2048)
-    rope = config.part("rope_scaling") or config.part("rope_parameters")
-    kind, factor = str(rope.get("rope_type") or rope.get("type") or ""), rope.get("factor")
-    if not isinstance(factor, (int, float)) or "gemma3" in config.family:
-        return longest
-    if kind == "yarn":
-        return max(longest, int(float(rope.get("original_max_position_embeddings") or 0) * factor))
-    return longest if kind in ("su", "longrope", "llama3", "default", "mrope", "") else int(longest * factor)
-
-
 def _division(
     config: TextConfig, mixed: Sequence[str], fed: Sequence[str], quantised: quantization.Entries, precision: str
 ) -> Division:
     """Return what tensor parallelism divides beside heads: feed-forward parts, states, and blocks of quantisation."""
     found = parameters.feed_forward(config)
-    dense = found.dense if layer_kinds.DENSE in fed or config.get("enable_moe_block") else 0
+    dense = found.dense if layer_kinds.DENSE in fed or parameters.has_both(config) else 0
     expert, shared = (found.expert, found.shared) if layer_kinds.MOE in fed else (0, 0)
     stateful = any(kind in (layer_kinds.STATE, layer_kinds.BOTH) for kind in mixed)
     states, groups = _states(config) if stateful else ((), 1)

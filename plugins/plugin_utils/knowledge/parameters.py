@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,10 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.layer_kind
     FULL,
     MOE,
     STATE,
+    TWICE,
     WINDOW,
 )
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.quantization import BITS, Entries, spares
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.quantization import Entries, bits_of, spares
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.text_config import TextConfig
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -38,9 +40,11 @@ PLAIN = frozenset(
             "starcoder2",
             "phi",
         ),
-        *("opt", "bloom", "mpt", "persimmon", "stablelm_epoch", "codegen"),
+        *("opt", "bloom", "mpt", "persimmon", "stablelm_epoch", "codegen", "RefinedWeb", "RefinedWebModel"),
     }
 )
+# What such a part is called by: these are not gated.
+PLAIN_ACTIVATIONS = ("relu2", "xielu")
 LLAMA4 = ("llama4", "llama4_text")
 
 
@@ -70,6 +74,9 @@ def feed_forward(config: TextConfig) -> FeedForward:
     if config.family in LLAMA4:
         return FeedForward(config.number("intermediate_size_mlp", dense), dense, experts, _chosen(config), dense)
     dense = config.number("dense_intermediate_size") or dense
+    if config.family == "arctic":
+        # Beside its experts each layer has a dense part as wide as the residual stream.
+        dense = config.needed("hidden")
     return FeedForward(dense, expert, experts, _chosen(config), _shared(config, expert))
 
 
@@ -77,7 +84,9 @@ def _dense(config: TextConfig) -> int:
     """Return the width of the dense part. LFM2's first releases tell one that is to be cut to two thirds."""
     block = config.number("block_ff_dim")
     if not block:
-        return config.number("dense", 4 * config.needed("hidden"))
+        told = config.number("dense", 4 * config.needed("hidden"))
+        # Qwen's first models tell the width of both gated matrices together.
+        return told // 2 if config.family == "qwen" else told
     if config.get("block_auto_adjust_ff_dim") is False:
         return block
     cut = int(float(config.get("block_ffn_dim_multiplier") or 1) * int(2 * block / 3))
@@ -111,7 +120,7 @@ def counted_bytes(
         precision: what quantization.precision_of found.
     """
     wide = DTYPE_BYTES.get(config.dtype, 2)
-    narrow = BITS.get(precision, wide * 8) / 8
+    narrow = bits_of(quantised, precision, wide * 8) / 8
     found, layers = feed_forward(config), len(mixed)
     dense, experts, shared = _feed_forward_weights(config, found, fed)
     only_experts = precision == "mxfp4" and config.get("quant_method") is None and config.family == "gpt_oss"
@@ -119,7 +128,7 @@ def counted_bytes(
     def bytes_of(*words: str) -> float:
         return wide if only_experts or spares(quantised, layers, *words) else narrow
 
-    total = sum(_mixer_weights(config, number, kind) for number, kind in enumerate(mixed))
+    total = sum(_mixer_weights(config, number, kind) for number, kind in enumerate(mixed)) + _shared_blocks(config)
     kinds = ("self_attn", "mixer", "attention", "linear_attn")
     mixers = total * bytes_of(*kinds)
     parts = mixers + dense * bytes_of("mlp.gate_proj", "mlp.(gate", "mlp\\.(gate") + experts * narrow
@@ -142,19 +151,31 @@ def _routers(config: TextConfig, found: FeedForward, fed: Sequence[str]) -> int:
 def _feed_forward_weights(config: TextConfig, found: FeedForward, fed: Sequence[str]) -> tuple[int, int, int]:
     """Return the weights of dense parts, of experts and of shared experts, of all layers together."""
     hidden = config.needed("hidden")
-    matrices = 2 if config.family in PLAIN or config.get("mlp_hidden_act") == "relu2" else 3
+    plain = config.family in PLAIN or config.get("mlp_hidden_act", "hidden_act") in PLAIN_ACTIVATIONS
+    matrices = 2 if plain else 3
     moe, dense_layers = sum(kind == MOE for kind in fed), sum(kind == DENSE for kind in fed)
     blocks = config.list_of("block_configs")
     if blocks:
         dense = matrices * hidden * sum(_nemotron_width(block.get("ffn") or {}, hidden) for block in blocks)
-    elif config.get("enable_moe_block"):
-        # Gemma 4's layers have a dense part beside their experts.
+    elif has_both(config):
         dense = matrices * hidden * found.dense * len(fed)
     else:
         dense = matrices * hidden * found.dense * dense_layers
     latent = config.number("moe_latent_size") or config.number("routed_expert_hidden_size")
-    experts = moe * (found.experts * matrices * (latent or hidden) * found.expert + 2 * latent * hidden)
+    experts = moe * (_experts_width(config, found) * matrices * (latent or hidden) + 2 * latent * hidden)
     return dense, experts, moe * matrices * hidden * found.shared
+
+
+def has_both(config: TextConfig) -> bool:
+    """Return whether layers have a dense part beside their experts."""
+    names = ("enable_moe_block", "residual_moe", "parallel_attn_mlp_res")
+    return any(config.get(name) for name in names) or config.family in TWICE
+
+
+def _experts_width(config: TextConfig, found: FeedForward) -> int:
+    """Return the widths of all experts of a layer together; ERNIE's for images are narrower than those for text."""
+    counts, widths = config.list_of("moe_num_experts"), config.list_of("moe_intermediate_size")
+    return sum(map(operator.mul, counts, widths)) if counts and widths else found.experts * found.expert
 
 
 def _nemotron_width(block: Mapping[str, Any], hidden: int) -> int:
@@ -168,7 +189,10 @@ def _nemotron_width(block: Mapping[str, Any], hidden: int) -> int:
 
 
 def _mixer_weights(config: TextConfig, number: int, kind: str) -> int:
-    weights = 0
+    weights, hidden = 0, config.needed("hidden")
+    if config.family == "zamba2":
+        adapter = config.number("adapter_rank") * (hidden + 2 * config.number("dense", 4 * hidden))
+        return _state_weights(config) + (hidden * hidden + adapter) * (kind == BOTH)
     if kind in (FULL, WINDOW, BOTH):
         weights += _latent_weights(config) if attention.latent_width(config) else _head_weights(config, number, kind)
     if kind in (STATE, BOTH):
@@ -186,6 +210,15 @@ def _head_weights(config: TextConfig, number: int, kind: str) -> int:
     if number >= config.number("layers") - shared and shared:
         kv_heads = 0
     return hidden * (queries + kv_heads * (key + value) + heads * value)
+
+
+def _shared_blocks(config: TextConfig) -> int:
+    """Return the weights of Zamba2's blocks of attention and a dense part, which several layers share."""
+    if config.family != "zamba2":
+        return 0
+    hidden, wide = config.needed("hidden"), config.number("attention_hidden_size") or 2 * config.needed("hidden")
+    one = 3 * wide * wide + wide * hidden + 3 * hidden * config.number("dense", 4 * hidden)
+    return config.number("num_mem_blocks", 1) * one
 
 
 def _latent_weights(config: TextConfig) -> int:
@@ -231,11 +264,12 @@ def _state_weights(config: TextConfig) -> int:
 def _vision(config: TextConfig) -> int:
     """Return the weights of a vision tower by its layers alone; 0 where there is none or it tells too little."""
     tower = config.vision or {}
-    wide = next((tower[name] for name in ("hidden_size", "embed_dim", "width", "vt_hidden_size") if tower.get(name)), 0)
-    deep = next((tower[name] for name in ("num_hidden_layers", "depth", "vt_num_hidden_layers") if tower.get(name)), 0)
+    wide = next((tower[name] for name in ("embed_dim", "hidden_size", "width", "vt_hidden_size") if tower.get(name)), 0)
+    depths = ("num_hidden_layers", "depth", "layers", "vt_num_hidden_layers")
+    deep = next((tower[name] for name in depths if tower.get(name)), 0)
     if not isinstance(wide, int) or not isinstance(deep, int):
         return 0
-    inner = (
-        tower.get("intermediate_size") or tower.get("vt_intermediate_size") or int(wide * (tower.get("mlp_ratio") or 4))
-    )
-    return deep * (4 * wide * wide + 2 * wide * int(inner))
+    inner = tower.get("intermediate_size") or tower.get("vt_intermediate_size")
+    inner = inner or int(wide * (tower.get("mlp_ratio") or 4))
+    gated = tower.get("hidden_act") == "silu" or tower.get("model_type") == "pixtral"
+    return deep * (4 * wide * wide + (3 if gated else 2) * wide * int(inner))

@@ -9,8 +9,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Bits of one quantised weight, with its scales.
-BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.5, "8-bit": 8.0}
+# Bits of one quantised weight, those in floating point with their scales.
+BITS = {"fp8": 8.0, "fp4": 4.5, "mxfp4": 4.25, "4-bit": 4.0, "8-bit": 8.0}
+# Bits of the scale that a group of integers shares, and of the scales of bitsandbytes, quantised themselves, a weight.
+SCALE_BITS, DOUBLE_SCALE_BITS = 16, 0.127
+# NVIDIA's name for FP8 in blocks, of which the side is fixed.
+FP8_IN_BLOCKS, FP8_SIDE = "FP8_PB_WO", 128
 
 
 Entries = list[tuple[str, Any]]
@@ -35,6 +39,19 @@ def precision_of(entries: Entries, dtype: str) -> str:
     if "8" in bits or options.get("load_in_8bit") is True or "8-bit" in weights or re.search(r"\b(int8|w8a\d+)", words):
         return "8-bit"
     return "fp32" if dtype.endswith("float32") else "bf16"
+
+
+def bits_of(entries: Entries, precision: str, otherwise: float) -> float:
+    """Return the bits of one weight of a precision, with its share of scales and zero points."""
+    bits = BITS.get(precision, otherwise)
+    if precision not in ("4-bit", "8-bit"):
+        return bits
+    options, size = dict(entries), group(entries)
+    if not size:
+        return bits + DOUBLE_SCALE_BITS * (options.get("load_in_4bit") is True)
+    method = str(options.get("quant_method"))
+    zero_points = method in ("gptq", "awq", "auto-round") or options.get("symmetric") is False
+    return bits + (SCALE_BITS + bits * zero_points) / size
 
 
 def entries_of(quantization: Mapping[str, Any]) -> Entries:
@@ -78,6 +95,8 @@ def is_static(entries: Entries) -> bool:
 def fp8_block(entries: Entries) -> int:
     """Return the side of the blocks of weights that share a scale in FP8; 0 where whole tensors or channels do."""
     found = dict(entries)
+    if str(found.get("quant_algo")).upper() == FP8_IN_BLOCKS:
+        return FP8_SIDE
     block = found.get("weight_block_size")
     if not block and str(found.get("strategy")) == "block":
         block = found.get("block_structure")

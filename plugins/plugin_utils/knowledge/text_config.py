@@ -17,6 +17,18 @@ from typing import Any
 
 # Where a model of several parts keeps the configuration of its language model.
 INNER = ("thinker_config", "text_config", "llm_config", "language_config", "language_model_config", "text_model_config")
+# What a model that sees keeps the configuration of its eyes under.
+VISION = (
+    "vision_config",
+    "vision_encoder",
+    "vision_tower_config",
+    "visual",
+    "vit_config",
+    "img_processor",
+    "embd_layer",
+)
+# Towers that vLLM gives to each card as a whole, or fills up with heads that do nothing.
+UNDIVIDED_TOWERS = ("intern", "gemma3n", "gemma4")
 # One number, under all the names that families give it, the most common first.
 NAMES: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model", "model_dim"),
@@ -38,6 +50,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "shared_experts": ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
     "dense_first": ("first_k_dense_replace", "num_dense_layers"),
 }
+# Rotations that vLLM does not multiply the length by, because their repositories have it multiplied already.
+MULTIPLIED = ("su", "longrope", "llama3")
 # What Mistral's own format, params.json, calls the same.
 MISTRAL = {
     "dim": "hidden_size",
@@ -71,6 +85,11 @@ def _tables() -> dict[str, Any]:
     text = Path(__file__).with_name("family_defaults.json").read_text(encoding="utf-8")
     tables: dict[str, Any] = json.loads(text)
     return tables
+
+
+def in_transformers(model_type: str) -> bool:
+    """Return whether Transformers itself, as of the release in family_defaults.json, has this family."""
+    return model_type in _tables()["families"] or model_type in _tables()["inner"]
 
 
 class TextConfig:
@@ -146,11 +165,39 @@ class TextConfig:
         return str(found or "bfloat16").replace("torch.", "")
 
     @property
+    def vision_heads(self) -> int:
+        """The attention heads of the vision tower; 0 where it has none, or vLLM does not divide them."""
+        tower = self.vision or {}
+        found = tower.get("num_heads") or tower.get("num_attention_heads")
+        whole = str(tower.get("model_type") or "").startswith(UNDIVIDED_TOWERS)
+        return found if isinstance(found, int) and found > 0 and not whole else 0
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest request that vLLM lets the model have."""
+        told = self.number("model_max_length")
+        found = [self.number(name) for name in NAMES["position"] if self.number(name)]
+        longest = told or min(found, default=2048)
+        if "gemma3" in self.family or "gemma3" in str(self.outer.get("model_type")):
+            return longest
+        rope = self.part("rope_scaling") or self.part("rope_parameters")
+        kinds = [kind for kind in rope.values() if isinstance(kind, Mapping)] or [rope]
+        factor = 1.0
+        for kind in kinds:
+            name = str(kind.get("rope_type") or kind.get("type") or "")
+            if name in MULTIPLIED or not isinstance(kind.get("factor"), (int, float)):
+                continue
+            factor = float(kind["factor"])
+            if name == "yarn":
+                longest = int(kind.get("original_max_position_embeddings") or longest)
+        return int(longest * factor)
+
+    @property
     def vision(self) -> Mapping[str, Any] | None:
         """The vision tower's configuration; empty where there is one that tells nothing, None where there is none."""
         holders = [self.outer, self.outer.get("thinker_config")]
         for holder in holders:
-            for name in ("vision_config", "vision_encoder", "vision_tower_config"):
+            for name in VISION:
                 if isinstance(holder, Mapping) and isinstance(holder.get(name), Mapping):
                     found: Mapping[str, Any] = holder[name]
                     return found
@@ -165,26 +212,30 @@ def is_mistral(config: Mapping[str, Any]) -> bool:
 def from_mistral(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return Mistral's params.json under the names of config.json, as vLLM reads it."""
     config: dict[str, Any] = {new: params[old] for old, new in MISTRAL.items() if params.get(old) is not None}
-    moe = params.get("moe") or {}
+    moe, quantization = _part(params, "moe"), _part(params, "quantization")
     config.update({new: moe[old] for old, new in MISTRAL_MOE.items() if moe.get(old) is not None})
     config.setdefault("max_position_embeddings", 128_000)
     config["model_type"] = "deepseek_v3" if config.get("kv_lora_rank") else "mixtral" if moe else "mistral"
     if isinstance(params.get("sliding_window"), list):
-        windows = params["sliding_window"]
+        windows, layers = params["sliding_window"], config.get("num_hidden_layers")
         config["sliding_window"] = next((window for window in windows if window), None)
         kinds = ["sliding_attention" if window else "full_attention" for window in windows]
-        config["layer_types"] = (kinds * config["num_hidden_layers"])[: config["num_hidden_layers"]]
+        config["layer_types"] = (kinds * layers)[:layers] if isinstance(layers, int) else kinds
     else:
         config.setdefault("sliding_window", None)
-    if params.get("vision_encoder"):
-        config["vision_config"] = params["vision_encoder"]
-    quantization = params.get("quantization") or {}
+    if _part(params, "vision_encoder"):
+        config["vision_config"] = {"model_type": "pixtral", **params["vision_encoder"]}
     if quantization.get("qformat_weight") == "fp8_e4m3":
         static = "static" if quantization.get("qscheme_act") == "TENSOR" else "dynamic"
         config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": static}
     elif quantization:
         config["quantization_config"] = quantization
     return config
+
+
+def _part(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = params.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _language_model(outer: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

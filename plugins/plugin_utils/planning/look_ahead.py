@@ -20,6 +20,7 @@ STAND_IN = {"name": "NVIDIA H200"}
 # What is true whatever card it is found with.
 WITHOUT_A_CARD = frozenset(
     {
+        "architecture-not-supported",
         "invalid-wishes",
         "licence-not-accepted",
         "no-model-folder",
@@ -113,6 +114,11 @@ def _any_platform(state: State) -> State:
     return replace(state, host=host, wishes=replace(state.wishes, platform=""))
 
 
+def _trusted(state: State) -> State:
+    options = {**state.wishes.extra_config, "trust-remote-code": True}
+    return replace(state, wishes=replace(state.wishes, extra_config=options))
+
+
 def _any_driver(state: State) -> State:
     host = {**state.host, "driver_version": ""}
     return replace(state, host=host, wishes=replace(state.wishes, driver_version=""))
@@ -120,6 +126,7 @@ def _any_driver(state: State) -> State:
 
 # The planner's refusals after which it is worth while to look on, and how each is taken to be fixed.
 MENDED: dict[str, Callable[[State], State]] = {
+    "architecture-not-supported": _trusted,
     "no-gpu": _other_cards,
     "unsupported-gpu": _other_cards,
     "gpu-lost": _healthy_cards,

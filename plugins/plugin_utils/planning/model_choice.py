@@ -82,6 +82,12 @@ def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequenc
     return replace(chosen, why=str(host.get("model_why") or ""))
 
 
+def config_of(host: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was read of the model's config.json, on the host or at the hub; empty where nobody could."""
+    found = (host.get("model") or {}).get("config") or host.get("model_config")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _read(host: Mapping[str, Any], wished: str) -> Shape | Unread | None:
     """Return the sizes of the model by what was read of it, on the host or at the hub; None where nobody could."""
     found: ModelInfo = host.get("model") or ModelInfo()

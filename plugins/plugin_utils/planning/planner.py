@@ -38,6 +38,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.image_choic
     choose_image,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_choice import Chosen, choose
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.model_support import check_support
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.size_refusals import too_few_gpus
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.sizing import capacity, size_replica
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
@@ -77,6 +78,7 @@ def _plan_cuda(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     cuda = versions.cuda_of(version, image["reference"].rsplit(":", 1)[-1])
     _check_driver(draft, host, wishes, cuda, needs_cuda_13=cards[0].compute_capability == (10, 3))
     chosen = choose(draft, host, wishes, cards)
+    check_support(draft, host, wishes, chosen, version)
     _check_kernels(draft, chosen, cards, version, image["reference"])
     sizing = size_replica(draft, wishes, levers.text_only(draft, wishes, chosen, version), cards, version)
     groups = _replicate(draft, wishes, cards, sizing.load.tensor_parallel_size)
@@ -190,6 +192,7 @@ def _plan_cpu(draft: Draft, host: Mapping[str, Any], wishes: Wishes) -> Plan:
     draft.decide("device", "cpu", "vllm_device: cpu")
     image, version = choose_image(draft, host, wishes, CPU_IMAGE, ())
     chosen = choose(draft, host, wishes, ())
+    check_support(draft, host, wishes, chosen, version)
     chosen = replace(chosen, precision="bf16" if wishes.precision == "bf16" else "fp32")
     config = cpu_options(draft, host, wishes, chosen, version)
     levers.text_only_options(wishes, chosen, version, config)

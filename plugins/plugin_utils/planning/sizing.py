@@ -87,9 +87,11 @@ def size_replica(
 def _as_loaded(wishes: Wishes, shape: Shape) -> Shape:
     """Return the model as vLLM loads it on GPUs.
 
-    Weights of 32 bits are loaded in 16 unless the user wishes otherwise, and with expert parallelism each card has
-    whole experts.
+    Weights of 32 bits are loaded in 16 unless the user wishes otherwise, with expert parallelism each card has whole
+    experts, and each has a whole vision tower where the user wishes so.
     """
+    if wishes.extra_config.get("mm-encoder-tp-mode") == "data":
+        shape = replace(shape, division=replace(shape.division, vision_heads=0))
     if str(wishes.extra_config.get("enable-expert-parallel", "")).lower() in ("true", "1"):
         shape = replace(shape, division=replace(shape.division, even=shape.division.even or (shape.heads,), experts=()))
     if shape.precision != "fp32" or str(wishes.extra_config.get("dtype") or "auto") in ("float32", "float"):

@@ -195,7 +195,7 @@ def _mig(case: Case) -> list[Finding]:
             "mig-enabled",
             ERROR if "mig-enabled" in case.refused else WARNING,
             f"MIG is on for GPU {_listed(divided)}.",
-            "undivided cards: an instance is too small for this model, and instances cannot work together",
+            "undivided cards: slices of a card cannot work together, and each process sees one of them alone",
             f"Turn it off when nothing uses the card: {off} (then reset the GPU or reboot), or name only the other GPUs"
             " in vllm_gpu_selection.",
         )

@@ -339,6 +339,7 @@ TOLD_BY = {
     "unsupported-platform": {"unsupported-platform"},
 }
 NEEDED = {
+    "architecture-not-supported": "a vLLM that serves the model's architecture",
     "does-not-fit": "GPUs, or memory, that hold the model",
     "licence-not-accepted": "your acceptance of the model's licence",
     "model-size-unknown": "the model's own numbers, or yours",

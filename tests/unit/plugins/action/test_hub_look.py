@@ -77,6 +77,16 @@ def test_a_70b_model_takes_two_cards_a_server(hub: Hub) -> None:
     assert "at the hub (commit" in reason(result, "weights")
 
 
+@pytest.mark.parametrize(
+    ("sentences", "longest"),
+    [(b'{"max_seq_length": 4096, "do_lower_case": false}', 4096), (b"[]", 32768), (b"{", 32768)],
+)
+def test_a_model_for_embeddings_tells_how_long_a_text_may_be(sentences: bytes, longest: int) -> None:
+    files = {**repository().revisions["main"], "sentence_bert_config.json": sentences}
+    with Hub({OPEN: Repository({"main": files}, claimed=repository().claimed)}).running() as running:
+        assert run(running)["plan"]["replicas"][0]["config"]["max-model-len"] == longest
+
+
 def test_a_fleet_asks_once_and_another_revision_again(hub: Hub) -> None:
     for _host in range(20):
         run(hub)

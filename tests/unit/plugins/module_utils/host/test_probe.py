@@ -397,6 +397,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
         "missing_files": [],
         "cut_files": [],
         "pointers": [],
+        "sentence_length": None,
         "at_hub": "",
         "complete": True,
     }

@@ -141,11 +141,13 @@ def test_generations(capability: tuple[int, int], generation: str) -> None:
     ],
 )
 def test_cards_by_name(name: str, capability: tuple[int, int], memory: int) -> None:
-    found = gpus.from_inventory([{"name": name, "count": 2}])
-    assert [(gpu.index, gpu.compute_capability, gpu.memory_mib) for gpu in found] == [
-        (0, capability, memory),
-        (1, capability, memory),
-    ]
+    found = gpus.from_inventory([{"name": name}])
+    assert [(gpu.index, gpu.compute_capability, gpu.memory_mib) for gpu in found] == [(0, capability, memory)]
+
+
+def test_cards_of_several_entries_are_counted_on() -> None:
+    found = gpus.from_inventory([{"name": "NVIDIA H200", "count": 2}, {"name": "NVIDIA H800 NVL"}])
+    assert [(gpu.index, gpu.memory_mib) for gpu in found] == [(0, 143771), (1, 143771), (2, 95830)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import G
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import look_at_model, snapshot
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import memory_model, model_shape
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge.catalogue import SCOUT, SCOUT_TEXT_FP8_GIB, Shape
+from ansible_collections.gpufleet.vllm.tests.fakes.models import SCOUT_TEXT, config_of
 
-SCOUT_TEXT: dict[str, Any] = {
-    "model_type": "llama4_text",
-    "attention_chunk_size": 8192,
-    "head_dim": 128,
-    "hidden_size": 5120,
-    "intermediate_size": 8192,
-    "intermediate_size_mlp": 16384,
-    "max_position_embeddings": 10485760,
-    "num_attention_heads": 40,
-    "num_experts_per_tok": 1,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 8,
-    "num_local_experts": 16,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 202048,
-}
 FP8 = {"quant_method": "modelopt", "quant_algo": "FP8"}
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -228,7 +213,10 @@ def test_mxfp4_has_the_size_of_its_bits() -> None:
         ({**LLAMA_8B, "layer_types": ["full_attention", "of_another_kind"]}, "of_another_kind"),
         ({**LLAMA_8B, "compress_ratios": [0, 4, 128]}, "compress_ratios"),
         ({**LLAMA_8B, "num_hidden_layers": "many"}, "many"),
-        ({"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}, "num_attention_heads"),
+        ({"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}, "keeps keys"),
+        ({**LLAMA_8B, "model_type": "xlm-roberta"}, "encodes"),
+        ({**LLAMA_8B, "is_encoder_decoder": True}, "encodes"),
+        ({**LLAMA_8B, "use_cla": True, "cla_share_factor": 2}, "cla_share_factor"),
         ({}, "num_hidden_layers"),
     ],
 )
@@ -237,6 +225,86 @@ def test_what_cannot_be_told_is_unread_and_says_why(config: dict[str, Any], why:
     assert isinstance(found, model_shape.Unread)
     assert why in found.why
     assert found.weights_gib == pytest.approx(2.052)
+
+
+@pytest.mark.parametrize(
+    ("told", "longest"),
+    [
+        ({"max_seq_length": 4096, "do_lower_case": False}, 4096),
+        ({"max_seq_length": 4096}, 131072),
+        ({"max_seq_length": None, "do_lower_case": False}, 131072),
+    ],
+)
+def test_sentence_transformers_file_says_how_long_a_text_may_be(
+    tmp_path: Path, told: dict[str, Any], longest: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(told))
+    found = model_shape.read(look_at_model(str(tmp_path)))
+    assert isinstance(found, Shape)
+    assert found.max_position == longest
+
+
+def test_hybrids_in_groups_have_attention_at_the_end_of_each() -> None:
+    config = {
+        "model_type": "bailing_hybrid",
+        "hidden_size": 4096,
+        "intermediate_size": 9216,
+        "layer_group_size": 8,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 32,
+        "num_local_experts": None,
+    }
+    found = read(config)
+    assert found.layers == 4 + 2
+    assert memory_model.kv_bytes_per_token(found, "auto") == 6 * (512 + 64) * 2
+    assert found.state_bytes == 28 * 32 * 128 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 16 / 128 + 4 / 128),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32}, 4 + 16 / 32 + 4 / 32),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, 8 + 16 / 128 + 8 / 128),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, 4),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4.127),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp4"}}}, 4.25),
+    ],
+)
+def test_scales_and_zero_points_are_counted(quantization: dict[str, Any], bits: float) -> None:
+    whole, found = read(LLAMA_8B), read({**LLAMA_8B, "quantization_config": quantization})
+    embeddings = 2 * 128256 * 4096 * 2 / GIB * model_shape.LOADED
+    assert found.weights_gib - embeddings == pytest.approx((whole.weights_gib - embeddings) * bits / 16, rel=1e-3)
+
+
+def test_nvidias_fp8_in_blocks_has_a_fixed_side() -> None:
+    found = read({**LLAMA_8B, "quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}})
+    assert found.division.block == 128
+
+
+def test_a_vision_tower_is_divided_unless_it_is_left_out() -> None:
+    found = read(config_of("zai-org/GLM-4.5V"))
+    assert "12 heads of its vision tower" in memory_model.indivisible(found, 8)
+    assert memory_model.divides(replace(found, vision=False), 8)
+    intern = read(config_of("OpenGVLab/InternVL3-78B"))
+    assert memory_model.divides(intern, 8)
+
+
+@given(
+    st.sampled_from(
+        ["dim", "n_layers", "n_heads", "hidden_dim", "vision_encoder", "moe", "quantization", "sliding_window"]
+    ),
+    st.none()
+    | st.integers(-3, 9)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.none() | st.integers(0, 2), max_size=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_params_json_breaks_a_plan(name: str, value: Any) -> None:
+    found = read({**config_of("mistralai/Pixtral-12B-2409 (params.json)"), name: value})
+    assert isinstance(found, (Shape, model_shape.Unread))
 
 
 @given(

@@ -14,27 +14,11 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import answer_parsers, moe_tables, versions
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
+from ansible_collections.gpufleet.vllm.tests.fakes.models import SCOUT_TEXT
 
 DATA = Path(__file__).parents[3] / "data"
 PARSERS: dict[str, Any] = json.loads((DATA / "vllm_answer_parsers.json").read_text(encoding="utf-8"))["releases"]
-TEXT_MODEL = {
-    "architectures": ["Llama4ForCausalLM"],
-    "model_type": "llama4_text",
-    "attention_chunk_size": 8192,
-    "head_dim": 128,
-    "hidden_size": 5120,
-    "intermediate_size": 8192,
-    "intermediate_size_mlp": 16384,
-    "max_position_embeddings": 10485760,
-    "num_attention_heads": 40,
-    "num_experts_per_tok": 1,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 8,
-    "num_local_experts": 16,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 202048,
-    "quantization_config": {"quant_algo": "FP8"},
-}
+TEXT_MODEL = {**SCOUT_TEXT, "architectures": ["Llama4ForCausalLM"], "quantization_config": {"quant_algo": "FP8"}}
 NESTED = '{"text_config": {"attention_chunk_size": null}}'
 FLAT = '{"attention_chunk_size": null}'
 SHORT: dict[str, Any] = {"max_model_len": 8192}

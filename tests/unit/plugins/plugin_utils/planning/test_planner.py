@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.knowledge import memory_model, profiles
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import planner, wishes
+from ansible_collections.gpufleet.vllm.tests.fakes.models import config_of
 
 H100 = ("NVIDIA H100 80GB HBM3", "9.0", 81559)
 H100_NVL = ("NVIDIA H100 NVL", "9.0", 95830)
@@ -759,6 +760,18 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "invalid-tensor-parallel-size",
         ["8 KV heads"],
     ),
+    "a TP that cuts through the vocabulary": (
+        {**host(H200, 8), "model_config": config_of("microsoft/phi-4")},
+        {"model": "microsoft/phi-4", "tensor_parallel_size": 5},
+        "invalid-tensor-parallel-size",
+        ["vocabulary of 100352", "one of 1, 2."],
+    ),
+    "a TP that cuts through a vision tower": (
+        {**host(H200, 8), "model_config": config_of("zai-org/GLM-4.5V")},
+        {"model": "zai-org/GLM-4.5V", "tensor_parallel_size": 8},
+        "invalid-tensor-parallel-size",
+        ["12 heads of its vision tower", "mm-encoder-tp-mode: data"],
+    ),
     "more TP than cards": (host(H200, 2), {"tensor_parallel_size": 4}, "too-few-gpus", ["needs 4 GPUs", "2 can be"]),
     "TP times replicas is more than the cards": (
         host(H200, 4),
@@ -1003,6 +1016,19 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         "mig-enabled",
         ["MIG slice", "whole cards"],
     ),
+    "a MIG slice by its name": (
+        host(("NVIDIA H100 80GB HBM3 MIG 3g.40gb", "9.0", 40448)),
+        SMALL,
+        "mig-enabled",
+        ["is a MIG slice", "whole cards"],
+    ),
+    "two GPUs that work in the same host's memory": (
+        {},
+        {"gpus": [{"name": "NVIDIA GB10", "count": 2}]},
+        "invalid-wishes",
+        ["2 x 'NVIDIA GB10' on one host", "count: 1"],
+    ),
+    "an older card by its name alone": ({}, {"gpus": [{"name": "Tesla V100-SXM2-32GB"}]}, "unsupported-gpu", ["7.0"]),
     "a vGPU in the inventory": ({}, {"gpus": [{"name": "NVIDIA H100XM-40C"}]}, "unsupported-gpu", ["is a vGPU"]),
     "a model of unknown size": (
         host(H200, 8),
