@@ -222,7 +222,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client im
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import resolve_image
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import left_to_the_server
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.download import ensure_weights
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings, lock_timeout
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import wants_of
 
 ARGUMENTS: dict[str, Any] = {
@@ -246,7 +246,6 @@ ARGUMENTS: dict[str, Any] = {
     **DOCKER_ARGUMENTS,
     **PROGRESS_ARGUMENTS,
 }
-FOREVER_S = 10 * 365 * 24 * 3600
 SHARED = (
     "hf_home",
     "volumes",
@@ -258,11 +257,6 @@ SHARED = (
     "stall_timeout",
     "timeout",
 )
-
-
-def lock_timeout(given: int, download: float) -> int:
-    """Return how many seconds to wait for another run, as long as a download may take where -1 is given."""
-    return given if given >= 0 else int(download) or FOREVER_S
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:

@@ -126,6 +126,7 @@ class Hub:
         self.repositories = repositories
         self.troubles: list[Trouble] = []
         self.rate = 0
+        self.sent = 0
         self.log: list[str] = []
         self.tokens: set[str] = set()
         self._lock = threading.Lock()
@@ -146,6 +147,11 @@ class Hub:
                     entry.times -= 1
                     return entry
         return None
+
+    def count(self, size: int) -> None:
+        """Count bytes of answers."""
+        with self._lock:
+            self.sent += size
 
     def asked(self, pattern: str) -> list[str]:
         """Return the requests so far that match."""
@@ -288,6 +294,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             while rest:
                 self.wfile.write(rest[:CHUNK])
+                self.hub.count(len(rest[:CHUNK]))
                 rest = rest[CHUNK:]
                 if self.hub.rate:
                     time.sleep(CHUNK / self.hub.rate)

@@ -54,7 +54,7 @@ def lacks(want: Want, around: Surroundings) -> str:
     if not commit:
         return "it is not in the cache"
     snapshot = os.path.join(hub_folder(around.cache.folder, want.repository), "snapshots", commit)
-    recorded = _recorded(around.hf_home, want, commit)
+    recorded = recorded_files(around.hf_home, want, commit)
     if recorded is not None:
         missing = [name for name, size in recorded.items() if not _is_there(os.path.join(snapshot, name), size)]
         return f"{_named(missing)} not there" if missing else ""
@@ -148,7 +148,7 @@ def _records(hf_home: str, want: Want) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _recorded(hf_home: str, want: Want, commit: str) -> dict[str, Any] | None:
+def recorded_files(hf_home: str, want: Want, commit: str) -> dict[str, Any] | None:
     """Return the files (name to size) with which this commit was complete; None when nothing is known of it."""
     entry = _records(hf_home, want).get(_key(want))
     files = entry.get("files") if isinstance(entry, dict) and entry.get("commit") == commit else None

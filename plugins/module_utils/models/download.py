@@ -10,19 +10,15 @@ C(gpufleet/models--<owner>--<name>.json), so that the next run knows from the ho
 from __future__ import annotations
 
 import collections
-import contextlib
 import inspect
 import json
-import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
@@ -37,6 +33,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
     HF_HOME,
     joined_volumes,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cache_lock import cache_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import commit_of, lacks, note_fetched
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import download_error, not_here
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings, without_secrets
@@ -92,7 +89,7 @@ def ensure_weights(
         asked = [want for want, _lack in missing]
         models = _run(engine, asked, around, fetch=False, progress=progress) if engine else []
         return _result(_what_is_known(wants, missing, models, around))
-    with _locked(missing[0][0], around, progress):
+    with cache_lock(missing[0][0], around, progress):
         # Whoever was waited for may have fetched all of it.
         missing = _missing(wants, around)
         asked = [want for want, _lack in missing]
@@ -117,30 +114,6 @@ def _check_name(want: Want) -> None:
 def _missing(wants: Sequence[Want], around: Surroundings) -> list[tuple[Want, str]]:
     """Return the repositories that the cache lacks something of, with what it is."""
     return [(want, lack) for want in wants for lack in [lacks(want, around)] if lack]
-
-
-@contextlib.contextmanager
-def _locked(want: Want, around: Surroundings, progress: Progress) -> Iterator[None]:
-    """Keep other runs from fetching into the cache inside the block; it begins when earlier runs are done."""
-    folder = os.path.join(around.hf_home, "gpufleet")
-    try:
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-    except OSError as error:
-        raise write_failed(folder, error, "vllm_hf_home") from error
-    blobs = hub_download.blobs_folder(around.cache.folder, want.repository)
-
-    def wait(holder: str) -> None:
-        there = format_bytes(hub_download.used(blobs))
-        progress.phase(f"weights of {want.repository}", f"waiting for another run ({holder}); {there} are there")
-
-    with host_lock(
-        os.path.join(folder, ".lock"),
-        f"download of {want.repository}",
-        timeout=around.lock_timeout,
-        on_wait=wait,
-        variable="vllm_hf_home",
-    ):
-        yield
 
 
 def _what_is_known(

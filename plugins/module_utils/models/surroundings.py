@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache import HubCache, hub_cache
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.server_files import is_offline
 
+FOREVER_S = 10 * 365 * 24 * 3600
 TRUE = ("1", "true", "yes", "on")
 
 
@@ -60,6 +61,11 @@ class Surroundings:
     def is_offline(self) -> bool:
         """Whether nobody may be asked, by the option or by a variable of the server."""
         return self.offline or is_offline(self.environment)
+
+
+def lock_timeout(given: int, download: float) -> int:
+    """Return how many seconds to wait for another run, as long as a download may take where -1 is given."""
+    return given if given >= 0 else int(download) or FOREVER_S
 
 
 def without_secrets(text: str, secrets: Mapping[str, str]) -> str:

@@ -5,7 +5,9 @@
 
 A module is silent until it ends. So the module of the same name is started in the background on the host with
 Ansible's own async wrapper, writes its current phase to a small file (common/progress.py), and this action
-reads that file with one shell command a poll, whose output is the whole state of the job:
+reads that file with one shell command a poll, whose output is the whole state of the job. The command waits on the
+host until the phase is another one, the module has ended or LONGEST_WAIT_S are over, so that a host on which each
+command is a log-in of sudo sees few of them:
 
 ======= ===========================================================================================
 line 1  the host's boot id, which tells a reboot
@@ -36,8 +38,8 @@ from ansible.utils.display import Display
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import duration
 
 DEFAULT_INTERVAL_S = 15.0
-FIRST_POLL_S = 0.3
-LONGEST_POLL_S = 2.0
+PAUSE_S = 0.3
+LONGEST_WAIT_S = 15.0
 # The modules have time limits of their own; this one only ends a job that ignores them.
 TIME_LIMIT_S = 48 * 3600
 # With the pauses below, about two minutes without a connection are tolerated.
@@ -46,6 +48,16 @@ LONGEST_RETRY_S = 15.0
 
 # The brackets keep this command, whose own command line is under /proc too, from being found as the job.
 POLL_SCRIPT = r"""
+left={looks}
+while [ "$left" -gt 0 ]; do
+  case "$(head -c 60 {results} 2>/dev/null)" in
+    ''|'{{"started": true, "finished": false,'*|'{{"started": 1, "finished": 0,'*) ;;
+    *) break ;;
+  esac
+  [ "$(cut -d '"' -f 4 {progress} 2>/dev/null)" = {phase} ] || break
+  left=$((left - 1))
+  sleep {pause} 2>/dev/null || sleep 1
+done
 cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown
 date +%s
 job=gone
@@ -73,6 +85,8 @@ class JobState:
         self.now = float(lines[1])
         self.alive = lines[2] == "alive"
         self.progress: dict[str, Any] = json.loads(lines[3]) if lines[3].strip() else {}
+        # As the script takes it out of the line, without reading JSON.
+        self.raw_phase = (lines[3].split('"') + [""] * 4)[3]
         self.result = "\n".join(lines[4:]).strip()
 
 
@@ -166,11 +180,11 @@ class LongTaskAction(ActionBase):  # type: ignore[misc]
         value = self._templar.template(task_vars.get("vllm_progress_interval", DEFAULT_INTERVAL_S))
         reporter = PhaseReporter(host, Display().display, interval_of(value))
         results_file = started["results_file"]
-        command = poll_command(started["ansible_job_id"], progress_file, results_file)
-        boot_id, pause, failures = "", FIRST_POLL_S, 0
+        wait = min(reporter.interval or LONGEST_WAIT_S, LONGEST_WAIT_S)
+        boot_id, phase, failures = "", "", 0
         while True:
-            time.sleep(pause)
-            pause = min(pause * 1.4, LONGEST_POLL_S)
+            time.sleep(PAUSE_S)
+            command = poll_command(started["ansible_job_id"], progress_file, results_file, phase, wait)
             try:
                 state = JobState(self._low_level_execute_command(command)["stdout"])
             except (AnsibleConnectionFailure, ValueError) as error:
@@ -184,7 +198,7 @@ class LongTaskAction(ActionBase):  # type: ignore[misc]
             failures = 0
             reporter.update(state.progress, state.now)
             restarted = boot_id not in ("", state.boot_id)
-            boot_id = state.boot_id
+            boot_id, phase = state.boot_id, state.raw_phase
             if state.result or restarted or not state.alive:
                 break
         self._low_level_execute_command(f"rm -f {shell_path(results_file)} {shell_path(progress_file)}")
@@ -249,11 +263,17 @@ def shell_path(path: str) -> str:
     return "~/" + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
 
 
-def poll_command(job_id: str, progress_file: str, results_file: str) -> str:
+def poll_command(job_id: str, progress_file: str, results_file: str, phase: str = "", wait: float = 0) -> str:
     """Return the shell command that prints the state of the job, see the head of this file.
 
+    It waits up to C(wait) seconds for another phase than C(phase), as JobState.raw_phase has it, or for the result.
     The job's processes are those of Ansible's async wrapper that have the first part of the job id as an argument.
     """
     return POLL_SCRIPT.format(
-        marker=shlex.quote(job_id.split(".")[0]), progress=shell_path(progress_file), results=shell_path(results_file)
+        marker=shlex.quote(job_id.split(".")[0]),
+        progress=shell_path(progress_file),
+        results=shell_path(results_file),
+        phase=shlex.quote(phase),
+        looks=round(wait / PAUSE_S),
+        pause=PAUSE_S,
     ).strip()

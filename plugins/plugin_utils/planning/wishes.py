@@ -110,6 +110,11 @@ class Wishes:
     start_at_boot: bool = True
     min_driver: int = versions.OLDEST_DRIVER
     offline: bool = False
+    weights_from: str = "hub"
+    weights_seeds: int = 1
+    weights_port: int = 18022
+    weights_connections: int = 4
+    weights_rate: int = 0
     reclaim_orphans: bool = False
     image_size_gib: float | None = None
     phase_timeouts: dict[str, int] = field(default_factory=dict)
@@ -395,6 +400,11 @@ READERS: dict[str, tuple[str, Reader]] = {
     "start_at_boot": ("vllm_start_at_boot", flag),
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),
+    "weights_from": ("vllm_weights_from", one_of("hub", "fleet")),
+    "weights_seeds": ("vllm_weights_seeds", integer(1)),
+    "weights_port": ("vllm_weights_port", integer(1, 65535)),
+    "weights_connections": ("vllm_weights_connections", integer(1, 64)),
+    "weights_rate": ("vllm_weights_rate", integer(0)),
     "reclaim_orphans": ("vllm_reclaim_orphans", flag),
     "image_size_gib": ("vllm_image_size_gib", auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),

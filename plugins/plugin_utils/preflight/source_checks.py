@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 from collections.abc import Iterable
 from typing import Any
@@ -118,15 +119,18 @@ def _offline(case: Case) -> list[Finding]:
     # Other formats, and a cache that is no folder of the host, are left to the role vllm, before a server is touched.
     known = cache.folder and not case.wishes.extra_config.get("download-dir") and not there.get("other_formats")
     probed = str(case.wishes.extra_config.get("load-format") or "") in PROBED_FORMATS and known
+    from_fleet = case.wishes.weights_from == "fleet"
     if plan["model_source"]["kind"] == "hub" and probed and not there.get("complete"):
         found.append(
             Finding(
                 "weights-missing",
-                ERROR,
+                WARNING if from_fleet else ERROR,
                 f"vllm_offline is true, and the weights of {plan['model_source']['location']} are not complete in"
                 f" {cache}.",
-                "the weights on the host",
-                "Copy them there, or set vllm_model to the folder that holds them.",
+                "the weights on another host of the play" if from_fleet else "the weights on the host",
+                "Copy them to one of the hosts."
+                if from_fleet
+                else "Copy them there, or set vllm_model to the folder that holds them.",
             )
         )
     return found
@@ -247,7 +251,9 @@ def _hub(case: Case) -> list[Finding]:
     if not answer or (plan and plan["model_source"]["kind"] != "hub"):
         return []
     if not answer["reachable"]:
-        return [_unreachable("hub", "the model hub", answer["url"], answer)]
+        finding = _unreachable("hub", "the model hub", answer["url"], answer)
+        # One host that has the weights, or reaches the hub, is enough.
+        return [dataclasses.replace(finding, severity=WARNING) if case.wishes.weights_from == "fleet" else finding]
     repository = _repositories(case.wishes)[0]
     if plan and plan["model_source"]["location"] != repository:
         # Which precision's repository it is was not known yet when the hub was asked.

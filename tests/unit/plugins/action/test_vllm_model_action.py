@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.action.vllm_model import ActionModule, complete
-from ansible_collections.gpufleet.vllm.plugins.modules.vllm_model import FOREVER_S, lock_timeout
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import FOREVER_S, lock_timeout
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.long_task import LongTaskAction
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 

@@ -9,6 +9,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,9 +107,9 @@ class TestPollOnARealShell:
         process.wait()
 
     @staticmethod
-    def poll(tmp_path: Path) -> JobState:
+    def poll(tmp_path: Path, phase: str = "", wait: float = 0) -> JobState:
         """Return what a poll of the job finds out."""
-        command = poll_command("j770077.1", str(tmp_path / "a progress"), str(tmp_path / "j770077.1"))
+        command = poll_command("j770077.1", str(tmp_path / "a progress"), str(tmp_path / "j770077.1"), phase, wait)
         done = subprocess.run(["/bin/sh", "-c", command + " ; sleep 0"], capture_output=True, text=True, check=True)
         assert done.stderr == ""
         return JobState(done.stdout)
@@ -120,6 +121,24 @@ class TestPollOnARealShell:
         assert (state.alive, state.result, state.progress["phase"]) == (True, "", "weights")
         assert state.now == pytest.approx(time.time(), abs=5)
         assert state.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def test_it_waits_on_the_host_for_another_phase_or_the_end(
+        self, tmp_path: Path, job: subprocess.Popen[bytes]
+    ) -> None:
+        results, progress = tmp_path / "j770077.1", tmp_path / "a progress"
+        results.write_text(RUNNING)
+        progress.write_text(json.dumps({"phase": 'it\'s "weights"', "since": 5.0}))
+        first = self.poll(tmp_path, wait=30)  # a phase that was not known
+        began = time.monotonic()
+        assert self.poll(tmp_path, first.raw_phase, wait=1.2).result == ""
+        assert time.monotonic() - began > 1
+        changes = threading.Timer(0.5, progress.write_text, ['{"phase": "next", "since": 6.0}'])
+        changes.start()
+        assert self.poll(tmp_path, first.raw_phase, wait=30).progress["phase"] == "next"
+        ends = threading.Timer(0.5, results.write_text, ['{"changed": true}'])
+        ends.start()
+        assert self.poll(tmp_path, "next", wait=30).result == '{"changed": true}'
+        assert time.monotonic() - began < 25
 
     def test_a_job_of_before_2_19_that_runs(self, tmp_path: Path, job: subprocess.Popen[bytes]) -> None:
         (tmp_path / "j770077.1").write_text('{"started": 1, "finished": 0, "ansible_job_id": "j1.2"}')

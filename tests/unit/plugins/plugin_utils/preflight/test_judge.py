@@ -737,6 +737,15 @@ def test_offline_what_the_probe_cannot_know_is_left_to_the_role(wished: dict[str
     assert told(judge(host_info(**IMAGE_THERE), offline=True, **wished)) == {"offline": "info"}
 
 
+def test_with_weights_from_the_fleet_one_host_that_has_them_is_enough() -> None:
+    found = told(judge(host_info(**IMAGE_THERE), offline=True, weights_from="fleet"))
+    assert found == {"offline": "info", "weights-missing": "warning"}
+    hub = {"reachable": False, "url": "https://huggingface.co", "cause": "timeout", "reason": "no answer"}
+    info = host_info(reach={"hub": {**hub, "proxied": False}}, **IMAGE_THERE)
+    assert told(judge(info, weights_from="fleet"))["hub-unreachable"] == "warning"
+    assert told(judge(info))["hub-unreachable"] == "error"
+
+
 def test_offline_weights_of_another_kind_are_left_to_the_role() -> None:
     weights = [{"folder": CACHED, "path": CACHED, "exists": True, "complete": False, "total_bytes": 0}]
     found = judge(host_info(weights=weights, **IMAGE_THERE), offline=True)
