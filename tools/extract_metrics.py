@@ -117,10 +117,10 @@ def calls(tree: ast.AST, *, hidden: bool) -> Iterator[tuple[ast.Call, bool]]:
         yield tree, hidden
     if isinstance(tree, ast.If):
         inside = hidden or HIDDEN in ast.unparse(tree.test)
-        for child in tree.body:
-            yield from calls(child, hidden=inside)
-        for child in [tree.test, *tree.orelse]:
-            yield from calls(child, hidden=hidden)
+        for part in tree.body:
+            yield from calls(part, hidden=inside)
+        for other in [tree.test, *tree.orelse]:
+            yield from calls(other, hidden=hidden)
         return
     for child in ast.iter_child_nodes(tree):
         yield from calls(child, hidden=hidden)

@@ -227,5 +227,6 @@ def end_in(shown: str) -> int:
 
 def as_yaml(document: Any) -> str:
     """Return a document as YAML, in the order in which it was made."""
-    text: str = yaml.safe_dump(document, sort_keys=False, width=1000, allow_unicode=True)
+    # Ansible's own kinds of text become plain.
+    text: str = yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=1000, allow_unicode=True)
     return text

@@ -196,3 +196,27 @@ CASES = (
     Case("GpufleetRolloutStandsStill", "out for long", {OUT: "0x5 1x90"}, 80, 1),
     Case("GpufleetRolloutStandsStill", "out for its turn", {OUT: "0x5 1x20 0x60"}, 80, 0),
 )
+
+# An hour of a fleet that does its work: loads that come and go, a queue now and then, one error, one replica that is
+# taken out, restarted and put back, as in a rollout.
+QUIET: dict[str, str] = {
+    UP: "1x20 0x8 1x60",
+    'up{job="vllm",host="gpu-02",replica="vllm-0",model="m"}': "1x90",
+    'up{job="gpufleet-router",router="lb-1"}': "1x90",
+    **load("4 9 2 0 7 12 3x20 0x10 5x60", "0+900x27 24300x10 24300+700x60", "0+2000x27 54000x10 54000+1500x60"),
+    f"vllm:num_requests_waiting{{{R}}}": "0 0 3 30 2 0x30 6 9 1 0x60",
+    f"vllm:kv_cache_usage_perc{{{R}}}": "0.3x20 0.97 0.8 0.4x70",
+    f"vllm:num_preemptions_total{{{R}}}": "0x20 3x80",
+    LATE: "0+97x90",
+    ALL: "0+100x90",
+    ANSWERED: "0+100x90",
+    FAILED: "0x30 1x70",
+    **{series: values.replace("x20", "x90") for series, values in active(3, 3).items()},
+    OUT: "0x19 1x10 0x70",
+    f"node_filesystem_avail_bytes{{{DISK}}}": "60-0.1x90",
+    f"node_filesystem_size_bytes{{{DISK}}}": "100x90",
+    f"node_filesystem_readonly{{{DISK}}}": "0x90",
+    SICK: "0x90",
+    READ: "0+60x90",
+    UNREAD: "0x90",
+}

@@ -8,7 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
+import socket
+import ssl
 import subprocess
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -21,6 +25,7 @@ import yaml
 
 from ansible_collections.gpufleet.vllm.plugins.action.monitoring_files import ActionModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import ADMIN_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import as_settings
 from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGUMENTS
@@ -35,6 +40,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import
 TOKEN = "the-token-of-monitoring"
 HOSTS = ("gpu-01", "gpu-02", "gpu-03")
 PATIENCE_S = 180.0
+IN_A_MINUTE = ("replica_down_minutes", "no_progress_minutes", "queue_minutes", "rollout_minutes")
 # As the health program of a host with a sick GPU writes them.
 SICK = """\
 gpufleet_gpu_sick{gpu="0",reason="xid-79"} 1
@@ -50,10 +56,11 @@ class Watched:
         port: of Prometheus.
         alertmanager: port of Alertmanager.
         replicas: by their hosts.
+        admin: path of HAProxy's socket.
     """
 
-    def __init__(self, port: int, alertmanager: int, replicas: dict[str, MeasuredReplica]) -> None:
-        self.port, self.alertmanager, self.replicas = port, alertmanager, replicas
+    def __init__(self, port: int, alertmanager: int, replicas: dict[str, MeasuredReplica], admin: str) -> None:
+        self.port, self.alertmanager, self.replicas, self.admin = port, alertmanager, replicas, admin
 
     def ask(self, path: str, **parameters: str) -> Any:
         """Return what Prometheus' API says."""
@@ -65,10 +72,12 @@ class Watched:
         samples = result["result"] if result["resultType"] == "vector" else [{"value": result["result"]}]
         return [float(sample["value"][1]) for sample in samples]
 
-    def told(self, alert: str) -> list[dict[str, Any]]:
-        """Return what Alertmanager has of an alert that fires."""
-        alerts = asked(f"http://127.0.0.1:{self.alertmanager}/api/v2/alerts")
-        return [found for found in alerts if found["labels"]["alertname"] == alert]
+    def command(self, words: str) -> None:
+        """Give HAProxy a command."""
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
+            connection.connect(self.admin)
+            connection.sendall(f"{words}\n".encode())
+            assert connection.recv(1000).strip() == b""
 
 
 def asked(url: str) -> Any:
@@ -85,6 +94,25 @@ def wait_for(what: str, holds: Callable[[], Any]) -> float:
                 return time.monotonic() - began
         assert time.monotonic() - began < PATIENCE_S, f"not within {PATIENCE_S:g} s: {what}"
         time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def clients(port: int, authorities: Path) -> Iterator[None]:
+    """Have someone ask the router five times a second, for the block."""
+    over, trusted = threading.Event(), ssl.create_default_context(cafile=str(authorities))
+
+    def ask() -> None:
+        while not over.wait(0.2):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"https://127.0.0.1:{port}/health", context=trusted, timeout=5).close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -131,8 +159,9 @@ def written(folder: Path, replicas: dict[str, MeasuredReplica], ports: dict[str,
             "kinds": ["targets", "rules", "prometheus", "alertmanager"],
             "members": list(replicas),
             "routers": ["lb-1"],
+            "here": ["lb-1", "gpu-01"],
             "node_hosts": ["gpu-01"],
-            "thresholds": {"replica_down_minutes": 1},
+            "thresholds": dict.fromkeys(IN_A_MINUTE, 1),
             "scrape_seconds": 1,
             "targets_path": str(folder),
             "token_path": str(folder / "token"),
@@ -146,7 +175,7 @@ def written(folder: Path, replicas: dict[str, MeasuredReplica], ports: dict[str,
         {"hostvars": hostvars},
     )
     for file in result["files"]:
-        (folder / file["name"]).write_text(file["content"].replace("for: 1m", "for: 2s"), encoding="utf-8")
+        (folder / file["name"]).write_text(re.sub(r"for: [12]m", "for: 2s", file["content"]), encoding="utf-8")
     alertmanager = yaml.safe_load((folder / "alertmanager.yml").read_text(encoding="utf-8"))
     alertmanager["route"] |= {"group_wait": "1s", "group_interval": "1s"}
     (folder / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager), encoding="utf-8")
@@ -180,6 +209,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     listens = {name: f"--web.listen-address=127.0.0.1:{port}" for name, port in ports.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(routing(folder, settings, behind))
+        stack.enter_context(clients(ports["router"], folder / "ca.pem"))
         stack.enter_context(
             running(
                 folder, "prometheus-node-exporter", listens["node"], f"--collector.textfile.directory={folder}/textfile"
@@ -200,7 +230,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 folder, "prometheus", "--config.file=prometheus.yml", listens["prometheus"], "--storage.tsdb.path=data"
             )
         )
-        found = Watched(ports["prometheus"], ports["alertmanager"], replicas)
+        found = Watched(ports["prometheus"], ports["alertmanager"], replicas, str(folder / ADMIN_SOCKET))
         wait_for("Prometheus answers", lambda: found.ask("status/runtimeinfo"))
         yield found
         for replica in replicas.values():
@@ -254,27 +284,53 @@ def test_a_panel_shows_something(watched: Watched, picks: tuple[str, ...], panel
     wait_for(f"{panel.title}: {query}", lambda: any(not math.isnan(value) for value in watched.values(query)))
 
 
-def test_a_server_that_dies_is_told_and_its_return_is(watched: Watched) -> None:
+def alerts_of(watched: Watched) -> dict[str, dict[str, Any]]:
+    """Return what Alertmanager was told and has not been told the end of, by the alert's name."""
+    alerts = asked(f"http://127.0.0.1:{watched.alertmanager}/api/v2/alerts?active=true")
+    return {alert["labels"]["alertname"]: alert for alert in alerts}
+
+
+def test_what_is_provoked_is_told_and_its_end_is(watched: Watched) -> None:
+    """One server dies, one hangs, one is drained at the router and has a queue that grows."""
     wait_for("all replicas are up", lambda: watched.values('sum(up{job="vllm"})') == [3])
+    provoked = {"GpufleetReplicaDown", "GpufleetNoProgress", "GpufleetQueueGrowing", "GpufleetRolloutStandsStill"}
+    provoked.add("GpufleetFewReplicasLeft")
+    assert not provoked & alerts_of(watched).keys()
+    began, after = time.monotonic(), {}
+    watched.replicas["gpu-01"].hangs = True
     watched.replicas["gpu-02"].stop()
-    fired = wait_for("the alert is sent", lambda: watched.told("GpufleetReplicaDown"))
-    (alert,) = watched.told("GpufleetReplicaDown")
-    assert alert["labels"].items() >= {"host": "gpu-02", "replica": "vllm-0", "severity": "critical"}.items()
-    assert alert["annotations"]["summary"] == "The replica vllm-0 on gpu-02 does not answer"
-    assert alert["annotations"]["runbook_url"] == "https://example.com/runbooks.html#gpufleetreplicadown"
+    watched.replicas["gpu-03"].queue_grows = True
+    watched.command("set server replicas/gpu-03:vllm-0 state drain")
+    while provoked - after.keys():
+        assert time.monotonic() - began < PATIENCE_S, f"not told: {provoked - after.keys()}"
+        for name in alerts_of(watched):
+            after.setdefault(name, time.monotonic() - began)
+        time.sleep(0.5)
+    told = alerts_of(watched)
+    assert told["GpufleetReplicaDown"]["labels"]["host"] == "gpu-02"
+    assert told["GpufleetReplicaDown"]["annotations"] == {
+        "summary": "The replica vllm-0 on gpu-02 does not answer",
+        "description": "Its metrics could not be read for 1 minutes: it serves no requests, or is not reached.",
+        "runbook_url": "https://example.com/runbooks.html#gpufleetreplicadown",
+    }
+    assert told["GpufleetNoProgress"]["labels"]["host"] == "gpu-01"
+    assert told["GpufleetQueueGrowing"]["labels"]["host"] == "gpu-03"
+    assert told["GpufleetRolloutStandsStill"]["labels"]["host"] == "gpu-03"
     assert watched.values('sum(up{job="vllm"})') == [2], "others are watched on"
+    watched.replicas["gpu-01"].hangs = False
     watched.replicas["gpu-02"].start()
-    resolved = wait_for("the alert is over", lambda: not watched.values('ALERTS{alertname="GpufleetReplicaDown"}'))
-    print(f"fired after {fired:.1f} s, resolved after {resolved:.1f} s")
+    watched.replicas["gpu-03"].queue_grows = False
+    watched.command("set server replicas/gpu-03:vllm-0 state ready")
+    over = wait_for("all are over", lambda: not provoked & alerts_of(watched).keys())
+    print({name: round(seconds, 1) for name, seconds in after.items()}, f"over after {over:.1f} s")
 
 
 def test_a_sick_gpu_is_told_with_its_reason(watched: Watched) -> None:
-    wait_for("the alert is sent", lambda: watched.told("GpufleetGpuSick"))
-    (alert,) = watched.told("GpufleetGpuSick")
-    assert alert["annotations"]["summary"] == "GPU 0 of gpu-01 is sick: xid-79"
+    wait_for("the alert is sent", lambda: "GpufleetGpuSick" in alerts_of(watched))
+    assert alerts_of(watched)["GpufleetGpuSick"]["annotations"]["summary"] == "GPU 0 of gpu-01 is sick: xid-79"
 
 
 def test_nothing_else_is_told(watched: Watched) -> None:
     """Servers under a steady load, all of one image, are no reason for any other alert."""
     firing = {alert["labels"]["alertname"] for alert in watched.ask("alerts")["alerts"] if alert["state"] == "firing"}
-    assert firing <= {"GpufleetGpuSick", "GpufleetReplicaDown", "GpufleetTtftGoalBurnsFast"}
+    assert firing <= {"GpufleetGpuSick"}

@@ -14,7 +14,7 @@ import yaml
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.monitoring.alert_rules import ALERTS, rule_groups
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.monitoring.thresholds import read_thresholds
 from ansible_collections.gpufleet.vllm.tests.monitoring import programs
-from ansible_collections.gpufleet.vllm.tests.monitoring.alert_cases import CASES, Case
+from ansible_collections.gpufleet.vllm.tests.monitoring.alert_cases import CASES, QUIET, Case
 
 DAY = 86400
 
@@ -38,18 +38,21 @@ def judged(folder: Path, document: dict[str, Any], cases: list[Case]) -> str:
     (folder / "rules.yml").write_text(yaml.safe_dump(groups, sort_keys=False), encoding="utf-8")
     tests = [
         {
-            "name": f"{case.alert}: {case.what}",
-            "interval": f"{case.step}m",
-            "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
+            "name": what,
+            "interval": f"{cases[0].step}m",
+            "input_series": [{"series": name, "values": values} for name, values in same[0].series.items()],
             "promql_expr_test": [
                 {
                     "expr": f'count(ALERTS{{alertname="{case.alert}",alertstate="firing"}}) or vector(0)',
                     "eval_time": f"{case.minute}m",
                     "exp_samples": [{"labels": "{}", "value": case.fires}],
                 }
+                for case in same
             ],
         }
-        for case in cases
+        for what, same in (
+            (what, [case for case in cases if case.what == what]) for what in {case.what for case in cases}
+        )
     ]
     whole = {"rule_files": ["rules.yml"], "evaluation_interval": f"{cases[0].step}m", "tests": tests}
     (folder / "tests.yml").write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
@@ -62,6 +65,14 @@ def test_an_alert_fires_where_it_has_to_and_only_there(tmp_path: Path, alert: st
     cases = [case for case in CASES if case.alert == alert]
     assert {bool(case.fires) for case in cases} == {True, False}, "a case that fires, and one that must not"
     assert judged(tmp_path, rules(), cases) == ""
+
+
+def test_a_fleet_at_work_is_left_alone(tmp_path: Path) -> None:
+    document = rules()
+    ends = [rule for rule in document["groups"][0]["rules"] if rule["record"] == "gpufleet:certificate_end:seconds"]
+    document["groups"][0]["rules"].remove(ends[0])  # the one that ends soon
+    cases = [Case(alert.name, "an hour of work", QUIET, minute, 0) for alert in ALERTS for minute in (35, 75)]
+    assert judged(tmp_path, document, cases) == ""
 
 
 def test_a_wrong_expectation_is_noticed(tmp_path: Path) -> None:

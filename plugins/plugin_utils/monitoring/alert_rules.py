@@ -224,7 +224,7 @@ def rule_groups(
         },
         "node_job": node_job,
     }
-    recorded = [{"record": name, "expr": expression} for name, expression in RECORDED.items()]
+    recorded: list[dict[str, Any]] = [{"record": name, "expr": expression} for name, expression in RECORDED.items()]
     recorded += [_late(window, ttft_bound(thresholds["ttft_goal_seconds"])) for window in (*FAST, *SLOW)]
     recorded += [
         {"record": "gpufleet:certificate_end:seconds", "expr": f"vector({end})", "labels": {"router": router}}
