@@ -39,7 +39,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import
 
 TOKEN = "the-token-of-monitoring"
 HOSTS = ("gpu-01", "gpu-02", "gpu-03")
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 IN_A_MINUTE = ("replica_down_minutes", "no_progress_minutes", "queue_minutes", "rollout_minutes")
 # As the health program of a host with a sick GPU writes them.
 SICK = """\
@@ -162,7 +162,7 @@ def written(folder: Path, replicas: dict[str, MeasuredReplica], ports: dict[str,
             "here": ["lb-1", "gpu-01"],
             "node_hosts": ["gpu-01"],
             "thresholds": dict.fromkeys(IN_A_MINUTE, 1),
-            "scrape_seconds": 1,
+            "scrape_seconds": 3,
             "targets_path": str(folder),
             "token_path": str(folder / "token"),
             "ca_path": str(folder / "ca.pem"),
@@ -277,7 +277,7 @@ def panels() -> list[Any]:
 
 @pytest.mark.parametrize(("picks", "panel", "expression"), panels())
 def test_a_panel_shows_something(watched: Watched, picks: tuple[str, ...], panel: Panel, expression: str) -> None:
-    query = query_of(expression, picks, "2.5").replace("$__rate_interval", "20s")
+    query = query_of(expression, picks, "2.5").replace("$__rate_interval", "30s")
     for label in picks:
         query = query.replace(f"${{{label}}}", ".*")
     assert "$" not in query
