@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity engine stand-ins molecule faults fleet tune two-routers closed-ports matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity monitoring engine stand-ins molecule faults fleet tune two-routers closed-ports matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -15,8 +15,8 @@ setup: ## ansible-core in .venv, and this checkout findable as gpufleet.vllm
 demo: setup ## deploy a small model on this machine, ask it something, write the report
 	@tools/demo.sh
 
-test: tests-setup ## lint, units, docs, packaging, sanity, engine, stand-ins and molecule, then where the time went
-	@$(CHECK) lint units docs packaging sanity engine stand-ins molecule hosts
+test: tests-setup ## lint, units, docs, packaging, sanity, monitoring, engine, stand-ins and molecule, then where the time went
+	@$(CHECK) lint units docs packaging sanity monitoring engine stand-ins molecule hosts
 
 lint: tests-setup ## ruff, mypy, yamllint, ansible-lint
 	@$(CHECK) lint
@@ -33,6 +33,9 @@ packaging: tests-setup ## build the collection, install it elsewhere, look insid
 
 sanity: tests-setup ## ansible-test sanity
 	@$(CHECK) sanity
+
+monitoring: tests-setup ## rules and dashboards by a real Prometheus, which asks recorded servers through a real HAProxy
+	@$(CHECK) monitoring
 
 engine: tests-setup ## modules against a real Docker engine
 	@$(CHECK) engine

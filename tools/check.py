@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
-    tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, engine, stand-ins,
-                                 molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports
+    tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, monitoring, engine,
+                                 stand-ins, molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -140,6 +140,12 @@ def sanity() -> list[Command]:
     ]
 
 
+def monitoring() -> list[Command]:
+    """Return the tests of rules and dashboards by a real Prometheus, which asks through a real HAProxy."""
+    test = pytest("pytest", "monitoring", ["tests/monitoring"])
+    return [replace(test, environment={**test.environment, **unpacked.environment("haproxy", "haproxy")})]
+
+
 def engine() -> list[Command]:
     """Return the tests of modules against a real Docker engine, and those of the router with a real HAProxy."""
     router = pytest("router", "router", ["tests/unit/plugins/modules/test_router_server.py", "tests/router"])
@@ -239,6 +245,7 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "docs": docs,
     "packaging": packaging,
     "sanity": sanity,
+    "monitoring": monitoring,
     "engine": engine,
     "stand-ins": stand_ins,
     "molecule": molecule,

@@ -67,6 +67,19 @@ EXAMPLES: dict[str, list[Play]] = {
             ["tune", "tune tables", "tune serving"],
         )
     ],
+    "monitoring": [
+        ("vllm", {}, ["monitoring collect"]),
+        (
+            "monitoring",
+            {
+                "monitoring_host": '"{{ ansible_host }}"',
+                "monitoring_password": '"{{ vault_monitoring_password }}"',
+                "monitoring_thresholds": {"queue_length": 50, "ttft_goal_seconds": 5},
+            },
+            ["monitoring"],
+        ),
+        ("all", {"monitoring_node_password": '"{{ vault_node_password }}"'}, ["monitoring node"]),
+    ],
     "router": [
         ("all:!router", {}, ["router collect_replicas"]),
         (
@@ -90,6 +103,7 @@ IMPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 PLAYBOOKS = {
+    "monitoring": "gpufleet.vllm.monitoring",
     "tune": "gpufleet.vllm.tune",
     "preflight": "gpufleet.vllm.preflight",
     "router": "gpufleet.vllm.router",

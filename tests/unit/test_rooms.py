@@ -36,7 +36,7 @@ FLOORS = {
     "plugin_utils": (
         ("knowledge",),
         ("planning",),
-        ("actions", "preflight", "tuning", "verification"),
+        ("actions", "monitoring", "preflight", "tuning", "verification"),
         ("fleet",),
         ("report",),
     ),
