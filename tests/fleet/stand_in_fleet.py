@@ -132,7 +132,7 @@ class StandInFleet:
         self._docker_host = docker_host
         self._delays = {"STAND_IN_DELAY": str(round(start_s / LINES_OF_A_START, 3)), "STAND_IN_PACE": str(token_s)}
         self._plays: list[subprocess.Popen[bytes]] = []
-        self._image = f"{self.folder.name}/stand-in:1"
+        self._image = f"{self.folder.name.replace('_', '0')}/stand-in:1"  # an image has no _ behind a -
         self.router_port = free_port()
 
     def __enter__(self) -> StandInFleet:
