@@ -204,7 +204,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "permission-denied",
-        "The image's user may not enter the folder of the cache in ``vllm_hf_home``, where the model's own code is to be copied",
+        "The image's user may not enter the folder with the caches, where the model's own code is to be copied",
         "permission-denied",
         "The server's user may not enter /root",
         NOTHING,
