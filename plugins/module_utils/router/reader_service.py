@@ -31,7 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd impor
 
 UNIT = "gpufleet-router-reader.service"
 MASTER_SOCKET = "reader-master.sock"
-START_S, POLL_S = 15.0, 0.1
+START_S, POLL_S = 30.0, 0.1
 # By itself glibc has the kernel take each of its large buffers back at once, and clear the next one page by page.
 MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 1024 * 1024)}
 
