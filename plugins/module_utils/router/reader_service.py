@@ -31,7 +31,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd impor
 
 UNIT = "gpufleet-router-reader.service"
 MASTER_SOCKET = "reader-master.sock"
-START_S, POLL_S = 15.0, 0.1
+START_S, POLL_S = 30.0, 0.1
 # By itself glibc has the kernel take each of its large buffers back at once, and clear the next one page by page.
 MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 1024 * 1024)}
 
@@ -49,6 +49,7 @@ class ReaderService:
     def __init__(self, directory: str, run_dir: str, state_dir: str, log_file: str) -> None:
         self._config = os.path.join(directory, READER_CONFIG)
         self._log_file = log_file
+        self._mark = os.path.join(run_dir, "reader.pid")
         socket = os.path.join(run_dir, MASTER_SOCKET)
         self._words = ["-S", f"{socket},mode,600", "-f", self._config]
         self._made = f"/bin/mkdir -p {run_dir}"
@@ -87,7 +88,7 @@ class ReaderService:
     def stop(self) -> None:
         """End it, and remove its file and sockets."""
         sockets = sockets_in(read_text(self._config))
-        for path in (self._config, *sockets):
+        for path in (self._config, self._mark, *sockets):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         if on_systemd():
@@ -104,9 +105,9 @@ class ReaderService:
             return ()
 
     def _spawn(self, program: str) -> None:
-        """Start it, and have it started again for as long as its file is there."""
-        line, there = shlex.join([program, "-W", *self._words]), shlex.quote(self._config)
-        shell = f"while test -e {there}; do {line}; sleep 1; done"
+        """Start it, and have it started again until it is stopped, or started by somebody else."""
+        line, mark = shlex.join([program, "-W", *self._words]), shlex.quote(self._mark)
+        shell = f'echo $$ > {mark}; while test "$(cat {mark} 2> /dev/null)" = $$; do {line}; sleep 1; done'
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         with os.fdopen(descriptor, "ab") as log:
             start_program(
