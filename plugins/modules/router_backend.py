@@ -199,6 +199,15 @@ shared:
   returned: in check mode
   type: dict
   sample: {"address": "10.0.0.10", "held": true, "in_step": true}
+gpu_watch:
+  description:
+    - What the watch over GPUs last found, see M(gpufleet.vllm.router_gpu_watch). C(at), in seconds since the epoch;
+      C(replicas) with a sick GPU, each with C(state) (C(out), C(wanted) for one that has to stay in service, C(why), or
+      C(accepted) for one that a person has put back) and C(reasons); and those that tell nothing, C(silent). Empty
+      where there is no watch.
+  returned: in check mode
+  type: dict
+  sample: {"at": 1764500000, "replicas": {"gpu-07:vllm-0": {"state": "out", "reasons": ["GPU 3: xid-79"]}}}
 unknown:
   description: Replicas of O(replicas) that the router does not have, by their names in HAProxy.
   returned: success
@@ -241,6 +250,7 @@ error:
   type: dict
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -251,6 +261,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_e
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.check_causes import check_causes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.gpu_watch import REPORT, read_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import POLL_S, STATES, Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import shared_state
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.state_change import (
@@ -293,7 +304,14 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         end = served_end(master)
         certificate = end.as_result() if end else {}
         shared = shared_state(params["directory"], params["run_dir"])
-        seen = {"reasons": reasons, "turns_over": over, "certificate": certificate, "shared": shared}
+        watch = read_report(os.path.join(folder, REPORT))
+        seen = {
+            "reasons": reasons,
+            "turns_over": over,
+            "certificate": certificate,
+            "shared": shared,
+            "gpu_watch": watch,
+        }
         return {**change.as_result(change.servers(), 0.0), **seen, "causes": causes_of(master, change.names)}
     limit = Limit(params["max_unavailable"], params["allow_outage"], params["requests_per_replica"])
     change = take_turn(master, marks, selection, limit, time.monotonic() + params["turn_timeout"])

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.door import GPUS_HEADER, told_in
+
 
 class ModelReplica:
     """One that listens at C(port); C(bodies) are the lengths of what it was sent, C(hold) makes it wait that long.
@@ -23,6 +25,8 @@ class ModelReplica:
 
     def __init__(self, name: str) -> None:
         self.name, self.port, self.hold = name, 0, 0.0
+        # Where its host writes what it found of the GPUs, for the door to tell.
+        self.control = ""
         self.bodies: list[int] = []
         self.headers: list[dict[str, str]] = []
         self.running = self.most = 0
@@ -92,6 +96,8 @@ def answering(name: str, hold: float = 0.0, port: int = 0) -> Iterator[ModelRepl
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            if found.control:
+                self.send_header(GPUS_HEADER, told_in(found.control).decode())
             self.end_headers()
             self.wfile.write(body)
 

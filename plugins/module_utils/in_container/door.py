@@ -19,6 +19,7 @@ x-gpufleet-waiting   those of them for which it is vLLM's turn, which the watchd
                      request was read, and no part of its answer waits to be read by the client. Whoever sends half a
                      body or stops reading waits for nothing; what a websocket waits for is not known
 x-gpufleet-refused   requests turned away
+x-gpufleet-gpus      what the host last found of this server's GPUs, where it has written that beside this file
 ==================== ==================================================================================================
 
 Of several API processes of one server, each counts its own requests.
@@ -47,6 +48,9 @@ KEYS = "keys.sha256"
 RUNNING_HEADER = "x-gpufleet-running"
 WAITING_HEADER = "x-gpufleet-waiting"
 REFUSED_HEADER = "x-gpufleet-refused"
+GPUS_HEADER = "x-gpufleet-gpus"
+GPUS = "gpu-health.json"
+LONGEST_HEADER = 4096
 AUTHORIZATION = b"authorization"
 RETRY_AFTER_S = 5
 
@@ -129,6 +133,9 @@ class Door:
             (WAITING_HEADER.encode(), str(self.waiting).encode()),
             (REFUSED_HEADER.encode(), str(self.refused).encode()),
         ]
+        gpus = told_in(self._folder)
+        if gpus:
+            counts.append((GPUS_HEADER.encode(), gpus))
         if self._closed():
             await _answer(send, 503, {"state": "draining", "running": self.running, "refused": self.refused}, counts)
             return
@@ -205,6 +212,16 @@ class _Turn:
         counts = self._read and not self._sending and not self._ended
         self._door.waiting += counts - self._counted
         self._counted = counts
+
+
+def told_in(folder: str) -> bytes:
+    """Return what the host wrote of this server's GPUs; nothing where it wrote none, or what no header can be."""
+    try:
+        with open(os.path.join(folder, GPUS), "rb") as stream:
+            text = stream.read(LONGEST_HEADER + 1).strip()
+    except OSError:
+        return b""
+    return text if len(text) <= LONGEST_HEADER and all(32 <= byte < 127 for byte in text) else b""
 
 
 def key_sum(key: bytes) -> str:

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import host_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import NOTHING, DrainMarks, Mark, mark_in
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import (
+    GPU_HEALTH,
+    NOTHING,
+    DrainMarks,
+    Mark,
+    mark_in,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 
 
@@ -24,7 +30,8 @@ def newest(of_all: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, Mark]
     for marks in of_all:
         for host, data in marks.items():
             mark = mark_in(data)
-            if mark.at > found.get(host, NOTHING).at:
+            # What GPUs are sick each router finds by itself, within its own limit.
+            if mark.owner != GPU_HEALTH and mark.at > found.get(host, NOTHING).at:
                 found[host] = mark
     return found
 
@@ -49,7 +56,7 @@ def take_over(master: Master, marks: DrainMarks, others: Mapping[str, Mark]) -> 
         found = missed(own, others)
         servers = master.servers() if found else {}
         for host, mark in found.items():
-            before = own.get(host, NOTHING).replicas
+            before = own.get(host, NOTHING).replicas if own.get(host, NOTHING).owner != GPU_HEALTH else set()
             here = {name: server.state for name, server in servers.items() if host_of(name) == host}
             marks.write(host, mark)
             drained = sorted(mark.replicas)

@@ -25,6 +25,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
 FOLDER = "drained"
 # The owner of what stays out until a person takes it back.
 PERSON = "person"
+# Of what the router's watch has taken out for sick GPUs, and takes back once they are well.
+GPU_HEALTH = "gpu-health"
 MODE = 0o644
 
 
@@ -83,13 +85,13 @@ class DrainMarks:
         return sorted(mark.replicas) if mark.owner == owner else []
 
     def reason(self, host: str) -> str:
-        """Return why a person has drained the host; empty if none has, or did not say."""
+        """Return why a person has drained the host, or its GPUs have; empty if neither has, or did not say."""
         return self.read(host).reason
 
     def is_over(self, host: str) -> bool:
         """Return whether the turn of a host is over, though the run has left it out."""
         mark = self.read(host)
-        return mark.owner not in ("", PERSON) and not mark.run
+        return mark.owner not in ("", PERSON, GPU_HEALTH) and not mark.run
 
     def in_turn(self) -> dict[str, str]:
         """Return the hosts that a run has taken out for a turn, each with what tells that run."""

@@ -47,6 +47,26 @@ def shared_lines(routers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def watch_lines(routers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the lines for replicas with sick GPUs that a router does not take out, and those that tell nothing.
+
+    Args:
+        routers: hosts of routers to what the module router_backend returned in check mode.
+    """
+    lines = []
+    for name, router in routers.items():
+        watch = router.get("gpu_watch") or {}
+        for replica, entry in sorted((watch.get("replicas") or {}).items()):
+            why = {"wanted": entry.get("why") or "it is out already", "accepted": "a person put it back"}
+            if entry["state"] in why:
+                sick = ", ".join(entry["reasons"])
+                lines.append(f"{replica} has a sick GPU ({sick}) and {name} did not take it out: {why[entry['state']]}")
+        silent = watch.get("silent") or []
+        if silent:
+            lines.append(f"{name} is told nothing of the GPUs of {', '.join(silent)}, so it takes none of those out.")
+    return lines
+
+
 def gets_requests(server: Mapping[str, Any]) -> bool:
     """Return whether a router sends requests to one of its servers."""
     return server["state"] == "ready" and str(server["status"]).startswith(("UP", "no check"))

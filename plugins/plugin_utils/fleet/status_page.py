@@ -19,6 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines i
     certificate_lines,
     gets_requests,
     shared_lines,
+    watch_lines,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.should_serve import should_serve
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import aligned, count_of
@@ -163,7 +164,7 @@ def _page(found: FleetStatus) -> list[str]:
         lines.append(f"Not reached: {fold(found.not_reached)}.")
     for name, router in found.routers.items():
         lines += _router_lines(name, router, found.closed[name], len(found.servers))
-    lines += [*shared_lines(found.routers), *certificate_lines(found.routers)]
+    lines += [*watch_lines(found.routers), *shared_lines(found.routers), *certificate_lines(found.routers)]
     if found.drift:
         lines += ["Not as the inventory wishes:", *by_text(found.drift.items(), len(found.servers))]
     return lines

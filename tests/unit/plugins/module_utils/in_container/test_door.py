@@ -99,6 +99,21 @@ async def counts(client: Client) -> tuple[str, str]:
     return headers["x-gpufleet-running"], headers["x-gpufleet-waiting"]
 
 
+def test_health_tells_what_the_host_found_of_the_gpus(tmp_path: Path) -> None:
+    """What no header can be is left out."""
+
+    async def scenario() -> None:
+        client = Client(tmp_path)
+        assert "x-gpufleet-gpus" not in (await client.health())[1]
+        (tmp_path / "gpu-health.json").write_text('{"sick": []}\n')
+        assert (await client.health())[1]["x-gpufleet-gpus"] == '{"sick": []}'
+        for text in ("two\nlines", "x" * 5000):
+            (tmp_path / "gpu-health.json").write_text(text)
+            assert "x-gpufleet-gpus" not in (await client.health())[1]
+
+    asyncio.run(scenario())
+
+
 def test_only_whole_requests_wait_for_the_server(tmp_path: Path) -> None:
     """A client that hangs must not make it look as if the engine did."""
 
