@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import hub_model, reach, registries
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.trust import CERTIFICATES as TRUSTED
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_image
 from ansible_collections.gpufleet.vllm.tests.engine.conftest import (
     REGISTRY_HTPASSWD,
@@ -33,7 +34,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule, fre
 if TYPE_CHECKING:
     from docker import DockerClient
 
-CERTIFICATES = Path(registries.CERTIFICATES)
+CERTIFICATES = Path(TRUSTED)
 PROXY_PASSWORD = "tiny-sesame"
 
 
