@@ -39,7 +39,7 @@ options:
     default: ""
   no_proxy:
     description:
-      - Who is reached without a proxy, for dnf.
+      - Who is reached without a proxy.
     type: str
     default: ""
   folder:

@@ -179,7 +179,8 @@ def test_every_variable_named_exists(path: Path) -> None:
 @pytest.mark.parametrize("path", [*DOCUMENTS, *REFERENCES], ids=in_words)
 def test_every_module_role_and_playbook_named_exists(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    things = {*NO_VARIABLES, *PLAYBOOKS, *(path.name for path in (ROOT / "roles").iterdir()), "docsite"}
+    lookups = {path.stem for path in (ROOT / "plugins" / "lookup").glob("*.py")}
+    things = {*NO_VARIABLES, *PLAYBOOKS, *(path.name for path in (ROOT / "roles").iterdir()), *lookups, "docsite"}
     assert sorted(set(re.findall(r"gpufleet\.vllm\.([a-z_]+)", text)) - things - {"all"}) == []
 
 

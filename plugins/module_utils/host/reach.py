@@ -203,16 +203,19 @@ def ask(url: str, route: Route, timeout: float = TIMEOUT_S, user: str = "") -> R
     url = without_user(url)  # to be told, and to be asked: who answers 401 is reached
     try:
         headers = {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {}
-        return answered(url, route, exchange(url, route, headers, timeout=timeout).status)
+        return answered(url, route, exchange(url, route, headers, timeout=timeout))
     except Unreachable as error:
         return unanswered(url, route, error)
 
 
-def answered(url: str, route: Route, status: int) -> ReachInfo:
-    """Return what a status says; one that the server itself gave still reached it."""
+def answered(url: str, route: Route, reply: Reply) -> ReachInfo:
+    """Return what an answer says; one that the server itself gave still reached it."""
+    status = reply.status
     found: ReachInfo = {**_told(url, route), "reachable": True, "status": status}
-    if status == PROXY_REFUSES:
-        return {**found, "reachable": False, "cause": "proxy", "reason": _wants_password(route.user(url))}
+    # tinyproxy answers a wrong password as if it were the server.
+    by_proxy = status == 401 and found["proxied"] and str(reply.headers.get("Server")).startswith("tinyproxy/")
+    if status == PROXY_REFUSES or by_proxy:
+        return {**found, "reachable": False, "cause": "proxy", "reason": _wants_password(route.user(url), status)}
     if status >= 500:
         return {**found, "reachable": False, "cause": "unavailable", "reason": f"it answers {status}"}
     return found
@@ -265,12 +268,10 @@ def _context(route: Route) -> ssl.SSLContext:
     return context
 
 
-def _wants_password(user: str) -> str:
-    return (
-        f"the proxy does not accept the password of {user} (407)"
-        if user
-        else "the proxy wants a name and a password (407)"
-    )
+def _wants_password(user: str, status: int) -> str:
+    if user:
+        return f"the proxy does not accept the password of {user} ({status})"
+    return f"the proxy wants a name and a password ({status})"
 
 
 def _cause(error: Exception, proxy: str = "") -> tuple[str, str]:
@@ -282,8 +283,8 @@ def _cause(error: Exception, proxy: str = "") -> tuple[str, str]:
         return "certificate", f"its certificate is not trusted: {inner.verify_message}"
     if "Tunnel connection failed" in text:
         said = text.partition("failed: ")[2]
-        if said.startswith(str(PROXY_REFUSES)):
-            return "proxy", f"the proxy {proxy} wants a name and a password, or does not accept those it got (407)"
+        if said.startswith((str(PROXY_REFUSES), "401")):
+            return "proxy", f"the proxy {proxy} wants a name and a password, or other ones than it got ({said[:3]})"
         return "proxy", f"the proxy {proxy} does not let it through ({said})"
     where = f"the proxy {proxy} is not reached: " if proxy else ""
     if isinstance(inner, socket.gaierror):

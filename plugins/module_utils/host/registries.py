@@ -122,7 +122,7 @@ def _ask_for(image: Reference, base: str, route: Route, access: Access) -> Reach
                 reply = exchange(url, route, {**wanted, "Authorization": authorization})
     except Unreachable as error:
         return unanswered(url, route, error)
-    found = answered(url, route, reply.status)
+    found = answered(url, route, reply)
     if reply.status in (401, 403) and access.hidden:
         return {**found, "status": None}
     return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -152,7 +151,7 @@ class SiteVariables:
         exempt = self.exempt(fleet=True)
         any_proxy = proxies.get("https") or proxies.get("http") or ""
         return {
-            "apt": apt_text(proxies, [*LOCAL, *exempt]),
+            "apt": "".join(f'Acquire::{scheme}::Proxy "{address}";\n' for scheme, address in proxies.items()),
             "dnf": f"proxy={any_proxy}\n" if any_proxy else "",
             "pip": self._pip_text(),
             "no_proxy": exempting({}, exempt)["no_proxy"] if any_proxy else "",
@@ -204,15 +203,6 @@ class SiteVariables:
         found += self.entries("vllm_api_keys_accepted")
         found += [str(entry.get("password") or "") for entry in self._registries()]
         return list(dict.fromkeys(secret for secret in found if hideable(secret)))
-
-
-def apt_text(proxies: Mapping[str, str], exempt: Iterable[str]) -> str:
-    """Return the lines of apt.conf that name the proxies, and who is reached without them."""
-    lines = [f'Acquire::{scheme}::Proxy "{proxy}";' for scheme, proxy in proxies.items()]
-    # apt knows hosts by their names alone; a domain or a network in no_proxy is for the others.
-    hosts = [host for host in dict.fromkeys(exempt) if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", host)]
-    lines += [f'Acquire::{scheme}::Proxy::{host} "DIRECT";' for scheme in proxies for host in hosts]
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _certificates(name: str, given: str) -> str:

