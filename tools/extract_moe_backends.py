@@ -29,7 +29,7 @@ import tempfile
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from extract_parsers import (  # type: ignore[import-not-found]
     ExtractionError,
@@ -38,10 +38,10 @@ from extract_parsers import (  # type: ignore[import-not-found]
     version_key,
 )
 
-if TYPE_CHECKING:
+try:
     from ansible_collections.gpufleet.vllm.tools.stand_ins import StandInFinder, StandInModule
-else:
-    from stand_ins import StandInFinder, StandInModule
+except ImportError:  # run as a script, outside a tree of collections
+    from stand_ins import StandInFinder, StandInModule  # type: ignore[import-not-found,no-redef]
 
 OUTPUT = Path(__file__).resolve().parent.parent / "tests" / "unit" / "data" / "vllm_moe_backends.json"
 SCHEMA_VERSION = 1

@@ -39,12 +39,12 @@ import venv
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
+try:
     from ansible_collections.gpufleet.vllm.tools.stand_ins import StandInFinder, StandInModule, stand_in
-else:
-    from stand_ins import StandInFinder, StandInModule, stand_in
+except ImportError:  # run as a script, outside a tree of collections
+    from stand_ins import StandInFinder, StandInModule, stand_in  # type: ignore[import-not-found,no-redef]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "tests" / "unit" / "data"

@@ -296,7 +296,8 @@ def test_what_is_provoked_is_told_and_its_end_is(watched: Watched) -> None:
     provoked = {"GpufleetReplicaDown", "GpufleetNoProgress", "GpufleetQueueGrowing", "GpufleetRolloutStandsStill"}
     provoked.add("GpufleetFewReplicasLeft")
     assert not provoked & alerts_of(watched).keys()
-    began, after = time.monotonic(), {}
+    began = time.monotonic()
+    after: dict[str, float] = {}
     watched.replicas["gpu-01"].hangs = True
     watched.replicas["gpu-02"].stop()
     watched.replicas["gpu-03"].queue_grows = True
