@@ -72,8 +72,8 @@ def fleet(run_module: RunModule, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def until(condition: Any) -> None:
-    """Wait ten seconds at most."""
-    deadline = time.monotonic() + 10
+    """Wait half a minute at most."""
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
