@@ -15,6 +15,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_a
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import prepared_host, rollout, rollout_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.canary_gates import ungated_after, ungated_before
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import in_order
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.job_runner import refuse_in_job
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState, now
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.way_back import find_way_back, to_bring_back
 
@@ -67,6 +68,8 @@ class ActionModule(ControllerAction):
             "way_back": way_back,
         }
         state = RolloutState(arguments["state_dir"])
+        if arguments["step"] in ("describe", "arrange"):
+            refuse_in_job(variables, arguments["state_dir"])
         arguments["inventory"] = list((variables.get("groups") or {}).get("all") or [])
         found = steps[arguments["step"]](state, arguments, check=bool(self._task.check_mode))
         if found.get("lines"):

@@ -41,10 +41,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import wants_of
 from ansible_collections.gpufleet.vllm.tests.fakes.hub import MAIN, etag, folder, sharded
 from ansible_collections.gpufleet.vllm.tests.fakes.sharing_programs import programs
+from ansible_collections.gpufleet.vllm.tests.plays.wired import COLLECTIONS
 
 REPOSITORY = "acme/scout"
 MINIATURE = Path(__file__).parents[1] / "data" / "scout-miniature"
-ROOT = Path(__file__).resolve().parents[2]
 SHARD_BYTES, SHARDS = 1_000_000, 6
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {**folder(MINIATURE), **sharded(SHARDS, SHARD_BYTES)}
@@ -324,7 +324,7 @@ class Play:
         (self.folder / "play.yml").write_text(PLAY.format(strategy=strategy), encoding="utf-8")
         environment = {
             **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT.parents[2]),
+            "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
             "ANSIBLE_FORKS": str(forks),
             "ANSIBLE_NOCOLOR": "true",
             "ANSIBLE_LOCALHOST_WARNING": "false",

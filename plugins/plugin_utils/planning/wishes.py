@@ -110,6 +110,7 @@ class Wishes:
     start_at_boot: bool = True
     min_driver: int = versions.OLDEST_DRIVER
     offline: bool = False
+    state_url: str = ""
     weights_from: str = "hub"
     weights_seeds: int = 1
     weights_port: int = 18022
@@ -321,6 +322,15 @@ def _volumes(value: Any) -> tuple[str, ...]:
     return tuple(filter(None, map(text_of, entries)))
 
 
+def _state_url(value: Any) -> str:
+    text = text_of(value) if value else ""
+    if text and not text.removeprefix("file://").startswith("/"):
+        raise ValueError(
+            "it must be an absolute folder on the controller, such as /srv/gpufleet or file:///srv/gpufleet"
+        )
+    return text
+
+
 def _levers(value: Any) -> frozenset[str]:
     # Ansible takes a text with commas for a list.
     entries = value.split(",") if isinstance(value, str) else value
@@ -400,6 +410,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "start_at_boot": ("vllm_start_at_boot", flag),
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),
+    "state_url": ("vllm_state_url", _state_url),
     "weights_from": ("vllm_weights_from", one_of("hub", "fleet")),
     "weights_seeds": ("vllm_weights_seeds", integer(1)),
     "weights_port": ("vllm_weights_port", integer(1, 65535)),
