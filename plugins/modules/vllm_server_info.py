@@ -203,8 +203,9 @@ deployments:
 gpu_health:
   description:
     - What the host found when it last looked after its GPUs; empty where it does not, see the module
-      M(gpufleet.vllm.vllm_gpu_health). C(findings), each with C(gpu), C(reason), C(severity) (C(sick) or C(warning)),
-      C(evidence), C(message) and C(remedy), and C(age_s), how old that is.
+      M(gpufleet.vllm.vllm_gpu_health). C(findings), each with C(gpu), C(reason), C(severity) (C(sick) or C(warning))
+      and C(evidence); C(unread), each with C(gpu) and C(reading), what could not be read; C(interval), the seconds
+      between two looks, and C(age_s), how many seconds ago the last one was.
   returned: success
   type: dict
   sample: {"age_s": 12, "findings": [{"gpu": "3", "reason": "xid-79", "severity": "sick"}]}
@@ -217,15 +218,17 @@ plan:
   sample: {"schema_version": 1, "model": "nvidia/Llama-4-Scout-17B-16E-Instruct-FP8"}
 """
 
+import json
 import time
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import DOCKER_ARGUMENTS, GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_reasons import explained
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_service import read_report
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.status import server_states
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import applied_plan, history_entries
+
+# What the program of module_utils/gpus/health_program.py writes.
+GPU_REPORT = "/run/gpufleet-gpu-health/report.json"
 
 ARGUMENTS: dict[str, Any] = {
     "container_prefix": {"type": "str", "default": "vllm"},
@@ -246,9 +249,19 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
         "changed": False,
         "servers": states,
         "deployments": history_entries.brief(history_entries.read_entries(params["config_dir"])),
-        "gpu_health": explained(read_report(), time.time()),
+        "gpu_health": read_gpu_report(),
         "plan": applied_plan.plan_of_host(client, params["container_prefix"], params["config_dir"]),
     }
+
+
+def read_gpu_report() -> dict[str, Any]:
+    """Return what the host found of its GPUs last, with its age; empty where there is no report."""
+    try:
+        with open(GPU_REPORT, encoding="utf-8") as stream:
+            report = json.load(stream)
+        return {**report, "age_s": max(0, round(time.time() - float(report["time"])))}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, REPORT, SETTINGS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, SETTINGS
 
 PROGRAM = "/usr/local/lib/gpufleet-gpu-health"
 RUN_DIR = "/run/gpufleet-gpu-health"
@@ -106,16 +106,6 @@ def units(interval: int) -> dict[str, str]:
             "WantedBy=timers.target\n"
         ),
     }
-
-
-def read_report(run_dir: str = RUN_DIR) -> dict[str, Any]:
-    """Return the newest report of this host; empty where there is none."""
-    try:
-        with open(os.path.join(run_dir, REPORT), encoding="utf-8") as stream:
-            found = json.load(stream)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def ensure(own: Deployment, *, wanted: bool, interval: int, textfile: str, check: bool) -> dict[str, Any]:

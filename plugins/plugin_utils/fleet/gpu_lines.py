@@ -15,7 +15,7 @@ def sick_hosts(health: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the hosts with a sick GPU.
 
     Args:
-        health: host names to what the module vllm_server_info returned as `gpu_health`.
+        health: host names to what explained of gpu_reasons.py returns.
     """
     return in_order(
         host for host, found in health.items() if any(entry["severity"] == "sick" for entry in _findings(found))
@@ -26,7 +26,7 @@ def gpu_lines(health: Mapping[str, Mapping[str, Any]], hosts: int) -> list[str]:
     """Return the lines for GPUs: the sick ones, then those to look after, alike hosts in one line.
 
     Args:
-        health: host names to what the module vllm_server_info returned as `gpu_health`.
+        health: host names to what explained of gpu_reasons.py returns.
         hosts: how many hosts were looked at.
     """
     lines = []

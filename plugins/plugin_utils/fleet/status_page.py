@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.gpu_lines import gpu_lines, sick_hosts
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.gpu_reasons import explained
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.history_page import history_lines
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import by_text, fold, in_order, shortened
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import (
@@ -100,7 +101,8 @@ def status_lines(
         `sick_gpus`: hosts with a sick GPU.
         `should_serve`: what does not serve though it should, each with the reason.
     """
-    found = _collect(servers, drift or {}, all_hosts, errors or {}, routers or {}, gpu_health or {})
+    told = {host: explained(report) for host, report in (gpu_health or {}).items()}
+    found = _collect(servers, drift or {}, all_hosts, errors or {}, routers or {}, told)
     made = {host: list(entries)[:SHOWN_DEPLOYMENTS] for host, entries in (deployments or {}).items()}
     history = history_lines({host: entries for host, entries in made.items() if host in found.servers})
     docker_run = [f"{host} {server['name']}: {server['docker_run']}" for host, server in _replicas(found.servers)]

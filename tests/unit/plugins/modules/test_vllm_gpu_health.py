@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import health_service
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_reasons import explained
-from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_health
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import health_program, health_service
+from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_health, vllm_server_info
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.gpu_lines import gpu_lines, sick_hosts
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.gpu_reasons import explained
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 
 
@@ -97,7 +98,7 @@ def test_every_reason_has_words_and_a_remedy() -> None:
         "findings": [entry("persistence-off", "warning"), entry("xid-79"), entry("xid-4711")],
         "unread": [{"gpu": "3", "reading": "ecc"}, {"gpu": "3", "reading": "nvlink"}],
     }
-    found = explained(report, 110.0)
+    found = explained({**report, "age_s": 10})
     assert found["age_s"] == 10
     assert [line["message"] for line in found["findings"]] == [
         "GPU 3: XID 79, the GPU has fallen off the bus",
@@ -106,13 +107,13 @@ def test_every_reason_has_words_and_a_remedy() -> None:
         "GPU 3: cannot be read (ecc, nvlink)",
     ]
     assert all(line["remedy"] and "{" not in line["remedy"] for line in found["findings"])
-    assert explained({}, 0) == {}
-    assert explained({**report, "findings": [], "unread": []}, 500.0)["findings"][0]["reason"] == "report-old"
+    assert explained({}) == {}
+    assert explained({**report, "findings": [], "unread": [], "age_s": 400})["findings"][0]["reason"] == "report-old"
 
 
 def test_the_page_names_sick_gpus_first_and_alike_hosts_together() -> None:
-    sick = explained({"time": 1, "interval": 9, "findings": [entry("xid-79")]}, 1)
-    old = explained({"time": 1, "interval": 9, "findings": [entry("persistence-off", "warning")]}, 1)
+    sick = explained({"time": 1, "interval": 9, "findings": [entry("xid-79")]})
+    old = explained({"time": 1, "interval": 9, "findings": [entry("persistence-off", "warning")]})
     health = {"gpu-2": old, "gpu-1": sick, "gpu-3": old, "gpu-4": {}}
     assert sick_hosts(health) == ["gpu-1"]
     assert gpu_lines(health, 4) == [
@@ -123,3 +124,13 @@ def test_the_page_names_sick_gpus_first_and_alike_hosts_together() -> None:
         "  gpu-[2:3] (2 hosts): GPU 3: persistence mode is off (persistence-off: seen). Start nvidia-persistenced"
         " (systemctl enable --now nvidia-persistenced), or run nvidia-smi -pm 1",
     ]
+
+
+def test_what_looks_at_servers_reads_that_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert os.path.join(health_service.RUN_DIR, health_program.REPORT) == vllm_server_info.GPU_REPORT
+    monkeypatch.setattr(vllm_server_info, "GPU_REPORT", str(tmp_path / "report.json"))
+    assert vllm_server_info.read_gpu_report() == {}
+    (tmp_path / "report.json").write_text('{"time": 1, "interval": 9}')
+    assert explained(vllm_server_info.read_gpu_report())["findings"][0]["reason"] == "report-old"

@@ -72,12 +72,11 @@ AGE_REMEDY = "See systemctl status gpufleet-gpu-health.timer and journalctl --un
 MOST_INTERVALS = 5
 
 
-def explained(report: Mapping[str, Any], now: float) -> dict[str, Any]:
+def explained(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return a report as C(status) tells it.
 
     Args:
-        report: what the program wrote; empty where there is none.
-        now: seconds since the epoch.
+        report: what the module vllm_server_info returned as C(gpu_health); empty where there is none.
 
     Returns:
         C(findings), each with C(gpu), C(reason), C(severity), C(evidence), C(message) and C(remedy), the sick ones
@@ -102,7 +101,7 @@ def explained(report: Mapping[str, Any], now: float) -> dict[str, Any]:
                 "remedy": READING_REMEDY,
             }
         )
-    age = max(0, round(now - float(report.get("time", 0))))
+    age = int(report.get("age_s", 0))
     if age > MOST_INTERVALS * int(report.get("interval", 0)):
         text = f"the GPUs were last looked at {age} s ago"
         rest = {"gpu": "all", "severity": "warning", "evidence": "", "message": text, "remedy": AGE_REMEDY}
