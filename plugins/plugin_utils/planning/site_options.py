@@ -43,6 +43,20 @@ def index_given(value: Any) -> bool:
     return bool(text)
 
 
+def state_folder(value: Any) -> str:
+    """Return the folder that vllm_state_url names; empty if it names none.
+
+    Raises:
+        ValueError: it is no absolute folder.
+    """
+    text = text_of(value) if value else ""
+    if text and not text.removeprefix("file://").startswith("/"):
+        raise ValueError(
+            "it must be an absolute folder on the controller, such as /srv/gpufleet or file:///srv/gpufleet"
+        )
+    return text
+
+
 def exceptions_given(value: Any) -> bool:
     """Return whether anyone is named who is reached without a proxy.
 

@@ -39,6 +39,7 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.site_option
     index_given,
     proxy_given,
     registries_given,
+    state_folder,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.variable_names import misspelt
 
@@ -48,8 +49,6 @@ PLATFORMS = {
     "linux/arm64": "linux/arm64",
     "linux/aarch64": "linux/arm64",
 }
-
-
 # What vllm_levers_off may name, see levers.py.
 LEVERS = ("whole-graphs", "graph-sizes", "threads", "moe-tables")
 # The name of a parser that stands for none.
@@ -322,15 +321,6 @@ def _volumes(value: Any) -> tuple[str, ...]:
     return tuple(filter(None, map(text_of, entries)))
 
 
-def _state_url(value: Any) -> str:
-    text = text_of(value) if value else ""
-    if text and not text.removeprefix("file://").startswith("/"):
-        raise ValueError(
-            "it must be an absolute folder on the controller, such as /srv/gpufleet or file:///srv/gpufleet"
-        )
-    return text
-
-
 def _levers(value: Any) -> frozenset[str]:
     # Ansible takes a text with commas for a list.
     entries = value.split(",") if isinstance(value, str) else value
@@ -410,7 +400,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "start_at_boot": ("vllm_start_at_boot", flag),
     "min_driver": ("vllm_min_driver", integer(1)),
     "offline": ("vllm_offline", flag),
-    "state_url": ("vllm_state_url", _state_url),
+    "state_url": ("vllm_state_url", state_folder),
     "weights_from": ("vllm_weights_from", one_of("hub", "fleet")),
     "weights_seeds": ("vllm_weights_seeds", integer(1)),
     "weights_port": ("vllm_weights_port", integer(1, 65535)),
