@@ -37,7 +37,7 @@ class ActionModule(ControllerAction):
             return {"lacks": not complete(arguments, arguments["probed"])}
         hosts, hostvars = variables["ansible_play_hosts"], variables["hostvars"]
         if not any(_dictionary(hostvars[host], LACKS).get("lacks") for host in hosts):
-            return {"looks": False, "part": "none", "members": [], "keys": [], "text": ""}
+            return {"looks": False, "part": "none", "members": [], "public_keys": [], "text": ""}
         seen = {host: _said(hostvars[host]) for host in hosts if _dictionary(hostvars[host], SEEN).get("wanted")}
         turn = turn_of(variables["inventory_hostname"], hosts, seen, arguments["seeds"])
         return {"looks": True, **asdict(turn)}

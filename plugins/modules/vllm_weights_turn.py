@@ -87,7 +87,7 @@ members:
   returned: with O(step=turn)
   type: list
   elements: str
-keys:
+public_keys:
   description: Public keys of those that fetch from others.
   returned: with O(step=turn)
   type: list

@@ -23,13 +23,13 @@ class Turn:
         part: C(source) has the weights and gives them away, C(seed) fetches them from the hub first, C(receiver)
             fetches them from other hosts, C(none) has nothing to do with it.
         members: the hosts that take part with it, itself among them.
-        keys: public keys of those that fetch from others.
+        public_keys: keys of those that fetch from others.
         text: the same for people.
     """
 
     part: str
     members: list[str]
-    keys: list[str]
+    public_keys: list[str]
     text: str
 
 

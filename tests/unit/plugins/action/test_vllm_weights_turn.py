@@ -29,7 +29,7 @@ def test_the_first_hosts_ask_the_hub_and_the_others_those() -> None:
     seen["a"] = {**LACKING, "fetched": True}
     assert parts(seen) == ["source", "receiver", "receiver", "receiver"]
     assert turn_of("a", HOSTS, seen, 1).text == "has the weights and gives them to 3 other hosts"
-    assert turn_of("b", HOSTS, seen, 1).keys == ["key"] * 4
+    assert turn_of("b", HOSTS, seen, 1).public_keys == ["key"] * 4
 
 
 def test_where_a_host_has_them_nobody_asks_the_hub() -> None:
