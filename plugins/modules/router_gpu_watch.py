@@ -98,7 +98,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     """Bring the program to the wanted state; return the task's result."""
     params = module.params
     if params["state"] == "absent":
-        return remove_watch(params["directory"], check=module.check_mode)
+        return remove_watch(params["directory"], params["run_dir"], check=module.check_mode)
     share_of(params["max_unavailable"], 1, VARIABLE, least=1)
     settings = {name: params[name] for name in ("directory", "run_dir", "state_dir", "max_unavailable", "interval")}
     settings["recovered_s"] = params["recovered"]

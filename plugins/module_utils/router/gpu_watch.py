@@ -218,4 +218,7 @@ def main(folder: str) -> None:
             if error.message != said:
                 said = error.message
                 sys.stderr.write(f"{said}\n")
-        time.sleep(settings["interval"])
+        for _second in range(settings["interval"]):
+            time.sleep(1)
+            if not os.path.exists(path):
+                return

@@ -86,15 +86,16 @@ def ensure_watch(settings: Mapping[str, Any], log_file: str, *, check: bool) -> 
     return {"changed": True, "diff": diff}
 
 
-def remove_watch(directory: str, *, check: bool) -> dict[str, Any]:
+def remove_watch(directory: str, run_dir: str, *, check: bool) -> dict[str, Any]:
     """End it and remove its files; return the module's result."""
     folder = os.path.join(directory, FOLDER)
     there = os.path.isdir(folder)
     if there and not check:
         if on_systemd():
             remove_unit(UNIT)
-        # One without systemd ends when it finds no settings.
+        # One without systemd ends when it finds no settings, and must not write into folders that are removed next.
         shutil.rmtree(folder)
+        until(lambda: not runs(run_dir), START_S, POLL_S)
     return {"changed": there, "diff": [{**_difference(folder, SETTINGS, ""), "after": ""}] if there else []}
 
 

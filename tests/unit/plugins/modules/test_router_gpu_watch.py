@@ -109,8 +109,8 @@ def fleet(
             try:
                 yield found
             finally:
-                gpu_watch_service.remove_watch(found.places["directory"], check=False)
-                until(lambda: not gpu_watch_service.runs(found.places["run_dir"]))
+                gpu_watch_service.remove_watch(found.places["directory"], found.places["run_dir"], check=False)
+                assert not gpu_watch_service.runs(found.places["run_dir"])
 
 
 @contextlib.contextmanager
