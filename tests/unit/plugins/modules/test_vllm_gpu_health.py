@@ -126,9 +126,7 @@ def test_the_page_names_sick_gpus_first_and_alike_hosts_together() -> None:
     ]
 
 
-def test_what_looks_at_servers_reads_that_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_looks_at_servers_reads_that_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.path.join(health_service.RUN_DIR, health_program.REPORT) == vllm_server_info.GPU_REPORT
     monkeypatch.setattr(vllm_server_info, "GPU_REPORT", str(tmp_path / "report.json"))
     assert vllm_server_info.read_gpu_report() == {}
