@@ -30,7 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd impor
 )
 
 UNIT = "gpufleet-router-reader.service"
-MASTER_SOCKET = "reader-master.sock"
+MASTER_SOCKET = "reader.cli"
 START_S, POLL_S = 30.0, 0.1
 # By itself glibc has the kernel take each of its large buffers back at once, and clear the next one page by page.
 MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(256 * 1024 * 1024)}
@@ -79,6 +79,8 @@ class ReaderService:
         else:
             self._spawn(program)
         if not until(lambda: bool(set(self._workers()) - set(before)), START_S, POLL_S):
+            if not before:
+                self._let_go()
             raise GpufleetError(
                 "The HAProxy that reads the router's large requests does not start.",
                 name="router-not-started",
@@ -103,6 +105,11 @@ class ReaderService:
             return self._master.processes().current
         except GpufleetError:
             return ()
+
+    def _let_go(self) -> None:
+        """Have nothing start it again where there is no systemd."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._mark)
 
     def _spawn(self, program: str) -> None:
         """Start it, and have it started again until it is stopped, or started by somebody else."""
