@@ -307,7 +307,7 @@ def test_no_body_takes_long_to_look_through(fleet: Fleet, text: bytes) -> None:
 
 @needs_haproxy
 def test_a_reader_that_dies_is_started_again_and_takes_nothing_with_it(fleet: Fleet) -> None:
-    reader = Master(f"{fleet.options['run_dir']}/reader-master.sock", fleet.options["state_dir"])
+    reader = Master(f"{fleet.options['run_dir']}/reader.cli", fleet.options["state_dir"])
     for of in ("current", "master"):
         found = reader.processes()
         os.kill(found.master if of == "master" else found.current[0], signal.SIGKILL)

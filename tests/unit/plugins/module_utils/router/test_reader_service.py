@@ -61,7 +61,7 @@ def test_it_is_a_unit_that_is_started_once_and_then_reloaded(systemd: Systemd, t
     reader.load("/usr/sbin/haproxy")
     assert reader.runs() and systemd.told == ["enable", "restart"]
     text = systemd.units[reader_service.UNIT]
-    assert f"ExecStart=/usr/sbin/haproxy -Ws -S /run/x/reader-master.sock,mode,600 -f {tmp_path}/reader.cfg\n" in text
+    assert f"ExecStart=/usr/sbin/haproxy -Ws -S /run/x/reader.cli,mode,600 -f {tmp_path}/reader.cfg\n" in text
     assert "Environment=MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=268435456\n" in text
     reader.load("/usr/sbin/haproxy")
     assert systemd.told[2:] == ["enable", "reload"]
