@@ -97,8 +97,9 @@ class ReaderService:
             remove_unit(UNIT)
             return
         with contextlib.suppress(GpufleetError, ProcessLookupError):
-            os.kill(self._master.processes().master, signal.SIGTERM)
-            until(lambda: not self.runs(), START_S, POLL_S)
+            master = self._master.processes().master
+            os.kill(master, signal.SIGTERM)
+            until(lambda: not lives(master), START_S, POLL_S)
 
     def _workers(self) -> Sequence[int]:
         try:
@@ -145,3 +146,8 @@ class ReaderService:
             "[Install]\n"
             "WantedBy=multi-user.target\n"
         )
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process is there and has not ended yet."""
+    return "State:\tZ" not in (read_text(f"/proc/{pid}/status") or "State:\tZ")

@@ -36,7 +36,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import answer_files
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_service import ReaderService
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_service import ReaderService, lives
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
@@ -282,7 +282,7 @@ class RouterService:
         if running is None:
             return
         os.kill(running.master, signal.SIGTERM)
-        until(lambda: not _lives(running.master), START_S, POLL_S)
+        until(lambda: not lives(running.master), START_S, POLL_S)
 
     def _said(self, mark: int) -> str:
         """Return the end of what HAProxy said since its log had C(mark) bytes."""
@@ -352,11 +352,6 @@ def haproxy_program() -> str:
             remedy="Let the role router install it (router_manage_package: true), or install HAProxy 2.4 or newer.",
         )
     return path
-
-
-def _lives(pid: int) -> bool:
-    """Return whether a process is there and has not ended yet."""
-    return "State:\tZ" not in (read_text(f"/proc/{pid}/status") or "State:\tZ")
 
 
 def _size(path: str) -> int:
