@@ -98,7 +98,7 @@ def test_the_ways_out_that_preflight_asks_about(environment: Any, engine: Any, p
 @pytest.mark.parametrize("given", [{"download": 9, "image": 8}, '{"download": 9, "image": 8}'])
 def test_the_deadlines_of_phases(given: Any) -> None:
     variables = {"__vllm_phase_timeouts": read_yaml(ROLES / "vllm/vars/main.yml")["__vllm_phase_timeouts"]}
-    for file, name, seconds in (("image", "Pull or load the image", 8), ("model", "Fetch the weights", 9)):
+    for file, name, seconds in (("image", "Pull or load the image", 8), ("fetch_weights", "Fetch the weights", 9)):
         found = next(
             value
             for step in tasks_of(read_yaml(ROLES / f"vllm/tasks/{file}.yml"))
@@ -109,7 +109,7 @@ def test_the_deadlines_of_phases(given: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [{"TOKEN": "secret-1"}, '{"TOKEN": "secret-1"}'])
-@pytest.mark.parametrize("file", ["server", "restart", "rollback", "model"])
+@pytest.mark.parametrize("file", ["server", "restart", "rollback", "fetch_weights"])
 def test_the_secrets_of_the_servers(given: Any, file: str) -> None:
     variables = {"__vllm_secret_environment": read_yaml(ROLES / "vllm/vars/main.yml")["__vllm_secret_environment"]}
     secrets = next(
