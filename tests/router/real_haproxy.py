@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import READER_CONFIG
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.members import Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
@@ -27,19 +28,19 @@ def routing(folder: Path, settings: RouterSettings, replicas: Sequence[Replica])
     (folder / "server-state").write_text("1\n", encoding="utf-8")
     for name, text in config.files(settings, replicas, str(folder)).items():
         (folder / name).write_text(text, encoding="utf-8")
-    with (folder / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(program_path("haproxy")), "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log
-        )
-        try:
-            deadline = time.monotonic() + START_S
-            while b" 200 " not in _health(settings):
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "haproxy.log").read_text()
-                time.sleep(0.05)
-            yield
-        finally:
-            process.terminate()
-            process.wait()
+    with (folder / "haproxy.log").open("wb") as log, contextlib.ExitStack() as stack:
+        # The reader first, as the other one hands it the requests that it does not look into itself.
+        for name in (READER_CONFIG, "haproxy.cfg"):
+            process = subprocess.Popen(
+                [str(program_path("haproxy")), "-db", "-f", str(folder / name)], stdout=log, stderr=log
+            )
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        deadline = time.monotonic() + START_S
+        while b" 200 " not in _health(settings):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "haproxy.log").read_text()
+            time.sleep(0.05)
+        yield
 
 
 def _health(settings: RouterSettings) -> bytes:

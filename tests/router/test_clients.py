@@ -144,12 +144,11 @@ def test_head_is_answered_as_get_without_a_body(plain: Router) -> None:
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_body_in_chunks_passes_up_to_a_limit(plain: Router, method: str) -> None:
     plain.replica.asked.clear()
-    limit = BUFFER // 2
-    assert plain.ask(method, "/tokenize", chunks(limit - 1)).status in (200, 404)
+    for size in (BUFFER // 2 - 1, BUFFER // 2, 2 * BUFFER, MOST - 1000):
+        assert plain.ask(method, "/tokenize", chunks(size)).status in (200, 404)
     plain.replica.asked.clear()
-    for size in (limit, 2 * BUFFER, MOST + 1):
-        reply = plain.ask(method, "/tokenize", chunks(size))
-        assert reply.status == 413 and str(limit) in reply.message and str(MOST) in reply.message
+    reply = plain.ask(method, "/tokenize", chunks(MOST + 10_000))  # who goes on sending may be cut off
+    assert reply.status == 413 and str(MOST) in reply.message
     assert plain.replica.asked == []
 
 
