@@ -5,13 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.site_variables import SiteVariables
-
 DOCUMENTATION = r"""
 name: site
 short_description: What the variables of a site mean for a host
@@ -65,6 +58,13 @@ _raw:
   type: list
   elements: raw
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.site_variables import SiteVariables
 
 KINDS = ("servers", "jobs", "secrets", "registry", "packages", "proxy", "engine", "index")
 # The option that one of them takes.

@@ -177,7 +177,7 @@ def work(params: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    module = GpufleetModule(argument_spec=ARGUMENTS)
+    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     module.require("docker", "requests")
     module.run(lambda: work(module.params))
 

@@ -120,7 +120,8 @@ NO_IPTABLES = (
 )
 ATTEMPTS = 10
 PAUSE_S = 0.5
-LOCK, LOCK_S = "/run/gpufleet-ports.lock", 60
+LOCK = "/run/gpufleet-ports.lock"
+LOCK_S = 60
 SYSTEMD_FOLDER = "/run/systemd/system"
 OWN_FILES = {
     closed_ports.SCRIPT: (closed_ports.SCRIPT_TEXT, 0o755),

@@ -50,7 +50,7 @@ class Net:
         """Run a command in a namespace; mounts stay as they are."""
         return run("nsenter", f"--net=/run/netns/{self.mark}-{who}", "--", *command, check=check)
 
-    def on_host(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def on_host(self, *command: str, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on the host, with layers of its own over what it changes in the file system.
 
         What else goes on at this machine, such as a deployment of the same name, neither sees them nor changes them.
@@ -64,7 +64,7 @@ class Net:
             over += f"mount -t overlay -o lowerdir={place},upperdir={upper},workdir={work} overlay {place}; "
         words = ["nsenter", f"--net=/run/netns/{self.mark}-host", "--", "unshare", "--mount", "--propagation=private"]
         words += ["sh", "-c", f'{over} exec "$@"', "sh", *command]
-        return subprocess.run(words, capture_output=True, text=True, **options)
+        return subprocess.run(words, capture_output=True, text=True, check=check, **options)
 
     def layer(self, place: str) -> Path:
         """Return the folder with what the host has of its own in a place of the file system."""

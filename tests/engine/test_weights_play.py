@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tests.engine.test_model import RELEASES, image  # noqa: F401  a fixture
+from ansible_collections.gpufleet.vllm.tests.engine import test_model
+from ansible_collections.gpufleet.vllm.tests.engine.test_model import RELEASES
 from ansible_collections.gpufleet.vllm.tests.fakes.hub import MAIN, Hub, Repository
 from ansible_collections.gpufleet.vllm.tests.plays import test_weights_sharing
 from ansible_collections.gpufleet.vllm.tests.plays.test_weights_sharing import (
@@ -29,8 +30,9 @@ from ansible_collections.gpufleet.vllm.tests.plays.test_weights_sharing import (
 
 # What a server needs, which the downloader alone takes.
 WANTED = {name: content for name, content in FILES.items() if name != "README.md"}
-# A fixture of the tests without an engine.
+# Fixtures of other tests.
 hosts = test_weights_sharing.hosts
+image = test_model.image
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def hub() -> Iterator[Hub]:
 def play(
     hosts: list[Host],
     hub: Hub,
-    image: str,  # noqa: F811
+    image: str,
     docker_host: str,
     run_name: str,
     tmp_path: Path,

@@ -164,7 +164,9 @@ def test_who_has_a_key_reads_the_model_and_nothing_else(hosts: list[Host]) -> No
     def ssh(host: Host, *words: str) -> subprocess.CompletedProcess[str]:
         options = ["-F", "none", "-i", str(host.run / CLIENT_KEY), "-p", str(PORT), "-o", "StrictHostKeyChecking=no"]
         options += ["-o", f"UserKnownHostsFile={host.run}/seen", "-o", "IdentityAgent=none", "-o", "BatchMode=yes"]
-        return subprocess.run(["ssh", *options, one.address, *words], capture_output=True, text=True, input="")
+        return subprocess.run(
+            ["ssh", *options, one.address, *words], capture_output=True, text=True, check=False, input=""
+        )
 
     def rsync(path: str) -> subprocess.CompletedProcess[str]:
         receiver = receiving.Receiver(shared_model(WANTS[0], one.around), [source], "/", str(two.run), 1)  # type: ignore[arg-type]

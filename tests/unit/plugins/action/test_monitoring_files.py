@@ -28,8 +28,9 @@ HOSTS: dict[str, Any] = {
 }
 
 
-def made(hosts: dict[str, Any] = HOSTS, **arguments: Any) -> dict[str, Any]:
-    """Return the task's result."""
+def made(hosts: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Return the task's result, for the usual hosts unless others are given."""
+    hosts = HOSTS if hosts is None else hosts
     members = [host for host in hosts if host.startswith("gpu")]
     routers = [host for host in hosts if host.startswith("lb")]
     given = {"kinds": list(KINDS), "members": members, "routers": routers, "node_hosts": members, **arguments}

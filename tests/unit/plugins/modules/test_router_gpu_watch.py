@@ -23,11 +23,8 @@ from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, ro
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import watch_lines
 from ansible_collections.gpufleet.vllm.tests.fakes.model_replica import ModelReplica, answering
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
-from ansible_collections.gpufleet.vllm.tests.unit.plugins.module_utils.gpus.test_health_program import (  # noqa: F401
-    UUID,
-    Host,
-    program,
-)
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.module_utils.gpus import test_health_program
+from ansible_collections.gpufleet.vllm.tests.unit.plugins.module_utils.gpus.test_health_program import UUID, Host
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import (
     PLACES,
     ask,
@@ -37,6 +34,9 @@ from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixture
 )
 
 PATIENCE_S = 120.0
+
+# A fixture of other tests.
+program = test_health_program.program
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -87,7 +87,7 @@ def fleet(
     run_module: RunModule,
     tmp_path: Path,
     nvml_stub: Path,
-    program: Path,  # noqa: F811
+    program: Path,
 ) -> Iterator[Fleet]:
     """Three hosts on which nothing is wrong."""
     names = ("gpu-01", "gpu-02", "gpu-03")

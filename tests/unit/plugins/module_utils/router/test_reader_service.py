@@ -29,12 +29,12 @@ class Systemd:
         self.worker += words == ("restart",) and self.starts
         return ""
 
-    def reload(self, _master: Master) -> None:
+    def reload(self) -> None:
         """Have another worker run."""
         self.told.append("reload")
         self.worker += self.starts
 
-    def processes(self, _master: Master) -> Processes:
+    def processes(self) -> Processes:
         """Return what runs."""
         if not self.worker:
             raise GpufleetError("nothing", name="router-not-running")
@@ -50,8 +50,8 @@ def systemd(monkeypatch: pytest.MonkeyPatch) -> Systemd:
     monkeypatch.setattr(reader_service, "write_unit", found.units.__setitem__)
     monkeypatch.setattr(reader_service, "remove_unit", found.units.pop)
     monkeypatch.setattr(reader_service, "START_S", 0.2)
-    monkeypatch.setattr(Master, "reload", lambda master: found.reload(master))
-    monkeypatch.setattr(Master, "processes", lambda master: found.processes(master))
+    monkeypatch.setattr(Master, "reload", found.reload)
+    monkeypatch.setattr(Master, "processes", found.processes)
     return found
 
 
