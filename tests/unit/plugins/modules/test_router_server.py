@@ -22,7 +22,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy, service
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import haproxy, reader_service, service
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate import make_certificate, public_part
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
@@ -257,7 +257,13 @@ def test_what_an_earlier_version_kept_beside_the_sockets_is_taken_over(
 
 
 def reboot(args: dict[str, Any]) -> None:
-    """Empty what a reboot empties, and make the folder that the unit makes before it starts HAProxy."""
+    """End the reader, empty what a reboot empties, and make the folder that a unit makes before it starts HAProxy."""
+    reader = Path(args["run_dir"], "reader.pid")
+    shell = int(reader.read_text())
+    master = Master(os.path.join(args["run_dir"], reader_service.MASTER_SOCKET), args["state_dir"]).processes().master
+    reader.unlink()
+    end(master)
+    wait_for(lambda: not lives(shell))
     shutil.rmtree(args["run_dir"])
     os.makedirs(args["run_dir"])
 
