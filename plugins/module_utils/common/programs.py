@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
@@ -28,6 +28,32 @@ def run_program(command: Sequence[str], *, check: bool = False, **options: Any) 
 def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     """Start a program, with the options and errors of subprocess.Popen."""
     return subprocess.Popen(command, **options)  # pylint: disable=ansible-bad-function
+
+
+def start_detached(
+    command: Sequence[str], log_file: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[Any]:
+    """Start a program that goes on when this one has ended.
+
+    Args:
+        command: the program and its arguments.
+        log_file: what it says is added there.
+        environment: variables to add to this process's own.
+
+    Raises:
+        OSError: it cannot be started, or the file cannot be written.
+    """
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    with os.fdopen(descriptor, "ab") as log:
+        return start_program(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, **(environment or {})},
+        )
 
 
 def run_command(

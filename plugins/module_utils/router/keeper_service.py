@@ -12,13 +12,12 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_PROGRAM, KEEPER_SETTINGS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
     on_systemd,
@@ -66,7 +65,7 @@ def ensure_keeper(directory: str, settings: str, log_file: str) -> None:
     if on_systemd():
         systemctl(UNIT, "restart")
     else:
-        _spawn(directory, log_file)
+        start_detached(command(directory), log_file)
     if not until(lambda: keeper_answers(settings), START_S, POLL_S):
         raise GpufleetError(
             "The program that writes the router's log of requests does not start.",
@@ -95,11 +94,3 @@ def unit_text(directory: str) -> str:
         "[Install]\n"
         "WantedBy=multi-user.target\n"
     )
-
-
-def _spawn(directory: str, log_file: str) -> None:
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-    with os.fdopen(descriptor, "ab") as log:
-        start_program(
-            command(directory), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
-        )

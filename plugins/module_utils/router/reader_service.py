@@ -12,13 +12,12 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
 from collections.abc import Sequence
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import READER_CONFIG
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_config import sockets_in
@@ -116,17 +115,7 @@ class ReaderService:
         """Start it, and have it started again until it is stopped, or started by somebody else."""
         line, mark = shlex.join([program, "-W", *self._words]), shlex.quote(self._mark)
         shell = f'echo $$ > {mark}; while test "$(cat {mark} 2> /dev/null)" = $$; do {line}; sleep 1; done'
-        descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-        with os.fdopen(descriptor, "ab") as log:
-            start_program(
-                ["/bin/sh", "-c", shell],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-                env={**os.environ, **MEMORY},
-            )
+        start_detached(["/bin/sh", "-c", shell], self._log_file, MEMORY)
 
     def _unit_text(self, program: str) -> str:
         return (

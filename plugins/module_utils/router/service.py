@@ -28,7 +28,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import (
     run_command,
     run_program,
-    start_program,
+    start_detached,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, keeper_service, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_PROGRAM, KEEPER_SETTINGS
@@ -247,16 +247,7 @@ class RouterService:
     def _spawn(self) -> subprocess.Popen[bytes]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(in_step_file(self._run_dir))
-        descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-        with os.fdopen(descriptor, "ab") as log:
-            return start_program(
-                [haproxy_program(), *arguments(self._directory, self._run_dir)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-            )
+        return start_detached([haproxy_program(), *arguments(self._directory, self._run_dir)], self._log_file)
 
     def _reload(self, replicas: Sequence[Replica]) -> None:
         mark, before = _size(self._log_file), self.master.processes().workers()
