@@ -14,6 +14,8 @@ import importlib
 import inspect
 from collections.abc import Iterator
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+
 PREFIX = "ansible_collections.gpufleet.vllm.plugins.module_utils."
 MAIN = "main.py"
 
@@ -40,6 +42,19 @@ def bundle(module: str, call: str) -> dict[str, str]:
     )
     files = {f"{name.replace('.', '/')}.py": text for name, text in sorted(texts.items())}
     return {MAIN: start, **files}
+
+
+def file_difference(path: str, text: str) -> dict[str, str]:
+    """Return what changes when a file of a program gets a text, for C(--diff); modules are only named.
+
+    Args:
+        path: of the file.
+        text: what it is to hold.
+    """
+    before = read_text(path)
+    if path.endswith(".py"):
+        before, text = ("(the program)\n" if before else ""), "(the program, and changed)\n"
+    return {"before_header": path, "after_header": path, "before": before, "after": text}
 
 
 def _imports(text: str) -> Iterator[str]:

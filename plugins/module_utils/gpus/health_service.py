@@ -12,10 +12,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle, file_difference
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
@@ -131,7 +131,7 @@ def ensure(own: Deployment, *, wanted: bool, interval: int, textfile: str, check
         for name, text in program_files(settings_of(deployments, interval, textfile)).items()
     }
     unit_texts = {os.path.join(UNIT_FOLDER, name): text for name, text in units(interval).items()}
-    diff = _differences({**texts, **unit_texts})
+    diff = [file_difference(path, text) for path, text in {**texts, **unit_texts}.items() if read_text(path) != text]
     changed_units = any(entry["after_header"] in unit_texts for entry in diff)
     if diff and not check:
         for path, text in {**texts, **unit_texts}.items():
@@ -183,17 +183,6 @@ def _textfile_dir() -> str:
         return str(json.loads(read_text(PROGRAM, SETTINGS))["textfile_dir"])
     except (ValueError, TypeError, LookupError):
         return ""
-
-
-def _differences(texts: Mapping[str, str]) -> list[dict[str, str]]:
-    found = []
-    for path, text in texts.items():
-        before = read_text(path)
-        if before != text:
-            if path.endswith(".py"):
-                before, text = ("(the program)\n" if before else ""), "(the program, and changed)\n"
-            found.append({"before_header": path, "after_header": path, "before": before, "after": text})
-    return found
 
 
 def _systemctl(*words: str) -> None:

@@ -10,17 +10,16 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle, file_difference
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.gpu_watch import LOCK, SETTINGS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
     on_systemd,
@@ -66,7 +65,7 @@ def ensure_watch(settings: Mapping[str, Any], log_file: str, *, check: bool) -> 
     texts = files(settings)
     changed = [name for name, text in texts.items() if read_text(folder, name) != text]
     running = runs(settings["run_dir"])
-    diff = [_difference(folder, name, texts[name]) for name in changed]
+    diff = [file_difference(os.path.join(folder, name), texts[name]) for name in changed]
     if check or (running and not changed):
         return {"changed": bool(changed) or not running, "diff": diff}
     # The settings last: they name the version that it becomes.
@@ -76,7 +75,7 @@ def ensure_watch(settings: Mapping[str, Any], log_file: str, *, check: bool) -> 
         write_unit(UNIT, unit_text(folder))
         systemctl(UNIT, "enable", "--now")
     elif not running:
-        _spawn(folder, log_file)
+        start_detached(command(folder), log_file)
     if not until(lambda: runs(settings["run_dir"]), START_S, POLL_S):
         raise GpufleetError(
             "The program that watches the GPUs behind the router does not start.",
@@ -96,7 +95,7 @@ def remove_watch(directory: str, run_dir: str, *, check: bool) -> dict[str, Any]
         # One without systemd ends when it finds no settings, and must not write into folders that are removed next.
         shutil.rmtree(folder)
         until(lambda: not runs(run_dir), START_S, POLL_S)
-    return {"changed": there, "diff": [{**_difference(folder, SETTINGS, ""), "after": ""}] if there else []}
+    return {"changed": there, "diff": [file_difference(os.path.join(folder, SETTINGS), "")] if there else []}
 
 
 def command(folder: str) -> list[str]:
@@ -117,18 +116,3 @@ def unit_text(folder: str) -> str:
         "[Install]\n"
         "WantedBy=multi-user.target\n"
     )
-
-
-def _spawn(folder: str, log_file: str) -> None:
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-    with os.fdopen(descriptor, "ab") as log:
-        start_program(
-            command(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
-        )
-
-
-def _difference(folder: str, name: str, after: str) -> dict[str, str]:
-    path, before = os.path.join(folder, name), read_text(folder, name)
-    if name.endswith(".py"):
-        before, after = ("(the program)\n" if before else ""), "(the program, and changed)\n"
-    return {"before_header": path, "after_header": path, "before": before, "after": after}
