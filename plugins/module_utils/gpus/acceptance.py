@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan, Replica
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python, jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.names import belongs_to, filters_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
@@ -21,14 +19,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec impo
     build_spec,
     gpu_arguments,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import program_job
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import accept_gpus
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-FOLDER, PROGRAM = "/accept", "accept_gpus.py"
-RUN_FILE = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+FOLDER = "/accept"
 TESTS = ("memory", "bandwidth", "gemm", "allreduce")
 SHARED_MEMORY = 1 << 30
 
@@ -67,7 +65,7 @@ def job_of(plan: Plan, options: ServerOptions, folder: str, name: str) -> jobs.J
     return jobs.Job(
         name=name,
         image=spec["image_id"] or spec["image"],
-        command=("/bin/sh", "-c", image_python.LAUNCH, "vllm", RUN_FILE, f"{FOLDER}/{PROGRAM}", FOLDER),
+        command=program_job.command(accept_gpus, FOLDER),
         environment={**spec["environment"], "HF_HUB_OFFLINE": "1"},
         volumes=(*options.volumes, f"{folder}:{FOLDER}"),
         network_mode="none",
@@ -82,19 +80,14 @@ def accept(client: DockerClient, job: jobs.Job, folder: str, request: Mapping[st
     Raises:
         GpufleetError: C(acceptance-failed), and as jobs.run_job.
     """
-    with open(os.path.join(folder, PROGRAM), "w", encoding="utf-8") as stream:
-        stream.write(inspect.getsource(accept_gpus))
-    with open(os.path.join(folder, "request.json"), "w", encoding="utf-8") as stream:
-        json.dump(dict(request), stream)
-    ended = jobs.run_job(client, job, timeout=timeout)
-    try:
-        with open(os.path.join(folder, "answer.json"), encoding="utf-8") as stream:
-            return json.load(stream)
-    except (OSError, ValueError) as error:
-        raise GpufleetError(
-            f"The program that tests the GPUs ended with exit status {ended.exit_code} and left no answer.",
-            name="acceptance-failed",
-            remedy="See its last lines below, and the kernel's log for XID events.",
-            evidence="\n".join(ended.lines[-8:]),
-            details={"log": ended.lines[-25:]},
-        ) from error
+    return program_job.answer(
+        client,
+        job,
+        accept_gpus,
+        folder,
+        request,
+        timeout,
+        what="tests the GPUs",
+        name="acceptance-failed",
+        remedy="See its last lines below, and the kernel's log for XID events.",
+    )

@@ -9,21 +9,19 @@ Triton's cache: what is compiled there is compiled for the servers, too.
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan, Replica
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python, jobs
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import jobs
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import (
     ServerOptions,
     build_spec,
     gpu_arguments,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import program_job
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.driver import nvidia_minors
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container import tune_moe_kernels
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CONTROL_PATH
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 FOLDER = "/tune"
-PROGRAM = "tune_moe_kernels.py"
-# The Python of the image's vLLM is found by LAUNCH, which gives it a text; that runs the file, as workers do.
-RUN_FILE = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 # Each worker has a context on the GPU of its own, and compiles for as long as others do.
 MOST_WORKERS = 16
 
@@ -62,7 +57,7 @@ def job_of(plan: Plan, options: ServerOptions, folder: str, name: str) -> jobs.J
     return jobs.Job(
         name=name,
         image=spec["image_id"] or spec["image"],
-        command=("/bin/sh", "-c", image_python.LAUNCH, "vllm", RUN_FILE, f"{FOLDER}/{PROGRAM}", FOLDER),
+        command=program_job.command(tune_moe_kernels, FOLDER),
         environment={**environment, "HF_HUB_OFFLINE": "1"},
         volumes=(*volumes, f"{folder}:{FOLDER}"),
         network_mode="none",
@@ -79,10 +74,6 @@ def tune(
     Raises:
         GpufleetError: C(tuning-failed), and as jobs.run_job.
     """
-    with open(os.path.join(folder, PROGRAM), "w", encoding="utf-8") as stream:
-        stream.write(inspect.getsource(tune_moe_kernels))
-    with open(os.path.join(folder, "request.json"), "w", encoding="utf-8") as stream:
-        json.dump(dict(request), stream)
     progress.phase("tuning kernels", "starting")
 
     def tell(lines: list[str]) -> None:
@@ -90,16 +81,16 @@ def tune(
         if told:
             progress.phase("tuning kernels", told[-1])
 
-    ended = jobs.run_job(client, job, timeout=timeout, on_lines=tell)
-    try:
-        with open(os.path.join(folder, "answer.json"), encoding="utf-8") as stream:
-            answer = json.load(stream)
-    except (OSError, ValueError) as error:
-        raise GpufleetError(
-            f"The program that tunes kernels ended with exit status {ended.exit_code} and left no answer.",
-            name="tuning-failed",
-            remedy="See its last lines below. Is the GPU's memory free, and is this vLLM one of 0.12 to 0.33?",
-            evidence="\n".join(ended.lines[-8:]),
-            details={"log": ended.lines[-25:]},
-        ) from error
+    answer = program_job.answer(
+        client,
+        job,
+        tune_moe_kernels,
+        folder,
+        request,
+        timeout,
+        what="tunes kernels",
+        name="tuning-failed",
+        remedy="See its last lines below. Is the GPU's memory free, and is this vLLM one of 0.12 to 0.33?",
+        on_lines=tell,
+    )
     return dict(answer)
