@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from ansible.errors import AnsibleError
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from ansible_collections.gpufleet.vllm.plugins.action.router_server import address_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_setting import setting_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.monitoring import grafana, prometheus_config, scrape_targets
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.monitoring.alert_rules import rule_groups
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.monitoring.scrape_targets import Fleet, Router
@@ -208,14 +207,7 @@ def router_value(hostvars: Mapping[str, Any], name: str, variable: str) -> Any:
     Raises:
         GpufleetError: C(setting-unreadable).
     """
-    try:
-        value = hostvars[name].get(variable)
-    except AnsibleError as error:
-        raise GpufleetError(
-            f"{variable} of {name} cannot be read: {error}",
-            name="setting-unreadable",
-            remedy="Give it a value that other hosts can template, or the password if it is in a vault.",
-        ) from None
+    value = setting_of(hostvars, name, variable)
     return ROUTER_DEFAULTS[variable] if value is None else value
 
 

@@ -21,6 +21,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.served_names 
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import as_options
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import clients_in
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_setting import setting_of
 
 MEMBER = "__router_member"
 # Each option that the router has from a variable, and that variable.
@@ -127,14 +128,7 @@ def settings_of(hostvars: Mapping[str, Any], router: str, default: Callable[[str
     """
     found: dict[str, Any] = {}
     for option, variable in SETTINGS.items():
-        try:
-            value = hostvars[router].get(variable)
-        except AnsibleError as error:
-            raise GpufleetError(
-                f"{variable} of {router} cannot be read: {error}",
-                name="setting-unreadable",
-                remedy="Give it a value that other hosts can template, or the password if it is in a vault.",
-            ) from None
+        value = setting_of(hostvars, router, variable)
         if value is None and option == "api_keys":
             value = [key] if (key := key_of(hostvars, router)) else []
         elif value is None and option == "allow_unauthenticated":
