@@ -64,3 +64,24 @@ options:
       - The action plugin of the same name sets it, reads it and shows the phase; leave it out otherwise.
     type: path
 """
+
+    # What decides where a server has the files of its model.
+    MODEL_CACHE = r"""
+options:
+  config:
+    description:
+      - Options of C(vllm serve), as for M(gpufleet.vllm.vllm_model).
+    type: dict
+    default: {}
+  environment:
+    description:
+      - Variables of the server, some of which have the cache elsewhere.
+    type: dict
+    default: {}
+  volumes:
+    description:
+      - Further mounts of the server, some of which have the cache elsewhere.
+    type: list
+    elements: str
+    default: []
+"""

@@ -25,27 +25,11 @@ options:
       - Name of the model at the hub.
     type: str
     required: true
-  config:
-    description:
-      - Options of C(vllm serve), as for M(gpufleet.vllm.vllm_model).
-    type: dict
-    default: {}
   hf_home:
     description:
       - Folder on the host with the Hugging Face cache.
     type: path
     default: /var/lib/gpufleet/huggingface
-  environment:
-    description:
-      - Variables of the server, some of which have the cache elsewhere.
-    type: dict
-    default: {}
-  volumes:
-    description:
-      - Further mounts of the server, some of which have the cache elsewhere.
-    type: list
-    elements: str
-    default: []
   run_dir:
     description:
       - Folder with this host's key, as of M(gpufleet.vllm.vllm_weights_share).
@@ -85,6 +69,7 @@ options:
     type: int
     default: 0
 extends_documentation_fragment:
+  - gpufleet.vllm.common.model_cache
   - gpufleet.vllm.common.changes
   - gpufleet.vllm.common.progress
 """

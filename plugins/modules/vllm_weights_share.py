@@ -30,27 +30,11 @@ options:
       - Name of the model at the hub. Needed unless O(state=absent).
     type: str
     default: ""
-  config:
-    description:
-      - Options of C(vllm serve), as for M(gpufleet.vllm.vllm_model).
-    type: dict
-    default: {}
   hf_home:
     description:
       - Folder on the host with the Hugging Face cache.
     type: path
     default: /var/lib/gpufleet/huggingface
-  environment:
-    description:
-      - Variables of the server, some of which have the cache elsewhere.
-    type: dict
-    default: {}
-  volumes:
-    description:
-      - Further mounts of the server, some of which have the cache elsewhere.
-    type: list
-    elements: str
-    default: []
   run_dir:
     description:
       - Folder for keys, configuration and logs of this run. It is removed at the end.
@@ -89,6 +73,7 @@ options:
     type: int
     default: 14400
 extends_documentation_fragment:
+  - gpufleet.vllm.common.model_cache
   - gpufleet.vllm.common.changes
 """
 

@@ -27,27 +27,11 @@ options:
       - Name of the model at the hub.
     type: str
     default: ""
-  config:
-    description:
-      - Options of C(vllm serve), as for M(gpufleet.vllm.vllm_model).
-    type: dict
-    default: {}
   hf_home:
     description:
       - Folder on the host with the Hugging Face cache.
     type: str
     default: ""
-  environment:
-    description:
-      - Variables of the server, some of which have the cache elsewhere.
-    type: dict
-    default: {}
-  volumes:
-    description:
-      - Further mounts of the server, some of which have the cache elsewhere.
-    type: list
-    elements: str
-    default: []
   probed:
     description:
       - What M(gpufleet.vllm.host_info) found in the folders of models.
@@ -60,6 +44,7 @@ options:
     type: int
     default: 1
 extends_documentation_fragment:
+  - gpufleet.vllm.common.model_cache
   - gpufleet.vllm.common.reads
 """
 
