@@ -24,7 +24,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.models.hub_cache imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import Want
 
-GIT_ID, SHA256 = 40, 64
+SHA256 = 64
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # A plain name within the snapshot: no way out of it.
 NAME = re.compile(r"(?!.*(^|/)\.{0,2}(/|$))[^\0]+")

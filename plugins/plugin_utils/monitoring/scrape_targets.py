@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, bare, is_loopback
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import authority, is_loopback
 
 VLLM, ROUTER, NODE, DCGM = "gpufleet-vllm.json", "gpufleet-router.json", "gpufleet-node.json", "gpufleet-dcgm.json"
 EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104  compared
@@ -142,8 +142,3 @@ def _with_kept(entries: list[Entry], fleet: Fleet, before: str) -> list[Entry]:
     except (ValueError, TypeError, LookupError):
         known = []
     return sorted([*entries, *known], key=lambda entry: (entry["labels"]["host"], entry["labels"]["replica"]))
-
-
-def address_of_host(ansible_host: str, inventory_name: str) -> str:
-    """Return where a host is reached, by its variables."""
-    return bare(ansible_host or inventory_name)
