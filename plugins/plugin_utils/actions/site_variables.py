@@ -50,17 +50,22 @@ class SiteVariables:
             return default
         return default if found is None else found
 
+    def _structure(self, name: str, default: Any) -> Any:
+        """Return a variable that is a list or a dictionary, and a text on the command line."""
+        value = self._value(name, default)
+        if isinstance(value, str):
+            with contextlib.suppress(yaml.YAMLError):
+                return yaml.safe_load(value)
+        return value
+
     def text(self, name: str) -> str:
         """Return a variable that is a text; empty where it is none."""
         value = self._value(name, "")
         return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
     def mapping(self, name: str) -> dict[str, str]:
-        """Return a variable that is a dictionary of texts, which is a text itself on the command line."""
-        value = self._value(name, {})
-        if isinstance(value, str):
-            with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(value)
+        """Return a variable that is a dictionary of texts."""
+        value = self._structure(name, {})
         if not isinstance(value, Mapping):
             return {}
         return {str(key): str(entry) for key, entry in value.items() if entry is not None}
@@ -187,10 +192,7 @@ class SiteVariables:
         return {"username": "", "password": "", "ca": ""}
 
     def _registries(self) -> list[Mapping[str, Any]]:
-        value = self._value("vllm_registries", [])
-        if isinstance(value, str):
-            with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(value)
+        value = self._structure("vllm_registries", [])
         return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, (list, tuple)) else []
 
     def secrets(self) -> list[str]:
