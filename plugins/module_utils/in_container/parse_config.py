@@ -16,6 +16,8 @@ import importlib
 import io
 import json
 import os
+import re
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -63,6 +65,21 @@ def parse(parser_class: Any, arguments: list[str]) -> dict[str, Any]:
     return {"ok": True}
 
 
+def missing_compiler(text: str) -> dict[str, str]:
+    """Return the refusal of an image that lacks the compiler which FlashInfer's attention needs on Hopper, or nothing.
+
+    Where FlashInfer looks for it: flashinfer/jit/cpp_ext.py, get_cuda_path.
+    """
+    asked = re.search(r"^attention-backend: *[\"']?FLASHINFER\b", text, re.MULTILINE)
+    if not asked or os.environ.get("VLLM_HAS_FLASHINFER_CUBIN") != "1":
+        return {}
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    if shutil.which("nvcc") or os.access(os.path.join(home, "bin", "nvcc"), os.X_OK):
+        return {}
+    told = "--attention-backend FLASHINFER compiles its kernels at the start, and the image has no nvcc in PATH or "
+    return {"refused": told + os.path.join(home, "bin")}
+
+
 def main(checks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the answer for every check."""
     try:
@@ -77,7 +94,7 @@ def main(checks: dict[str, dict[str, Any]]) -> dict[str, Any]:
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(check["text"])
             arguments = [path if word is None else word for word in check["command"]]
-            results[name] = parse(FlexibleArgumentParser, arguments)
+            results[name] = missing_compiler(check["text"]) or parse(FlexibleArgumentParser, arguments)
         return {"results": results}
     except BaseException as error:
         return {"broken": f"{type(error).__name__}: {error}"[:LONGEST_TEXT]}

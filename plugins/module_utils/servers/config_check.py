@@ -190,6 +190,11 @@ def remedy_for(kind: str, keys: Sequence[str]) -> str:
             "The image does not have this file: name another one in vllm_extra_config (chat-template), or set"
             " vllm_tool_calling to false where you did not ask for it."
         )
+    if keys == ["attention-backend"] and kind == "other":
+        return (
+            "Serve with an image that has CUDA's compiler, as vLLM's own have, or leave the attention backend to vLLM:"
+            " vllm_attention_backend auto, and vllm_levers_off: [attention-backend] where you did not ask for it."
+        )
     if own:
         parts.append(f"Correct {', '.join(own)}.")
     if others and kind == "unknown":

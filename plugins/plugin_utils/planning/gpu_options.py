@@ -53,7 +53,7 @@ def cuda_options(
     if chosen.shape:
         levers.graph_options(draft, wishes, chosen.shape, load, config)
     levers.threads(draft, wishes, version, environment)
-    levers.attention(draft, wishes, cards[0], load, config, environment)
+    levers.attention(draft, wishes, chosen, cards[0], load, config, environment)
     levers.text_only_options(wishes, chosen, version, config)
     answer_options(draft, wishes, chosen, reference, config)
     return finish_options(draft, wishes, chosen, version, config, environment)

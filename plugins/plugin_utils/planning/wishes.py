@@ -50,7 +50,7 @@ PLATFORMS = {
     "linux/aarch64": "linux/arm64",
 }
 # What vllm_levers_off may name, see levers.py.
-LEVERS = ("whole-graphs", "graph-sizes", "threads", "moe-tables")
+LEVERS = ("whole-graphs", "graph-sizes", "threads", "moe-tables", "attention-backend")
 # The name of a parser that stands for none.
 OFF = "-"
 

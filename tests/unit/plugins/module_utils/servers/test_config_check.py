@@ -129,3 +129,36 @@ def test_the_remedy_for_a_chat_template_that_the_image_does_not_have() -> None:
     error = config_check.refusal({"vllm-0": said}, "i:1")
     assert error.details["options"] == ["chat-template"]
     assert "vllm_tool_calling" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "cubin", "compiler", "refused"),
+    [
+        ("attention-backend: FLASHINFER\n", "1", None, True),
+        ('attention-backend: "FLASHINFER"\n', "1", None, True),
+        ("attention-backend: FLASHINFER\n", "1", "bin", False),
+        ("attention-backend: FLASHINFER\n", "1", "path", False),
+        ("attention-backend: FLASHINFER\n", None, None, False),
+        ("attention-backend: TRITON_ATTN\n", "1", None, False),
+        ("max-num-seqs: 8\n", "1", None, False),
+    ],
+)
+def test_an_image_without_the_compiler_that_flashinfer_needs_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cubin: str | None, compiler: str | None, refused: bool
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.delenv("VLLM_HAS_FLASHINFER_CUBIN", raising=False)
+    if cubin:
+        monkeypatch.setenv("VLLM_HAS_FLASHINFER_CUBIN", cubin)
+    if compiler:
+        nvcc = tmp_path / compiler / "nvcc"
+        nvcc.parent.mkdir()
+        nvcc.write_text("#!/bin/sh\n", encoding="utf-8")
+        nvcc.chmod(0o755)
+    result = parse_config.missing_compiler(text)
+    assert bool(result) is refused
+    if refused:
+        error = config_check.refusal({"vllm-0": result["refused"]}, "i:1")
+        assert str(tmp_path / "bin") in error.message + (error.evidence or "")
+        assert "vllm_levers_off: [attention-backend]" in error.remedy

@@ -41,6 +41,7 @@ def reason(document: Any, field: str) -> str:
     return " ".join(decision["reason"] for decision in document["decisions"] if decision["field"] == field)
 
 
+NO_FLASHINFER = {"--attention-backend": None, "VLLM_HAS_FLASHINFER_CUBIN": None}
 # wishes -> what is sent
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "short requests need no chunks": (FULL, {"--hf-overrides": NESTED}),
@@ -89,9 +90,26 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vLLM's own choice from 0.28 on": ({"image_tag": "v0.28.0"}, {"OMP_NUM_THREADS": None}),
     "threads of one's own": ({"environment": {"OMP_NUM_THREADS": 4}}, {"OMP_NUM_THREADS": "4"}),
     "threads off": ({"levers_off": "threads"}, {"OMP_NUM_THREADS": None}),
-    "attention is left to vLLM": (FULL, {"--attention-backend": None, "VLLM_HAS_FLASHINFER_CUBIN": None}),
+    "full batches read the FP8 KV cache of Hopper by FlashInfer": (
+        FULL,
+        {"--attention-backend": "FLASHINFER", "VLLM_HAS_FLASHINFER_CUBIN": "1"},
+    ),
+    "attention is left to vLLM in smaller ones": ({**SHORT, "profile": "balanced"}, NO_FLASHINFER),
+    "attention in chunks was not measured": ({"profile": "max_throughput"}, NO_FLASHINFER),
+    "nor was a KV cache of 16 bits": ({**FULL, "kv_cache_dtype": "bfloat16"}, NO_FLASHINFER),
+    "0.24 does not decode so": ({**FULL, "image_tag": "v0.24.0"}, NO_FLASHINFER),
+    "nor is Blackwell's choice ours": ({**FULL, "card": "NVIDIA B200"}, NO_FLASHINFER),
+    "attention off": ({**FULL, "levers_off": ["attention-backend"]}, NO_FLASHINFER),
+    "a backend of one's own": (
+        {**FULL, "extra_config": {"attention-backend": "TRITON_ATTN"}},
+        {"--attention-backend": "TRITON_ATTN", "VLLM_HAS_FLASHINFER_CUBIN": None},
+    ),
+    "a backend of one's own by its variable": (
+        {**FULL, "environment": {"VLLM_ATTENTION_BACKEND": "TRITON_ATTN"}},
+        NO_FLASHINFER,
+    ),
     "attention by FlashInfer brings what it needs": (
-        {**FULL, "attention_backend": "FLASHINFER"},
+        {**SHORT, "profile": "balanced", "attention_backend": "FLASHINFER"},
         {"--attention-backend": "FLASHINFER", "VLLM_HAS_FLASHINFER_CUBIN": "1"},
     ),
     "which 0.24 does not decode with": (
