@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Packs everything that a Hopper host with Python 3.12, PyTorch 2.11 (CUDA 13) and no network needs to run the
 # collection's playbooks on real vLLM 0.26.0: vLLM, a Docker engine, ansible-core, the modules' libraries and lm_eval.
-# usage: pack.sh OUTDIR [PART]   writes OUTDIR/vllm.00, .01, … (56 MiB each at most), OUTDIR/tools.tar.xz (53 MiB) and
+# usage: pack.sh OUTDIR [PART]   writes OUTDIR/vllm.00, .01, … (52 MiB each at most), OUTDIR/tools.tar.xz (53 MiB) and
 #        OUTDIR/verify.tar.xz (lm_eval, 35 MiB); PART is vllm, tools or verify for that one alone
 # On a Debian or Ubuntu machine with apt, pip, unzip and xz. host.sh unpacks it there.
 set -euo pipefail
@@ -41,6 +41,6 @@ if wanted vllm; then
     unzip -qo "$wheel" -d "$work/site" -x '*/_vllm_fa2_C.abi3.so' 'vllm/vllm-rs' 'vllm/third_party/fmha_sm100/*' \
       'vllm/third_party/deep_gemm/_C.cpython-31[0134]*' 'pycountry/locales/*' 2>/dev/null || [ $? -eq 11 ]
   done
-  tar c -C "$work/site" . | xz -T0 -3 | split -b 56M -d - "$out/vllm."
+  tar c -C "$work/site" . | xz -T0 -3 | split -b 52M -d - "$out/vllm."
 fi
 ls -l "$out"
