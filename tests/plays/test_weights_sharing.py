@@ -341,6 +341,8 @@ class Play:
             "ANSIBLE_FORKS": str(forks),
             "ANSIBLE_NOCOLOR": "true",
             "ANSIBLE_LOCALHOST_WARNING": "false",
+            # YAML, which the checkout's ansible.cfg asks for, breaks long lines.
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         }
         command = [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "play.yml", *words]
         done = subprocess.run(
