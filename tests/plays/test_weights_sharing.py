@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models import receiving
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import lacks
@@ -278,6 +279,17 @@ def test_a_full_disk_is_told_before_and_in_the_middle(hosts: list[Host], monkeyp
         subprocess.run(["umount", str(two.home)], check=True)
 
 
+def test_an_sshd_that_starts_too_late_is_ended(
+    hosts: list[Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin" / "sshd").write_text("#!/bin/sh\nsleep 300\n", encoding="utf-8")
+    monkeypatch.setattr("ansible_collections.gpufleet.vllm.plugins.module_utils.models.sending.START_S", 0.5)
+    one = hosts[0]
+    with pytest.raises(GpufleetError, match="sshd does not start"):
+        one.share(one.key())
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(one.run) in read_text(str(path))]
+
+
 PLAY = """
 - hosts: all
   gather_facts: false
@@ -329,6 +341,8 @@ class Play:
             "ANSIBLE_FORKS": str(forks),
             "ANSIBLE_NOCOLOR": "true",
             "ANSIBLE_LOCALHOST_WARNING": "false",
+            # YAML, which the checkout's ansible.cfg asks for, breaks long lines.
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         }
         command = [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.json", "play.yml", *words]
         done = subprocess.run(

@@ -184,6 +184,8 @@ def begin(sending: Sending) -> str:
         )
     if not until(lambda: process.poll() is not None or _listens(sending.folder), START_S, PAUSE_S) or process.poll():
         said = read_text(log).strip()[-600:]
+        # One that is only slow would hold the port later, and its number is known from nowhere else.
+        _stop([process.pid, *_children(process.pid)])
         end(sending.folder, keep_client_key=True)
         raise _failed(
             f"sshd does not start at port {sending.port}",

@@ -43,6 +43,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_config
     reader_config,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.too_large import too_large_file
 
 
 def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) -> dict[str, str]:
@@ -62,6 +63,7 @@ def files(settings: RouterSettings, replicas: Sequence[Replica], folder: str) ->
         MODELS_MAP: map_text(found),
         READER_CONFIG: _text(reader_config(settings, found, most, folder)),
         **answer_files(),
+        **too_large_file(settings),
     }
 
 

@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import clients, too_large
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.balance_rules import hash_rules
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import (
     BACKEND,
@@ -57,6 +57,7 @@ def reader_backend(settings: RouterSettings, limit: Limits) -> list[str]:
             " hdr Retry-After 1",
         ),
         "retries 3",
+        *too_large.honest_502(settings),
         f"http-response set-var(txn.model) res.hdr({MODEL_HEADER}),b64dec",
         f"http-response set-var(txn.replica) res.hdr({OWN_HEADERS}replica)",
         f"http-response del-header {OWN_HEADERS} -m beg",
@@ -69,7 +70,8 @@ def inner_frontend(settings: RouterSettings, found: Sequence[Route], folder: str
     hashed = hash_rules(settings)
     return [
         f"frontend {INNER}",
-        f"bind unix@{socket_path(settings, INNER)} mode 600 user {settings.user}",
+        # With HTTP/2 an answer that is given before the whole body has come, as by a full backend, is not lost.
+        f"bind unix@{socket_path(settings, INNER)} mode 600 user {settings.user} proto h2",
         # So that its connections are the requests that it has.
         "option http-server-close",
         "timeout http-keep-alive 1s",
@@ -101,15 +103,19 @@ def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limit
             f"maxconn {limit.large}",
             f"hard-stop-after {settings.timeout}s",
             f"tune.bufsize {most + HEAD_BYTES}",
+            # The default is the size of a buffer, and HTTP/2 has less.
+            "tune.h2.max-frame-size 16384",
+            *too_large.load_lines(folder),
             *([f"chroot {settings.chroot}"] if settings.chroot else []),
         ],
         reader_defaults(settings, folder, seconds),
         [
             f"frontend {READER}",
             f"bind unix@{socket_path(settings, READER)} mode 600 user {settings.user}",
+            # The connection on which a request was handed back ends with this one, and is counted as long as it lives.
+            "option httpclose",
             f"http-request wait-for-body time {seconds}s at-least {most + 1}",
-            # Refused here, where the whole body has come; who answers earlier cuts the one that sends it.
-            deny(413, f"A request may have {most} bytes at most.", f"{{ req.body_len gt {most} }}"),
+            *too_large.refusal(settings, f"{{ req.body_len gt {most} }}"),
             *named_once(f"{{ req.hdr({ONCE_HEADER}) -m found }}"),
             *find_model(found),
             *([nameless(found, "!{ var(txn.model) -m found }")] if has_several(found) else []),
@@ -124,7 +130,7 @@ def reader_config(settings: RouterSettings, found: Sequence[Route], limit: Limit
             "option http-server-close",
             "http-reuse never",
             "retries 3",
-            f"server router unix@{socket_path(settings, INNER, bound=False)}",
+            f"server router unix@{socket_path(settings, INNER, bound=False)} proto h2",
         ],
     ]
 

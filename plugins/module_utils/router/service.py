@@ -46,6 +46,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd impor
     systemctl,
     write_unit,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.too_large import FILE as TOO_LARGE
 
 UNIT = "gpufleet-router.service"
 UNIT_PATH = f"{UNIT_FOLDER}/{UNIT}"
@@ -64,6 +65,7 @@ MODES = dict.fromkeys(
         KEEPER_PROGRAM,
         KEEPER_SETTINGS,
         *answer_files(),
+        TOO_LARGE,
     ),
     CONFIG_MODE,
 )

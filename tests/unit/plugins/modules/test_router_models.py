@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from ansible_collections.gpufleet.vllm.plugins.modules import router_backend, ro
 from ansible_collections.gpufleet.vllm.tests.fakes.model_replica import ModelReplica, answering
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.router_fixtures import (
+    KEY,
     PLACES,
     ask,
     chat,
@@ -119,14 +122,60 @@ def test_a_body_without_its_length_is_bounded(run_module: RunModule, tmp_path: P
         stack.callback(RouterService(*(options[name] for name in PLACES)).remove)
         until(lambda: ask(options["port"], chat("a"))[0] == 200)
         before = len(of["a"].bodies)
-        for size, status in ((1000, 200), (100000, 200), (290000, 200), (310000, 413)):
-            for chunk in (65536, 1000):
-                answer = ask(options["port"], in_chunks(chat("a", "x" * size, last=True), chunk))
-                assert (answer[0], size) == (status, size)
-        # Who goes on sending may not see the answer.
-        with contextlib.suppress(ConnectionError):
-            assert ask(options["port"], in_chunks(chat("a", "x" * 30000000, last=True)))[0] == 413
+        for size, status in ((1000, 200), (100000, 200), (290000, 200), (310000, 413), (600000, 413), (30000000, 413)):
+            for chunk in (65536, 1000 + size // 1000):
+                answer, document = ask(options["port"], in_chunks(chat("a", "x" * size, last=True), chunk))
+                assert (answer, size) == (status, size)
+                if status == 413:
+                    assert document["error"]["message"] == "A request may have 300000 bytes at most."
         assert len(of["a"].bodies) == before + 6 and max(of["a"].bodies) < 300000
+
+
+@needs_haproxy
+def test_who_sends_too_much_has_the_answer_while_sending_and_may_ask_again(
+    run_module: RunModule, tmp_path: Path
+) -> None:
+    options = router_options(tmp_path, max_request_bytes=300000)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"%x\r\n%s\r\n" % (100000, b"x" * 100000)
+    with ExitStack() as stack:
+        options["hosts"] = {"gpu-01": [serving_at(stack.enter_context(answering("a")).port, ["a"])]}
+        assert run_module(router_server.main, options)["action"] == "started"
+        stack.callback(RouterService(*(options[name] for name in PLACES)).remove)
+        until(lambda: ask(options["port"], chat("a"))[0] == 200)
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", options["port"]), timeout=30))
+        answers = stack.enter_context(client.makefile("rb"))
+        client.sendall(head.encode() + 8 * chunk)
+        assert answers.readline().startswith(b"HTTP/1.1 413 ")
+        client.sendall(200 * chunk + b"0\r\n\r\n" + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"HTTP/1.1 200 OK\r\n" in answers.read()
+
+
+@needs_haproxy
+@pytest.mark.parametrize("size", [500000, 2500000])
+def test_an_answer_that_needs_no_body_is_not_lost_on_the_way_over_the_reader(
+    run_module: RunModule, tmp_path: Path, size: int
+) -> None:
+    clients = [{"name": "kept", "key": "the-key-of-kept", "models": ["b"]}, {"name": "all", "key": KEY}]
+    limits = {"max_requests_per_replica": "1", "max_queue": "0", "max_requests_per_key": "0"}
+    options = router_options(tmp_path, clients=clients, **limits, max_request_bytes=3000000)
+    with ExitStack() as stack:
+        of = {name: stack.enter_context(answering(name)) for name in ("a", "b")}
+        options["hosts"] = {f"gpu-{name}": [serving_at(of[name].port, [name])] for name in of}
+        options["api_keys"], options["replica_keys"] = [], {f"gpu-{name}": "the-replica-key" for name in of}
+        assert run_module(router_server.main, options)["action"] == "started"
+        stack.callback(RouterService(*(options[name] for name in PLACES)).remove)
+        until(lambda: ask(options["port"], chat("a"))[0] == 200)
+        body = chat("a", "x" * size, last=True)
+        assert [ask(options["port"], body, key="the-key-of-kept")[0] for _turn in range(10)] == [403] * 10
+        of["a"].hold = 60.0
+        holding = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", options["port"])))
+        holding.request("POST", "/v1/completions", chat("a"), {"Authorization": f"Bearer {KEY}"})
+        until(lambda: of["a"].running == 1)
+        for sent in (lambda: body, lambda: in_chunks(body)):
+            assert [ask(options["port"], sent())[0] for _turn in range(10)] == [503] * 10
 
 
 @needs_haproxy

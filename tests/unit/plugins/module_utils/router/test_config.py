@@ -295,6 +295,22 @@ def test_haproxy_itself_takes_the_configuration(given: RouterSettings, replicas:
         assert "WARNING" not in checked.stderr
 
 
+@pytest.mark.skipif(program_path("haproxy") is None, reason="no HAProxy here; Molecule installs it")
+def test_a_haproxy_without_lua_takes_the_other_lines(tmp_path: Path) -> None:
+    given = settings(tls=False, host="127.0.0.1", user="root", run_dir=str(tmp_path), state_dir=str(tmp_path))
+    (tmp_path / "server-state").write_text("1\n", encoding="utf-8")
+    files = config.files(given, SAME, str(tmp_path))
+    # There is no such feature, and no such file.
+    without = {name: text.replace("feature(LUA)", "feature(NONE)") for name, text in files.items()}
+    del without["too-large.lua"]
+    for name, text in without.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for name in ("haproxy.cfg", "reader.cfg"):
+        command = [str(program_path("haproxy")), "-W", "-c", "-f", str(tmp_path / name)]
+        checked = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (checked.returncode, "WARNING" in checked.stderr) == (0, False), checked.stderr
+
+
 def test_hosts_with_other_keys_are_named_and_the_keys_are_not() -> None:
     keys = {"gpu-01": "secret-1", "gpu-02": "secret-2", "gpu-03": "secret-3"}
     assert members.one_key(keys, [ONE]) == "secret-1"
