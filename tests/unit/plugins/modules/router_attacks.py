@@ -24,11 +24,13 @@ class Row:
         what: in a few words.
         sent: what the client sends, once its TLS is there.
         answer: the status, or that the connection is closed.
+        since_3: that of HAProxy 3.0 and later where it differs.
     """
 
     what: str
     sent: bytes
     answer: str
+    since_3: str = ""
 
 
 def head(line: str, *headers: str, key: str = KEY) -> bytes:
@@ -111,7 +113,7 @@ SMUGGLED = [
     Row(
         "``Transfer-Encoding: chunked, identity``", head(POST, "Transfer-Encoding: chunked, identity") + CHUNKED, "400"
     ),
-    Row("a NUL in a header", head("GET /v1/models", "X-A: a\0b"), "200"),
+    Row("a NUL in a header", head("GET /v1/models", "X-A: a\0b"), "200", "400"),
     Row("a header without a colon", head("GET /v1/models", "nothing"), "400"),
     Row("a second request behind a short body", head(POST, "Content-Length: 2") + b"{}" + head("GET /metrics"), "400"),
 ]
@@ -143,7 +145,7 @@ BODIES = [
     Row("a model's name of 30 KB", post(chat("m" * 30000)), "404"),
     Row("a model's name with a line's end and a header in it", post(chat("none\\r\\nX-A: b")), "404"),
     Row("… behind 200 KB", post(chat("none\\r\\nX-A: b", "x" * 200000)), "404"),
-    Row("a model that is a list", post(b'{"model": ["large"]}'), "400"),
+    Row("a model that is a list", post(b'{"model": ["large"]}'), "400", "404"),
     Row("a model in a message only", post(b'{"messages": [{"model": "large"}]}'), "400"),
     Row("JSON that is 30000 deep", post(b'{"a": ' + b"[" * 30000 + b"]" * 30000 + b"}"), "400"),
     Row("the router's own header beside no model", post(b"{}", "X-Gpufleet-Model: bGFyZ2U="), "400"),
@@ -179,7 +181,10 @@ FLOODS = {
 
 def table() -> str:
     """Return the table for the guide."""
-    rows = [(row.what, row.answer) for row in ROWS] + [*SLOW.items(), *FLOODS.items()]
+    rows = [(row.what, row.answer + (row.since_3 and f"; {row.since_3} since HAProxy 3.0")) for row in ROWS] + [
+        *SLOW.items(),
+        *FLOODS.items(),
+    ]
     lines = [
         ".. list-table::",
         "   :header-rows: 1",

@@ -59,6 +59,14 @@ ATTACKER, CLIENT, OPERATOR = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 pytestmark = [needs_haproxy, pytest.mark.skipif(program_path("openssl") is None, reason="no openssl here")]
 
 
+def version() -> tuple[int, int]:
+    """Return HAProxy's."""
+    said = subprocess.run([str(program_path("haproxy")), "-v"], capture_output=True, text=True, check=True).stdout
+    numbers = re.search(r"version (\d+)\.(\d+)", said)
+    assert numbers
+    return int(numbers[1]), int(numbers[2])
+
+
 class Router:
     """A router with TLS before two models."""
 
@@ -152,9 +160,10 @@ def test_it_gets_its_answer_and_no_server_sees_it(shared: tuple[Router, dict[str
     router, replicas = shared
     before = {name: len(replica.bodies) for name, replica in replicas.items()}
     status, text = router.answer(row.sent)
-    assert status == row.answer, text[:300]
+    newer = row.since_3 if version() >= (3, 0) else ""
+    assert status == (newer or row.answer), text[:300]
     if text:
-        assert status == "200" or row.what in UNREAD or '{"error": {"message": "' in text
+        assert status == "200" or newer or row.what in UNREAD or '{"error": {"message": "' in text
         assert "X-A" not in text.partition("\r\n\r\n")[0]
     assert {name: len(replica.bodies) for name, replica in replicas.items()} == before
     assert router.is_answered()
@@ -169,10 +178,7 @@ def test_what_haproxy_answers_of_itself_is_json(shared: tuple[Router, dict[str, 
         seen["502"] = router.answer(post(chat("large")))[1]
     finally:
         replicas["large"].broken = False
-    version = subprocess.run([str(program_path("haproxy")), "-v"], capture_output=True, text=True, check=True).stdout
-    numbers = re.search(r"version (\d+)\.(\d+)", version)
-    assert numbers
-    if (int(numbers[1]), int(numbers[2])) >= (3, 3):
+    if version() >= (3, 3):
         seen.update({row.answer: router.answer(row.sent)[1] for row in ROWS if row.what in UNREAD})
     for status, text in seen.items():
         if status != "200":

@@ -141,7 +141,9 @@ def test_all_else_is_refused(
 ) -> None:
     run_module(router_server.main, args)
     found, text = ask(args, path, token, method, host)
-    assert found == status and json.loads(text)["error"]["code"] == status
+    # HAProxy 3.0 refuses such a host before any rule of a configuration.
+    before_rules = host and text.startswith("<html><body><h1>400 Bad request")
+    assert found == status and (before_rules or json.loads(text)["error"]["code"] == status)
 
 
 def test_without_a_token_it_is_for_this_machine_alone(run_module: RunModule, args: dict[str, Any]) -> None:
