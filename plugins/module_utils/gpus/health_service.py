@@ -19,7 +19,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, SETTINGS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, REPAIRED, SETTINGS
 
 PROGRAM = "/usr/local/lib/gpufleet-gpu-health"
 RUN_DIR = "/run/gpufleet-gpu-health"
@@ -42,22 +42,18 @@ class Deployment(NamedTuple):
     action: str
 
 
-def settings_of(
-    deployments: Sequence[Deployment], interval: int, textfile_dir: str, run_dir: str = RUN_DIR
-) -> dict[str, Any]:
+def settings_of(deployments: Sequence[Deployment], interval: int, textfile_dir: str) -> dict[str, Any]:
     """Return the program's settings.
 
     Args:
         deployments: all of the host.
         interval: seconds between two runs.
         textfile_dir: folder of node_exporter's textfile collector; empty for no metrics.
-        run_dir: folder of what it writes, which a reboot empties.
     """
     return {
         "deployments": [deployment._asdict() for deployment in deployments],
         "interval": interval,
         "textfile_dir": textfile_dir,
-        "run_dir": run_dir,
     }
 
 
@@ -77,9 +73,14 @@ def program_files(settings: dict[str, Any]) -> dict[str, str]:
     return {**bundle(f"{PREFIX}gpus.health_program", "main"), SETTINGS: json.dumps(settings, indent=1) + "\n"}
 
 
-def command(folder: str = PROGRAM) -> list[str]:
-    """Return the command that looks once: Python without the site's packages, which it starts faster without."""
-    return [program_path("python3") or sys.executable, "-I", "-S", os.path.join(folder, MAIN)]
+def command(folder: str = PROGRAM, run_dir: str = RUN_DIR) -> list[str]:
+    """Return the command that looks once: Python without the site's packages, which it starts faster without.
+
+    Args:
+        folder: that of the program.
+        run_dir: folder of what it writes, which a reboot empties.
+    """
+    return [program_path("python3") or sys.executable, "-I", "-S", os.path.join(folder, MAIN), run_dir]
 
 
 def units(interval: int) -> dict[str, str]:
@@ -150,7 +151,7 @@ def take_for_repaired(check: bool) -> dict[str, Any]:
     there = bool(read_text(PROGRAM, SETTINGS))
     if there and not check:
         run_command(
-            [*command(), "--repaired"], name="gpu-health-not-started", doing="Taking the GPUs' events for dealt with"
+            [*command(), REPAIRED], name="gpu-health-not-started", doing="Taking the GPUs' events for dealt with"
         )
     return {"changed": False, "diff": [], "installed": there}
 
