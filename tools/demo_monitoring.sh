@@ -35,7 +35,8 @@ start() {
   for unit in prometheus alertmanager node-exporter; do
     line=$(sed -n 's/^ExecStart=//p' "/etc/systemd/system/gpufleet-$unit.service")
     read -ra words <<<"$line"
-    # The shell's number becomes the program's.
+    # The number of the inner shell, which expands this, becomes the program's.
+    # shellcheck disable=SC2016
     "${root[@]}" setsid sh -c 'echo $$ >"$0"; exec setpriv --reuid=prometheus --regid=prometheus --init-groups "$@"' \
       "$logs/$unit.pid" "${words[@]}" >"$logs/$unit.log" 2>&1 </dev/null &
   done
