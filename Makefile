@@ -12,7 +12,7 @@ help: ## show this list
 setup: ## ansible-core in .venv, and this checkout findable as gpufleet.vllm
 	@tools/setup.sh ansible
 
-demo: setup ## deploy a small model on this machine, ask it something, write the report
+demo: setup ## deploy a small model on this machine, ask it something, write the report; MONITORING=1 has it watched
 	@tools/demo.sh
 
 test: tests-setup ## lint, units, docs, packaging, sanity, monitoring, engine, stand-ins and molecule, then where the time went

@@ -117,6 +117,7 @@ findings:
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.certificate_end import end_of, served_end
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
@@ -124,7 +125,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_addres
     interface_addresses,
     shared_address,
 )
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import on_systemd
 
 ARGUMENTS: dict[str, Any] = {
     "certificate": {"type": "str", "default": "", "no_log": True},

@@ -98,11 +98,12 @@ import subprocess
 import time
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import remove_file, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.module import GpufleetModule
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command, run_program
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import closed_ports
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.closed_ports import FAMILIES, HOOKS, chain_name
 
@@ -122,11 +123,7 @@ ATTEMPTS = 10
 PAUSE_S = 0.5
 LOCK = "/run/gpufleet-ports.lock"
 LOCK_S = 60
-SYSTEMD_FOLDER = "/run/systemd/system"
-OWN_FILES = {
-    closed_ports.SCRIPT: (closed_ports.SCRIPT_TEXT, 0o755),
-    closed_ports.UNIT_PATH: (closed_ports.UNIT_TEXT, 0o644),
-}
+UNIT = Unit(closed_ports.UNIT, "ports-not-closed")
 
 
 def wanted_rules(params: dict[str, Any]) -> tuple[dict[str, str], list[closed_ports.Listener], list[str]]:
@@ -224,43 +221,23 @@ def apply(deployment: str, texts: dict[str, str]) -> None:
 
 def ensure_own_files(check: bool) -> bool:
     """Have the script and the unit where there are rules, and not where there are none; return whether that changes."""
-    systemd = os.path.isdir(SYSTEMD_FOLDER)
     needed = bool(list_folder(closed_ports.FOLDER))
-    changed = False
-    for path, (text, mode) in OWN_FILES.items():
-        wanted = needed and (path == closed_ports.SCRIPT or systemd)
-        if wanted and read_text(path) != text:
-            changed = True
-            if not check:
-                write_file(path, text, mode)
-        elif not wanted and os.path.exists(path):
-            changed = True
-            if path == closed_ports.UNIT_PATH and systemd and not check:
-                run_program(["systemctl", "disable", closed_ports.UNIT], capture_output=True)
-            if not check:
-                remove_file(path)
-    if changed and systemd and not check:
-        run_program(["systemctl", "daemon-reload"], capture_output=True)
-        if needed:
-            run_command(
-                ["systemctl", "enable", closed_ports.UNIT],
-                name="ports-not-closed",
-                doing="Having systemd close the ports at boot",
-            )
-    return changed
-
-
-def remove_file(path: str) -> None:
-    """Remove a file if it is there.
-
-    Raises:
-        GpufleetError: C(write-failed).
-    """
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    except OSError as error:
-        raise write_failed(path, error) from error
+    script = closed_ports.SCRIPT_TEXT if needed else ""
+    unit = closed_ports.UNIT_TEXT if needed and on_systemd() else ""
+    if read_text(closed_ports.SCRIPT) == script and read_text(UNIT.path) == unit:
+        return False
+    if check:
+        return True
+    if script:
+        write_file(closed_ports.SCRIPT, script, 0o755)
+    else:
+        remove_file(closed_ports.SCRIPT)
+    if unit:
+        UNIT.write(unit)
+        UNIT.systemctl("enable")
+    else:
+        UNIT.remove()
+    return True
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import connect
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router import service, systemd
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router import service
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import FOLDER as FOLDER_OF_MARKS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
@@ -138,8 +139,8 @@ class StandInFleet:
     def __enter__(self) -> StandInFleet:
         """Make the image and the copy of the collection; the hosts have nothing yet."""
         try:
-            if systemd.on_systemd() and os.path.exists(service.UNIT_PATH):
-                raise SystemExit(f"This machine is a router already ({service.UNIT_PATH}); take another one.")
+            if on_systemd() and os.path.exists(service.UNIT.path):
+                raise SystemExit(f"This machine is a router already ({service.UNIT.path}); take another one.")
             import_stand_in(self.engine, self._image, debian_program("busybox-static", "bin/busybox"))
             altered_collection(self.folder / "collections")
             (self.folder / "dead").mkdir()

@@ -54,6 +54,19 @@ def write_failed(path: str, error: OSError, variable: str = "") -> GpufleetError
     )
 
 
+def remove_file(path: str) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        GpufleetError: C(write-failed).
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    except OSError as error:
+        raise write_failed(path, error) from error
+
+
 def replace_file(path: str, text: str, *, what: str, name: str, variable: str) -> None:
     """Write a file on the controller that all may read, as `write_file` does.
 

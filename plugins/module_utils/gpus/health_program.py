@@ -4,8 +4,10 @@
 """A program on a GPU host: reads how the GPUs are, and writes it down for monitoring, for C(status) and for the router.
 
 systemd's timer runs it every half minute, so it has to be cheap: the system's Python without any package, few modules,
-one call for the kernel's log. XID events come from that log. NVML tells them only to who listens at the moment
-that they occur, and a program that listens keeps the GPUs open, so that they cannot be reset.
+one call for the kernel's log. Importing json and re takes longer than a look at eight GPUs, so what it reads of JSON is
+kept until the file changes, and what it writes of it is put together here. XID events come from the kernel's log. NVML
+tells them only to who listens at the moment that they occur, and a program that listens keeps the GPUs open, so that
+they cannot be reset.
 
 A reading that the driver or card does not support is no sickness and no failure. One that fails is told as such, so
 that a GPU that cannot be read is not taken for a healthy one. C(settings.json) in the program's folder says what is
@@ -15,9 +17,8 @@ wanted.
 from __future__ import annotations
 
 import ctypes
-import json
+import marshal
 import os
-import re
 import sys
 import time
 
@@ -26,16 +27,19 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.light_nvml impo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing takes a tenth of a run
-    from collections.abc import Iterator, Mapping
-    from typing import Any
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Callable
 
-REPORT, STATE, METRICS = "report.json", "state.json", "gpufleet_gpu_health.prom"
+REPORT, STATE, METRICS = "report.json", "state", "gpufleet_gpu_health.prom"
 CONTROL_FILE = "gpu-health.json"
 SETTINGS = "settings.json"
-XID = re.compile(rb"\[ *(\d+\.\d+)\][^\n]*?NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+), ?([^\n]*)")
+XID = b"NVRM: Xid ("
 READ_ALL, SIZE = 3, 10
 JOURNAL = ["journalctl", "--dmesg", "--boot", "--no-pager", "--output=short-monotonic", "--grep=NVRM: Xid"]
 JOURNAL_S = 20
+REPAIRED = "--repaired"
+# JSON's ways to write what may not stand in a text.
+ESCAPES = {**{code: f"\\u{code:04x}" for code in range(32)}, 34: '\\"', 92: "\\\\"}
 
 
 def kernel_log() -> bytes | None:
@@ -46,7 +50,7 @@ def kernel_log() -> bytes | None:
         return None
     buffer = ctypes.create_string_buffer(size)
     length = libc.klogctl(READ_ALL, buffer, size)
-    return buffer.raw[:length] if length >= 0 else None
+    return ctypes.string_at(buffer, length) if length >= 0 else None
 
 
 def journal() -> bytes:
@@ -59,6 +63,21 @@ def journal() -> bytes:
         return b""
 
 
+def xid_in(line: bytes) -> tuple[float, str, str, str] | None:
+    """Return the time, the GPU's place on the bus, the number and the words of an XID event; None for another line."""
+    head, mark, event = line.partition(XID)
+    place, _end, rest = event.partition(b"): ")
+    number, _comma, words = rest.partition(b",")
+    try:
+        at = float(head.partition(b"[")[2].partition(b"]")[0])
+    except ValueError:
+        return None
+    if not mark or not number.isdigit():
+        return None
+    told = words.decode(errors="replace").strip()[:WORDS]
+    return at, pci_key(place.decode(errors="replace").replace("PCI:", "")), number.decode(), told
+
+
 def read_xids(state: dict[str, Any], text: bytes | None) -> bool:
     """Add the events of the kernel's log that are new to the state; return whether the log could be read.
 
@@ -69,17 +88,17 @@ def read_xids(state: dict[str, Any], text: bytes | None) -> bool:
     after = float(state.get("log_at", -1.0))
     earlier = journal() if first else b""
     lines = earlier + b"\n" + (text or b"")
-    if b"NVRM: Xid" in lines:
-        seen = set()
-        for found in XID.finditer(lines):
-            at, place, number = float(found[1]), pci_key(found[2].decode()), found[3].decode()
-            # The journal and the buffer have the same line.
-            if at <= after or (at, place, number) in seen:
-                continue
-            seen.add((at, place, number))
-            event = xids.setdefault(place, {}).setdefault(number, {"count": 0, "at": at, "text": ""})
-            event.update(count=event["count"] + 1, at=at, text=found[4].decode(errors="replace").strip()[:WORDS])
-            state["log_at"] = max(at, float(state.get("log_at", -1.0)))
+    seen = set()
+    for line in lines.split(b"\n") if XID in lines else ():
+        found = xid_in(line)
+        # The journal and the buffer have the same line.
+        if not found or found[0] <= after or found[:3] in seen:
+            continue
+        at, place, number, words = found
+        seen.add(found[:3])
+        event = xids.setdefault(place, {}).setdefault(number, {"count": 0, "at": at, "text": ""})
+        event.update(count=event["count"] + 1, at=at, text=words)
+        state["log_at"] = max(at, float(state.get("log_at", -1.0)))
     state.setdefault("log_at", -1.0)
     return text is not None or bool(earlier)
 
@@ -87,17 +106,20 @@ def read_xids(state: dict[str, Any], text: bytes | None) -> bool:
 # What the host is to have
 
 
-def plans_of(deployments: list[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-    """Yield each deployment with the replicas of what serves there; one without a plan has none."""
-    for deployment in deployments:
-        try:
-            with open(os.path.join(deployment["directory"], "plan.json"), encoding="utf-8") as stream:
-                yield deployment, json.load(stream).get("replicas") or []
-        except (OSError, ValueError, AttributeError):
-            yield deployment, []
+def plans_of(
+    deployments: Sequence[Mapping[str, Any]], state: dict[str, Any]
+) -> list[tuple[Mapping[str, Any], list[Any]]]:
+    """Return each deployment with the replicas of what serves there; one without a plan has none."""
+    paths = (os.path.join(deployment["directory"], "plan.json") for deployment in deployments)
+    return [(deployment, read_json(path, state, replicas_in) or []) for deployment, path in zip(deployments, paths)]
 
 
-def missing(replicas: list[Mapping[str, Any]], there: set[str]) -> list[str]:
+def replicas_in(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is needed of a plan's replicas."""
+    return [{key: replica.get(key) for key in ("name", "gpus", "gpu_uuids")} for replica in plan.get("replicas") or []]
+
+
+def missing(replicas: Sequence[Mapping[str, Any]], there: set[str]) -> list[str]:
     """Return the UUIDs of GPUs that replicas have, and the driver does not list."""
     wanted = [uuid for replica in replicas for uuid in replica.get("gpu_uuids") or []]
     return [uuid for uuid in dict.fromkeys(wanted) if uuid not in there]
@@ -115,29 +137,69 @@ def concerns(replica: Mapping[str, Any], finding: Mapping[str, str]) -> bool:
 # Files
 
 
-def read_json(path: str) -> Any:
-    """Return what a file holds; an empty dictionary where there is none."""
+def read_json(path: str, state: dict[str, Any], take: Callable[[Any], Any]) -> Any:
+    """Return what is taken of a file of JSON, which is read again only when it has changed; None where it cannot be."""
+    kept = state.setdefault("files", {})
     try:
-        with open(path, encoding="utf-8") as stream:
-            return json.load(stream)
-    except (OSError, ValueError):
+        about = os.stat(path)
+        mark = (about.st_mtime_ns, about.st_size, about.st_ino)
+        if kept.get(path, (None,))[0] != mark:
+            import json
+
+            with open(path, encoding="utf-8") as stream:
+                kept[path] = mark, take(json.load(stream))
+        return kept[path][1]
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def read_state(path: str) -> dict[str, Any]:
+    """Return what earlier runs since boot have left; nothing at the first one."""
+    try:
+        with open(path, "rb") as stream:
+            state: dict[str, Any] = marshal.load(stream)  # noqa: S302  only root writes it
+            return state
+    except (OSError, EOFError, ValueError, TypeError):
         return {}
 
 
-def replace(path: str, text: str) -> None:
+def escaped(text: str) -> str:
+    """Return a text as it stands between the quotes of JSON and of metrics' labels."""
+    return text.translate(ESCAPES)
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON."""
+    if isinstance(value, str):
+        return f'"{escaped(value)}"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{as_json(str(key))}: {as_json(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(as_json, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def replace(path: str, content: bytes) -> None:
     """Write a file as a whole, for all to read."""
     folder = os.path.dirname(path)
     os.makedirs(folder, mode=0o755, exist_ok=True)
     temporary = os.path.join(folder, f".new-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
+    with open(temporary, "wb") as stream:
+        stream.write(content)
         os.fchmod(stream.fileno(), 0o644)
     os.replace(temporary, path)
 
 
+def write_json(path: str, value: Any) -> None:
+    """Write a value as JSON, for all to read."""
+    replace(path, f"{as_json(value)}\n".encode())
+
+
 def labelled(name: str, value: float, **labels: str) -> str:
     """Return one line of metrics."""
-    words = (f'{label}="{json.dumps(text)[1:-1]}"' for label, text in labels.items())
+    words = (f'{label}="{escaped(text)}"' for label, text in labels.items())
     return f"{name}{{{','.join(words)}}} {value:g}\n" if labels else f"{name} {value:.17g}\n"
 
 
@@ -198,13 +260,12 @@ def gpus_of(found: Findings) -> list[Gpu]:
     return [] if error else [Gpu(nvml, index) for index in range(count.value)]
 
 
-def examine(settings: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any]:
-    """Look at the GPUs and return the report."""
+def examine(interval: int, replicas: Sequence[Mapping[str, Any]], state: dict[str, Any]) -> dict[str, Any]:
+    """Look at the GPUs, among them those that replicas have, and return the report."""
     found = Findings(state)
     gpus = gpus_of(found)
     for gpu in gpus:
         found.look(gpu)
-    replicas = [replica for _deployment, there in plans_of(settings["deployments"]) for replica in there]
     if gpus or not found.unread:
         for uuid in missing(replicas, {gpu.uuid for gpu in gpus}):
             found.add(uuid, uuid, "missing", SICK, "a server has it, and the driver does not list it")
@@ -217,7 +278,7 @@ def examine(settings: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any
     return {
         "time": time.time(),
         "cpu": time.process_time(),
-        "interval": settings["interval"],
+        "interval": interval,
         "gpus": [{"index": gpu.index, "uuid": gpu.uuid} for gpu in gpus],
         "findings": found.found,
         "unread": found.unread,
@@ -229,39 +290,42 @@ def examine(settings: Mapping[str, Any], state: dict[str, Any]) -> dict[str, Any
     }
 
 
-def tell_servers(settings: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+def tell_servers(
+    deployment: Mapping[str, Any], replicas: Sequence[Mapping[str, Any]], report: Mapping[str, Any]
+) -> None:
     """Write for each server what is wrong with its own GPUs, where its door tells it to the router."""
-    for deployment, replicas in plans_of(settings["deployments"]):
-        for replica in replicas:
-            folder = os.path.join(deployment["directory"], "control", str(replica["name"]))
-            if not os.path.isdir(folder):
-                continue
-            own = [finding for finding in report["findings"] if concerns(replica, finding)]
-            told = {
-                "at": round(report["time"]),
-                "action": deployment["action"],
-                "sick": sorted(
-                    {f"GPU {entry['gpu']}: {entry['reason']}" for entry in own if entry["severity"] == SICK}
-                ),
-                "unread": len(report["unread"]),
-            }
-            replace(os.path.join(folder, CONTROL_FILE), json.dumps(told) + "\n")
+    for replica in replicas:
+        folder = os.path.join(deployment["directory"], "control", str(replica["name"]))
+        if not os.path.isdir(folder):
+            continue
+        own = [finding for finding in report["findings"] if concerns(replica, finding)]
+        told = {
+            "at": round(report["time"]),
+            "action": deployment["action"],
+            "sick": sorted({f"GPU {entry['gpu']}: {entry['reason']}" for entry in own if entry["severity"] == SICK}),
+            "unread": len(report["unread"]),
+        }
+        write_json(os.path.join(folder, CONTROL_FILE), told)
 
 
 def main(folder: str) -> None:
-    """Look once; with --repaired, take the XID events so far for dealt with.
+    """Look once; with REPAIRED, take the XID events so far for dealt with.
+
+    The folder to write to is this program's first argument.
 
     Args:
         folder: that of the program, which has its settings.
     """
-    settings = read_json(os.path.join(folder, SETTINGS))
-    folder = settings["run_dir"]
-    state = read_json(os.path.join(folder, STATE))
-    if "--repaired" in sys.argv[1:]:
+    run_dir = sys.argv[1]
+    state = read_state(os.path.join(run_dir, STATE))
+    settings = read_json(os.path.join(folder, SETTINGS), state, dict)
+    plans = plans_of(settings["deployments"], state)
+    if REPAIRED in sys.argv[2:]:
         state["repaired"] = time.clock_gettime(time.CLOCK_MONOTONIC)
-    report = examine(settings, state)
-    replace(os.path.join(folder, STATE), json.dumps(state))
-    replace(os.path.join(folder, REPORT), json.dumps(report, indent=1) + "\n")
-    tell_servers(settings, report)
+    report = examine(settings["interval"], [replica for _deployment, there in plans for replica in there], state)
+    replace(os.path.join(run_dir, STATE), marshal.dumps(state))
+    write_json(os.path.join(run_dir, REPORT), report)
+    for deployment, replicas in plans:
+        tell_servers(deployment, replicas, report)
     if settings["textfile_dir"]:
-        replace(os.path.join(settings["textfile_dir"], METRICS), metrics(report))
+        replace(os.path.join(settings["textfile_dir"], METRICS), metrics(report).encode())

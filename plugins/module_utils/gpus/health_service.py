@@ -16,15 +16,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle, file_difference
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import remove_file, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
-from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, SETTINGS
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, REPAIRED, SETTINGS
 
 PROGRAM = "/usr/local/lib/gpufleet-gpu-health"
 RUN_DIR = "/run/gpufleet-gpu-health"
-UNIT = "gpufleet-gpu-health"
-SYSTEMD_FOLDER, UNIT_FOLDER = "/run/systemd/system", "/etc/systemd/system"
+FAILURE = ("gpu-health-not-started", "vllm_gpu_health: false leaves it out.")
+SERVICE, TIMER = (Unit(f"gpufleet-gpu-health.{kind}", *FAILURE) for kind in ("service", "timer"))
 ACTIONS = ("none", "drain")
 
 
@@ -42,22 +43,18 @@ class Deployment(NamedTuple):
     action: str
 
 
-def settings_of(
-    deployments: Sequence[Deployment], interval: int, textfile_dir: str, run_dir: str = RUN_DIR
-) -> dict[str, Any]:
+def settings_of(deployments: Sequence[Deployment], interval: int, textfile_dir: str) -> dict[str, Any]:
     """Return the program's settings.
 
     Args:
         deployments: all of the host.
         interval: seconds between two runs.
         textfile_dir: folder of node_exporter's textfile collector; empty for no metrics.
-        run_dir: folder of what it writes, which a reboot empties.
     """
     return {
         "deployments": [deployment._asdict() for deployment in deployments],
         "interval": interval,
         "textfile_dir": textfile_dir,
-        "run_dir": run_dir,
     }
 
 
@@ -77,15 +74,20 @@ def program_files(settings: dict[str, Any]) -> dict[str, str]:
     return {**bundle(f"{PREFIX}gpus.health_program", "main"), SETTINGS: json.dumps(settings, indent=1) + "\n"}
 
 
-def command(folder: str = PROGRAM) -> list[str]:
-    """Return the command that looks once: Python without the site's packages, which it starts faster without."""
-    return [program_path("python3") or sys.executable, "-I", "-S", os.path.join(folder, MAIN)]
+def command(folder: str = PROGRAM, run_dir: str = RUN_DIR) -> list[str]:
+    """Return the command that looks once: Python without the site's packages, which it starts faster without.
+
+    Args:
+        folder: that of the program.
+        run_dir: folder of what it writes, which a reboot empties.
+    """
+    return [program_path("python3") or sys.executable, "-I", "-S", os.path.join(folder, MAIN), run_dir]
 
 
 def units(interval: int) -> dict[str, str]:
-    """Return the units by their names."""
+    """Return the units by their paths."""
     return {
-        f"{UNIT}.service": (
+        SERVICE.path: (
             "# Written by the collection gpufleet.vllm. Started by the timer of the same name.\n"
             "[Unit]\n"
             "Description=Look after the GPUs (gpufleet.vllm)\n\n"
@@ -94,7 +96,7 @@ def units(interval: int) -> dict[str, str]:
             f"ExecStart={' '.join(command())}\n"
             "TimeoutStartSec=1min\n"
         ),
-        f"{UNIT}.timer": (
+        TIMER.path: (
             "# Written by the collection gpufleet.vllm.\n"
             "[Unit]\n"
             "Description=Look after the GPUs again and again (gpufleet.vllm)\n\n"
@@ -124,24 +126,24 @@ def ensure(own: Deployment, *, wanted: bool, interval: int, textfile: str, check
     before = deployments_in(read_text(PROGRAM, SETTINGS))
     others = [deployment for deployment in before if deployment.name != own.name]
     deployments = sorted([*others, own]) if wanted else others
-    if not os.path.isdir(SYSTEMD_FOLDER) or not deployments:
+    if not on_systemd() or not deployments:
         return {**_remove(check), "installed": False}
     texts = {
         os.path.join(PROGRAM, name): text
         for name, text in program_files(settings_of(deployments, interval, textfile)).items()
     }
-    unit_texts = {os.path.join(UNIT_FOLDER, name): text for name, text in units(interval).items()}
+    unit_texts = units(interval)
     diff = [file_difference(path, text) for path, text in {**texts, **unit_texts}.items() if read_text(path) != text]
     changed_units = any(entry["after_header"] in unit_texts for entry in diff)
     if diff and not check:
         for path, text in {**texts, **unit_texts}.items():
             write_file(path, text, 0o644)
         if changed_units:
-            _systemctl("daemon-reload")
-            _systemctl("enable", f"{UNIT}.timer")
-            _systemctl("restart", f"{UNIT}.timer")
+            TIMER.reload()
+            TIMER.systemctl("enable")
+            TIMER.systemctl("restart")
         # So that it is known at once, and a program that cannot run is seen here.
-        _systemctl("start", f"{UNIT}.service")
+        SERVICE.systemctl("start")
     return {"changed": bool(diff), "diff": diff, "installed": True}
 
 
@@ -150,32 +152,24 @@ def take_for_repaired(check: bool) -> dict[str, Any]:
     there = bool(read_text(PROGRAM, SETTINGS))
     if there and not check:
         run_command(
-            [*command(), "--repaired"], name="gpu-health-not-started", doing="Taking the GPUs' events for dealt with"
+            [*command(), REPAIRED], name="gpu-health-not-started", doing="Taking the GPUs' events for dealt with"
         )
     return {"changed": False, "diff": [], "installed": there}
 
 
 def _remove(check: bool) -> dict[str, Any]:
-    unit_paths = [os.path.join(UNIT_FOLDER, f"{UNIT}.{kind}") for kind in ("timer", "service")]
-    there = [path for path in (*unit_paths, PROGRAM, RUN_DIR) if os.path.exists(path)]
+    there = [path for path in (TIMER.path, SERVICE.path, PROGRAM, RUN_DIR) if os.path.exists(path)]
     diff = [{"before_header": path, "after_header": path, "before": "there\n", "after": ""} for path in there]
-    if not there or check:
-        return {"changed": bool(there), "diff": diff}
-    textfile = _textfile_dir()
-    if os.path.exists(unit_paths[0]) and os.path.isdir(SYSTEMD_FOLDER):
-        _systemctl("disable", "--now", f"{UNIT}.timer")
-    files = [*unit_paths, *([os.path.join(textfile, METRICS)] if textfile else [])]
-    try:
-        for path in files:
-            if os.path.exists(path):
-                os.unlink(path)
+    if there and not check:
+        textfile = _textfile_dir()
+        # Before the timer: systemd is told of both at once.
+        remove_file(SERVICE.path)
+        TIMER.remove()
+        if textfile:
+            remove_file(os.path.join(textfile, METRICS))
         for folder in (PROGRAM, RUN_DIR):
             shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise write_failed(str(error.filename), error) from error
-    if os.path.isdir(SYSTEMD_FOLDER):
-        _systemctl("daemon-reload")
-    return {"changed": True, "diff": diff}
+    return {"changed": bool(there), "diff": diff}
 
 
 def _textfile_dir() -> str:
@@ -183,12 +177,3 @@ def _textfile_dir() -> str:
         return str(json.loads(read_text(PROGRAM, SETTINGS))["textfile_dir"])
     except (ValueError, TypeError, LookupError):
         return ""
-
-
-def _systemctl(*words: str) -> None:
-    run_command(
-        ["systemctl", *words],
-        name="gpu-health-not-started",
-        doing=f"systemctl {' '.join(words)}",
-        remedy=f"Look at journalctl --unit {UNIT}. vllm_gpu_health: false leaves it out.",
-    )

@@ -28,7 +28,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 FOLDER = "/etc/gpufleet-ports"
 SCRIPT = "/usr/local/sbin/gpufleet-close-ports"
 UNIT = "gpufleet-close-ports.service"
-UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 HOOKS = ("INPUT", "FORWARD", "DOCKER-USER")
 FAMILIES = {4: "iptables", 6: "ip6tables"}
 EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104  compared

@@ -20,15 +20,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.gpu_watch import LOCK, SETTINGS
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
-    on_systemd,
-    remove_unit,
-    systemctl,
-    write_unit,
-)
 
-UNIT = "gpufleet-router-gpu-watch.service"
+UNIT = Unit("gpufleet-router-gpu-watch.service", "router-not-started")
 FOLDER = "gpu-watch"
 START_S, POLL_S = 30.0, 0.1
 
@@ -72,15 +67,15 @@ def ensure_watch(settings: Mapping[str, Any], log_file: str, *, check: bool) -> 
     for name in sorted(texts, key=lambda name: name == SETTINGS):
         write_file(os.path.join(folder, name), texts[name], 0o644)
     if on_systemd():
-        write_unit(UNIT, unit_text(folder))
-        systemctl(UNIT, "enable", "--now")
+        UNIT.write(unit_text(folder))
+        UNIT.systemctl("enable", "--now")
     elif not running:
         start_detached(command(folder), log_file)
     if not until(lambda: runs(settings["run_dir"]), START_S, POLL_S):
         raise GpufleetError(
             "The program that watches the GPUs behind the router does not start.",
             name="gpu-watch-not-started",
-            remedy=f"Its messages are in {log_file}, or in journalctl --unit {UNIT}.",
+            remedy=f"Its messages are in {log_file}, or in journalctl --unit {UNIT.name}.",
         )
     return {"changed": True, "diff": diff}
 
@@ -91,7 +86,7 @@ def remove_watch(directory: str, run_dir: str, *, check: bool) -> dict[str, Any]
     there = os.path.isdir(folder)
     if there and not check:
         if on_systemd():
-            remove_unit(UNIT)
+            UNIT.remove()
         # One without systemd ends when it finds no settings, and must not write into folders that are removed next.
         shutil.rmtree(folder)
         until(lambda: not runs(run_dir), START_S, POLL_S)

@@ -18,15 +18,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_PROGRAM, KEEPER_SETTINGS
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
-    on_systemd,
-    remove_unit,
-    systemctl,
-    write_unit,
-)
 
-UNIT = "gpufleet-router-log.service"
+UNIT = Unit("gpufleet-router-log.service", "router-not-started")
 # It looks at its settings once a second.
 FOLLOW_S, START_S, POLL_S = 3.0, 10.0, 0.1
 
@@ -56,21 +51,21 @@ def ensure_keeper(directory: str, settings: str, log_file: str) -> None:
     """
     if on_systemd():
         if settings:
-            write_unit(UNIT, unit_text(directory))
-            systemctl(UNIT, "enable", "--now")
+            UNIT.write(unit_text(directory))
+            UNIT.systemctl("enable", "--now")
         else:
-            remove_unit(UNIT)
+            UNIT.remove()
     if until(lambda: keeper_answers(settings), FOLLOW_S, POLL_S):
         return
     if on_systemd():
-        systemctl(UNIT, "restart")
+        UNIT.systemctl("restart")
     else:
         start_detached(command(directory), log_file)
     if not until(lambda: keeper_answers(settings), START_S, POLL_S):
         raise GpufleetError(
             "The program that writes the router's log of requests does not start.",
             name="router-log-not-started",
-            remedy=f"Its messages are in {log_file}, or in journalctl --unit {UNIT}. See that the folder of"
+            remedy=f"Its messages are in {log_file}, or in journalctl --unit {UNIT.name}. See that the folder of"
             " router_access_log can be written, or set router_access_log to ''.",
         )
 

@@ -18,17 +18,12 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import READER_CONFIG
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_config import sockets_in
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
-    on_systemd,
-    remove_unit,
-    systemctl,
-    write_unit,
-)
 
-UNIT = "gpufleet-router-reader.service"
+UNIT = Unit("gpufleet-router-reader.service", "router-not-started")
 MASTER_SOCKET = "reader.cli"
 START_S, POLL_S = 30.0, 0.1
 # By itself glibc has the kernel take each of its large buffers back at once, and clear the next one page by page.
@@ -69,12 +64,12 @@ class ReaderService:
         """
         before = self._workers()
         if on_systemd():
-            write_unit(UNIT, self._unit_text(program))
-            systemctl(UNIT, "enable")
+            UNIT.write(self._unit_text(program))
+            UNIT.systemctl("enable")
         if before:
             self._master.reload()
         elif on_systemd():
-            systemctl(UNIT, "restart")
+            UNIT.systemctl("restart")
         else:
             self._spawn(program)
         if not until(lambda: bool(set(self._workers()) - set(before)), START_S, POLL_S):
@@ -83,7 +78,7 @@ class ReaderService:
             raise GpufleetError(
                 "The HAProxy that reads the router's large requests does not start.",
                 name="router-not-started",
-                remedy=f"Its messages are in {self._log_file}, or in journalctl --unit {UNIT}.",
+                remedy=f"Its messages are in {self._log_file}, or in journalctl --unit {UNIT.name}.",
             )
 
     def stop(self) -> None:
@@ -93,7 +88,7 @@ class ReaderService:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         if on_systemd():
-            remove_unit(UNIT)
+            UNIT.remove()
             return
         with contextlib.suppress(GpufleetError, ProcessLookupError):
             master = self._master.processes().master

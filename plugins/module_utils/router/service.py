@@ -30,6 +30,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs impo
     run_program,
     start_detached,
 )
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import config_names, keeper_service, members
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.access_log import KEEPER_PROGRAM, KEEPER_SETTINGS
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.clients import CLIENT_LIMITS
@@ -39,17 +40,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers i
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_service import ReaderService, lives
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.server_states import at_their_places
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.shared_address import in_step_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.systemd import (
-    UNIT_FOLDER,
-    on_systemd,
-    remove_unit,
-    systemctl,
-    write_unit,
-)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.too_large import FILE as TOO_LARGE
 
-UNIT = "gpufleet-router.service"
-UNIT_PATH = f"{UNIT_FOLDER}/{UNIT}"
+UNIT = Unit("gpufleet-router.service", "router-not-started")
 LOADED = "loaded.sha256"
 SECRET_MODE, CONFIG_MODE = 0o600, 0o644
 CONFIGS = (config_names.CONFIG, config_names.READER_CONFIG)
@@ -198,8 +191,8 @@ class RouterService:
     def remove(self) -> None:
         """End HAProxy and remove what this made."""
         if on_systemd():
-            remove_unit(UNIT)
-            remove_unit(keeper_service.UNIT)
+            UNIT.remove()
+            keeper_service.UNIT.remove()
         else:
             self._stop()
         self._reader.stop()
@@ -214,9 +207,9 @@ class RouterService:
         self._states.write(at_their_places(self._states.read(), replicas))
         mark = _size(self._log_file)
         if on_systemd():
-            write_unit(UNIT, self._unit_text())
-            systemctl(UNIT, "enable")
-            systemctl(UNIT, "restart")
+            UNIT.write(self._unit_text())
+            UNIT.systemctl("enable")
+            UNIT.systemctl("restart")
             process = None
         else:
             process = self._spawn()
@@ -254,7 +247,7 @@ class RouterService:
     def _reload(self, replicas: Sequence[Replica]) -> None:
         mark, before = _size(self._log_file), self.master.processes().workers()
         if on_systemd():
-            write_unit(UNIT, self._unit_text())
+            UNIT.write(self._unit_text())
         self._states.write(at_their_places(self.master.states_now(), replicas))
         try:
             self.master.reload()
@@ -280,7 +273,7 @@ class RouterService:
     def _said(self, mark: int) -> str:
         """Return the end of what HAProxy said since its log had C(mark) bytes."""
         if on_systemd():
-            command = ["journalctl", "--unit", UNIT, "--lines", "20", "--no-pager", "--output", "cat"]
+            command = ["journalctl", "--unit", UNIT.name, "--lines", "20", "--no-pager", "--output", "cat"]
             return run_program(command, capture_output=True, text=True, check=False).stdout[-LOG_SHOWN:].strip()
         try:
             with open(self._log_file, "rb") as stream:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common import systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import health_program, health_service
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_gpu_health, vllm_server_info
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.gpu_lines import gpu_lines, sick_hosts
@@ -22,8 +23,13 @@ from ansible_collections.gpufleet.vllm.tests.unit.conftest import RunModule
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of a host that systemd runs."""
-    for name in ("PROGRAM", "RUN_DIR", "SYSTEMD_FOLDER", "UNIT_FOLDER"):
-        monkeypatch.setattr(health_service, name, str(tmp_path / name))
+    for module, name in (
+        (health_service, "PROGRAM"),
+        (health_service, "RUN_DIR"),
+        (systemd, "SYSTEMD_FOLDER"),
+        (systemd, "UNIT_FOLDER"),
+    ):
+        monkeypatch.setattr(module, name, str(tmp_path / name))
     (tmp_path / "SYSTEMD_FOLDER").mkdir()
     program = tmp_path / "bin/systemctl"
     program.parent.mkdir()

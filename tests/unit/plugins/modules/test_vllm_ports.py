@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common import systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host import closed_ports
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_ports
@@ -46,10 +47,9 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     """A kernel without rules, and folders of the test."""
     found = Kernel()
     monkeypatch.setattr(closed_ports, "FOLDER", str(tmp_path / "ports"))
-    script = str(tmp_path / "script")
-    monkeypatch.setattr(closed_ports, "SCRIPT", script)
-    monkeypatch.setattr(vllm_ports, "OWN_FILES", {script: (closed_ports.SCRIPT_TEXT, 0o755)})
-    monkeypatch.setattr(vllm_ports, "SYSTEMD_FOLDER", "/none")
+    monkeypatch.setattr(closed_ports, "SCRIPT", str(tmp_path / "script"))
+    monkeypatch.setattr(systemd, "SYSTEMD_FOLDER", "/none")
+    monkeypatch.setattr(systemd, "UNIT_FOLDER", "/none")
     monkeypatch.setattr(vllm_ports, "LOCK", str(tmp_path.parent / f"{tmp_path.name}.lock"))
     monkeypatch.setattr(vllm_ports, "families", lambda: [4, 6])
     monkeypatch.setattr(vllm_ports, "program_path", lambda name: f"/usr/sbin/{name}")
@@ -112,3 +112,20 @@ def test_without_iptables_a_warning_names_what_is_open(
 def test_a_source_that_is_none_is_named(run_module: RunModule, kernel: Kernel) -> None:
     result = run_module(vllm_ports.main, {**WANTED, "sources": ["lb-01"]})
     assert result["failed"] and result["error"]["name"] == "invalid-source" and "lb-01" in result["msg"]
+
+
+def test_systemd_closes_the_ports_at_boot_until_they_are_opened(
+    run_module: RunModule, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(systemd, "SYSTEMD_FOLDER", str(tmp_path))
+    monkeypatch.setattr(systemd, "UNIT_FOLDER", str(tmp_path / "units"))
+    monkeypatch.setattr(systemd, "run_command", lambda command, **_options: told.append(" ".join(command)))
+    assert run_module(vllm_ports.main, WANTED, check=True)["changed"] and told == []
+    assert run_module(vllm_ports.main, WANTED)["changed"]
+    unit = tmp_path / "units" / closed_ports.UNIT
+    assert unit.read_text() == closed_ports.UNIT_TEXT
+    assert told == ["systemctl daemon-reload", f"systemctl enable {closed_ports.UNIT}"]
+    assert not run_module(vllm_ports.main, WANTED)["changed"] and len(told) == 2
+    assert run_module(vllm_ports.main, {"state": "absent"})["changed"] and not unit.exists()
+    assert told[2:] == [f"systemctl disable --now {closed_ports.UNIT}", "systemctl daemon-reload"]

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ class Host:
             [health_service.Deployment("vllm", str(self.etc), "drain")],
             30,
             str(folder / "textfile"),
-            str(folder / "run"),
         )
         (self.program / "settings.json").write_text(json.dumps(settings))
 
@@ -68,8 +68,19 @@ class Host:
 
     def look(self, scenario: str = "", *arguments: str, base: str = HOST, library: bool = True) -> dict[str, Any]:
         """Run the program once; return its report."""
+        assert not self.run(base + scenario, [], arguments, library=library)
+        report: dict[str, Any] = json.loads((self.folder / "run/report.json").read_text())
+        return report
+
+    def imported(self) -> set[str]:
+        """Run the program once; return the names of the modules that it imports."""
+        told = self.run(HOST, ["-X", "importtime"], []).splitlines()
+        return {line.rpartition("|")[2].strip() for line in told}
+
+    def run(self, scenario: str, options: Sequence[str], arguments: Sequence[str], *, library: bool = True) -> str:
+        """Run the program once, Python with these options; return what it says."""
         path = self.folder / "scenario.ini"
-        path.write_text(base + scenario)
+        path.write_text(scenario)
         environment = {
             "PATH": str(self.folder / "bin"),
             "LD_LIBRARY_PATH": str(self.stub) if library else "/nonexistent",
@@ -77,17 +88,17 @@ class Host:
             "GPUFLEET_NVML_SCENARIO": str(path),
             "GPUFLEET_KERNEL_LOG": str(self.kernel_log),
         }
+        command = health_service.command(str(self.program), str(self.folder / "run"))
         done = subprocess.run(
-            [sys.executable, *health_service.command(str(self.program))[1:], *arguments],
+            [sys.executable, *options, *command[1:], *arguments],
             env=environment,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        report: dict[str, Any] = json.loads((self.folder / "run/report.json").read_text())
-        return report
+        assert done.returncode == 0, done.stderr
+        return done.stderr
 
     def log(self, xid: int, at: float = 12.5, text: str = "words") -> None:
         """Have the kernel log an event of GPU 1."""
@@ -286,3 +297,30 @@ def test_a_run_is_cheap(host: Host) -> None:
     """By its own count of processor time, of which starting Python is most; a busy machine counts more."""
     host.look()
     assert min(host.look()["cpu"] for _run in range(5)) < 0.1
+
+
+def test_a_run_imports_little(host: Host) -> None:
+    """Importing what reads JSON takes longer than all else: only a run for which something is new does it."""
+    dear = {"json", "re", "enum", "functools", "collections", "subprocess", "typing"}
+    host.log(31)
+    assert "json" in host.imported(), "the first one has to read"
+    assert not dear & host.imported()
+    host.log(79, 20.0)
+    host.serve([UUID.format(1)], [UUID.format(0)])
+    assert "json" in host.imported() and host.told("vllm-0")["sick"] == ["GPU 1: xid-79"], "the plan has changed"
+    assert not dear & host.imported()
+    assert host.told("vllm-0")["sick"] == ["GPU 1: xid-79"], "and is kept"
+
+
+def test_what_earlier_runs_left_may_be_broken(host: Host) -> None:
+    host.look()
+    for content in (b"", b"nonsense", b"{}"):
+        (host.folder / "run/state").write_bytes(content)
+        assert host.look()["findings"] == []
+
+
+def test_texts_are_written_as_json_and_as_labels(host: Host) -> None:
+    lost = 'GPU-"1\\\n\u00e9'
+    host.serve([lost])
+    assert found(host.look()) == [(lost, "missing", "sick")]
+    assert 'gpufleet_gpu_sick{gpu="GPU-\\"1\\\\\\u000a\u00e9",reason="missing"} 1\n' in host.metrics

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router import reader_service
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.haproxy import Master, Processes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.reader_service import ReaderService
@@ -23,11 +24,10 @@ class Systemd:
         self.units: dict[str, str] = {}
         self.worker, self.starts = 0, True
 
-    def systemctl(self, _unit: str, *words: str) -> str:
+    def systemctl(self, *words: str) -> None:
         """Take a command; a restart has a worker run."""
         self.told.append(" ".join(words))
         self.worker += words == ("restart",) and self.starts
-        return ""
 
     def reload(self) -> None:
         """Have another worker run."""
@@ -46,9 +46,9 @@ def systemd(monkeypatch: pytest.MonkeyPatch) -> Systemd:
     """One that is played."""
     found = Systemd()
     monkeypatch.setattr(reader_service, "on_systemd", lambda: True)
-    monkeypatch.setattr(reader_service, "systemctl", found.systemctl)
-    monkeypatch.setattr(reader_service, "write_unit", found.units.__setitem__)
-    monkeypatch.setattr(reader_service, "remove_unit", found.units.pop)
+    monkeypatch.setattr(Unit, "systemctl", found.systemctl)
+    monkeypatch.setattr(Unit, "write", lambda unit, text: found.units.update({unit.name: text}))
+    monkeypatch.setattr(Unit, "remove", lambda unit: found.units.pop(unit.name))
     monkeypatch.setattr(reader_service, "START_S", 0.2)
     monkeypatch.setattr(Master, "reload", found.reload)
     monkeypatch.setattr(Master, "processes", found.processes)
@@ -60,7 +60,7 @@ def test_it_is_a_unit_that_is_started_once_and_then_reloaded(systemd: Systemd, t
     assert not reader.runs()
     reader.load("/usr/sbin/haproxy")
     assert reader.runs() and systemd.told == ["enable", "restart"]
-    text = systemd.units[reader_service.UNIT]
+    text = systemd.units[reader_service.UNIT.name]
     assert f"ExecStart=/usr/sbin/haproxy -Ws -S /run/x/reader.cli,mode,600 -f {tmp_path}/reader.cfg\n" in text
     assert "Environment=MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=268435456\n" in text
     reader.load("/usr/sbin/haproxy")
@@ -76,4 +76,4 @@ def test_one_that_does_not_start_is_an_error(systemd: Systemd, tmp_path: Path) -
     systemd.starts = False
     with pytest.raises(GpufleetError, match="reads the router's large requests does not start") as caught:
         ReaderService(str(tmp_path), "/run/x", str(tmp_path), "/var/log/x").load("/usr/sbin/haproxy")
-    assert caught.value.name == "router-not-started" and reader_service.UNIT in caught.value.as_text()
+    assert caught.value.name == "router-not-started" and reader_service.UNIT.name in caught.value.as_text()
