@@ -61,7 +61,7 @@ EXAMPLES = r"""
     api_key: "{{ vllm_api_key }}"
     other_keys_for: -1
 
-- name: Let them take no other, once nobody asks with one
+- name: Let them take no other, once no client uses one
   gpufleet.vllm.vllm_keys:
     api_key: "{{ vllm_api_key }}"
 """

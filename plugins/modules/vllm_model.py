@@ -87,7 +87,7 @@ options:
     default: vllm
   offline:
     description:
-      - Ask nobody; what the cache lacks is an error then. C(HF_HUB_OFFLINE) in O(environment) means the same.
+      - Do not ask the hub; what the cache lacks is an error then. C(HF_HUB_OFFLINE) in O(environment) means the same.
       - A repository that somebody has copied into the cache is taken for whole unless its own files show that it is
         not.
     type: bool
