@@ -105,7 +105,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def change_keys(params: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Have the servers take the keys and return the module's result.
+    """Make the servers take the keys and return the module's result.
 
     Raises:
         GpufleetError: C(secret-invalid), C(write-failed).
