@@ -24,7 +24,7 @@ def known_to_git(root: Path = ROOT) -> list[str]:
 
 
 def copy_to(folder: Path, root: Path = ROOT) -> None:
-    """Have these files of a checkout, and nothing else, in the folder.
+    """Copy these files of a checkout to the folder, and remove everything else there.
 
     Raises:
         subprocess.CalledProcessError: as known_to_git.

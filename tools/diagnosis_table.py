@@ -39,7 +39,7 @@ EXIT_HEAD = """\
 By the exit code alone
 ----------------------
 
-These are told where the log holds no error at all, from how the container's process ended.
+These are said where the log holds no error at all, by how the container's process ended.
 
 """
 

@@ -4,7 +4,7 @@
 """Run the module, have a host that is to be taken out wait for its turn, and tell what is waited for.
 
 The waits are cut into short runs of the module, which is silent until it ends. So one that was orphaned, because this
-run was killed, does not take a host out minutes later, when nobody is there any more to put it back.
+run was killed, does not take a host out minutes later, when no run is there any more to put it back.
 """
 
 from __future__ import annotations

@@ -18,12 +18,15 @@ from ansible.template import Templar
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import Plan
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import ABSENT, integer, invalid, value_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.controller_action import ControllerAction
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_plan import plan_of, write_plan
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.known_variables import KNOWN_VARIABLES, ROLES
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.task_variables import read_wishes
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet import fleet_capacity
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.plan_page import table
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import variable_names
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
 # Where the role preflight keeps what it found.
 GPU_INFO, HOST_INFO = "__preflight_gpu_info", "__preflight_host_info"
@@ -70,9 +73,14 @@ class ActionModule(ControllerAction):
             except GpufleetError as error:
                 plans[name] = error.as_result()
         page = table(plans)
+        refused = _refused(plans)
+        good = {host: plan for host, plan in fleet.plans.items() if host not in refused}
+        capacity = fleet_capacity.capacity(good, fleet.targets, len(arguments["hosts"]) - len(good))
+        page["table"] += fleet_capacity.capacity_lines(capacity)
         self._display.display("\n".join(page["table"]))
         self._display.v("\n".join(page["reasons"]))
-        return {**page, **_written(told.values()), "refused": _refused(plans), "warnings": sorted(fleet.warnings)}
+        result = {**page, **_written(told.values()), "refused": refused, "capacity": capacity}
+        return {**result, "warnings": sorted(fleet.warnings)}
 
 
 class Fleet:
@@ -84,11 +92,13 @@ class Fleet:
 
     Attributes:
         plans: those that there are, by host.
+        targets: what the variables of these hosts ask of the fleet.
         warnings: names that are nearly ours.
     """
 
     def __init__(self, loader: Any, variables: Mapping[str, Any]) -> None:
         self.plans: dict[str, Plan] = {}
+        self.targets: dict[str, fleet_capacity.Target] = {}
         self.warnings: set[str] = set()
         self._loader = loader
         self._hosts = variables["hostvars"]
@@ -118,8 +128,21 @@ class Fleet:
         wished = read_wishes(templar, variables, {}, KNOWN_VARIABLES)
         self.warnings.update(variable_names.near_misses(variables, KNOWN_VARIABLES))
         found = variables.get(GPU_INFO) or {}, variables.get(HOST_INFO) or {}
+        target = self._target(host, wished)
         self.plans[host] = plan_of(templar, variables, wished, found, {})
+        self.targets[host] = target
         return self.plans[host]
+
+    def _target(self, host: str, wished: Wishes) -> fleet_capacity.Target:
+        """Return what a host's variables ask of the fleet."""
+        problems: list[str] = []
+        given = {fleet_capacity.VARIABLE: self.value(host, fleet_capacity.VARIABLE)}
+        requests = value_of(given, "requests", (fleet_capacity.VARIABLE, integer(0)), problems)
+        if problems:
+            raise invalid(problems)
+        may_be_out = self.value(host, "vllm_max_unavailable") or self._defaults.get("vllm_max_unavailable")
+        lengths = wished.expected_input_len, wished.expected_output_len
+        return fleet_capacity.Target(0 if requests is ABSENT else requests, lengths, may_be_out, wished.model)
 
     def _host(self, name: str) -> tuple[dict[str, Any], Any]:
         """Return a host's own variables, untemplated, and what templates them, which knows the defaults too."""

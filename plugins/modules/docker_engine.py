@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: docker_engine
-short_description: Have a host's Docker engine running, with some keys in its configuration
+short_description: Start a host's Docker engine, with some keys in its configuration
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:

@@ -148,7 +148,7 @@ gpus:
       type: int
       sample: 700
     persistence_mode:
-      description: Whether the driver keeps the card initialised while nobody uses it.
+      description: Whether the driver keeps the card initialised while no process uses it.
       type: bool
       sample: true
     numa_node:

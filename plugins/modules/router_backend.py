@@ -58,16 +58,16 @@ options:
   run:
     description:
       - What tells the run that drains the replicas from others. The action plugin sets it. Empty, the turn of the host
-        is over though it stays out, and nobody waits for it.
+        is over though it stays out, and no other turn waits for it.
     type: str
     default: ""
   max_unavailable:
     description:
       - How many hosts may get no requests at once, as a number or a percentage such as V(25%) of the hosts that the
         router has; one always may. Hosts that are drained, in maintenance or down count, whoever made them so.
-      - When that many are out already, or nobody else gets requests, nothing is taken out. If hosts are out for a turn
-        that will end, the module waits for that, at most O(turn_timeout) seconds; else it fails at once. The detail
-        C(passes) of the error says which it was.
+      - When that many are out already, or no other host gets requests, nothing is taken out. If hosts are out for a
+        turn that will end, the module waits for that, at most O(turn_timeout) seconds; else it fails at once. The
+        detail C(passes) of the error says which it was.
       - Left empty, there is no limit. Hosts that get no requests anyway are always let through.
     type: str
     default: ""

@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have a certificate for the router, made on its host."""
+"""Make the router's certificate on its host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_certificate
-short_description: Have a certificate for the router, made on its host
+short_description: Make the router's certificate on its host
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:

@@ -1,14 +1,14 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have a router know what the others know of drained hosts."""
+"""Tell a router what the others know of drained hosts."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_drains
 version_added: 0.1.0
-short_description: Have a router know what the others know of drained hosts
+short_description: Tell a router what the others know of drained hosts
 author: gpufleet contributors (@gpufleet)
 description:
   - Every drain is made at all routers that run. One that was down then learns of it here, and likewise of hosts that

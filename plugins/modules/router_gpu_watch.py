@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have a router take out replicas with sick GPUs."""
+"""Make a router take out replicas with sick GPUs."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_gpu_watch
-short_description: Have a router take out replicas with sick GPUs
+short_description: Make a router take out replicas with sick GPUs
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:

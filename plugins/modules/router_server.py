@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have the router run before all replicas of the fleet."""
+"""Run the router before all replicas of the fleet."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_server
-short_description: Have the router run before all replicas of the fleet
+short_description: Run the router before all replicas of the fleet
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
@@ -556,7 +556,7 @@ def ensure_router(router: RouterService, params: dict[str, Any], check: bool) ->
 def load(
     router: RouterService, render: Callable[[str], dict[str, str]], params: dict[str, Any], check: bool
 ) -> dict[str, Any]:
-    """Have HAProxy and the keeper of its log run with the files that are made for a folder; return what was done."""
+    """Run HAProxy and the keeper of its log with the files that are made for a folder; return what was done."""
     files = render(params["directory"])
     changes, running = differences(router, files), router.processes()
     action, log_missing = "none", not keeper_answers(files[KEEPER_SETTINGS])

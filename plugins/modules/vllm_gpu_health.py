@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have a host look after its GPUs."""
+"""Make a host look after its GPUs."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_gpu_health
-short_description: Have a host look after its GPUs
+short_description: Make a host look after its GPUs
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:

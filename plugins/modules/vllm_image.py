@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have the serving image on a host."""
+"""Pull or load the serving image on a host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_image
-short_description: Have the serving image on a host
+short_description: Pull or load the serving image on a host
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:

@@ -61,7 +61,7 @@ EXAMPLES = r"""
     api_key: "{{ vllm_api_key }}"
     other_keys_for: -1
 
-- name: Let them take no other, once nobody asks with one
+- name: Let them take no other, once no client uses one
   gpufleet.vllm.vllm_keys:
     api_key: "{{ vllm_api_key }}"
 """
@@ -105,7 +105,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def change_keys(params: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Have the servers take the keys and return the module's result.
+    """Make the servers take the keys and return the module's result.
 
     Raises:
         GpufleetError: C(secret-invalid), C(write-failed).

@@ -1,13 +1,13 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have the weights of a hub model on a host."""
+"""Download the weights of a hub model to a host."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_model
-short_description: Have the weights of a hub model on a host
+short_description: Download the weights of a hub model to a host
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
@@ -87,7 +87,7 @@ options:
     default: vllm
   offline:
     description:
-      - Ask nobody; what the cache lacks is an error then. C(HF_HUB_OFFLINE) in O(environment) means the same.
+      - Do not ask the hub; what the cache lacks is an error then. C(HF_HUB_OFFLINE) in O(environment) means the same.
       - A repository that somebody has copied into the cache is taken for whole unless its own files show that it is
         not.
     type: bool

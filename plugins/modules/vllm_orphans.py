@@ -51,7 +51,7 @@ options:
         type: str
       why:
         description:
-          - Why nobody wants it.
+          - Why it is taken for left over.
         type: str
   drain_timeout:
     description:

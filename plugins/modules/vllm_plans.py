@@ -16,6 +16,8 @@ description:
     once with the hosts it is about. With C(-v) it also prints every decision of each kind of plan with its reason.
   - A host that C(vllm_gpus) describes is planned without contact. The role C(preflight) has to have probed the GPUs of
     others; O(look_only) says which these are.
+  - Where C(vllm_target_requests) of a host asks for it, the table ends with whether the hosts of a model hold that many
+    requests at once, and how many hosts of each kind would.
   - Writes each plan as C(<inventory_hostname>.json) into the folder that C(vllm_plan_dir) of the host names.
   - A host without a plan does not fail the task; it is in RV(refused).
   - Runs on the controller; use it with C(run_once).
@@ -77,6 +79,97 @@ refused:
   returned: unless O(look_only) is set
   type: dict
   sample: {}
+capacity:
+  description: For each model with C(vllm_target_requests), whether its hosts hold that many requests at once.
+  returned: unless O(look_only) is set
+  type: list
+  elements: dict
+  contains:
+    target_requests:
+      description: The requests at once that are wanted, the largest value where the hosts differ.
+      type: int
+      sample: 2000
+    targets:
+      description: Every value that the hosts have.
+      type: list
+      elements: int
+      sample: [2000]
+    expected_lengths:
+      description: Tokens of prompt and answer of a request, each pair that the hosts have.
+      type: list
+      elements: list
+      sample: [[1024, 1024]]
+    names:
+      description: The names that all servers answer to, or else the first one of each.
+      type: list
+      elements: str
+      sample: [scout]
+    shared_name:
+      description: Whether all servers answer to one name.
+      type: bool
+      sample: true
+    hosts:
+      description: How many hosts with a plan serve the model.
+      type: int
+      sample: 20
+    without_plan:
+      description: How many hosts of the play have no plan and are not counted.
+      type: int
+      sample: 0
+    holds:
+      description: Requests at once that all of them hold.
+      type: int
+      sample: 10240
+    max_unavailable:
+      description: C(vllm_max_unavailable).
+      type: str
+      sample: 25%
+    out_at_once:
+      description: How many hosts that means.
+      type: int
+      sample: 5
+    holds_during_change:
+      description: Requests at once that the others hold while those that hold most are out.
+      type: int
+      sample: 7680
+    enough:
+      description: Whether all hosts hold what is wanted.
+      type: bool
+      sample: true
+    enough_during_change:
+      description: Whether the others do while a change has hosts out.
+      type: bool
+      sample: true
+    kinds:
+      description: The kinds of host, the most frequent first.
+      type: list
+      elements: dict
+      contains:
+        which:
+          description: The hosts.
+          type: list
+          elements: str
+          sample: [h200-01, h200-02]
+        holds:
+          description: Requests at once of one such host, null where its plan does not know.
+          type: int
+          sample: 512
+        needed:
+          description: How many of such hosts alone hold what is wanted.
+          type: int
+          sample: 4
+        needed_during_change:
+          description: How many of them alone do during a change as well, null where 10,000 are too few.
+          type: int
+          sample: 6
+        further:
+          description: How many more of them the hosts of the inventory need.
+          type: int
+          sample: 0
+        further_during_change:
+          description: The same, for a change as well.
+          type: int
+          sample: 0
 plan_files:
   description: The files that have the plans.
   returned: unless O(look_only) is set

@@ -11,7 +11,7 @@ short_description: Run the vLLM servers of a host
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
-  - Has one Docker container run for each replica of a plan, and none of the deployment's besides, in one module run.
+  - Runs one Docker container for each replica of a plan, and no other of the deployment, in one module run.
   - A container is replaced only when something that matters for it changed; the difference is in the result. A changed
     restart policy or O(watchdog_timeout) is set without a replacement. Device files that the driver made later, or not
     yet, do not matter; those of another GPU do.

@@ -11,7 +11,7 @@ version_added: 0.1.0
 short_description: Show what the servers of a whole fleet are doing
 description:
   - Prints what is wrong first. That is each replica that does not serve, with the cause and remedy if it died, the
-    hosts that differ from what the inventory wishes, those to whom a router sends nothing, and those that could not
+    hosts that differ from what the inventory wishes, those to which a router sends nothing, and those that could not
     be looked at or were not reached. Those that serve are told, too, alike ones of a large fleet in one line.
   - With C(-v) it also prints the C(docker run) line that repeats each replica by hand, and the last deployments.
   - Runs on the controller; use it with C(run_once).

@@ -230,7 +230,7 @@ def test_a_run_changes_the_key_and_loses_nothing_and_what_is_interrupted_is_fini
         assert (site.taken(NEW), site.has_moved()) == ([200, 200, 401], False)
         site.play(NEW, until="Run")
         assert (site.taken(OLD), site.taken(NEW), site.has_moved()) == ([200] * 3, [200] * 3, False)
-        site.play(NEW, until="Have its servers take no other key")
+        site.play(NEW, until="Let its servers take only the new key")
         assert (site.taken(OLD), site.taken(NEW), site.has_moved()) == ([200] * 3, [200] * 3, True)
         site.play(NEW)
         # The end of the old key comes by itself, and is no change; here it is brought near.

@@ -122,8 +122,7 @@ def main() -> int:
         *("--fail-on-error", "--dest-dir", str(sources), "gpufleet.vllm"),
     )
     shorten(sources)
-    for page in sources.rglob("monitoring.rst"):
-        shutil.copytree(ROOT / "docs/docsite/rst/images", page.parent / "images")
+    shutil.copytree(ROOT / "docs" / "docsite" / "rst" / "images", sources / "docsite" / "images")
     run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "-c", str(HERE), str(sources), str(site))
     elsewhere = loaded_from_elsewhere(site)
     if elsewhere:

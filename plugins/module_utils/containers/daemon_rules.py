@@ -162,7 +162,7 @@ def _wrong(key: str, value: Any) -> bool:
 
 
 def validate(wish: DaemonWish, text: str, keys: Sequence[str], version: str) -> None:
-    """Have dockerd look at a new daemon.json, with the options that it runs with; before 23 its list of keys decides.
+    """Make dockerd look at a new daemon.json, with the options that it runs with; before 23 its list of keys decides.
 
     Args:
         wish: what the daemon should be.

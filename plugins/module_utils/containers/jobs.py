@@ -166,7 +166,7 @@ def _make_way(client: DockerClient, job: Job) -> None:
 
 
 class _TerminatedError(BaseException):
-    """SIGTERM came. It is no Exception, so that nobody who expects failures on the way takes it for one."""
+    """SIGTERM came. It is no Exception, so that code which expects failures on the way does not take it for one."""
 
 
 @contextlib.contextmanager

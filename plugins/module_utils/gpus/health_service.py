@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has the program that looks after a host's GPUs there, and systemd's timer run it.
+"""Installs the program that looks after a host's GPUs, and the timer of systemd that runs it.
 
 A host has one of it for all its deployments: each adds itself to the settings, and the last one takes all away.
 """
@@ -111,7 +111,7 @@ def units(interval: int) -> dict[str, str]:
 
 
 def ensure(own: Deployment, *, wanted: bool, interval: int, textfile: str, check: bool) -> dict[str, Any]:
-    """Have the program there for a deployment, or not any more; return the module's result.
+    """Install the program for a deployment, or remove it; return the module's result.
 
     Args:
         own: the deployment.
@@ -148,7 +148,7 @@ def ensure(own: Deployment, *, wanted: bool, interval: int, textfile: str, check
 
 
 def take_for_repaired(check: bool) -> dict[str, Any]:
-    """Have the program take the events so far for dealt with; return the module's result."""
+    """Make the program take the events so far for dealt with; return the module's result."""
     there = bool(read_text(PROGRAM, SETTINGS))
     if there and not check:
         run_command(

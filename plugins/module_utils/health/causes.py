@@ -500,7 +500,7 @@ CAUSES: tuple[Cause, ...] = (
         "name-not-resolved",
         r"(?:Temporary failure in name resolution|Name or service not known|Failed to resolve '([^']+)')",
         "A host name could not be resolved from the container.",
-        "Mend the host's DNS, or set vllm_network_mode to host.",
+        "Fix the host's DNS, or set vllm_network_mode to host.",
         rank=HINT,
     ),
     Cause(

@@ -240,7 +240,7 @@ CONTAINER_CAUSES: tuple[Cause, ...] = (
         "user-unknown",
         r"getpwuid\(\): uid not found: ?(\d*)",
         "The container runs as user {0}, whom the image does not know.",
-        "Set LOGNAME in vllm_environment to any name, so that nobody asks for the user's.",
+        "Set LOGNAME in vllm_environment to any name, so that the user's is not asked for.",
     ),
     Cause(
         "port-not-allowed",

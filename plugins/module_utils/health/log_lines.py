@@ -38,7 +38,7 @@ class Line:
         text: the line without what vLLM puts in front.
         depth: how far the process that printed it is from the server's first: an API server is 1, an engine 2, a
             worker 3, and 0 stands for what bears no name.
-        shown: whether a traceback shows it as source code, so that nobody says it.
+        shown: whether a traceback shows it as source code, so that no process says it.
         exception: whether it is the last line of a traceback, or reads like one.
         place: the file in which that exception was raised; empty if no traceback tells.
     """

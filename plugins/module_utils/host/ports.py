@@ -110,7 +110,7 @@ def ports_in_use(ports: list[int], host: str, containers: list[ContainerInfo], r
 def _publisher(port: int, wanted: set[str], containers: list[ContainerInfo]) -> ContainerInfo | None:
     """Return the container that publishes a port.
 
-    Without its userland proxy the engine publishes by packet filter, and nobody is seen to listen.
+    Without its userland proxy the engine publishes by packet filter, and no process is seen to listen.
     """
     for container in containers:
         for published in container["ports"]:

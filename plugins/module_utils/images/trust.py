@@ -16,7 +16,7 @@ VARIABLE = "vllm_registries"
 
 
 def trust(reference: str, ca: str, folder: str = CERTIFICATES, *, check_mode: bool = False) -> str:
-    """Have the engine trust the registry of an image; return the file that was, or would be, written, or C("").
+    """Make the engine trust the registry of an image; return the file that was, or would be, written, or C("").
 
     Args:
         reference: the image's name.

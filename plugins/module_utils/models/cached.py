@@ -47,8 +47,8 @@ def left_to_the_server(config: Mapping[str, Any], environment: Mapping[str, str]
 def lacks(want: Want, around: Surroundings) -> str:
     """Return what the host's cache lacks of a repository, for people; empty when nothing is missing.
 
-    Only the host's own files are read, and of the weights no more than their headers. Where nobody may be asked, what
-    somebody has brought is taken for whole unless it is seen not to be; otherwise the hub tells.
+    Only the host's own files are read, and of the weights no more than their headers. Where the hub may not be asked,
+    what somebody has brought is taken for whole unless it is seen not to be; otherwise the hub tells.
     """
     commit = commit_of(around.cache.folder, want)
     if not commit:

@@ -37,7 +37,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.models.shared_files 
     missing_of,
 )
 
-# Ends the name of what is not whole yet; nobody is given such a file.
+# Ends the name of what is not whole yet; such a file is given to no other host.
 BEGUN = ".fleet.incomplete"
 # Seconds without a byte after which rsync gives a connection up, to connect, and between two looks at a host's files.
 STANDSTILL_S, CONNECT_S, LOOK_S, PAUSE_S = 30, 20, 5.0, 0.5

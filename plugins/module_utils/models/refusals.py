@@ -134,7 +134,7 @@ def not_here(missing: Sequence[tuple[Want, str]], around: Surroundings) -> Gpufl
     why = "vllm_offline is true" if around.offline else "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is in vllm_environment"
     told = "; ".join(f"{want}: {lack}" for want, lack in missing)
     return GpufleetError(
-        f"{why}, so nobody is asked, and {around.cache} lacks what the server needs: {told}.",
+        f"{why}, so the hub is not asked, and {around.cache} lacks what the server needs: {told}.",
         name="weights-missing",
         remedy=f"Copy the model's folder models--<owner>--<name> into {around.cache.folder} from a host that has it,"
         " whole (rsync -a, tar), or set vllm_model to a folder that holds the model.",

@@ -87,7 +87,7 @@ class Sending:
     """How a host gives its weights away.
 
     Attributes:
-        folder: for keys, configuration and logs of this run; nobody but its owner may read it.
+        folder: for keys, configuration and logs of this run; only its owner may read it.
         cache: the Hugging Face cache.
         repositories: those of which others may have the files.
         address: at which other hosts reach this one.
@@ -245,7 +245,7 @@ def _own_addresses(name: str) -> list[str]:
             with contextlib.suppress(OSError), socket.socket(family, kind) as tried:
                 tried.bind(place)
                 found.append(str(place[0]))
-    # A name in /etc/hosts may lead a host to its own loopback interface, where nobody else reaches it.
+    # A name in /etc/hosts may lead a host to its own loopback interface, where no other host reaches it.
     return sorted({one for one in found if not one.startswith("127.") and one != "::1"} or _loopback(name, found))
 
 

@@ -29,7 +29,7 @@ class Surroundings:
         ca_bundle: host file with certificate authorities; empty for none.
         network_mode: of the server.
         prefix: what the container's name begins with.
-        offline: whether nobody may be asked.
+        offline: whether the hub may not be asked.
         timeout: seconds for the whole download; 0 for no deadline.
         stall_timeout: seconds without a further byte after which it is given up; 0 for never.
         retries: further attempts after a failure that may pass, counted anew whenever bytes came.
@@ -59,7 +59,7 @@ class Surroundings:
 
     @property
     def is_offline(self) -> bool:
-        """Whether nobody may be asked, by the option or by a variable of the server."""
+        """Whether the hub may not be asked, by the option or by a variable of the server."""
         return self.offline or is_offline(self.environment)
 
 

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has the watch over GPUs run: it follows its settings and its own text, and ends when the settings are gone."""
+"""Runs the watch over GPUs, which follows its settings and its own text, and ends when the settings are gone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def runs(run_dir: str) -> bool:
 
 
 def ensure_watch(settings: Mapping[str, Any], log_file: str, *, check: bool) -> dict[str, Any]:
-    """Have it run with these settings; return the module's result.
+    """Run it with these settings; return the module's result.
 
     Raises:
         GpufleetError: `gpu-watch-not-started` or `write-failed`.

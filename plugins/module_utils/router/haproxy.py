@@ -274,7 +274,7 @@ class Master:
                 raise GpufleetError(
                     f"The router does not keep {', '.join(lost)} at {state}: it is {servers[lost[0]].state} again.",
                     name="router-refused",
-                    remedy="See that nobody else sets it meanwhile.",
+                    remedy="See that no other program sets it meanwhile.",
                 )
             if lost:
                 self.set_state(lost, state)

@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Has the program run that writes the router's log of requests.
+"""Runs the program that writes the router's log of requests.
 
 Nothing else is needed: it follows its settings and its own text when they change, and ends when they are gone.
 """
@@ -39,7 +39,7 @@ def keeper_answers(settings: str) -> bool:
 
 
 def ensure_keeper(directory: str, settings: str, log_file: str) -> None:
-    """Have it run with the files that are in the router's folder.
+    """Run it with the files that are in the router's folder.
 
     Args:
         directory: that folder.

@@ -190,7 +190,7 @@ class Keeper:
 
 
 def allow_queue(path: str, lines: int) -> None:
-    """Have sockets that are made from now on let this many lines wait, at least, where that may be changed."""
+    """Raise to this the number of lines that may wait in sockets made from now on, where that may be changed."""
     try:
         with open(path, encoding="ascii") as stream:
             if int(stream.read()) >= lines:

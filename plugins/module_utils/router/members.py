@@ -126,7 +126,7 @@ def check_not_emptied(before: Sequence[Replica], replicas: Sequence[Replica], un
     Args:
         before: what the router has now.
         replicas: what it is to have.
-        unsure: hosts of which nobody knows that nothing is deployed there, and why they have no replica here.
+        unsure: hosts of which it is not known that nothing is deployed there, and why they have no replica here.
 
     Raises:
         GpufleetError: C(router-emptied).

@@ -54,7 +54,7 @@ class ReaderService:
         return bool(self._workers())
 
     def load(self, program: str) -> None:
-        """Have it run with the file that is there; what it reads goes on.
+        """Run it with the file that is there; what it reads goes on.
 
         Args:
             program: HAProxy itself.

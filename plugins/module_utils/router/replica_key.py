@@ -28,7 +28,7 @@ def check_key(replicas: Sequence[Replica], key: str, before: str | None) -> list
     Args:
         replicas: those that the router is to have.
         key: with which it is to ask them; empty for none.
-        before: with which it asks them now; None where it asks nobody yet.
+        before: with which it asks them now; None where it asks none yet.
 
     Returns:
         The hosts whose servers refuse the key nevertheless.

@@ -44,7 +44,7 @@ class ServerStates:
         self.path = os.path.join(state_dir, SERVER_STATE)
 
     def held(self, operation: str) -> contextlib.AbstractContextManager[None]:
-        """Let nobody else set states or load a configuration inside the block.
+        """Keep other runs from setting states or loading a configuration inside the block.
 
         Raises:
             GpufleetError: C(busy) or C(write-failed).
@@ -52,7 +52,7 @@ class ServerStates:
         return self._lock(LOCK, operation)
 
     def turn(self) -> contextlib.AbstractContextManager[None]:
-        """Let nobody else decide inside the block whether a host may be taken out.
+        """Keep other runs from deciding inside the block whether a host may be taken out.
 
         Raises:
             GpufleetError: C(busy) or C(write-failed).

@@ -77,7 +77,7 @@ def replicas_in(config_dir: str, prefix: str) -> list[str]:
 
 
 def update(config_dir: str, replica: str, keys: Keys, *, check: bool) -> bool:
-    """Have a replica's server take these keys, from its next request on; return whether it takes others by that.
+    """Make a replica's server take these keys, from its next request on; return whether it takes others by that.
 
     Args:
         config_dir: host folder of the configurations.

@@ -130,7 +130,7 @@ def step_for(
     elif restart:
         step.action, step.why = "restarted", ["asked for (state restarted)"]
     elif not step.was_running:
-        step.action, step.why = "started", [f"it was {container.status}"]
+        step.action, step.why = "started", [f"it did not run ({container.status})"]
     elif why := _why_restart(found, container):
         step.action, step.why = "restarted", [why]
     elif restart_policy(container) != wanted_policy(spec):

@@ -40,7 +40,7 @@ def table(plans: Mapping[str, Any]) -> dict[str, list[str]]:
     """
     good = {host: plan for host, plan in plans.items() if _is_plan(plan)}
     refused = {host: _error_text(plan) for host, plan in plans.items() if host not in good}
-    kinds = _grouped({host: plan_kind(plan) for host, plan in good.items()})
+    kinds = kinds_of(good)
     rows = [_row(hosts, [good[host] for host in hosts]) for hosts in kinds]
     lines = [_headline(len(plans), len(kinds), len(refused)), *aligned([HEADINGS, *rows] if rows else [])]
     if refused:
@@ -85,11 +85,11 @@ def _as_text(plan: Plan, replicas: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps({**other, "replicas": replicas}, sort_keys=True)
 
 
-def _grouped(keys: Mapping[str, str]) -> list[list[str]]:
-    """Return the hosts that share a key, the largest group first."""
+def kinds_of(plans: Mapping[str, Plan]) -> list[list[str]]:
+    """Return the hosts whose plans are of one kind, the largest group first."""
     groups: dict[str, list[str]] = {}
-    for host, key in keys.items():
-        groups.setdefault(key, []).append(host)
+    for host, plan in plans.items():
+        groups.setdefault(plan_kind(plan), []).append(host)
     return sorted(groups.values(), key=lambda hosts: (-len(hosts), natural(hosts[0])))
 
 

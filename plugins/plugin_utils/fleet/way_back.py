@@ -37,7 +37,7 @@ class WayBack:
 def find_way_back(
     state: Mapping[str, Any], began: str, under_way: bool, deployments: Sequence[Mapping[str, Any]]
 ) -> WayBack:
-    """Return how far a host goes back when nobody says so: before the last rollout, and no further.
+    """Return how far a host goes back where no variable says so: before the last rollout, and no further.
 
     Whatever was deployed by other means since then is gone back from one by one.
 

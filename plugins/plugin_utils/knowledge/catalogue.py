@@ -241,7 +241,7 @@ def licence_of(name: str, model_type: str = "") -> str:
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card by name: for plans of hardware that nobody can probe yet. Memory in MiB as NVML tells it.
+    """A graphics card by name: for plans of hardware that cannot be probed yet. Memory in MiB as NVML tells it.
 
     C(unified) is set where the card has no memory of its own and works in the host's.
     """

@@ -34,7 +34,7 @@ UNSUPPORTED = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """One graphics card as a plan sees it. C(memory_mib) is by NVML; C(uuid) is empty when nobody probed it."""
+    """One graphics card as a plan sees it. C(memory_mib) is by NVML; C(uuid) is empty when it was not probed."""
 
     index: int
     name: str
@@ -107,7 +107,7 @@ def _from_probe(gpu: dict[str, Any], own: set[str], host_memory_mib: int) -> Gpu
 
 
 def _used_by(gpu: dict[str, Any], own: set[str]) -> str:
-    """Return who else uses the GPU, as text; empty when nobody does or one of our own servers does."""
+    """Return who else uses the GPU, as text; empty when none does or one of our own servers does."""
     processes = gpu.get("processes") or []
     if any(process.get("container") in own for process in processes if process.get("container")):
         return ""
@@ -396,7 +396,7 @@ def groups(gpus: Sequence[Gpu], size: int, count: int) -> list[list[Gpu]]:
 
 
 def linked(group: Sequence[Gpu]) -> bool | None:
-    """Return whether every GPU of the group reaches every other over NVLink; None when nobody probed them."""
+    """Return whether every GPU of the group reaches every other over NVLink; None when they were not probed."""
     if any(gpu.peers is None for gpu in group):
         return None
     indexes = {gpu.index for gpu in group}

@@ -69,8 +69,8 @@ def read_secret_environment(value: Any) -> bool:
         text = "" if content is None else str(content)
         if text and not hideable(text):
             raise ValueError(
-                f"the value of {key} would be hidden wherever it occurs in what the plays show, as in numbers, for it"
-                f" is shorter than {SHORTEST_SECRET} characters or a word such as true; a secret must be longer, and"
+                f"the value of {key} would be hidden wherever it occurs in what the plays show, as in numbers, because"
+                f" it is shorter than {SHORTEST_SECRET} characters or a word such as true; a secret must be longer, and"
                 " what is none belongs into vllm_environment"
             )
         if text and any(_variable(REFUSE, str(key), text)):

@@ -32,7 +32,7 @@ def choose_image(
         host: see planner.plan; C(architecture) is read here.
         wishes: what the user wants.
         default: name and tag of the image when the user names none.
-        cards: the GPUs; their name tells the platform where nobody probed the host.
+        cards: the GPUs; their name tells the platform where the host was not probed.
 
     Raises:
         GpufleetError: C(unknown-version) or C(unsupported-platform).

@@ -84,9 +84,9 @@ def look_ahead(host: Mapping[str, Any], wishes: Wishes, cards: list[str] | None 
             tried.add(error.name)
             if not state.stand_in or error.name in WITHOUT_A_CARD:
                 errors.append(error)
-            if error.name not in MENDED:
+            if error.name not in FIXED:
                 return Outlook(None, errors, not state.stand_in)
-            state = MENDED[error.name](state)
+            state = FIXED[error.name](state)
 
 
 def _with_gpus(state: State, **changes: Any) -> State:
@@ -125,7 +125,7 @@ def _any_driver(state: State) -> State:
 
 
 # The planner's refusals after which it is worth while to look on, and how each is taken to be fixed.
-MENDED: dict[str, Callable[[State], State]] = {
+FIXED: dict[str, Callable[[State], State]] = {
     "architecture-not-supported": _trusted,
     "no-gpu": _other_cards,
     "unsupported-gpu": _other_cards,

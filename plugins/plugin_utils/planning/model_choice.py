@@ -30,7 +30,7 @@ class Chosen:
         names: what clients call it; servers answer with the first one.
         source: the plan's C(model_source).
         precision: that of its weights.
-        shape: its sizes; None when nobody has read its configuration, or it does not tell them.
+        shape: its sizes; None when its configuration was not read, or does not tell them.
         llama4: whether the recipe's settings for Llama 4 apply.
         fp8_kv: whether its keys and values are kept in FP8 unless the user wishes otherwise.
         unread: what is known of a model whose configuration was read and does not tell its sizes.
@@ -83,13 +83,13 @@ def choose(draft: Draft, host: Mapping[str, Any], wishes: Wishes, cards: Sequenc
 
 
 def config_of(host: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what was read of the model's config.json, on the host or at the hub; empty where nobody could."""
+    """Return what was read of the model's config.json, on the host or at the hub; empty where neither could."""
     found = (host.get("model") or {}).get("config") or host.get("model_config")
     return found if isinstance(found, Mapping) else {}
 
 
 def _read(host: Mapping[str, Any], wished: str) -> Shape | Unread | None:
-    """Return the sizes of the model by what was read of it, on the host or at the hub; None where nobody could."""
+    """Return the sizes of the model by what was read of it, on the host or at the hub; None where neither could."""
     found: ModelInfo = host.get("model") or ModelInfo()
     if found and wished.startswith("/"):
         model_shape.check(found)

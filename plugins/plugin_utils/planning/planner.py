@@ -44,6 +44,8 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.sizing impo
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.wishes import Wishes
 
 SCHEMA_VERSION = 1
+NO_DEVICE = "Install the driver, 580 or newer, and check `nvidia-smi -L`."
+ON_PROCESSORS = " On a host without a GPU set vllm_device: cpu."
 
 
 def plan(host: Mapping[str, Any], wishes: Wishes) -> Plan:
@@ -109,12 +111,14 @@ def _select_gpus(host: Mapping[str, Any], wishes: Wishes) -> gpus.Selection:
         memory_mib = int(host.get("memory_mib") or 0)
         found = gpus.from_probe(host.get("gpus") or [], host.get("own_containers") or [], memory_mib)
     if not found:
+        remedy = str(host.get("gpu_remedy") or NO_DEVICE)
         why = host.get("gpu_reason") or "NVML has not been asked, or found no device."
         raise GpufleetError(
             f"No NVIDIA GPU on this host: {why}",
             name="no-gpu",
-            remedy=str(host.get("gpu_remedy") or "Install the driver, 580 or newer, and check `nvidia-smi -L`.")
-            + " For a host without a GPU set vllm_device: cpu; to plan for hardware that is not there yet, vllm_gpus.",
+            remedy=remedy
+            + ("" if "vllm_device: cpu" in remedy else ON_PROCESSORS)
+            + " To plan for hardware that is not there yet, set vllm_gpus.",
             details={"state": host.get("gpu_state") or ""},
         )
     return gpus.select(found, wishes.gpu_selection)

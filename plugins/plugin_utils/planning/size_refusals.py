@@ -49,7 +49,7 @@ def size_unknown(chosen: Chosen) -> GpufleetError:
         " vllm_environment, a token in vllm_hf_token), or put the model on the host"
     )
     if chosen.source["kind"] == "path":
-        why = f"nobody has looked into {chosen.source['location']} on the host"
+        why = f"{chosen.source['location']} on the host was not looked into"
         remedy = "Plan with the host in reach and its folder in place (without vllm_gpus)"
     return GpufleetError(
         f"Nothing is known of the size of {chosen.name}: {why}.",

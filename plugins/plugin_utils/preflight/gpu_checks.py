@@ -227,7 +227,7 @@ def _persistence(case: Case) -> list[Finding]:
             "persistence-mode-off",
             WARNING,
             f"Persistence mode is off for GPU {listed}.",
-            "persistence mode on: else a card is set up anew, its limits forgotten, each time nobody uses it",
+            "persistence mode on: else a card forgets its limits whenever no process uses it, and is set up anew",
             "Start nvidia-persistenced (systemctl enable --now nvidia-persistenced), or run nvidia-smi -pm 1.",
         )
     ]
@@ -264,7 +264,7 @@ def _health(case: Case) -> list[Finding]:
 
 
 def _holders(case: Case) -> list[Finding]:
-    """Tell who else holds memory of the cards: others, whom nobody but their owner ends, and what is left of ours."""
+    """Tell who else holds memory of the cards: others, that only their owner may end, and what is left of ours."""
     if not _concerns_gpus(case):
         return []
     found = []
@@ -277,7 +277,7 @@ def _holders(case: Case) -> list[Finding]:
                 "gpu-in-use",
                 ERROR if refused and not case.freed else WARNING,
                 "In use by others: " + "; ".join(f"GPU {card.index} by {card.used_by}" for card in used) + f".{rest}",
-                "GPUs that nobody else uses",
+                "GPUs that no other process uses",
                 "Let its owner end it (the collection never does), or name other GPUs in vllm_gpu_selection.",
             )
         )
@@ -300,7 +300,7 @@ def _left(case: Case, refused: bool) -> list[Finding]:
             ERROR if refused else WARNING,
             f"Left by servers of this collection: {listed}.",
             "their memory",
-            "If nobody wants them any more, end them by a run with -e vllm_reclaim_orphans=true.",
+            "If they are no longer wanted, end them by a run with -e vllm_reclaim_orphans=true.",
         )
     ]
 

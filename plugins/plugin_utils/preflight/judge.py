@@ -112,7 +112,7 @@ def judge(
     host = {**host, **_unasked(host_info, gpu_info)}
     outlook = look_ahead(without if wishes.reclaim_orphans else host, wishes, cards)
     if not gpu_info and has_driver(host_info):
-        # Nobody asked the driver, so that it names no GPU proves nothing.
+        # The driver was not asked, so that it names no GPU proves nothing.
         outlook = replace(outlook, errors=[error for error in outlook.errors if error.name != "no-gpu"])
     freed = False
     if left and "gpu-in-use" in outlook.names:
@@ -124,7 +124,7 @@ def judge(
 
 
 def _unasked(host_info: HostInfo, gpu_info: Mapping[str, Any]) -> dict[str, str]:
-    """Return why a host whose driver nobody asked has no GPU that could be used."""
+    """Return why a host whose driver was not asked has no GPU that could be used."""
     if gpu_info or has_driver(host_info):
         return {}
     devices = (host_info.get("nvidia") or NOTHING).get("pci_devices") or []

@@ -70,7 +70,7 @@ def judge_shared(wish: SharedWish, seen: Mapping[str, Any]) -> tuple[dict[str, A
 
 
 def _owner(address: Address, wish: SharedWish, seen: Mapping[str, Any]) -> str:
-    """Return who has the address for himself; empty for nobody."""
+    """Return the host that has the address for itself; empty if none has."""
     if str(address) in wish.others:
         return wish.others[str(address)]
     ours = str(seen.get("shared_address") or "") == str(address)

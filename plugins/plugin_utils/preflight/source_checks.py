@@ -34,7 +34,7 @@ def questions(wishes: Wishes, hf_home: str) -> dict[str, Any]:
         C(image_reference), C(registry) and C(hub) (the address of a small file of the model), empty where there is
         nothing to ask, C(image_alternatives) (what the image may be instead, by the cards), C(weights_paths) (folders
         that may hold the weights), and C(model_path) (the one whose configuration is read, empty for none). With
-        vllm_offline nobody is asked.
+        vllm_offline neither is asked.
     """
     reference, *alternatives = references(wishes)
     source = wishes.image_source or (

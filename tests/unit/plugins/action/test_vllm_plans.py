@@ -131,3 +131,21 @@ def test_plans_are_written_once(tmp_path: Path) -> None:
     assert [Path(path).name for path in first["plan_files"]] == ["a.json", "b.json"]
     again, _display = run(hosts)
     assert again["changed"] is False
+
+
+def test_it_says_whether_the_hosts_hold_the_requests_that_are_wanted() -> None:
+    wanted = {**B200, "vllm_target_requests": "2000", "vllm_max_unavailable": 1}  # text, as -e gives it
+    result, display = run({"a1": wanted, "a2": wanted, "b": {**READY, "vllm_gpus": [{"name": "X9"}]}})
+    [capacity] = result["capacity"]
+    held = capacity["kinds"][0]["holds"]
+    assert (capacity["target_requests"], capacity["hosts"], capacity["without_plan"]) == (2000, 2, 1)
+    assert capacity["holds"] == 2 * held
+    assert capacity["enough"] is (2 * held >= 2000)
+    assert "2,000 requests at once (vllm_target_requests)" in display.display.call_args.args[0]
+    assert run({"a1": B200})[0]["capacity"] == []
+
+
+def test_a_number_of_requests_that_is_none_refuses_its_host() -> None:
+    result, _display = run({"a": {**B200, "vllm_target_requests": "many"}, "b": B200})
+    assert "vllm_target_requests: 'many' is not valid" in result["refused"]["a"]
+    assert list(result["refused"]) == ["a"]

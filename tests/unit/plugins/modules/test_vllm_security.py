@@ -28,7 +28,7 @@ MOST = 1000
 
 
 class QuietServer(http.server.ThreadingHTTPServer):
-    """One that says nothing of connections which break, for the checks break some."""
+    """One that says nothing of connections which break, because the checks break some."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass

@@ -60,7 +60,7 @@ def decided(found: Found, **options: Any) -> Step:
         (Found(container(), health=200), "none", ""),
         (Found(container(max_num_seqs=4), health=200), "replaced", "config.max_num_seqs: 4 -> (not set)"),
         (Found(container(key="another-long-secret"), health=200), "none", ""),
-        (Found(container("exited")), "started", "it was exited"),
+        (Found(container("exited")), "started", "it did not run (exited)"),
         (Found(container("restarting")), "restarted", "it died again and again"),
         (Found(container(), health=503), "restarted", "its engine is dead: /health answers 503"),
         (Found(container(), health=503, closed=True), "none", ""),
