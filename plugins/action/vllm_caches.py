@@ -40,34 +40,46 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         super().run(tmp, variables)
         if self._task.check_mode:
             return {"changed": False, "why": "check mode", "msg": ""}
-        own = f"gpufleet-{os.path.basename(str(self._task.args.get('key') or ''))}"
-        archive = os.path.join(constants.DEFAULT_LOCAL_TMP, f"{own}.tar.gz")
+        key = os.path.basename(str(self._task.args.get("key") or ""))
+        archive = os.path.join(constants.DEFAULT_LOCAL_TMP, f"gpufleet-{key}.tar.gz")
+        work = self._pack if self._task.args.get("state") == "packed" else self._add
         try:
-            if self._task.args.get("state") == "packed":
-                with host_lock(f"{archive}.lock", "packing", timeout=LONGEST_WAIT_S):
-                    return self._pack(archive, variables)
-            result = self._add(archive, variables)
+            result = work(archive, variables)
         except (AnsibleError, GpufleetError, OSError) as error:
-            result = {"changed": False, "why": str(error), "msg": f"starts without caches: {error}"}
-        if result.get("msg"):
+            result = {"changed": False, "why": str(error), "msg": ""}
+        if result["why"]:
+            host = self._task.args.get("host") or "another host"
+            result["msg"] = f"starts without the caches of {host}: {result['why']}"
+        if result["msg"]:
             Display().display(f"[{variables.get('inventory_hostname', '')}] {result['msg']}")
         return result
 
     def _pack(self, archive: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Have the host pack its caches, unless that was done in this run."""
-        if os.path.exists(archive):
-            return {
-                "changed": False,
-                "why": "",
-                "msg": "",
-                "sha256": sha256_of(archive),
-                "size": os.path.getsize(archive),
-            }
+        """Have the host pack its caches, unless that was done in this run, or did not work."""
+        with host_lock(f"{archive}.lock", "packing", timeout=LONGEST_WAIT_S):
+            if os.path.exists(archive):
+                size = os.path.getsize(archive)
+                return {"changed": False, "why": "", "msg": "", "sha256": sha256_of(archive), "size": size}
+            if os.path.exists(f"{archive}.why"):
+                with open(f"{archive}.why", encoding="utf-8") as stream:
+                    return {"changed": False, "why": stream.read(), "msg": "", "sha256": ""}
+            try:
+                result = self._fetch(archive, variables)
+            except (AnsibleError, OSError) as error:
+                result = {"changed": False, "why": str(error), "msg": "", "sha256": ""}
+            if result["why"]:
+                # A host that is lost is waited for once, and not by all others one after another.
+                with open(f"{archive}.why", "w", encoding="utf-8") as stream:
+                    stream.write(result["why"])
+            return result
+
+    def _fetch(self, archive: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Have the host pack its caches, and bring the archive here."""
         folder = self._make_tmp_path()
         remote = self._connection._shell.join_path(folder, NAME)
         try:
             result = self._run_module(remote, variables)
-            if result.get("sha256"):
+            if not result["why"]:
                 self._connection.fetch_file(remote, f"{archive}.part")
                 if sha256_of(f"{archive}.part") != result["sha256"]:
                     raise AnsibleError("what came from the host is not what it packed")

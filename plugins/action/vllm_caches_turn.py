@@ -19,17 +19,18 @@ class ActionModule(ControllerAction):
 
     def work(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         """Return whose caches the host takes."""
-        hosts, here = variables["ansible_play_hosts_all"], variables["inventory_hostname"]
-        said = {host: _said(variables["hostvars"][host]) for host in hosts}
-        own = _caches(said[here])
-        nothing = {"host": "", "folder": "", "key": str(own.get("key") or "")}
-        if not own.get("key") or own.get("warm") or own.get("received") or not said[here].get("would_change"):
+        hostvars, here = variables["hostvars"], variables["inventory_hostname"]
+        own = _said(hostvars[here])
+        key = str(_caches(own).get("key") or "")
+        nothing = {"host": "", "folder": "", "key": key}
+        if not key or _caches(own).get("warm") or _caches(own).get("received") or not own.get("would_change"):
             return nothing
-        able = [host for host in hosts if host != here and _is_ready(said[host], own["key"])]
-        if not able:
-            return nothing
-        # The same one for all, as it packs once.
-        return {"host": able[0], "folder": str(_caches(said[able[0]])["folder"]), "key": str(own["key"])}
+        # The first one for all, as it packs once.
+        for host in variables["ansible_play_hosts_all"]:
+            said = _said(hostvars[host]) if host != here else {}
+            if _is_ready(said, key):
+                return {"host": host, "folder": str(_caches(said)["folder"]), "key": key}
+        return nothing
 
 
 def _said(variables: Mapping[str, Any]) -> Mapping[str, Any]:

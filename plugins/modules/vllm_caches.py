@@ -56,6 +56,11 @@ options:
       - Folder with the lock by which two runs do not work on the host at the same time. Needed with V(present).
     type: path
     default: /etc/gpufleet
+  container_prefix:
+    description:
+      - What the names of the containers that are to start with it begin with, before the dash.
+    type: str
+    default: vllm
 attributes:
   check_mode:
     support: partial
@@ -112,7 +117,7 @@ names:
   elements: str
   sample: ["vllm/torch_compile_cache", "triton/cache"]
 msg:
-  description: The same for people; empty where there was nothing to do.
+  description: What was added or why nothing was, as the action plugin shows it; empty where there was nothing to do.
   returned: always
   type: str
   sample: "compile caches: 118.3 MiB from gpu-01"
@@ -136,6 +141,7 @@ ARGUMENTS: dict[str, Any] = {
     "sha256": {"type": "str", "default": ""},
     "host": {"type": "str", "default": ""},
     "config_dir": {"type": "path", "default": "/etc/gpufleet"},
+    "container_prefix": {"type": "str", "default": "vllm"},
 }
 NOT_PACKED: dict[str, Any] = {"sha256": "", "size": 0, "files": 0, "bytes": 0}
 NOT_ADDED: dict[str, Any] = {"bytes": 0, "names": []}
@@ -158,7 +164,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
             }
         added = add(params)
     except GpufleetError as error:
-        return {"changed": False, "why": error.message, "msg": f"starts without caches: {error.message}", **nothing}
+        return {"changed": False, "why": error.message, "msg": "", **nothing}
     told = f"compile caches: {format_bytes(added['bytes'])} from {params['host']}" if added["names"] else ""
     return {"changed": bool(added["names"]), "why": "", "msg": told, **added}
 
@@ -167,9 +173,8 @@ def add(params: dict[str, Any]) -> dict[str, Any]:
     """Add an archive to the host's caches."""
     os.makedirs(params["config_dir"], mode=0o750, exist_ok=True)
     with host_lock(os.path.join(params["config_dir"], ".lock"), "vllm_caches, state present"):
-        return WarmCaches(params["cache_dir"]).receive(
-            params["archive"], params["key"], params["sha256"], params["host"]
-        )
+        caches = WarmCaches(params["cache_dir"], params["container_prefix"])
+        return caches.receive(params["archive"], params["key"], params["sha256"], params["host"])
 
 
 def main() -> None:

@@ -732,7 +732,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
 
 def caches_of(params: dict[str, Any], wishes: ServerOptions, *, serve: bool, check: bool) -> dict[str, Any]:
     """Return what the servers compile; if they serve, keep that they became ready with these caches."""
-    caches, key = WarmCaches(params["cache_dir"]), cache_key(params["replicas"], wishes)
+    caches, key = WarmCaches(params["cache_dir"], params["container_prefix"]), cache_key(params["replicas"], wishes)
     if serve and not check:
         caches.note_warm(key)
     return {

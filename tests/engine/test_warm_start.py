@@ -23,7 +23,7 @@ VARIABLES = {"STAND_IN_COMPILES": f"/root/.cache/{COMPILED}", "STAND_IN_COMPILE_
 
 def caches(fleet: Fleet) -> WarmCaches:
     """Return the caches of a host."""
-    return WarmCaches(str(fleet.folder / "cache"))
+    return WarmCaches(str(fleet.folder / "cache"), fleet.prefix)
 
 
 def receives(fleet: Fleet, content: str) -> Path:
@@ -32,7 +32,7 @@ def receives(fleet: Fleet, content: str) -> Path:
     file.parent.mkdir(parents=True)
     file.write_text(content)
     received = {"host": "gpu-01", "names": ["vllm/torch_compile_cache/1a"]}
-    (fleet.folder / "cache" / "received.json").write_text(json.dumps(received))
+    (fleet.folder / "cache" / f"received-{fleet.prefix}.json").write_text(json.dumps(received))
     return file
 
 
@@ -54,7 +54,7 @@ def test_a_new_host_starts_with_what_another_one_compiled(fleet: Fleet, run_modu
     archive = str(tmp_path / "archive")
     arguments = {"key": first["caches"]["key"], "archive": archive}
     packed = run_module(vllm_caches.main, {"state": "packed", "cache_dir": first["caches"]["folder"], **arguments})
-    own = {"cache_dir": str(new.folder / "cache"), "config_dir": str(new.config_dir)}
+    own = {"cache_dir": str(new.folder / "cache"), "config_dir": str(new.config_dir), "container_prefix": new.prefix}
     added = run_module(
         vllm_caches.main, {"state": "present", "sha256": packed["sha256"], "host": "one", **own, **arguments}
     )

@@ -81,7 +81,7 @@ class Replacement:
         self._stopping = stopping
         self._plan = plan
         self._progress = progress
-        self._caches = WarmCaches(settings.cache_dir)
+        self._caches = WarmCaches(settings.cache_dir, settings.prefix)
         self.warnings: list[str] = []
 
     def do(self, steps: Sequence[Step]) -> None:
@@ -176,7 +176,7 @@ class Replacement:
         try:
             self._start_all(steps)
         except GpufleetError as error:
-            host = self._caches.forget_received()
+            host = self._caches.forget_received() if any(step.start for step in steps) else ""
             if not host:
                 raise
             told = f"{' and '.join(step.name for step in steps)} did not start with the caches that came from {host}"

@@ -5,13 +5,15 @@
 
 Two files beside the caches, in the folder that no container sees:
 
-============== ====================================================================================================
-warm.json      C(keys) with which servers became ready here, the last one last
-received.json  C(host) that what is in the caches as C(names) came from, until a server became ready with it
-============== ====================================================================================================
+======================= ===========================================================================================
+warm.json               C(keys) with which servers became ready here, the last one last
+received-<prefix>.json  C(host) that what is in the caches as C(names) came from, until servers of the deployment with
+                        this prefix became ready with it
+======================= ===========================================================================================
 
-While there is a received.json, a start that fails is tried once more without what it names. So it is written before the
-first of these names is, and an interrupted run leaves it for the next one.
+While there is a received-<prefix>.json, a start that fails is tried once more without what it names, whichever
+deployment of the host it is of. So it is written before the first of these names is, and an interrupted run leaves it
+for the next one.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import list_folder, read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.cache_archive import additions, remove, unpack
 
 MOST_KEYS = 20
 STAGING = ".receiving"
+RECEIVED = "received-"
 
 
 class WarmCaches:
@@ -37,12 +40,13 @@ class WarmCaches:
 
     Args:
         folder: of the host, with the caches.
+        prefix: of the deployment's containers.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, prefix: str) -> None:
         self.folder = folder
         self._warm = os.path.join(folder, "warm.json")
-        self._received = os.path.join(folder, "received.json")
+        self._received = os.path.join(folder, f"{RECEIVED}{prefix}.json")
 
     def is_warm(self, key: str) -> bool:
         """Return whether servers of this key have become ready with these caches."""
@@ -98,12 +102,18 @@ class WarmCaches:
         return str(self._read(self._received).get("host") or "")
 
     def forget_received(self) -> str:
-        """Remove what came from another host and no server has become ready with; return that host, if any."""
-        host = self.received_from()
-        for name in self._read(self._received).get("names") or []:
-            remove(self.folder, str(name))
-        self.keep_received()
-        return host
+        """Remove what came from other hosts and no server has become ready with; return these hosts, if any."""
+        hosts = set()
+        for entry in list_folder(self.folder):
+            if entry.startswith(RECEIVED):
+                path = os.path.join(self.folder, entry)
+                received = self._read(path)
+                for name in received.get("names") or []:
+                    remove(self.folder, str(name))
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                hosts.add(str(received.get("host") or ""))
+        return " and ".join(sorted(hosts - {""}))
 
     def keep_received(self) -> None:
         """What came from another host is this host's own from now on: a server is ready with it."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.spec import ServerOptions
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import cache_key as under_test
+from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import nvml
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.cache_key import cache_key
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import write_below
 
@@ -42,15 +42,14 @@ def root(tmp_path: Path) -> Path:
 def wishes(root: Path) -> ServerOptions:
     """What the replicas share."""
     source = {"kind": "path", "mount": str(root / "models/scout"), "argument": "/models/scout"}
-    folders = {"hf_home": str(root / "hf"), "cache_dir": "/c", "config_dir": "/e"}
-    return ServerOptions("r:1", "sha256:1", source, "cuda", "auto", "bridge", **folders)
+    return ServerOptions("r:1", "sha256:1", source, "cuda", "auto", "bridge", str(root / "hf"), "/c", "/e")
 
 
 @pytest.fixture(autouse=True)
 def probed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What NVML tells."""
     told = copy.deepcopy(PROBED)
-    monkeypatch.setattr(under_test.nvml, "probe", lambda _root: told)
+    monkeypatch.setattr(nvml, "probe", lambda _root: told)
     return told
 
 

@@ -44,7 +44,7 @@ def ready(tmp_path: Path) -> Path:
 @pytest.fixture
 def new(tmp_path: Path) -> WarmCaches:
     """The caches of a new host: none."""
-    return WarmCaches(str(tmp_path / "new" / "cache"))
+    return WarmCaches(str(tmp_path / "new" / "cache"), "vllm")
 
 
 def fill(folder: Path, files: dict[str, bytes]) -> None:
@@ -147,6 +147,18 @@ def test_what_came_and_was_not_tried_is_not_replaced_by_more(ready: Path, new: W
     assert new.received_from() == "one"
 
 
+def test_what_another_deployment_of_the_host_received_is_taken_away_too_but_not_kept(
+    ready: Path, new: WarmCaches
+) -> None:
+    archive, sha256 = packed(ready)
+    new.receive(archive, KEY, sha256, "one")
+    other = WarmCaches(new.folder, "vllm-other")
+    other.keep_received()
+    assert (other.received_from(), new.received_from()) == ("", "one")
+    assert other.forget_received() == "one"
+    assert (new.received_from(), content(new.folder)) == ("", {})
+
+
 def test_damaged_foreign_and_cut_archives_are_thrown_away(ready: Path, new: WarmCaches, tmp_path: Path) -> None:
     archive, sha256 = packed(ready)
     data = Path(archive).read_bytes()
@@ -218,7 +230,7 @@ def test_no_link_that_a_container_left_is_followed(ready: Path, new: WarmCaches,
     assert not any(name.startswith("vllm") for name in result["names"])
     assert [path.name for path in outside.iterdir()] == ["1a"]
     # Nor where the link came later.
-    Path(new.folder, "received.json").write_text(
+    Path(new.folder, "received-vllm.json").write_text(
         json.dumps({"host": "one", "names": ["vllm/torch_compile_cache/1a", "../../outside/1a"]})
     )
     new.forget_received()
@@ -239,5 +251,5 @@ def test_notes_that_are_damaged_say_nothing(new: WarmCaches) -> None:
     os.makedirs(new.folder)
     for text in ("", "{", "[]"):
         Path(new.folder, "warm.json").write_text(text)
-        Path(new.folder, "received.json").write_text(text)
+        Path(new.folder, "received-vllm.json").write_text(text)
         assert (new.is_warm(KEY), new.received_from(), new.forget_received()) == (False, "", "")
