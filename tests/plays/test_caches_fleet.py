@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tests.plays.wired import COLLECTIONS
+from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import listening
+from ansible_collections.gpufleet.vllm.tests.plays.rolling import Rolling, changed
+from ansible_collections.gpufleet.vllm.tests.plays.wired import COLLECTIONS, RESULTS
 
 PLAY = """
 - hosts: all
@@ -120,3 +122,26 @@ def test_a_host_without_room_starts_without(play: Play) -> None:
     finally:
         subprocess.run(["umount", str(play.folder / "two")], check=True)
     assert play.has("three") == COMPILED
+
+
+def test_in_a_rolling_change_the_batches_have_it_from_the_canary(tmp_path: Path) -> None:
+    hosts = {name: {**changed(), "__vllm_server": said(tmp_path, name)} for name in ("gpu-01", "gpu-02", "gpu-03")}
+    fleet = Rolling(tmp_path, hosts)
+    ready = {**RESULTS["vllm_server"], "caches": said(tmp_path, "x", warm=True)["caches"]}
+    nothing = {"changed": False, "why": "nothing to give", "msg": "", "sha256": ""}
+    states = {f"{name}:vllm-0": "ready" for name in hosts}
+    with listening(tmp_path) as master:
+        master.sessions, master.states = {}, states
+        log = fleet.run(succeeds=True, results={"vllm_server": ready, "vllm_caches": nothing}, vllm_caches_from="fleet")
+    done = [line[:2] for line in log if line[1] in ("vllm_server", "vllm_caches")]
+    served = [
+        ["gpu-01", "vllm_server"],
+        ["gpu-01", "vllm_caches"],
+        ["gpu-02", "vllm_server"],
+        ["gpu-03", "vllm_server"],
+    ]
+    assert done == served, "the canary packs what it compiled before the first host of the next batch is changed"
+    assert fleet.said.count("starts without the caches of gpu-01: nothing to give") == 2
+    (packed,) = [json.loads(line[2]) for line in log if line[1] == "vllm_caches"]
+    assert (packed["state"], packed["cache_dir"]) == ("packed", str(tmp_path / "x"))
+    assert all(json.loads(line[2])["tell_caches"] for line in log if line[1] == "vllm_server")
