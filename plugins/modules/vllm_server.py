@@ -183,8 +183,16 @@ options:
   cache_dir:
     description:
       - Folder for the caches of vLLM, FlashInfer and Triton, each in a folder of its own; made if missing.
+      - If M(gpufleet.vllm.vllm_caches) has added what another host compiled and a start fails with it, that is removed
+        and the server is started once more.
     type: path
     default: /var/lib/gpufleet/cache
+  tell_caches:
+    description:
+      - With O(state=present) and O(state=restarted), also return C(caches), and keep in O(cache_dir) that these
+        servers became ready with it.
+    type: bool
+    default: false
   volumes:
     description:
       - Further mounts, as C(docker run --volume) takes them. One with the target of a mount of ours replaces it.
@@ -460,6 +468,19 @@ replicas:
       description: The command that repeats by hand what was done.
       type: str
       sample: docker run --detach --name vllm-0 vllm/vllm-openai:deploy serve
+caches:
+  description:
+    - What the servers compile. C(key) is the same on hosts that compile the same (GPU, driver, processor, image, model,
+      options, variables); it is empty where something of it is not known. C(warm) says whether such servers have
+      become ready with the caches in C(folder). C(received) is the host whose caches were added and that no server has
+      become ready with yet.
+  returned: success with O(tell_caches=true)
+  type: dict
+  sample:
+    key: 8f0f3a1c5b0b7f5a0d9e7c2c4c64b8f6f0a4b8f3a5b9f3a29b0d8c4b1c6d7e8f
+    warm: true
+    received: ""
+    folder: /var/lib/gpufleet/cache
 drains:
   description:
     - By server, what became of the requests of those that were stopped, as C(replicas[].drain) tells it; also of those
@@ -546,9 +567,11 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.health.deadlines imp
 from ansible_collections.gpufleet.vllm.plugins.module_utils.health.waiting import Limits
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images import local
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import deployment, history, history_entries
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.cache_key import cache_key
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.own_containers import OwnContainers
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.stopping import Stopping
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.warm_caches import WarmCaches
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -597,6 +620,7 @@ ARGUMENTS: dict[str, Any] = {
     "config_dir": {"type": "path", "default": "/etc/gpufleet"},
     "hf_home": {"type": "path", "default": "/var/lib/gpufleet/huggingface"},
     "cache_dir": {"type": "path", "default": "/var/lib/gpufleet/cache"},
+    "tell_caches": {"type": "bool", "default": False},
     "volumes": {"type": "list", "elements": "str", "default": []},
     "environment": {"type": "dict", "default": {}},
     "secrets": {"type": "dict", "default": {}, "no_log": True},
@@ -699,7 +723,24 @@ def work(module: GpufleetModule) -> dict[str, Any]:
     with contextlib.nullcontext() if module.check_mode else servers.recovered_on_failure():
         image = local.resolve_image(client, params["image"], missing_ok=module.check_mode)
     wishes = wishes_of(params, environment, image)
-    return servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
+    result = servers.present(params["replicas"], wishes, restart=params["state"] == "restarted")
+    if params["tell_caches"]:
+        serve = params["wait"] if not module.check_mode else not result["would_change"]
+        result["caches"] = caches_of(params, wishes, serve=serve, check=module.check_mode)
+    return result
+
+
+def caches_of(params: dict[str, Any], wishes: ServerOptions, *, serve: bool, check: bool) -> dict[str, Any]:
+    """Return what the servers compile; if they serve, keep that they became ready with these caches."""
+    caches, key = WarmCaches(params["cache_dir"], params["container_prefix"]), cache_key(params["replicas"], wishes)
+    if serve and not check:
+        caches.note_warm(key)
+    return {
+        "key": key,
+        "warm": bool(key) and (serve or caches.is_warm(key)),
+        "received": caches.received_from(),
+        "folder": params["cache_dir"],
+    }
 
 
 def roll_back(

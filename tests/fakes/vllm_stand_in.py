@@ -18,6 +18,8 @@ What cannot be told from a configuration is asked for by environment variables:
 - C(STAND_IN_LOG): a file of a recorded start to print instead, after which it exits with C(STAND_IN_EXIT), or, with
   C(never), lives on as vLLM's API server may do, or, with C(serve), serves;
 - C(STAND_IN_WRITES): a file that it writes after that log, as vLLM keeps what it compiled;
+- C(STAND_IN_COMPILES): a file that it makes in C(STAND_IN_COMPILE_S) seconds, or reads where it is there, as vLLM does
+  with what it compiled; it fails if that is damaged;
 - C(STAND_IN_SILENT): print a line and hang for ever;
 - C(STAND_IN_SICK): the status to answer at /health; 1 is 503;
 - C(STAND_IN_SLOW): seconds that a completion of more than one token takes;
@@ -286,8 +288,24 @@ def main() -> None:
             say(TOO_LONG.strip().replace("\n", "").format(config["max-model-len"]))
             say(WRAPPER)
             sys.exit(1)
+        if "torch.compile took" in line and os.environ.get("STAND_IN_COMPILES"):
+            compile_or_read(os.environ["STAND_IN_COMPILES"])
         say(line)
     serve(argument, config)
+
+
+def compile_or_read(path: str) -> None:
+    """Read what was compiled before, or compile it."""
+    if not os.path.exists(path):
+        time.sleep(float(os.environ.get("STAND_IN_COMPILE_S", "2")))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("compiled")
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        if stream.read() != "compiled":
+            say("(EngineCore pid=8) ERROR 11-22 07:26:08 RuntimeError: Expected tensors only, but got: <class 'bytes'>")
+            say(WRAPPER)
+            sys.exit(1)
 
 
 def serve(argument: str, config: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ import yaml
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master
 from ansible_collections.gpufleet.vllm.tests.plays.wired import ROOT, log_of, play
 
-FIRST = "Behind a router, look first whether a server would be replaced"
+FIRST = "Look first whether a server would be replaced, behind a router or with caches of other hosts"
 PLAN = {
     "image": {"reference": "r:1", "tag": "t:1"},
     "model_source": {},

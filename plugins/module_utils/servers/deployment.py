@@ -223,6 +223,7 @@ class Deployment:
         except GpufleetError as error:
             self._note(functools.partial(failed, error))
             raise
+        self._warnings += replacement.warnings
         if self._settings.wait:
             self._plan.complete()
         self._files.tidy(steps)

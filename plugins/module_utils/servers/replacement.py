@@ -6,7 +6,8 @@
 A replacement creates name-next (so that what the Docker engine refuses is known before anything is stopped), names the
 old container name-previous and stops it, names the new one name, starts it, and waits. Once the new server has answered
 a real request, it gets its restart policy and the old container is removed. If it fails, it is removed and the old one
-is named, configured and started as it was; the run then fails with the diagnosis of the new one.
+is named, configured and started as it was; the run then fails with the diagnosis of the new one. With caches that came
+from another host, a new server that fails is made once more without them first.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.replica_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.settings import Settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.steps import Step, groups_of, required
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.stopping import Stopping
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.warm_caches import WarmCaches
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -57,6 +59,9 @@ class Replacement:
         stopping: drains and stops servers.
         plan: of what serves.
         progress: told what is being done.
+
+    Attributes:
+        warnings: what people are told of a run that did not fail.
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class Replacement:
         self._stopping = stopping
         self._plan = plan
         self._progress = progress
+        self._caches = WarmCaches(settings.cache_dir, settings.prefix)
+        self.warnings: list[str] = []
 
     def do(self, steps: Sequence[Step]) -> None:
         """Do all steps; a failure ends the run, so that those which have not had their turn go on serving.
@@ -112,8 +119,7 @@ class Replacement:
         step.new = step.old
         if step.action == "restarted":
             self._stopping.drain_and_stop([step])
-        self._start(step)
-        self._wait([step])
+        self._bring_up([step])
         self._keep_running(step)
 
     def _replace(self, group: Sequence[Step]) -> None:
@@ -163,10 +169,45 @@ class Replacement:
                 step.new, step.old = step.old, step.aside
             elif step.old:
                 self._set_aside(step)
-        for step in group:
-            if step.new is not None:
-                self._start(step)
-        self._wait([step for step in group if step.new is not None])
+        self._bring_up([step for step in group if step.new is not None])
+
+    def _bring_up(self, steps: Sequence[Step]) -> None:
+        """Start the steps' new containers and wait until they serve; once more if caches of another host may be why."""
+        try:
+            self._start_all(steps)
+        except GpufleetError as error:
+            host = self._caches.forget_received() if any(step.start for step in steps) else ""
+            if not host:
+                raise
+            told = f"{' and '.join(step.name for step in steps)} did not start with the caches that came from {host}"
+            self._progress.phase(f"failed ({error.name}), starting without the caches of {host}")
+            try:
+                self._make_again(steps)
+                self._start_all(steps)
+            except GpufleetError as again:
+                again.message += f" The first attempt failed, too ({error.name}): {told}."
+                raise
+            self.warnings.append(
+                f"{told} ({error.name}: {error.message}), so these were removed and it was started without them."
+            )
+        if self._settings.wait:
+            self._caches.keep_received()
+
+    def _start_all(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self._start(step)
+        self._wait(steps)
+
+    def _make_again(self, steps: Sequence[Step]) -> None:
+        """Make failed new servers anew; a server's own container is only stopped, to be started again."""
+        for step in steps:
+            step.start = None
+            if step.action in ("restarted", "started"):
+                self._stopping.stop(required(step.new), None)
+            else:
+                self._own.remove(required(step.new))
+                step.new = None
+        self._create_next([step for step in steps if step.new is None])
 
     def _set_aside(self, step: Step) -> None:
         """Name the old server name-previous and stop it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import bare
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.architectures import PLATFORMS, platform_of
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import (
     ABSENT,
     Reader,
@@ -43,12 +44,6 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.site_option
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.variable_names import misspelt
 
-PLATFORMS = {
-    "linux/amd64": "linux/amd64",
-    "linux/x86_64": "linux/amd64",
-    "linux/arm64": "linux/arm64",
-    "linux/aarch64": "linux/arm64",
-}
 # What vllm_levers_off may name, see levers.py.
 LEVERS = ("whole-graphs", "graph-sizes", "threads", "moe-tables", "attention-backend")
 # The name of a parser that stands for none.
@@ -115,6 +110,7 @@ class Wishes:
     weights_port: int = 18022
     weights_connections: int = 4
     weights_rate: int = 0
+    caches_from: str = "host"
     reclaim_orphans: bool = False
     image_size_gib: float | None = None
     phase_timeouts: dict[str, int] = field(default_factory=dict)
@@ -242,9 +238,10 @@ def _address(value: Any) -> str:
 
 def _platform(value: Any) -> str:
     text = text_of(value)
-    if text and text not in PLATFORMS:
+    platform = platform_of(text.removeprefix("linux/"))
+    if text and not (text.startswith("linux/") and platform in PLATFORMS):
         raise ValueError("it must be linux/amd64 or linux/arm64")
-    return PLATFORMS.get(text, "")
+    return platform if text else ""
 
 
 def _prefix(value: Any) -> str:
@@ -406,6 +403,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "weights_port": ("vllm_weights_port", integer(1, 65535)),
     "weights_connections": ("vllm_weights_connections", integer(1, 64)),
     "weights_rate": ("vllm_weights_rate", integer(0)),
+    "caches_from": ("vllm_caches_from", one_of("host", "fleet")),
     "reclaim_orphans": ("vllm_reclaim_orphans", flag),
     "image_size_gib": ("vllm_image_size_gib", auto(_size)),
     "phase_timeouts": ("vllm_phase_timeouts", _phase_timeouts),

@@ -69,6 +69,8 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_tensor_parallel_size", True, "whole number"),
         ("vllm_port", 70000, "at most 65535"),
         ("vllm_port", "http", "whole number"),
+        ("vllm_caches_from", "fleets", "host, fleet; did you mean fleet"),
+        ("vllm_platform", "arm64", "linux/amd64 or linux/arm64"),
         ("vllm_max_model_len", "32M", "32768 or 32K"),
         ("vllm_max_model_len", 0, "number of tokens"),
         ("vllm_gpu_memory_utilization", 90, "above 0 and at most 1"),
