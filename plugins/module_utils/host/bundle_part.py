@@ -44,7 +44,7 @@ class Program:
         command: the program and its arguments. It leaves what it gathers in /out.
         recipe: of what the part is made; the same recipe is not gathered twice.
         inputs: files that it finds in /in, by name.
-        vendors: repositories whose keys it finds there, each with C(name), C(key), C(fingerprints) and C(proxy).
+        vendors: repositories whose keys it finds there, each with C(name), C(key) and C(fingerprints).
         environment: variables; may hold secrets.
         volumes: further mounts.
         ca_bundle: file of certificate authorities of this machine; empty for none.
@@ -135,7 +135,9 @@ def _write_inputs(program: Program, folder: str) -> None:
         write_file(os.path.join(folder, name), text, 0o644)
     for vendor in program.vendors:
         variables = {"key": f"the key of {vendor['name']}", "fingerprints": f"the fingerprints of {vendor['name']}"}
-        expected = Expected(vendor["key"], vendor["fingerprints"], vendor.get("proxy") or "", variables)
+        expected = Expected(
+            vendor["key"], vendor["fingerprints"], program.environment.get("https_proxy", ""), variables
+        )
         data, _keys = fetch_key(expected)
         # apt tells the form of a key by the end of its name.
         write_file(os.path.join(folder, f"{vendor['name']}.{'asc' if ARMOUR in data else 'gpg'}"), data, 0o644)

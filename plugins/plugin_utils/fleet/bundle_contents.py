@@ -193,7 +193,6 @@ class Contents:
             "signed": "packages" if is_docker else "metadata",
             "key": str(self._setting(host, f"{prefix}_key", told)),
             "fingerprints": _list(self._setting(host, f"{prefix}_key_fingerprints", told)),
-            "proxy": str(self._setting(host, "docker_proxy" if is_docker else f"{prefix}_proxy", told) or ""),
         }
 
 

@@ -14,7 +14,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.test_vllm_plans import HostVars
 
 # There is no loader of collections here, so the defaults that are lookups of this one have values.
-LOOKUPS = {"vllm_accuracy_wheels": "", "docker_proxy": "", "nvidia_container_toolkit_proxy": ""}
+LOOKUPS = {"vllm_accuracy_wheels": ""}
 ALL = {**LOOKUPS, "vllm_accept_license": True, "vllm_max_model_len": 8192, "vllm_bundle_dir": "/not/there"}
 H200 = {**ALL, "vllm_bundle_gpus": [{"name": "NVIDIA H200", "count": 8}], "vllm_bundle_distribution": "debian:12"}
 B200 = {**ALL, "vllm_gpus": [{"name": "NVIDIA B200", "count": 8}], "vllm_bundle_distribution": "rockylinux:9"}
