@@ -56,8 +56,8 @@ options:
     default: {}
   vendors:
     description:
-      - Repositories, each with C(name), C(key) and C(fingerprints). The program finds the key of each in C(/in), once it
-        has one of the fingerprints. It is fetched by the proxy C(https_proxy) of O(environment).
+      - Repositories, each with C(name), C(key) and C(fingerprints). The program finds the key of each in C(/in), once
+        it has one of the fingerprints. It is fetched by the proxy C(https_proxy) of O(environment).
     type: list
     elements: dict
     default: []
