@@ -16,11 +16,16 @@ of_apt() {
     echo "deb [signed-by=$key] $url $suite" >"/etc/apt/sources.list.d/$name.list"
   done </in/vendors
   [ ! -s /in/vendors ] || apt-get update
-  fetch_apt /out $(cat /in/packages)
-  if [ -s /in/toolkit ] && [ -n "$(tr -d '\n' </in/toolkit)" ]; then
-    mkdir /out/toolkit
-    (cd /out/toolkit && apt-get download $(cat /in/toolkit))
-  fi
+  mkdir -p /tmp/archives/partial
+  # shellcheck disable=SC2046
+  apt-get install --yes --no-install-recommends --download-only -o Dir::State::status=/tmp/status \
+    -o Dir::Cache::archives=/tmp/archives $(cat /in/packages /in/toolkit)
+  mv /tmp/archives/*.deb /out
+  # The role that installs the toolkit wants these by themselves; what they depend on stays with the rest.
+  for package in $(cat /in/toolkit); do
+    mkdir -p /out/toolkit
+    mv "/out/${package%%=*}"_*.deb /out/toolkit
+  done
   apt-get install --yes --no-install-recommends python3-venv
   cd /out
   for file in *.deb; do
@@ -28,16 +33,6 @@ of_apt() {
     sum=$(sha256sum "$file")
     printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "$file" "$(stat --format=%s "$file")" "${sum%% *}"
   done >Packages
-}
-
-fetch_apt() {
-  to=$1
-  shift
-  mkdir -p /tmp/archives/partial
-  # The hosts may lack what this image has installed, so a package that is asked for by name is fetched either way.
-  apt-get install --yes --no-install-recommends --download-only -o Dir::State::status=/tmp/status \
-    -o Dir::Cache::archives=/tmp/archives "$@"
-  mv /tmp/archives/*.deb "$to"
 }
 
 of_dnf() {
@@ -48,11 +43,12 @@ of_dnf() {
       "$name" "$name" "$url" "$packages" "$metadata" "$(ls "/in/$name".*)" >"/etc/yum.repos.d/$name.repo"
   done </in/vendors
   dnf install --assumeyes --setopt=install_weak_deps=False dnf-plugins-core createrepo_c
-  dnf download --assumeyes --resolve --alldeps --destdir /out $(cat /in/packages)
-  if [ -n "$(tr -d '\n' </in/toolkit)" ]; then
-    mkdir /out/toolkit
-    dnf download --assumeyes --destdir /out/toolkit $(tr = - </in/toolkit)
-  fi
+  # shellcheck disable=SC2046
+  dnf download --assumeyes --resolve --alldeps --destdir /out $(cat /in/packages) $(tr = - </in/toolkit)
+  for package in $(tr = - </in/toolkit); do
+    mkdir -p /out/toolkit
+    mv "/out/$package"*.rpm /out/toolkit
+  done
   dnf install --assumeyes --setopt=install_weak_deps=False python3-pip
   createrepo_c --excludes 'toolkit/*' /out
 }
