@@ -4,6 +4,8 @@
 set -euo pipefail
 prefix=$1
 docker network disconnect --force bridge "$prefix-air-01"
+# Docker gives containers 64 MiB of shared memory, and servers share the host's.
+docker exec "$prefix-air-01" mount -o remount,size=2g /dev/shm
 docker rm --force "$prefix-distribution" >/dev/null 2>&1 || true
 docker create --name "$prefix-distribution" "$(docker inspect --format '{{.Config.Image}}' "$prefix-air-01")" true >/dev/null
 list=$(mktemp)
