@@ -4,7 +4,8 @@
 """Runs stages of the project's checks, shows where the time went and counts the tests.
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, monitoring, engine,
-                                 stand-ins, molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports
+                                 stand-ins, molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports,
+                                 air-gap
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -44,6 +45,8 @@ FLEET = "fleet"
 TUNE = "tune"
 # The scenario of bare hosts, which shares nothing but the engine with other tests, and the stage that it is.
 HOSTS = "hosts"
+# The scenario of a host without network, which has everything from a bundle.
+AIR_GAP = "bundle"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
 COMPLAINT = re.compile(r"\[ERROR\]: |FAILED |ERROR:? \S|.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
@@ -162,13 +165,18 @@ def molecule() -> list[Command]:
     wanted = os.environ.get("SCENARIO")
     if wanted and wanted not in names:
         raise SystemExit(f"SCENARIO is {wanted!r}, which is none of {', '.join(names)}")
-    chosen = [wanted] if wanted else [name for name in names if name not in (FLEET, TUNE)]
+    chosen = [wanted] if wanted else [name for name in names if name not in (FLEET, TUNE, AIR_GAP)]
     return scenarios([name for name in chosen if name != HOSTS])
 
 
 def hosts() -> list[Command]:
     """Return the scenario of bare hosts, on which no model is served; SCENARIO as in molecule."""
     return scenarios([HOSTS] if (os.environ.get("SCENARIO") or HOSTS) == HOSTS else [])
+
+
+def air_gap() -> list[Command]:
+    """Return the scenario of a host without network."""
+    return scenarios([AIR_GAP])
 
 
 def stand_ins() -> list[Command]:
@@ -253,11 +261,12 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "faults": faults,
     "fleet": fleet,
     TUNE: tune,
+    "air-gap": air_gap,
     "many": many,
     "two-routers": two_routers,
     "closed-ports": closed_ports,
 }
-NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "many", "closed-ports")
+NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "air-gap", "many", "closed-ports")
 
 
 def tool(name: str) -> str:

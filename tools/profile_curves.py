@@ -84,7 +84,9 @@ def curves(text: str) -> list[Curve]:
     return [
         Curve("TP 1, with what makes servers faster", "#1b6ca8", single),
         Curve("recipe, TP 1", "#8a8a8a", [Point("104", *pairs[0])], below=True),
-        Curve("max_throughput, TP 2, without what makes servers faster", "#d98a1f", [Point("806", *without)], below=True),
+        Curve(
+            "max_throughput, TP 2, without what makes servers faster", "#d98a1f", [Point("806", *without)], below=True
+        ),
         Curve("max_throughput, TP 2, with it", "#2a7f3f", [*pair, Point("786", *pairs[2])]),
     ]
 

@@ -24,6 +24,17 @@ Play = tuple[str, dict[str, Any], list[str]]
 EVERY = "all"
 EXAMPLES: dict[str, list[Play]] = {
     "preflight": [(EVERY, {"vllm_device": "cuda", "vllm_min_driver": 580}, ["preflight judge"])],
+    "bundle": [
+        (
+            EVERY,
+            {
+                "vllm_bundle_dir": "/srv/bundle",
+                "vllm_bundle_gpus": [{"name": "NVIDIA H200", "count": 8}],
+                "vllm_bundle_distribution": "debian:12",
+            },
+            ["bundle"],
+        )
+    ],
     "docker": [(EVERY, {"docker_manage": True}, ["preflight", "docker"])],
     "nvidia_container_toolkit": [
         (
@@ -105,6 +116,7 @@ IMPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
 PLAYBOOKS = {
     "monitoring": "gpufleet.vllm.monitoring",
     "tune": "gpufleet.vllm.tune",
+    "bundle": "gpufleet.vllm.bundle",
     "preflight": "gpufleet.vllm.preflight",
     "router": "gpufleet.vllm.router",
     "verify": "gpufleet.vllm.verify",

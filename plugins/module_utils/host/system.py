@@ -116,22 +116,13 @@ class DiskInfo(TypedDict):
 
 def system(root: str = "/") -> SystemInfo:
     """Return architecture, kernel, distribution, system Python, init system and effective user id."""
-    release = dict(
-        re.findall(r"^(\w+)=[\"']?(.*?)[\"']?$", read_text(root, "etc/os-release"), re.MULTILINE),
-    )
     machine = platform.machine()
     return {
         "architecture": machine,
         "platform": platform_of(machine),
         "kernel": platform.release(),
         "operating_system": platform.system(),
-        "distribution": {
-            "id": release.get("ID", ""),
-            "version_id": release.get("VERSION_ID", ""),
-            "codename": release.get("VERSION_CODENAME", ""),
-            "like": release.get("ID_LIKE", "").split(),
-            "name": release.get("PRETTY_NAME", ""),
-        },
+        "distribution": distribution(read_text(root, "etc/os-release")),
         "init": "systemd" if os.path.isdir(os.path.join(root, "run/systemd/system")) else _first_process(root),
         "euid": os.geteuid(),
         "python": {
@@ -139,6 +130,18 @@ def system(root: str = "/") -> SystemInfo:
             "version": platform.python_version(),
             "makes_environments": makes_environments(),
         },
+    }
+
+
+def distribution(os_release: str) -> DistributionInfo:
+    """Return what the text of /etc/os-release tells."""
+    release = dict(re.findall(r"^(\w+)=[\"']?(.*?)[\"']?$", os_release, re.MULTILINE))
+    return {
+        "id": release.get("ID", ""),
+        "version_id": release.get("VERSION_ID", ""),
+        "codename": release.get("VERSION_CODENAME", ""),
+        "like": release.get("ID_LIKE", "").split(),
+        "name": release.get("PRETTY_NAME", ""),
     }
 
 

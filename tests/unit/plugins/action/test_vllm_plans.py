@@ -14,6 +14,7 @@ import pytest
 from ansible.template import trust_as_template
 
 from ansible_collections.gpufleet.vllm.plugins.action import vllm_plan, vllm_plans
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.fleet_plans import Fleet
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning import wishes
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.action.conftest import run_action
 
@@ -64,7 +65,7 @@ def test_each_host_is_planned_by_its_own_variables() -> None:
         "b": {**B200, "vllm_state_dir": "/data", "vllm_hf_home": trust_as_template("{{ vllm_state_dir }}/hf")},
         "c": PROBED,
     }
-    fleet = vllm_plans.Fleet(MagicMock(load_from_file=lambda *args, **kwargs: {}), {"hostvars": HostVars(hosts)})
+    fleet = Fleet(MagicMock(load_from_file=lambda *args, **kwargs: {}), {"hostvars": HostVars(hosts)})
     assert fleet.plan("a")["replicas"][0]["port"] == 9001
     assert fleet.plan("b")["hardware"] == "8 x NVIDIA B200"
     assert fleet.plan("c")["hardware"] == "1 x NVIDIA H200"

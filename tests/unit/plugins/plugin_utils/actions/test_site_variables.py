@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,21 @@ def test_a_way_out_is_accepted() -> None:
         True,
         True,
     )
+
+
+def test_with_a_bundle_packages_come_from_it_alone_but_where_it_is_made(tmp_path: Path) -> None:
+    parts = {"packages": "packages/debian-12-amd64", "wheels": "packages/debian-12-amd64/wheels"}
+    contents = json.dumps({"format": 1, "hosts": {"gpu-1": parts}, "links": {}})
+    (tmp_path / "bundle.json").write_text(contents)
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(contents.encode()).hexdigest()}  bundle.json\n")
+    own = {"vllm_bundle_dir": str(tmp_path), "vllm_state_dir": "/state", "vllm_http_proxy": PROXY}
+    told = site(**own).packages()
+    assert 'Dir::Etc::sourcelist "/state/bundle/packages/bundle.list";' in told["apt"]
+    assert told["dnf"] == "reposdir=/state/bundle/packages\n"
+    assert told["pip"] == "[global]\nno-index = true\nfind-links = /state/bundle/wheels\n"
+    assert PROXY not in "".join(told.values())
+    assert "no-index" not in site(**own, __bundle_gathers=True).packages()["pip"]
+    (tmp_path / "SHA256SUMS").unlink()
+    with pytest.raises(GpufleetError) as caught:
+        site(**own).packages()
+    assert caught.value.name == "bundle-unfinished"

@@ -849,6 +849,12 @@ QUESTIONS: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         ["m"],
     ),
     "processors": ({"device": "cpu"}, "", "", ["SmolLM2-135M-Instruct"]),
+    "a model of the hub on processors": (
+        {"device": "cpu", "model": "org/m", "offline": True},
+        "",
+        "",
+        ["/hf/hub/models--org--m"],
+    ),
     "a revision": (
         {"model": "org/m", "extra_config": {"revision": "v2"}, "image_source": "present"},
         "",
