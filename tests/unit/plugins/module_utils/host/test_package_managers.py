@@ -1,7 +1,7 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What lacks, which files have it, and which sources of apt exclude each other, without a package manager.
+"""What is missing, which files have it, and which sources of apt exclude each other, without a package manager.
 
 Installing for real is tested by the Molecule scenario hosts.
 """
@@ -60,7 +60,7 @@ def test_a_second_source_that_apt_would_refuse_is_named(tmp_path: Path, name: st
     assert found == ([str(folder / name)] if conflicts else [])
 
 
-# What lacks
+# What is missing
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_what_another_run_fetches_meanwhile_is_waited_for_and_not_fetched_again(
     until = threading.Event()
 
     class Told(Progress):
-        """The other run brings what lacks once this one has said that it waits."""
+        """The other run brings what is missing once this one has said that it waits."""
 
         seen = ""
 
