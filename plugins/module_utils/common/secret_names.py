@@ -146,3 +146,10 @@ def _document(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
+
+
+def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
+    """Return a text without the values of secrets and without passwords in addresses."""
+    for value in sorted(filter(None, secrets.values()), key=len, reverse=True):
+        text = text.replace(value, "***")
+    return re.sub(r"://[^/@\s]+@", "://***@", text)

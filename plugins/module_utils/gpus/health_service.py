@@ -15,9 +15,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle, file_difference
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import remove_file, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.packed_programs import (
+    MAIN,
+    PREFIX,
+    file_difference,
+    packed_program,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus.health_program import METRICS, REPAIRED, SETTINGS
@@ -71,7 +76,7 @@ def deployments_in(text: str) -> list[Deployment]:
 
 def program_files(settings: dict[str, Any]) -> dict[str, str]:
     """Return the files of the program's folder by their paths in it."""
-    return {**bundle(f"{PREFIX}gpus.health_program", "main"), SETTINGS: json.dumps(settings, indent=1) + "\n"}
+    return {**packed_program(f"{PREFIX}gpus.health_program", "main"), SETTINGS: json.dumps(settings, indent=1) + "\n"}
 
 
 def command(folder: str = PROGRAM, run_dir: str = RUN_DIR) -> list[str]:

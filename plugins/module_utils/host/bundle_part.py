@@ -18,14 +18,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import without_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import format_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.container_pip import pip_settings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Job, run_job
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.signing_key import ARMOUR, Expected, fetch_key
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.archive import read_archive
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import inspect_image
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import without_secrets
-from ansible_collections.gpufleet.vllm.plugins.module_utils.verify.accuracy import pip_settings
 
 if TYPE_CHECKING:
     from docker import DockerClient

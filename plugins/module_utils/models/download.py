@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import without_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import image_python
 from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.jobs import Job, run_job
@@ -36,7 +37,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths i
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cache_lock import cache_lock
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.cached import commit_of, lacks, note_fetched
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.refusals import download_error, not_here
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings, without_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import Want
 
 if TYPE_CHECKING:

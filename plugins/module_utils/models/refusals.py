@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.secret_names import without_secrets
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
-from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings, without_secrets
+from ansible_collections.gpufleet.vllm.plugins.module_utils.models.surroundings import Surroundings
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.wants import MAIN, Want
 
 WAY_OUT = (

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,10 +65,3 @@ class Surroundings:
 def lock_timeout(given: int, download: float) -> int:
     """Return how many seconds to wait for another run, as long as a download may take where -1 is given."""
     return given if given >= 0 else int(download) or FOREVER_S
-
-
-def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
-    """Return a text without the values of secrets and without passwords in addresses."""
-    for value in sorted(filter(None, secrets.values()), key=len, reverse=True):
-        text = text.replace(value, "***")
-    return re.sub(r"://[^/@\s]+@", "://***@", text)

@@ -14,10 +14,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle import MAIN, PREFIX, bundle, file_difference
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import program_path, read_text
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.packed_programs import (
+    MAIN,
+    PREFIX,
+    file_difference,
+    packed_program,
+)
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.polling import until
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import start_detached
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.systemd import Unit, on_systemd
@@ -30,7 +35,7 @@ START_S, POLL_S = 30.0, 0.1
 
 def files(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the files of the program's folder by their paths in it."""
-    program = bundle(f"{PREFIX}router.gpu_watch", "main")
+    program = packed_program(f"{PREFIX}router.gpu_watch", "main")
     version = hashlib.sha256(json.dumps(program, sort_keys=True).encode()).hexdigest()
     return {**program, SETTINGS: json.dumps({**settings, "version": version}, indent=1) + "\n"}
 

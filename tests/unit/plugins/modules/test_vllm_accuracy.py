@@ -300,27 +300,3 @@ def test_no_samples_and_no_results_are_failures(run: Run, program: Any) -> None:
     result = run()
     assert result["error"]["name"] == "no-results"
     assert "No space left" in result["error"]["evidence"]
-
-
-def test_pip_in_the_container_does_what_the_hosts_pip_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    bundle, index = tmp_path / "ca.crt", tmp_path / "mirror" / "simple"
-    bundle.write_text("", encoding="utf-8")
-    index.mkdir(parents=True)
-    for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("https_proxy", "http://proxy:3128")
-    options = {"index-url": "https://mirror/simple", "extra-index-url": f"file://{index}", "cert": str(bundle)}
-    monkeypatch.setattr(accuracy, "host_pip_options", lambda: options)
-    environment, volumes = accuracy.pip_settings("", "")
-    assert environment["PIP_INDEX_URL"] == "https://mirror/simple"
-    assert environment["PIP_EXTRA_INDEX_URL"] == f"file://{index}"
-    assert environment["PIP_CERT"] == accuracy.CA_BUNDLE_PATH and environment["https_proxy"] == "http://proxy:3128"
-    assert volumes == sorted([f"{bundle}:{accuracy.CA_BUNDLE_PATH}:ro", f"{index.parent}:{index.parent}:ro"])
-
-
-def test_a_folder_of_wheels_needs_no_index() -> None:
-    assert accuracy.pip_settings("/srv/wheels", "") == (
-        {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"},
-        ["/srv/wheels:/wheels:ro"],
-    )

@@ -20,7 +20,7 @@ PREFIX = "ansible_collections.gpufleet.vllm.plugins.module_utils."
 MAIN = "main.py"
 
 
-def bundle(module: str, call: str) -> dict[str, str]:
+def packed_program(module: str, call: str) -> dict[str, str]:
     """Return the files of a program by their paths in its folder.
 
     Args:
