@@ -21,27 +21,11 @@ from pathlib import Path
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import health_service
 from ansible_collections.gpufleet.vllm.tests.fakes.nvml.build import build
+from ansible_collections.gpufleet.vllm.tests.fakes.nvml.healthy import healthy_h200s
 
 INTERVAL_S = 30
 BUDGET = 0.001
 RUNS = 40
-SCENARIO = """
-[host]
-driver_version = 580.159.04
-cuda_driver_version = 13000
-[gpu 0-{last}]
-name = NVIDIA H200
-ecc_mode = 1
-remapped_rows = 0, 0, 0, 0
-persistence_mode = 1
-clocks_reasons = 0x4
-nvlink_links = 18
-nvlink_remote = switch
-fabric_state = 3
-fabric_health = 1
-field_230 = 0
-field_59 = 2
-"""
 # What a kernel's full buffer holds, with an event of an application in it.
 LOG_LINE = "<6>[{at:12.6f}] docker0: port 1(veth0) entered forwarding state, as it does again and again\n"
 XID = "<4>[{at:12.6f}] NVRM: Xid (PCI:0000:2b:00): 31, pid=4711, name=python3, MMU Fault\n"
@@ -68,7 +52,7 @@ def host(folder: Path, gpus: int) -> dict[str, str]:
         target = folder / "program" / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
-    (folder / "scenario.ini").write_text(SCENARIO.format(last=gpus - 1))
+    (folder / "scenario.ini").write_text(healthy_h200s(gpus))
     log = [LOG_LINE.format(at=at) for at in range(LOG_LINES)]
     (folder / "kernel.log").write_text("".join([*log, XID.format(at=float(LOG_LINES))]))
     stub = build(folder / "nvml").parent

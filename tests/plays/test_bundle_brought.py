@@ -9,8 +9,6 @@ Molecule's scenario bundle goes from nothing to a verified server by one.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_seal import have_parts, seal
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
-from ansible_collections.gpufleet.vllm.tests.unit.plugins.conftest import _collections_root
+from ansible_collections.gpufleet.vllm.tests.plays.local_play import run_play
 
 PACKAGES = "packages/debian-12-amd64"
 PARTS = {
@@ -56,7 +54,6 @@ def bundle(tmp_path: Path) -> Path:
 def play(folder: Path, host: str, bundle: Path, *options: str) -> str:
     """Bring a host's part on this machine, and show the variables that follow; return what was printed."""
     variables = {
-        "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "vllm_bundle_dir": str(bundle),
         "vllm_state_dir": str(folder / "state"),
@@ -65,26 +62,7 @@ def play(folder: Path, host: str, bundle: Path, *options: str) -> str:
         {"ansible.builtin.import_role": {"name": "gpufleet.vllm.bundle", "tasks_from": "bring"}},
         {"ansible.builtin.debug": {"msg": [f"{name}={{{{ {name} }}}}" for name in SHOWN]}},
     ]
-    (folder / "play.json").write_text(json.dumps([{"hosts": host, "gather_facts": False, "tasks": tasks}]))
-    (folder / "ansible.cfg").write_text("")
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", f"{host},", "play.json", *options]
-    done = subprocess.run(
-        [*command, "-e", json.dumps(variables)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "ANSIBLE_CONFIG": str(folder / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": _collections_root(),
-            "ANSIBLE_NOCOLOR": "true",
-        },
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return done.stdout
+    return run_play(folder, {"hosts": host, "tasks": tasks}, *options, "-e", json.dumps(variables))[1]
 
 
 def test_it_comes_once_and_the_variables_follow(tmp_path: Path, bundle: Path) -> None:

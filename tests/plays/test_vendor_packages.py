@@ -8,17 +8,14 @@ Molecule's scenario hosts runs them for real.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.tests.unit.plugins.conftest import _collections_root
+from ansible_collections.gpufleet.vllm.tests.plays.local_play import run_play
 
 KEYS = Path(__file__).resolve().parents[1] / "unit" / "data" / "keys"
 VENDOR: dict[str, Any] = {
@@ -42,7 +39,6 @@ def dry_run(folder: Path, vendor: dict[str, Any]) -> tuple[int, str]:
     system = {"distribution": {"id": "debian", "like": [], "version_id": "12", "codename": "bookworm"}}
     play = {
         "hosts": "localhost",
-        "gather_facts": False,
         "vars": {"__preflight_host_info": {"system": system}, "ansible_python_interpreter": "/usr/bin/python3"},
         "tasks": [
             {
@@ -52,37 +48,7 @@ def dry_run(folder: Path, vendor: dict[str, Any]) -> tuple[int, str]:
             }
         ],
     }
-    (folder / "play.json").write_text(json.dumps([play]), encoding="utf-8")
-    (folder / "ansible.cfg").write_text("", encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ansible",
-            "playbook",
-            "-i",
-            "localhost,",
-            "-c",
-            "local",
-            "--check",
-            "--diff",
-            "play.json",
-        ],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "ANSIBLE_CONFIG": str(folder / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": _collections_root(),
-            "ANSIBLE_NOCOLOR": "true",
-        },
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    return run_play(folder, play, "--check", "--diff")
 
 
 @pytest.mark.parametrize(

@@ -17,25 +17,10 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.gpus import health_service
+from ansible_collections.gpufleet.vllm.tests.fakes.nvml.healthy import healthy_h200s
 
-HOST = """
-[host]
-driver_version = 580.159.04
-cuda_driver_version = 13000
-[gpu 0-1]
-name = NVIDIA H200
-ecc_mode = 1
-remapped_rows = 0, 0, 0, 0
-persistence_mode = 1
-clocks_reasons = 0x4
-nvlink_links = 18
-nvlink_remote = switch
-fabric_state = 3
-fabric_health = 1
-field_230 = 0
-field_59 = 2
-[gpu 1]
-"""
+# What follows it is of GPU 1.
+HOST = healthy_h200s(2) + "[gpu 1]\n"
 UUID = "GPU-00000000-0000-4000-8000-00000000000{}"
 # GPU 1 of the stub is at 0000:2b:00.
 LINE = "<4>[{at:12.6f}] NVRM: Xid (PCI:0000:2b:00): {xid}, pid='<unknown>', name=<unknown>, {text}\n"
