@@ -24,8 +24,16 @@ RETRY = {503: "Retry-After: 5\n"}
 
 def deny(status: int, message: str, condition: str, more: str = "") -> str:
     """Return a rule that answers with an error in the form of OpenAI's API."""
-    answer = f"return status {status} content-type application/json string '{openai_error(status, message)}'"
-    return f"http-request {answer}{more} if {condition}"
+    return f"http-request {_answer(status, message)}{more} if {condition}"
+
+
+def answer_instead(status: int, message: str, condition: str) -> str:
+    """Return a rule that answers so in the place of who has answered, and ends the request there."""
+    return f"http-response {_answer(status, message)} if {condition}"
+
+
+def _answer(status: int, message: str) -> str:
+    return f"return status {status} content-type application/json string '{openai_error(status, message)}'"
 
 
 def deny_with_values(status: int, message: str, condition: str, more: str = "") -> str:

@@ -46,20 +46,18 @@ SLOWEST_BYTES_S = 131072
 def reader_backend(settings: RouterSettings, limit: Limits) -> list[str]:
     """Return the backend that hands a request to the reader."""
     most, message = settings.large_requests, "Too many large requests are arriving. Try again later."
+    # Those that it reads now, without those that it has handed back.
+    arriving = f"be_conn({READER}),sub(txn.handed_back)"
     return [
         f"backend {READER}",
-        # Those that it reads now, without those that it has handed back.
         f"http-request set-var(txn.handed_back) fe_conn({INNER})",
-        deny(
-            503,
-            message,
-            f"{{ be_conn({READER}),sub(txn.handed_back) gt {most} }}",
-            " hdr Retry-After 1",
-        ),
+        deny(503, message, f"{{ {arriving} gt {most} }}", " hdr Retry-After 1"),
         "retries 3",
         *too_large.honest_502(settings),
         f"http-response set-var(txn.model) res.hdr({MODEL_HEADER}),b64dec",
         f"http-response set-var(txn.replica) res.hdr({OWN_HEADERS}replica)",
+        f"http-response set-var(txn.handed_back) fe_conn({INNER})",
+        too_large.cut_short(settings, f"{{ {arriving} gt {most // 2} }}"),
         f"http-response del-header {OWN_HEADERS} -m beg",
         f"server reader unix@{socket_path(settings, READER, bound=False)} maxconn {limit.large}",
     ]

@@ -5,12 +5,14 @@
 
 HAProxy closes the connection on which it answers before it has the whole body. The first HAProxy, which is still
 sending, finds a broken connection then and loses the answer. A service in Lua keeps the connection, and HAProxy throws
-away the rest for it. A client that is silent then for as long as the frontend allows is cut.
+away the rest for it. A client that is silent then for as long as the frontend allows is cut. One that goes on sending a
+little now and then would keep one of the places of large requests: with half of them taken, the first HAProxy answers
+by itself and closes the connection.
 """
 
 from __future__ import annotations
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import deny, openai_error
+from ansible_collections.gpufleet.vllm.plugins.module_utils.router.own_answers import answer_instead, deny, openai_error
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.router_settings import RouterSettings
 
 FILE = "too-large.lua"
@@ -48,6 +50,17 @@ def refusal(settings: RouterSettings, condition: str) -> list[str]:
         deny(413, _message(settings), condition),
         ".endif",
     ]
+
+
+def cut_short(settings: RouterSettings, condition: str) -> str:
+    """Return the rule by which the first HAProxy ends the request of a client that the reader has refused.
+
+    Args:
+        settings: the router's.
+        condition: when it does.
+    """
+    # A refusal of a replica names that.
+    return answer_instead(413, _message(settings), f"{{ status 413 }} !{{ var(txn.replica) -m found }} {condition}")
 
 
 def honest_502(settings: RouterSettings) -> list[str]:

@@ -154,6 +154,28 @@ def test_who_sends_too_much_has_the_answer_while_sending_and_may_ask_again(
 
 
 @needs_haproxy
+def test_who_goes_on_sending_after_its_refusal_keeps_half_of_the_places_at_most(
+    run_module: RunModule, tmp_path: Path
+) -> None:
+    options = router_options(tmp_path, max_request_bytes=300000, large_requests=2)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        options["hosts"] = {"gpu-01": [serving_at(stack.enter_context(answering("a")).port, ["a"])]}
+        assert run_module(router_server.main, options)["action"] == "started"
+        stack.callback(RouterService(*(options[name] for name in PLACES)).remove)
+        until(lambda: ask(options["port"], chat("a"))[0] == 200)
+        for _client in range(4):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", options["port"]), timeout=30))
+            with contextlib.suppress(ConnectionError):
+                client.sendall(head.encode() + b"%x\r\n%s\r\n" % (310000, b"x" * 310000))
+            assert stack.enter_context(client.makefile("rb")).readline().startswith(b"HTTP/1.1 413 ")
+            # None of them has ended its request, and others have a place.
+            until(lambda: ask(options["port"], in_chunks(chat("a", "x" * 200000, last=True)))[0] == 200)
+
+
+@needs_haproxy
 @pytest.mark.parametrize("size", [500000, 2500000])
 def test_an_answer_that_needs_no_body_is_not_lost_on_the_way_over_the_reader(
     run_module: RunModule, tmp_path: Path, size: int
