@@ -33,7 +33,7 @@ SPARE = 512 * MIB
 # What a host found out about itself, and what is under way.
 OF_THE_HOST = re.compile(r"gpu_p2p_access_cache.*|.*\.lock|.*\.tmp|tmp\.pid_.*")
 READ_AT_ONCE = 1024 * 1024
-BROKEN = (tarfile.TarError, zlib.error, EOFError, ValueError, KeyError, OSError)
+BROKEN = (tarfile.TarError, zlib.error, EOFError, ValueError, TypeError, OverflowError, KeyError, OSError)
 
 
 def pack(folder: str, path: str, key: str) -> dict[str, Any]:
@@ -78,7 +78,10 @@ def _files(folder: str) -> Iterator[tuple[str, int]]:
         for parent, folders, names in os.walk(os.path.join(folder, cache)):
             folders[:] = sorted(entry for entry in folders if not OF_THE_HOST.fullmatch(entry))
             for name in sorted(names):
-                found = os.lstat(os.path.join(parent, name))
+                try:
+                    found = os.lstat(os.path.join(parent, name))
+                except FileNotFoundError:
+                    continue  # a server that compiles meanwhile has removed it
                 if stat.S_ISREG(found.st_mode) and not OF_THE_HOST.fullmatch(name):
                     yield os.path.relpath(os.path.join(parent, name), folder), found.st_size
 

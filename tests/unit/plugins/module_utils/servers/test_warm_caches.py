@@ -71,7 +71,7 @@ def packed(ready: Path, key: str = KEY) -> tuple[str, str]:
     return str(path), str(pack(str(ready), str(path), key)["sha256"])
 
 
-def crafted(path: Path, *members: tuple[tarfile.TarInfo, bytes], manifest: dict[str, Any] | None = None) -> str:
+def crafted(path: Path, *members: tuple[tarfile.TarInfo, bytes], manifest: Any = None) -> str:
     """Write an archive as somebody else might; return its path."""
     told = manifest or {"key": KEY, "files": len(members), "bytes": sum(len(data) for _member, data in members)}
     first = tarfile.TarInfo(MANIFEST)
@@ -179,6 +179,30 @@ def test_damaged_foreign_and_cut_archives_are_thrown_away(ready: Path, new: Warm
         other.add(ready / "triton", "triton")
     assert "does not say what it is for" in refused(new, str(tmp_path / "x"))
     assert "No such file" in refused(new, str(tmp_path / "missing"), sha256)
+
+
+@pytest.mark.parametrize("manifest", [["key"], "key", 1, {"key": {}}])
+def test_an_archive_that_says_nonsense_of_itself_is_thrown_away(new: WarmCaches, tmp_path: Path, manifest: Any) -> None:
+    refused(new, crafted(tmp_path / "x", manifest=manifest))
+
+
+def test_a_time_that_no_file_can_have_is_refused(new: WarmCaches, tmp_path: Path) -> None:
+    late = member("vllm/a")
+    late.mtime = 1 << 62
+    refused(new, crafted(tmp_path / "x", (late, b"x")))
+
+
+def test_a_file_that_a_server_removes_meanwhile_is_left_out(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lstat = os.lstat
+
+    def without_one(path: str, **more: Any) -> os.stat_result:
+        if str(path).endswith("norm.so"):
+            raise FileNotFoundError(path)
+        return lstat(path, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "lstat", without_one)
+        assert pack(str(ready), str(ready.parent / "archive"), KEY)["files"] == len(COMPILED) - 1
 
 
 @pytest.mark.parametrize(
