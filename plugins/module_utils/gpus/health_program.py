@@ -38,8 +38,8 @@ READ_ALL, SIZE = 3, 10
 JOURNAL = ["journalctl", "--dmesg", "--boot", "--no-pager", "--output=short-monotonic", "--grep=NVRM: Xid"]
 JOURNAL_S = 20
 REPAIRED = "--repaired"
-# JSON's ways to write what may not stand in a text.
-ESCAPES = {**{code: f"\\u{code:04x}" for code in range(32)}, 34: '\\"', 92: "\\\\"}
+# How JSON writes what may not stand in a text; metrics know the last three.
+ESCAPES = {**{code: f"\\u{code:04x}" for code in range(32)}, 10: "\\n", 34: '\\"', 92: "\\\\"}
 
 
 def kernel_log() -> bytes | None:

@@ -308,4 +308,4 @@ def test_texts_are_written_as_json_and_as_labels(host: Host) -> None:
     lost = 'GPU-"1\\\n\u00e9'
     host.serve([lost])
     assert found(host.look()) == [(lost, "missing", "sick")]
-    assert 'gpufleet_gpu_sick{gpu="GPU-\\"1\\\\\\u000a\u00e9",reason="missing"} 1\n' in host.metrics
+    assert 'gpufleet_gpu_sick{gpu="GPU-\\"1\\\\\\n\u00e9",reason="missing"} 1\n' in host.metrics
