@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs in a container of the hosts' distribution, as one that has nothing more than that. What it finds in /in and leaves in
-# /out says roles/bundle/tasks/gather.yml.
+# Runs in a container of the hosts' distribution, so that it downloads what a host with nothing more than that lacks.
+# roles/bundle/tasks/gather.yml says what is in /in, and what this leaves in /out.
 set -eu
 ca=/etc/ssl/certs/ca-certificates.crt
 
@@ -42,14 +42,15 @@ of_dnf() {
     printf '[%s]\nname=%s\nbaseurl=%s\nenabled=1\ngpgcheck=%s\nrepo_gpgcheck=%s\ngpgkey=file://%s\n' \
       "$name" "$name" "$url" "$packages" "$metadata" "$(ls "/in/$name".*)" >"/etc/yum.repos.d/$name.repo"
   done </in/vendors
-  dnf install --assumeyes --setopt=install_weak_deps=False dnf-plugins-core createrepo_c
+  # Before anything is installed here for this work. `dnf download` would check no signature of a package.
   # shellcheck disable=SC2046
-  dnf download --assumeyes --resolve --alldeps --destdir /out $(cat /in/packages) $(tr = - </in/toolkit)
+  dnf install --assumeyes --setopt=install_weak_deps=False --downloadonly --downloaddir=/out \
+    $(cat /in/packages) $(tr = - </in/toolkit)
   for package in $(tr = - </in/toolkit); do
     mkdir -p /out/toolkit
     mv "/out/$package"*.rpm /out/toolkit
   done
-  dnf install --assumeyes --setopt=install_weak_deps=False python3-pip
+  dnf install --assumeyes --setopt=install_weak_deps=False createrepo_c python3-pip
   createrepo_c --excludes 'toolkit/*' /out
 }
 
