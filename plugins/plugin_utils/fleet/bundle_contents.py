@@ -41,12 +41,13 @@ class Contents:
         loader: Ansible's, for files.
         variables: the task's.
         hosts: those that serve.
-        routers: those of the router.
+        routers: those of the router, which may serve, too.
     """
 
     def __init__(self, loader: Any, variables: Mapping[str, Any], hosts: Sequence[str], routers: Sequence[str]) -> None:
         self._fleet = Fleet(loader, variables, ROLES, _described)
         self._hosts = hosts
+        self._with_router = frozenset(routers)
         self._routers = [name for name in routers if name not in hosts]
 
     def systems(self) -> list[dict[str, str]]:
@@ -159,11 +160,11 @@ class Contents:
                 "system": {"distribution": release, "platform": system["platform"], "architecture": architecture}
             }
         }
-        packages = [*(ROUTER if host in self._routers else ()), *PYTHON[family]]
+        packages = [*(ROUTER if host in self._with_router else ()), *PYTHON[family]]
         toolkit: list[str] = []
         vendors: list[dict[str, Any]] = []
         if host in self._routers:
-            return {"packages": [*ROUTER, *PYTHON[family]], "libraries": self._libraries(host)}
+            return {"packages": packages, "libraries": self._libraries(host)}
         if flag(self._setting(host, "docker_manage")):
             packages += _list(self._setting(host, "docker_packages", told))
             if self._setting(host, "__docker_source", told) == "docker":
@@ -261,4 +262,7 @@ def _slug(name: str) -> str:
 
 
 def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [part.strip() for part in str(value).split(",")]
+    """Return a variable that is a list, or a text with commas."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [part.strip() for part in str(value or "").split(",") if part.strip()]

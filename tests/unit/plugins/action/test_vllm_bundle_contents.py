@@ -54,6 +54,19 @@ def test_no_host_is_asked_and_each_thing_is_gathered_once() -> None:
     }
 
 
+def test_a_host_that_serves_and_is_of_the_router_gets_what_both_need() -> None:
+    found = run({"a": H200}, {"a": H200}, releases=RELEASES)
+    assert {"docker.io", "haproxy"} <= set(found["packages"][0]["packages"])
+    assert found["hosts"]["a"]["image"]
+
+
+def test_a_list_may_be_a_text_and_empty() -> None:
+    host = {**H200, "docker_packages": "docker.io, iptables,", "vllm_accuracy_requirements": ""}
+    found = run({"a": host}, {}, releases=RELEASES)
+    assert found["packages"][0]["packages"][-2:] == ["docker.io", "iptables"]
+    assert found["accuracy"] == []
+
+
 def test_packages_are_those_that_the_roles_install() -> None:
     debian, rocky = run({"a": H200, "c": B200}, {"lb": ROUTER}, releases=RELEASES)["packages"]
     assert {"docker.io", "iptables", "haproxy", "python3-venv"} <= set(debian["packages"])
