@@ -40,7 +40,8 @@ class ActionModule(LongTaskAction):
             looked = self._step(tmp, variables, state="look", files=files)
             if looked.get("failed") or self._task.check_mode or not looked.get("missing"):
                 return looked
-            wanted = [one for one in files if one["path"] in looked["missing"]]
+            missing = set(looked["missing"])
+            wanted = [one for one in files if one["path"] in missing]
             return self._bring(tmp, variables, bundle, wanted) or looked
         except GpufleetError as error:
             return error.as_failure()
@@ -50,10 +51,15 @@ class ActionModule(LongTaskAction):
         self._task.args = {**self._base, **arguments}
         return super().run(tmp, variables)
 
+    def _login_id(self) -> int:
+        """Return the id of the user by whom files arrive, whom a play need not name and tasks need not become."""
+        words = self._low_level_execute_command("id -u", sudoable=False)["stdout"].split()
+        return int(words[-1]) if words and words[-1].isdigit() else -1
+
     def _bring(self, tmp: str | None, variables: dict[str, Any], bundle: HostBundle, wanted: Files) -> dict[str, Any]:
         """Send the files, and return the result of a step that failed; empty when all are in place."""
         sizes = {one["path"]: _size(bundle, one["source"]) for one in wanted if "source" in one}
-        owner = str(self._connection.get_option("remote_user") if self._connection.transport == "ssh" else "")
+        owner = self._login_id()
         # Its own folder again for each batch, as the one before is gone with what was in it.
         sent, total = 0, sum(sizes.values())
         for batch in batches(wanted, sizes):

@@ -47,9 +47,9 @@ options:
     default: {}
   owner:
     description:
-      - The user of the connection.
-    type: str
-    default: ""
+      - The id of the user of the connection, who writes what is sent. V(-1) is the user that the module runs as.
+    type: int
+    default: -1
   progress_file:
     description:
       - File that the module replaces with its current phase.
@@ -104,7 +104,7 @@ ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["look", "open", "place", "close"], "default": "look"},
     "files": {"type": "list", "elements": "dict", "default": []},
     "needed": {"type": "dict", "default": {}},
-    "owner": {"type": "str", "default": ""},
+    "owner": {"type": "int", "default": -1},
     **PROGRESS_ARGUMENTS,
 }
 # What the role itself writes beside the packages.

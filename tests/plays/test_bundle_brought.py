@@ -115,5 +115,6 @@ def test_a_part_that_lacks_is_named(tmp_path: Path, bundle: Path) -> None:
     have_parts(str(bundle), 4096, check=False, progress=Progress(None))
     parts = bundle.with_name("bundle.parts")
     assert "which are not joined yet" in play(tmp_path, "air-01", parts)
-    (parts / "bundle.tar.0002").unlink()
-    assert "there lack bundle.tar.0002" in play(tmp_path, "air-01", parts)
+    (parts / "bundle.tar.000002").unlink()
+    told = play(tmp_path, "air-01", parts)
+    assert "lacks 1 of the bundle's" in told and "parts, bundle.tar.000002." in told

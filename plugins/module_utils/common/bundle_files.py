@@ -146,7 +146,8 @@ def _no_bundle(folder: str) -> GpufleetError:
     lacking = sorted(set(wanted) - set(there))
     if lacking:
         return GpufleetError(
-            f"vllm_bundle_dir: of the {len(wanted)} parts in {folder} there lack {', '.join(lacking)}.",
+            f"vllm_bundle_dir: {folder} lacks {len(lacking)} of the bundle's {len(wanted)} parts,"
+            f" {', '.join(lacking)}.",
             name="bundle-part-missing",
             remedy="Bring them from where the bundle was made, and join the parts.",
             details={"missing": lacking},

@@ -210,7 +210,7 @@ class _Parts:
 
     def _begin(self) -> None:
         self._end()
-        self._name = f"{PART}{len(self.sums) + 1:04d}"
+        self._name = f"{PART}{len(self.sums) + 1:06d}"
         self._progress.phase("parts", self._name)
         self._stream = open(os.path.join(self._folder, self._name), "wb")  # noqa: SIM115  until the part is full
         self._room, self._digest = self._size, hashlib.sha256()

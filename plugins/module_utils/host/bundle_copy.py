@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import pwd
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_files 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import format_bytes
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
 
-INCOMING = ".incoming-"
-SPARE = 64 * 1024 * 1024  # bytes that stay free
+INCOMING, UNFINISHED = ".incoming-", ".unfinished"
+SPARE = 64 * MIB  # bytes that stay free
 
 File = Mapping[str, str]
 
@@ -42,24 +42,23 @@ def _is_there(one: File, seen: SeenFiles) -> bool:
     return not os.path.islink(path) and seen.sum_of(path) == one["sha256"]
 
 
-def open_incoming(base: str, owner: str, needed: Mapping[str, int]) -> str:
-    """Return a new folder into which the user C(owner) of the connection may write what is sent.
+def open_incoming(base: str, owner: int, needed: Mapping[str, int]) -> str:
+    """Return a new folder into which the user of the connection may write what is sent.
 
     Args:
         base: folder of the host for its part of the bundle.
-        owner: the user's name; one that the host does not know is left out.
+        owner: the user's id; -1 for the one that this runs as.
         needed: bytes that will come, by the path where they belong.
 
     Raises:
         GpufleetError: C(disk-full) or C(write-failed).
     """
     try:
-        os.makedirs(base, mode=0o755, exist_ok=True)
+        _make_folder(base)
         _check_room(base, needed)
         close_incoming(base)
         folder = tempfile.mkdtemp(prefix=INCOMING, dir=base)
-        with contextlib.suppress(KeyError):
-            os.chown(folder, pwd.getpwnam(owner).pw_uid, -1)
+        os.chown(folder, owner, -1)
     except OSError as error:
         raise write_failed(base, error, "vllm_state_dir") from error
     return folder
@@ -116,7 +115,7 @@ def place(base: str, files: Sequence[File], progress: Progress) -> None:
     for one in files:
         path = str(one["path"])
         try:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            _make_folder(os.path.dirname(path))
             if "link" in one:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
@@ -125,11 +124,37 @@ def place(base: str, files: Sequence[File], progress: Progress) -> None:
             # Read by all: the servers of a container may run as another user.
             os.chmod(one["incoming"], 0o644)
             os.chown(one["incoming"], os.geteuid(), os.getegid())
-            shutil.move(one["incoming"], path)
+            _move(one["incoming"], path)
             seen.note(path, str(one["sha256"]))
         except OSError as error:
             raise write_failed(path, error) from error
     seen.keep(others=True)
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder, and those above it, for all to go through, whatever the umask is."""
+    if not os.path.isdir(path):
+        _make_folder(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, 0o755)
+
+
+def _move(source: str, path: str) -> None:
+    """Move a file to where it belongs: a reader sees the old one or the whole new one, also on another disk."""
+    try:
+        os.replace(source, path)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    beside = f"{path}{UNFINISHED}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside)
+    with open(source, "rb") as stream, open(beside, "xb") as copy:
+        shutil.copyfileobj(stream, copy, 4 * MIB)
+    shutil.copymode(source, beside)
+    os.replace(beside, path)
+    os.unlink(source)
 
 
 def left_over(base: str, files: Sequence[File], spared: Sequence[str]) -> list[str]:

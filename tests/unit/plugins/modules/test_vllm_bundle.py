@@ -111,7 +111,7 @@ def test_parts_are_joined_by_cat_and_tar(
     assert run_module(vllm_bundle.main, arguments)["changed"] is False
     parts = made.with_name("bundle.parts")
     names = sorted(path.name for path in parts.glob("bundle.tar.*"))
-    assert names == ["bundle.tar.0001", "bundle.tar.0002"]
+    assert names == ["bundle.tar.000001", "bundle.tar.000002"]
     assert max(path.stat().st_size for path in parts.iterdir()) == 1024**2
     error = error_of(parts)
     assert error.name == "bundle-in-parts"
@@ -126,9 +126,9 @@ def test_parts_are_joined_by_cat_and_tar(
 def test_a_missing_part_is_named(run_module: RunModule, arguments: dict[str, Any], made: Path) -> None:
     run_module(vllm_bundle.main, {**arguments, "part_size": "1M"})
     parts = made.with_name("bundle.parts")
-    (parts / "bundle.tar.0002").unlink()
+    (parts / "bundle.tar.000002").unlink()
     error = error_of(parts)
-    assert (error.name, error.details["missing"]) == ("bundle-part-missing", ["bundle.tar.0002"])
+    assert (error.name, error.details["missing"]) == ("bundle-part-missing", ["bundle.tar.000002"])
     # A lost part is made again.
     assert run_module(vllm_bundle.main, {**arguments, "part_size": "1M"})["changed"] is True
     assert error_of(parts).name == "bundle-in-parts"

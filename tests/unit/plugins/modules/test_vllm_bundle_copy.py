@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Callable
 
 import pytest
 
-from ansible_collections.gpufleet.vllm.plugins.action.vllm_bundle_copy import BATCH_BYTES, batches
+from ansible_collections.gpufleet.vllm.plugins.action.vllm_bundle_copy import BATCH_BYTES, ActionModule, batches
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common import bundle_files
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_bundle_copy
 
@@ -73,6 +74,47 @@ def test_a_damaged_file_replaces_nothing(step: Callable[..., dict[str, Any]], fi
     assert not os.path.exists(files[0]["path"])
 
 
+def test_what_comes_from_another_disk_appears_as_a_whole_and_replaces_a_link(
+    step: Callable[..., dict[str, Any]], files: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, path = tmp_path / "elsewhere", Path(files[0]["path"])
+    elsewhere.write_text("of somebody else")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(elsewhere)
+    replace = os.replace
+
+    def between_disks(source: str, target: str) -> None:
+        if ".incoming-" in source:
+            raise OSError(errno.EXDEV, "another disk")
+        assert Path(source).read_text() == TEXT
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", between_disks)
+    opened = step("open")
+    assert "error" not in step("place", files=sent(opened, files, TEXT))
+    assert (path.read_text(), path.is_symlink(), elsewhere.read_text()) == (TEXT, False, "of somebody else")
+    assert os.listdir(path.parent) == ["a.deb"] and os.listdir(opened["incoming"]) == []
+
+
+def test_who_logs_in_gets_to_the_folder_and_servers_to_the_files_whatever_the_umask_is(
+    step: Callable[..., dict[str, Any]], files: list[dict[str, str]], tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        opened = step("open", owner=os.getuid())
+        step("place", files=sent(opened, files, TEXT))
+    finally:
+        os.umask(before)
+    assert Path(opened["incoming"]).stat().st_mode & 0o777 == 0o700
+    for folder in ("state", "state/bundle", "state/bundle/packages", "hf", "hf/hub"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+def test_what_is_sent_may_be_written_by_who_logs_in(step: Callable[..., dict[str, Any]]) -> None:
+    assert os.stat(step("open", owner=65534)["incoming"]).st_uid == 65534
+
+
 def test_one_that_has_changed_on_the_host_is_missing(
     step: Callable[..., dict[str, Any]], files: list[dict[str, str]]
 ) -> None:
@@ -102,6 +144,19 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_sent(
     result = step("open", needed={files[0]["path"]: 1 << 60})
     assert result["error"]["name"] == "disk-full"
     assert "vllm_hf_home" in result["msg"]
+
+
+def test_the_host_says_who_logs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inventory need not name that user, and ssh may have another one than tasks become."""
+    asked = []
+
+    def execute(_action: ActionModule, command: str, *, sudoable: bool) -> dict[str, str]:
+        asked.append((command, sudoable))
+        return {"stdout": "Welcome\r\n1001\r\n"}
+
+    monkeypatch.setattr(ActionModule, "_low_level_execute_command", execute)
+    assert object.__new__(ActionModule)._login_id() == 1001
+    assert asked == [("id -u", False)]
 
 
 def test_files_are_sent_in_groups_of_limited_size() -> None:
