@@ -52,7 +52,7 @@ class ActionModule(LongTaskAction):
         return super().run(tmp, variables)
 
     def _login_id(self) -> int:
-        """Return the id of the user by whom files arrive, whom a play need not name and tasks need not become."""
+        """Return the id of the user who logs in and writes files; ssh may choose it, and tasks may become another."""
         words = self._low_level_execute_command("id -u", sudoable=False)["stdout"].split()
         return int(words[-1]) if words and words[-1].isdigit() else -1
 
