@@ -1,18 +1,20 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Finish a bundle for hosts without internet."""
+"""Begin and finish a bundle for hosts without internet."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_bundle
-short_description: Finish a bundle for hosts without internet
+short_description: Begin and finish a bundle for hosts without internet
 version_added: 0.1.0
 author: gpufleet contributors (@gpufleet)
 description:
-  - Adds this collection's tarball to what was gathered, removes what no host needs any more, writes C(bundle.json)
-    (what is for which host) and last C(SHA256SUMS), and makes parts for media of a limited size.
+  - V(finished) adds this collection's tarball to what was gathered, removes what no host needs any more, writes
+    C(bundle.json) (what is for which host) and last C(SHA256SUMS), and makes parts for media of a limited size.
+  - V(begun) takes C(SHA256SUMS) away until then, so that a bundle whose gathering was interrupted is not taken for a
+    finished one, and checks O(part_size).
   - Only files that are new or have changed are read for their checksums.
 options:
   path:
@@ -20,16 +22,20 @@ options:
       - The bundle.
     type: path
     required: true
+  state:
+    description:
+      - Whether gathering begins, or is over.
+    type: str
+    choices: [begun, finished]
+    default: finished
   hosts:
     description:
-      - What is for which host, as M(gpufleet.vllm.vllm_bundle_contents) returns it.
+      - What is for which host, as M(gpufleet.vllm.vllm_bundle_contents) returns it. Needed with V(finished).
     type: dict
-    required: true
   collection:
     description:
-      - Folder of the collection that runs.
+      - Folder of the collection that runs. Needed with V(finished).
     type: path
-    required: true
   keep:
     description:
       - Folders of the bundle that are of no host, such as the controller's packages.
@@ -58,33 +64,33 @@ EXAMPLES = r"""
 RETURN = r"""
 files:
   description: The files of the bundle.
-  returned: success
+  returned: success with O(state=finished)
   type: int
   sample: 214
 bytes:
   description: Their bytes.
-  returned: success
+  returned: success with O(state=finished)
   type: int
   sample: 137438953472
 by_folder:
   description: The bytes of each folder at the bundle's head.
-  returned: success
+  returned: success with O(state=finished)
   type: dict
   sample: {"images": 21474836480}
 removed:
   description: Files that were removed, or would be.
-  returned: success
+  returned: success with O(state=finished)
   type: list
   elements: str
   sample: []
 parts:
   description: Folder of the parts; empty where none are made.
-  returned: success
+  returned: success with O(state=finished)
   type: str
   sample: /srv/bundle.parts
 phases:
   description: The phases that the work went through and how many seconds each took.
-  returned: success
+  returned: success with O(state=finished)
   type: list
   elements: dict
   sample: [{"name": "checksums", "seconds": 75.2}]
@@ -105,6 +111,7 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_seal i
     have_collection,
     have_parts,
     part_bytes,
+    reopen,
     seal,
     stale,
 )
@@ -114,8 +121,9 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress impo
 
 ARGUMENTS: dict[str, Any] = {
     "path": {"type": "path", "required": True},
-    "hosts": {"type": "dict", "required": True},
-    "collection": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["begun", "finished"], "default": "finished"},
+    "hosts": {"type": "dict"},
+    "collection": {"type": "path"},
     "keep": {"type": "list", "elements": "str", "default": []},
     "part_size": {"type": "str", "default": ""},
     **PROGRESS_ARGUMENTS,
@@ -123,10 +131,27 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def work(module: GpufleetModule) -> dict[str, Any]:
-    """Finish the bundle, and return the module's result."""
+    """Begin or finish the bundle, and return the module's result."""
+    params, check = module.params, module.check_mode
+    folder, size = params["path"], part_bytes(params["part_size"])
+    if params["state"] == "finished":
+        return finish(module, folder, size)
+    if not check:
+        reopen(folder)
+    # The checksums come back unless something else changes.
+    return {"changed": False}
+
+
+def finish(module: GpufleetModule, folder: str, size: int) -> dict[str, Any]:
+    """Finish the bundle, and return the module's result.
+
+    Args:
+        module: this one.
+        folder: the bundle.
+        size: bytes of its parts; 0 for none.
+    """
     params, check = module.params, module.check_mode
     progress = Progress(params["progress_file"])
-    folder, size = params["path"], part_bytes(params["part_size"])
     packed = have_collection(os.path.realpath(params["collection"]), folder, check=check)
     kept = [COLLECTION, *params["keep"], *(name for parts in params["hosts"].values() for name in _names(parts))]
     removed = stale(folder, kept)
@@ -181,7 +206,11 @@ def _sizes(folder: str) -> dict[str, int]:
 
 def main() -> None:
     """Run the module."""
-    module = GpufleetModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = GpufleetModule(
+        argument_spec=ARGUMENTS,
+        supports_check_mode=True,
+        required_if=[("state", "finished", ("hosts", "collection"))],
+    )
     module.run(lambda: work(module))
 
 

@@ -20,6 +20,8 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
 SUMS, CONTENTS, PARTS = "SHA256SUMS", "bundle.json", "PARTS.sha256"
+# The checksums of the last finished bundle, while it is gathered again.
+SUMS_BEFORE = ".SHA256SUMS.before"
 PART = "bundle.tar."
 # What a run remembers of files that it has read, so that the next one need not read hundreds of GiB again.
 SEEN = ".seen.json"
@@ -100,7 +102,7 @@ def files_below(folder: str) -> Iterator[str]:
     for parent, _folders, names in os.walk(folder):
         for name in sorted([*names, *(one for one in _folders if os.path.islink(os.path.join(parent, one)))]):
             path = os.path.relpath(os.path.join(parent, name), folder)
-            if path not in (SUMS, CONTENTS, SEEN):
+            if path not in (SUMS, SUMS_BEFORE, CONTENTS, SEEN):
                 yield path
 
 

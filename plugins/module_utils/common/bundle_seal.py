@@ -23,13 +23,14 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_files 
     PART,
     PARTS,
     SUMS,
+    SUMS_BEFORE,
     SeenFiles,
     files_below,
     read_sums,
     sums_text,
 )
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed, write_file
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import remove_file, write_failed, write_file
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.programs import run_command
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
@@ -122,8 +123,21 @@ def stale(folder: str, kept: Sequence[str]) -> list[str]:
     ]
 
 
+def reopen(folder: str) -> None:
+    """Let a finished bundle be one that is not, because what its checksums say need not hold from now on.
+
+    Raises:
+        GpufleetError: C(write-failed).
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(os.path.join(folder, SUMS), os.path.join(folder, SUMS_BEFORE))
+    except OSError as error:
+        raise write_failed(folder, error, "vllm_bundle_dir") from error
+
+
 def seal(folder: str, hosts: Mapping[str, Any], *, check: bool, progress: Progress) -> dict[str, str]:
-    """Write what is for which host, and last the checksums; return what changed, by file.
+    """Write what is for which host, and last the checksums; return what is not as in the last finished bundle, by file.
 
     Raises:
         GpufleetError: C(write-failed).
@@ -144,12 +158,14 @@ def seal(folder: str, hosts: Mapping[str, Any], *, check: bool, progress: Progre
     text = json.dumps(contents, indent=2, sort_keys=True) + "\n"
     sums[CONTENTS] = hashlib.sha256(text.encode()).hexdigest()
     wanted = {CONTENTS: text, SUMS: sums_text(sums)}
-    changed = {name: new for name, new in wanted.items() if read_text(os.path.join(folder, name)) != new}
+    before = {name: read_text(os.path.join(folder, name)) for name in wanted}
+    before[SUMS] = before[SUMS] or read_text(os.path.join(folder, SUMS_BEFORE))
     if not check:
         seen.keep()
-        for name, new in changed.items():
+        for name, new in wanted.items():
             write_file(os.path.join(folder, name), new, 0o644, variable="vllm_bundle_dir")
-    return changed
+        remove_file(os.path.join(folder, SUMS_BEFORE))
+    return {name: new for name, new in wanted.items() if before[name] != new}
 
 
 def have_parts(folder: str, size: int, *, check: bool, progress: Progress) -> bool:

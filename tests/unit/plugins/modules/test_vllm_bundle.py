@@ -84,6 +84,29 @@ def test_sha256sum_agrees_and_a_second_run_changes_nothing(
         assert tar.getnames() == ["MANIFEST.json", "FILES.json", "README.md"]
 
 
+def test_a_bundle_that_is_gathered_again_is_unfinished_until_that_is_over(
+    run_module: RunModule, arguments: dict[str, Any], made: Path
+) -> None:
+    before = (made / "SHA256SUMS").read_text()
+    begin = {"path": str(made), "state": "begun"}
+    assert run_module(vllm_bundle.main, begin, check=True)["changed"] is False
+    assert read_bundle(str(made))
+    for _interrupted in range(2):
+        assert run_module(vllm_bundle.main, begin)["changed"] is False
+        assert error_of(made).name == "bundle-unfinished"
+    again = run_module(vllm_bundle.main, arguments, diff=True)
+    assert (again["changed"], again.get("diff")) == (False, None)
+    assert (made / "SHA256SUMS").read_text() == before
+    assert sorted(path.name for path in made.iterdir() if path.name.startswith(".")) == [".seen.json"]
+
+
+def test_a_size_of_parts_that_is_none_is_refused_before_anything_is_gathered(
+    run_module: RunModule, arguments: dict[str, Any]
+) -> None:
+    begin = {"path": arguments["path"], "state": "begun", "part_size": "big"}
+    assert run_module(vllm_bundle.main, begin)["error"]["name"] == "part-size-invalid"
+
+
 def test_check_mode_writes_nothing_and_shows_what_would_change(
     run_module: RunModule, arguments: dict[str, Any]
 ) -> None:
