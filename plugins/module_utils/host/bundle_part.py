@@ -41,7 +41,7 @@ class Program:
     Attributes:
         image: in which it runs.
         platform: of the image.
-        command: the program and its arguments. It leaves what it gathers in /out.
+        command: the program and its arguments. It leaves what it gathers in /out, to whom that folder belongs.
         recipe: of what the part is made; the same recipe is not gathered twice.
         inputs: files that it finds in /in, by name.
         vendors: repositories whose keys it finds there, each with C(name), C(key) and C(fingerprints).
@@ -145,7 +145,7 @@ def _write_inputs(program: Program, folder: str) -> None:
 
 def _run(client: DockerClient, program: Program, inputs: str, folder: str, progress: Progress) -> None:
     own, mounts = pip_settings("", program.ca_bundle)
-    environment = {**own, **program.environment, "OWNER": f"{os.getuid()}:{os.getgid()}"}
+    environment = {**own, **program.environment}
     volumes = [f"{folder}:/out", f"{inputs}:/in:ro", *mounts, *program.volumes]
     name = re.sub(r"[^A-Za-z0-9]+", "-", os.path.basename(folder)).strip("-")
     job = Job(

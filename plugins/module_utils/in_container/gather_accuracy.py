@@ -52,4 +52,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    finally:
+        # Whoever began this has to be able to remove it.
+        subprocess.run(["chown", "-R", f"--reference={OUT}", OUT], check=True)
+    raise SystemExit(status)

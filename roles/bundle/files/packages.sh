@@ -3,6 +3,8 @@
 # roles/bundle/tasks/gather.yml says what is in /in, and what this leaves in /out.
 set -eu
 ca=/etc/ssl/certs/ca-certificates.crt
+# Whoever began this has to be able to remove it; as the folder looks here, also where the engine shifts users.
+trap 'chown -R --reference=/out /out' EXIT
 
 of_apt() {
   export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
@@ -57,4 +59,3 @@ of_dnf() {
 if command -v apt-get >/dev/null; then of_apt; else of_dnf; fi
 python3 -m venv /tmp/venv
 /tmp/venv/bin/pip wheel --no-input --progress-bar=off --wheel-dir /out/wheels --requirement /in/libraries
-chown -R "$OWNER" /out
