@@ -135,7 +135,8 @@ class Contents:
         image = _image(plan)
         tasks = [] if own else [str(task) for task in _list(self._setting(host, "vllm_accuracy_tasks"))]
         made_of = {"image": image["reference"], "platform": image["platform"], "requirements": wanted, "tasks": tasks}
-        return {**made_of, "folder": f"accuracy/{_digest(made_of)}"}
+        environment = plan["replicas"][0]["environment"]
+        return {**made_of, "environment": environment, "folder": f"accuracy/{_digest(made_of)}"}
 
     def _packages(self, releases: Mapping[str, str]) -> list[dict[str, Any]]:
         """Return for each distribution which packages and libraries it takes, and from which further repositories."""

@@ -90,6 +90,12 @@ def test_what_the_site_brings_itself_is_left_out(more: dict[str, Any], absent: s
     assert absent not in entry["packages"] + entry["toolkit"]
 
 
+def test_the_data_of_tasks_come_from_the_hub_that_servers_ask() -> None:
+    mirror = {"HF_ENDPOINT": "https://hub.example.com"}
+    found = run({"a": {**H200, "vllm_environment": mirror}}, {}, releases=RELEASES)
+    assert found["accuracy"][0]["environment"]["HF_ENDPOINT"] == mirror["HF_ENDPOINT"]
+
+
 def test_a_folder_of_the_host_is_told_as_not_gathered() -> None:
     host = {**H200, "vllm_model": "/srv/models/own", "vllm_tensor_parallel_size": 1}
     found = run({"a": host}, {}, releases=RELEASES)
