@@ -57,13 +57,18 @@ options:
   vendors:
     description:
       - Repositories, each with C(name), C(key) and C(fingerprints). The program finds the key of each in C(/in), once
-        it has one of the fingerprints. It is fetched by the proxy C(https_proxy) of O(environment).
+        it has one of the fingerprints. It is fetched by the proxy C(https_proxy) of O(secrets).
     type: list
     elements: dict
     default: []
   environment:
     description:
-      - Variables of the program, such as proxies. They may hold secrets.
+      - Variables of the program.
+    type: dict
+    default: {}
+  secrets:
+    description:
+      - Further variables of the program, such as proxies and tokens, which win. They are not shown.
     type: dict
     default: {}
   volumes:
@@ -139,7 +144,8 @@ ARGUMENTS: dict[str, Any] = {
     "recipe": {"type": "str", "default": ""},
     "inputs": {"type": "dict", "default": {}},
     "vendors": {"type": "list", "elements": "dict", "default": []},
-    "environment": {"type": "dict", "default": {}, "no_log": True},
+    "environment": {"type": "dict", "default": {}},
+    "secrets": {"type": "dict", "default": {}, "no_log": True},
     "volumes": {"type": "list", "elements": "str", "default": []},
     "ca_bundle": {"type": "str", "default": ""},
     **DOCKER_ARGUMENTS,
@@ -166,6 +172,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
             inputs={name: str(text) for name, text in params["inputs"].items()},
             vendors=params["vendors"],
             environment={name: str(value) for name, value in params["environment"].items()},
+            secrets={name: str(value) for name, value in params["secrets"].items()},
             volumes=params["volumes"],
             ca_bundle=params["ca_bundle"],
         )

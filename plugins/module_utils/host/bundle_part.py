@@ -45,7 +45,8 @@ class Program:
         recipe: of what the part is made; the same recipe is not gathered twice.
         inputs: files that it finds in /in, by name.
         vendors: repositories whose keys it finds there, each with C(name), C(key) and C(fingerprints).
-        environment: variables; may hold secrets.
+        environment: variables.
+        secrets: further ones, whose values are not shown.
         volumes: further mounts.
         ca_bundle: file of certificate authorities of this machine; empty for none.
     """
@@ -56,7 +57,8 @@ class Program:
     recipe: str
     inputs: Mapping[str, str] = field(default_factory=dict)
     vendors: Sequence[Mapping[str, Any]] = ()
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     volumes: Sequence[str] = ()
     ca_bundle: str = ""
 
@@ -135,9 +137,7 @@ def _write_inputs(program: Program, folder: str) -> None:
         write_file(os.path.join(folder, name), text, 0o644)
     for vendor in program.vendors:
         variables = {"key": f"the key of {vendor['name']}", "fingerprints": f"the fingerprints of {vendor['name']}"}
-        expected = Expected(
-            vendor["key"], vendor["fingerprints"], program.environment.get("https_proxy", ""), variables
-        )
+        expected = Expected(vendor["key"], vendor["fingerprints"], program.secrets.get("https_proxy", ""), variables)
         data, _keys = fetch_key(expected)
         # apt tells the form of a key by the end of its name.
         write_file(os.path.join(folder, f"{vendor['name']}.{'asc' if ARMOUR in data else 'gpg'}"), data, 0o644)
@@ -145,7 +145,7 @@ def _write_inputs(program: Program, folder: str) -> None:
 
 def _run(client: DockerClient, program: Program, inputs: str, folder: str, progress: Progress) -> None:
     own, mounts = pip_settings("", program.ca_bundle)
-    environment = {**own, **program.environment}
+    environment = {**own, **program.environment, **program.secrets}
     volumes = [f"{folder}:/out", f"{inputs}:/in:ro", *mounts, *program.volumes]
     name = re.sub(r"[^A-Za-z0-9]+", "-", os.path.basename(folder)).strip("-")
     job = Job(
@@ -161,7 +161,7 @@ def _run(client: DockerClient, program: Program, inputs: str, folder: str, progr
         client, job, timeout=24 * 3600, on_lines=lambda lines: progress.phase(subject, lines[-1][:120] if lines else "")
     )
     if ended.exit_code:
-        said = without_secrets("\n".join(ended.lines[-15:]), program.environment)
+        said = without_secrets("\n".join(ended.lines[-15:]), program.secrets)
         raise GpufleetError(
             f"Gathering {folder} in a container of {program.image} ended with status {ended.exit_code}.",
             name="gathering-failed",

@@ -117,10 +117,13 @@ def test_one_that_fails_leaves_what_was_there_and_shows_no_secret(
         "image": "debian:12",
         "command": ["fails"],
         "recipe": "one",
-        "environment": {"TOKEN": "my-secret"},
+        "environment": {"OMP_NUM_THREADS": "3"},
+        "secrets": {"TOKEN": "my-secret"},
     }
     result = run_module(vllm_bundle_part.main, arguments)
     assert result["error"]["name"] == "gathering-failed"
+    assert "ended with status 3." in result["msg"]
+    assert jobs[0].environment["OMP_NUM_THREADS"] == "3" and jobs[0].environment["TOKEN"] == "my-secret"
     result.pop("invocation", None)
     assert "my-secret" not in json.dumps(result)
     assert not (tmp_path / "part").exists()
