@@ -48,10 +48,13 @@ class HostBundle:
         name = os.path.join(self.base, ON_THE_HOST[part])
         return os.path.join(name, os.path.basename(found)) if part == "image" else name
 
+    def _toolkit(self) -> str:
+        """Return the folder of the bundle with the packages of the container toolkit."""
+        return os.path.join(str(self.parts.get("packages") or ""), TOOLKIT)
+
     def derived(self) -> dict[str, str]:
         """Return the value of each variable that follows from it."""
-        packages = str(self.parts.get("packages") or "")
-        toolkit = os.path.join(packages, TOOLKIT)
+        toolkit = self._toolkit()
         has_toolkit = any(name.startswith(f"{toolkit}/") for name in self.sums)
         return {
             "vllm_image_archive": self.path("image"),
@@ -75,10 +78,10 @@ class HostBundle:
         places = {str(self.parts[part]): self.path(part) for part in ON_THE_HOST if self.parts.get(part)}
         places.update({name: os.path.join(hf_home, os.path.relpath(name, HUB)) for name in self.parts.get("hub") or []})
         deepest = sorted(places, key=len, reverse=True)
-        found = []
+        found, toolkit = [], f"{self._toolkit()}/"
         for name in sorted({**self.sums, **self.links}):
             place = next((one for one in deepest if name == one or name.startswith(f"{one}/")), "")
-            if not place or f"/{TOOLKIT}/" in name:
+            if not place or name.startswith(toolkit):
                 continue
             path = places[place] if name == place else os.path.join(places[place], os.path.relpath(name, place))
             if name in self.links:

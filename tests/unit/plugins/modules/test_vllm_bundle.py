@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_files import read_bundle
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.modules import vllm_bundle
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_bundle import host_bundle
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.actions.host_bundle import HostBundle, host_bundle
 
 RunModule = Callable[..., dict[str, Any]]
 MODEL = "huggingface/hub/models--a--b"
@@ -200,3 +200,10 @@ def test_each_host_gets_its_own_files_at_their_places(made: Path) -> None:
         host_bundle(str(made), "gpu-09", "/state")
     assert caught.value.name == "bundle-without-host"
     assert "gpu-01, lb-01" in caught.value.message
+
+
+def test_a_folder_of_a_model_may_be_called_as_that_of_the_toolkit() -> None:
+    parts = {"packages": "packages/d", "hub": [MODEL]}
+    sums = {f"{MODEL}/toolkit/a": "1" * 64, "packages/d/toolkit/b.deb": "2" * 64}
+    bundle = HostBundle("/media/bundle", parts, "/state/bundle", sums)
+    assert [one["path"] for one in bundle.files("/hf")] == ["/hf/hub/models--a--b/toolkit/a"]
