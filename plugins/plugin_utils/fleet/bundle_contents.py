@@ -31,7 +31,6 @@ PYTHON = {
     "dnf": ("python3-pip", "python3-packaging"),
 }
 ROUTER = ("haproxy", "openssl")
-SHARING = ("openssh-server", "rsync")
 
 
 class Contents:
@@ -91,8 +90,18 @@ class Contents:
                 **{host: self._parts(host, plan, accuracy[host]) for host, plan in plans.items()},
                 **{host: self._system_parts(host) for host in self._routers},
             },
-            "notes": sorted(note for host, plan in plans.items() for note in _notes(host, plan)),
+            "notes": sorted(
+                [*(note for host, plan in plans.items() for note in _notes(host, plan)), *self._left_out()]
+            ),
         }
+
+    def _left_out(self) -> list[str]:
+        """Return what is not gathered for the routers."""
+        return [
+            f"{host}: keepalived and curl, which router_virtual_address needs, are not part of the bundle"
+            for host in sorted(self._with_router)
+            if self._fleet.value(host, "router_virtual_address")
+        ]
 
     def _setting(self, host: str, name: str, further: Mapping[str, Any] | None = None) -> Any:
         return self._fleet.setting(host, name, further or {})
@@ -170,8 +179,6 @@ class Contents:
             packages += _list(self._setting(host, "docker_packages", told))
             if self._setting(host, "__docker_source", told) == "docker":
                 vendors.append(self._vendor(host, "docker", "docker_repository", told))
-        if self._setting(host, "vllm_weights_from") == "fleet":
-            packages += SHARING
         if self._fleet.plans[host]["device"] == "cuda" and flag(self._setting(host, "nvidia_container_toolkit_manage")):
             vendors.append(self._vendor(host, "nvidia-container-toolkit", "nvidia_container_toolkit", told))
             version = self._setting(host, "nvidia_container_toolkit_version")
