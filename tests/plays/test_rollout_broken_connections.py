@@ -27,6 +27,9 @@ CONTROLLER = {
     *(f"ansible.builtin.{name}" for name in ("assert", "debug", "set_fact", "include_role", "include_tasks")),
     "gpufleet.vllm.vllm_rollout",
     "gpufleet.vllm.vllm_verify_targets",
+    "gpufleet.vllm.vllm_caches_turn",
+    # Asks hosts, but a lost one is a reason for it to go on without caches, and what comes next finds it lost.
+    "gpufleet.vllm.vllm_caches",
 }
 KEYWORDS = {"name", "register", "when", "vars", "loop", "loop_control", "failed_when", "changed_when", "check_mode"}
 KEYWORDS |= {"delegate_to", "run_once", "block", "rescue", "always", "become", "diff", "no_log", "ignore_unreachable"}

@@ -47,7 +47,7 @@ def test_a_server_that_is_down_fails_the_play_by_host_and_cause_at_its_end(site:
     assert "replicas-not-ready" in site.said
     assert "gpu-03:vllm-0: connection refused" in site.said
     assert "gpu-02:vllm-0: " not in site.said, "it was taken out on purpose"
-    assert any("take no other key" in name for name in names), "the rest is done all the same"
+    assert any("take only the new key" in name for name in names), "the rest is done all the same"
     # Of a host that this run has not asked it is told alone.
     site.play(OLD, *SOON, "--limit", "gpu-01,gpu-02,lb")
     assert "not of this run: the router sends nothing to gpu-03:vllm-0: connection refused" in site.said
