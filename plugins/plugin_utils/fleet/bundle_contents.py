@@ -90,17 +90,18 @@ class Contents:
                 **{host: self._parts(host, plan, accuracy[host]) for host, plan in plans.items()},
                 **{host: self._system_parts(host) for host in self._routers},
             },
-            "notes": sorted(
-                [*(note for host, plan in plans.items() for note in _notes(host, plan)), *self._left_out()]
-            ),
+            "notes": sorted(self._left_out()),
         }
 
     def _left_out(self) -> list[str]:
-        """Return what is not gathered for the routers."""
+        """Return what is not gathered, by host."""
+        routers = [host for host in self._with_router if self._fleet.value(host, "router_virtual_address")]
         return [
-            f"{host}: keepalived and curl, which router_virtual_address needs, are not part of the bundle"
-            for host in sorted(self._with_router)
-            if self._fleet.value(host, "router_virtual_address")
+            *(note for host, plan in self._fleet.plans.items() for note in _notes(host, plan)),
+            *(
+                f"{host}: keepalived and curl, for router_virtual_address, are not part of the bundle"
+                for host in routers
+            ),
         ]
 
     def _setting(self, host: str, name: str, further: Mapping[str, Any] | None = None) -> Any:

@@ -98,7 +98,7 @@ def test_the_data_of_tasks_come_from_the_hub_that_servers_ask() -> None:
 
 def test_what_a_shared_address_needs_is_told_as_not_gathered() -> None:
     found = run({"a": H200}, {"lb": {**ROUTER, "router_virtual_address": "10.0.0.9"}}, releases=RELEASES)
-    assert found["notes"] == ["lb: keepalived and curl, which router_virtual_address needs, are not part of the bundle"]
+    assert found["notes"] == ["lb: keepalived and curl, for router_virtual_address, are not part of the bundle"]
 
 
 def test_a_folder_of_the_host_is_told_as_not_gathered() -> None:
