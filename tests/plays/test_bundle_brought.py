@@ -118,3 +118,15 @@ def test_a_part_that_lacks_is_named(tmp_path: Path, bundle: Path) -> None:
     (parts / "bundle.tar.000002").unlink()
     told = play(tmp_path, "air-01", parts)
     assert "lacks 1 of the bundle's" in told and "parts, bundle.tar.000002." in told
+
+
+def test_a_folder_in_which_programs_do_not_run_is_refused_first(tmp_path: Path) -> None:
+    play = {"hosts": "air-01", "tasks": [{"ansible.builtin.import_role": {"name": "gpufleet.vllm.bundle"}}]}
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "vllm_bundle_dir": f"{tmp_path}/My disk/bundle",
+        "__bundle_gathers": True,
+    }
+    code, told = run_play(tmp_path, play, "-e", json.dumps(variables))
+    assert code == 2 and "My disk/bundle has a space or a colon" in told, told
+    assert not (tmp_path / "My disk").exists()
