@@ -16,7 +16,7 @@ description:
   - Only what is for the same O(key) is added, see RV(gpufleet.vllm.vllm_server#module:caches). What is damaged, cut
     short, larger than the disk or for another key is thrown away, and so is an archive with links or names that lead
     out of the caches. What the host has already stays.
-  - Nothing of this is an error: RV(why) says what did not work, and servers then compile by themselves.
+  - Nothing of this is an error. RV(why) says what did not work, and servers then compile by themselves.
   - Servers become ready with what was added, or M(gpufleet.vllm.vllm_server) removes it and starts them once more.
   - What was compiled is code. Have it brought only between hosts that trust each other.
 options:
@@ -64,7 +64,8 @@ options:
 attributes:
   check_mode:
     support: partial
-    description: In check mode nothing is packed, so what would be added is not known.
+    description: Can run in check mode.
+    details: Nothing is packed then, so what would be added is not known.
   diff_mode:
     support: none
     description: What is added is not for people to read.
