@@ -82,7 +82,9 @@ def main(gpus: int, python: str) -> int:
         look = [python, *health_service.command(str(folder / "program"), str(folder / "run"))[1:]]
         cost(look, environment)  # compiles, and asks the journal
         # By turns, so that what else the machine does weighs on both.
-        pairs = [(cost(look, environment), cost([python, "-I", "-S", "-c", "pass"], environment)) for _ in range(RUNS)]
+        pairs = [
+            (cost(look, environment), cost([python, "-I", "-S", "-c", "pass"], environment)) for _run in range(RUNS)
+        ]
         report = json.loads((folder / "run/report.json").read_text())
     if len(report["gpus"]) != gpus or report["unread"]:
         raise SystemExit(f"The look did not see all: {report}")

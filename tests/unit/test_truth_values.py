@@ -52,13 +52,18 @@ READERS = {
 }
 
 
+def is_truth(option: dict[str, Any]) -> bool:
+    """Return whether an option is a truth value; one whose default is a template has to be declared as raw."""
+    return option.get("type") == "bool" or "A truth value." in str(option.get("description"))
+
+
 def declared() -> set[str]:
     """Return every variable that the roles declare as a truth value."""
     found = set()
     for path in ROOT.glob("roles/*/meta/argument_specs.yml"):
         for entry_point in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
             options = entry_point.get("options") or {}
-            found |= {name for name, option in options.items() if option.get("type") == "bool"}
+            found |= {name for name, option in options.items() if is_truth(option)}
     return found
 
 
