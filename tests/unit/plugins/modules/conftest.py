@@ -148,10 +148,10 @@ def verified_server() -> Iterator[VerifiedServer]:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     """What the containers of vllm_benchmark and vllm_accuracy do instead of running."""
-    from ansible_collections.gpufleet.vllm.plugins.module_utils.verify import accuracy
+    from ansible_collections.gpufleet.vllm.plugins.module_utils.containers import container_pip
     from ansible_collections.gpufleet.vllm.plugins.modules import vllm_accuracy, vllm_benchmark
 
-    monkeypatch.setattr(accuracy, "host_pip_options", dict)
+    monkeypatch.setattr(container_pip, "host_pip_options", dict)
     found = Program()
     for module in (vllm_accuracy, vllm_benchmark):
         monkeypatch.setattr(module, "connect", lambda *_arguments: Engine(found))

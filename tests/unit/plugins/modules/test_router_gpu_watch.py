@@ -202,7 +202,7 @@ def test_a_host_that_only_tells_and_one_that_tells_nothing_stay(fleet: Fleet) ->
     fleet.replicas["gpu-02"].control = ""
     third = Path(fleet.replicas["gpu-03"].control) / "gpu-health.json"
     third.write_text(json.dumps({"at": now - 1000, "action": "drain", "sick": ["GPU 0: missing"], "unread": 0}))
-    until(lambda: fleet.look()["gpu_watch"]["silent"] == ["gpu-02:vllm-0", "gpu-03:vllm-0"])
+    until(lambda: fleet.look()["gpu_watch"].get("silent") == ["gpu-02:vllm-0", "gpu-03:vllm-0"])
     assert fleet.out() == []
     for name, host in fleet.hosts.items():
         fleet.replicas[name].control = str(host.etc / "control/vllm-0")

@@ -188,7 +188,7 @@ def test_an_archive_that_says_nonsense_of_itself_is_thrown_away(new: WarmCaches,
 
 def test_a_time_that_no_file_can_have_is_refused(new: WarmCaches, tmp_path: Path) -> None:
     late = member("vllm/a")
-    late.mtime = 1 << 62
+    late.mtime = 1 << 80
     refused(new, crafted(tmp_path / "x", (late, b"x")))
 
 
