@@ -58,6 +58,8 @@ sys.exit(subprocess.call([*pip, "--no-deps", "--ignore-installed", "--prefix", p
 # Options of the host's pip that matter in the container, where none of its files is.
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy", "no-index", "timeout", "retries")
 PATH_OPTIONS = ("extra-index-url", "find-links", "index-url")
+# Else the hub's libraries ask s3.amazonaws.com for each data set, which only counts how often it is used.
+UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +243,7 @@ def job_of(target: Target, evaluation: Evaluation, installed: str, folder: str) 
         name=f"{target.name}-accuracy",
         image=target.image,
         command=tuple(command(target, evaluation)),
-        environment={**target.job_environment(), **environment},
+        environment={**UNCOUNTED, **target.job_environment(), **environment},
         volumes=tuple(volumes),
         working_dir=TASKS_FOLDER if evaluation.tasks_dir else "/",
         work_dir=os.path.dirname(folder),
