@@ -5,7 +5,7 @@
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, monitoring, engine,
                                  stand-ins, molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports,
-                                 air-gap
+                                 air-gap, sites
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -47,6 +47,8 @@ TUNE = "tune"
 HOSTS = "hosts"
 # The scenario of a host without network, which has everything from a bundle.
 AIR_GAP = "bundle"
+# The scenario of a site with a proxy and a registry, which is a stage of the same name.
+SITES = "sites"
 # How a failed task of Ansible, a failed case of pytest and a finding of ansible-test begin.
 COMPLAINT = re.compile(r"\[ERROR\]: |FAILED |ERROR:? \S|.*\bERROR\b: ")
 MOST_COMPLAINTS = 3
@@ -157,7 +159,7 @@ def engine() -> list[Command]:
 
 
 def molecule() -> list[Command]:
-    """Return the Molecule scenarios but fleet and tune, each with its whole sequence, on a real Docker engine.
+    """Return the Molecule scenarios that are no stage of their own, each with its whole sequence, on a real engine.
 
     SCENARIO in the environment names the only one to run. The one of the stage hosts is left to it.
     """
@@ -165,7 +167,7 @@ def molecule() -> list[Command]:
     wanted = os.environ.get("SCENARIO")
     if wanted and wanted not in names:
         raise SystemExit(f"SCENARIO is {wanted!r}, which is none of {', '.join(names)}")
-    chosen = [wanted] if wanted else [name for name in names if name not in (FLEET, TUNE, AIR_GAP)]
+    chosen = [wanted] if wanted else [name for name in names if name not in (FLEET, TUNE, AIR_GAP, SITES)]
     return scenarios([name for name in chosen if name != HOSTS])
 
 
@@ -177,6 +179,11 @@ def hosts() -> list[Command]:
 def air_gap() -> list[Command]:
     """Return the scenario of a host without network."""
     return scenarios([AIR_GAP])
+
+
+def sites() -> list[Command]:
+    """Return the scenario of a host behind a proxy and a registry."""
+    return scenarios([SITES])
 
 
 def stand_ins() -> list[Command]:
@@ -262,11 +269,14 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "fleet": fleet,
     TUNE: tune,
     "air-gap": air_gap,
+    SITES: sites,
     "many": many,
     "two-routers": two_routers,
     "closed-ports": closed_ports,
 }
-NEED_ENGINE = ("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "air-gap", "many", "closed-ports")
+NEED_ENGINE = (
+    *("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "air-gap", SITES, "many", "closed-ports"),
+)
 
 
 def tool(name: str) -> str:

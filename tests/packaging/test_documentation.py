@@ -249,6 +249,14 @@ def test_ansible_for_the_other_controller_is_the_one_of_the_checks() -> None:
     assert shown == [f"/media/bundle/controller/{core.replace('==', '-')}"]
 
 
+def test_the_guide_to_sites_shows_the_inventory_that_make_sites_deploys_with() -> None:
+    """But for its first line, a comment."""
+    used = (ROOT / "molecule/sites/inventory/hosts.yml").read_text(encoding="utf-8").partition("\n")[2]
+    guide = ROOT / "docs" / "docsite" / "rst" / "sites.rst"
+    assert used.strip() in [text.strip() for language, text in blocks(guide) if language == "yaml"]
+    assert len(used.splitlines()) < 30
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):

@@ -124,9 +124,8 @@ def test_bare_hosts_alone_are_shown_as_they_come(stages: list[str], monkeypatch:
 def test_no_scenario_is_left_out_or_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SCENARIO", raising=False)
     monkeypatch.setattr(check, "scenarios", lambda names: [Command(name, []) for name in names])
-    names = [
-        command.name for stage in ("molecule", "hosts", "fleet", "tune", "air-gap") for command in check.STAGES[stage]()
-    ]
+    stages = ("molecule", "hosts", "fleet", "tune", "air-gap", "sites")
+    names = [command.name for stage in stages for command in check.STAGES[stage]()]
     folders = [path.parent.name for path in (check.ROOT / "molecule").glob("*/molecule.yml")]
     assert sorted(names) == sorted(folders)
 

@@ -52,6 +52,8 @@ missing = [
 ]
 sys.exit(subprocess.call([*pip, "--no-deps", "--ignore-installed", "--prefix", prefix, *missing]))
 """
+# Else the hub's libraries ask s3.amazonaws.com for each data set, which only counts how often it is used.
+UNCOUNTED = {"HF_UPDATE_DOWNLOAD_COUNTS": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +194,7 @@ def job_of(target: Target, evaluation: Evaluation, installed: str, folder: str) 
         name=f"{target.name}-accuracy",
         image=target.image,
         command=tuple(command(target, evaluation)),
-        environment={**target.job_environment(), **environment},
+        environment={**UNCOUNTED, **target.job_environment(), **environment},
         volumes=tuple(volumes),
         working_dir=TASKS_FOLDER if evaluation.tasks_dir else "/",
         work_dir=os.path.dirname(folder),

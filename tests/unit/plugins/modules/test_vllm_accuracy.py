@@ -104,6 +104,15 @@ def test_secret_variables_reach_pip_and_lm_eval_and_no_command(run: Run, program
     assert "hush" not in result["command"] and "--env MIRROR " in result["command"]
 
 
+@pytest.mark.parametrize(("given", "told"), [({}, "0"), ({"HF_UPDATE_DOWNLOAD_COUNTS": "1"}, "1")])
+def test_no_one_is_told_which_data_sets_are_used_unless_the_user_says_so(
+    run: Run, program: Any, given: dict[str, str], told: str
+) -> None:
+    program.does = lm_eval()
+    run(environment=given)
+    assert program.created[-1]["environment"]["HF_UPDATE_DOWNLOAD_COUNTS"] == told
+
+
 def test_another_version_or_image_is_installed_anew_in_place_of_the_old(run: Run, program: Any, tmp_path: Path) -> None:
     program.does = lm_eval()
     assert run()["changed"]
