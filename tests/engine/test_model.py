@@ -53,23 +53,29 @@ def packages(release: str) -> Path:
     return target
 
 
-@pytest.fixture(scope="module", params=RELEASES)
-def image(request: pytest.FixtureRequest, engine: DockerClient, run_name: str) -> str:
-    """The name of an image with Python, huggingface_hub and the stand-in as vllm."""
-    name = f"{run_name}/hub-{request.param}:1"
+def import_hub_image(engine: DockerClient, name: str, release: str) -> None:
+    """Make an image with Python, this release of huggingface_hub and the stand-in as vllm."""
+    repository, _colon, tag = name.rpartition(":")
     buffer = io.BytesIO(python_tarball(debian_program("busybox-static", "bin/busybox")))
     with tarfile.open(fileobj=buffer, mode="a") as tar:
-        tar.add(packages(request.param), arcname=PACKAGES)
+        tar.add(packages(release), arcname=PACKAGES)
     engine.api.import_image_from_data(
         buffer.getvalue(),
-        repository=name.partition(":")[0],
-        tag="1",
+        repository=repository,
+        tag=tag,
         changes=[
             f"ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONPATH=/{PACKAGES} HOME=/root",
             "ENV HF_HUB_DISABLE_TELEMETRY=1",
             'ENTRYPOINT ["vllm", "serve"]',
         ],
     )
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def image(request: pytest.FixtureRequest, engine: DockerClient, run_name: str) -> str:
+    """The name of an image with a release of huggingface_hub."""
+    name = f"{run_name}/hub-{request.param}:1"
+    import_hub_image(engine, name, request.param)
     return name
 
 

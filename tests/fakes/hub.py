@@ -125,11 +125,14 @@ class Hub:
     def __init__(self, repositories: dict[str, Repository], port: int = 0) -> None:
         self.repositories = repositories
         self.troubles: list[Trouble] = []
+        # Bytes a second of each connection, and of all together; 0 for no limit.
         self.rate = 0
+        self.line = 0
         self.sent = 0
         self.log: list[str] = []
         self.tokens: set[str] = set()
         self._lock = threading.Lock()
+        self._line_is_free = 0.0
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
 
@@ -149,9 +152,15 @@ class Hub:
         return None
 
     def count(self, size: int) -> None:
-        """Count bytes of answers."""
+        """Count bytes of answers, and wait until the line has taken them."""
         with self._lock:
             self.sent += size
+            now = time.monotonic()
+            if self.line:
+                self._line_is_free = max(self._line_is_free, now) + size / self.line
+            wait = self._line_is_free - now
+        if wait > 0:
+            time.sleep(wait)
 
     def asked(self, pattern: str) -> list[str]:
         """Return the requests so far that match."""

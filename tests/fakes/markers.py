@@ -30,17 +30,34 @@ SECRETS: dict[str, Any] = {
     "nvidia_container_toolkit_proxy": f"http://me:{MARKER}-toolkit-proxy@127.0.0.1:9",
     "router_api_keys": [f"{MARKER}-router-key"],
     "router_clients": [{"name": "shop", "key": f"{MARKER}-client-key"}],
+    "router_metrics_token": f"{MARKER}-metrics-token",
+    "monitoring_password": f"{MARKER}-monitoring-password",
+    "monitoring_node_password": f"{MARKER}-node-password",
+    "monitoring_alertmanager_config": {
+        "route": {"receiver": "people"},
+        "receivers": [{"name": "people", "webhook_configs": [{"url": f"http://me:{MARKER}-alerts@127.0.0.1:9/"}]}],
+    },
 }
 
 
 class CommandLines(threading.Thread):
-    """Reads the command lines of all processes, again and again, and keeps those with the marker."""
+    """Reads the command lines of all processes for the block, again and again, and keeps those with the marker."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.found: set[str] = set()
         self.looks = 0
         self.ended = threading.Event()
+
+    def __enter__(self) -> CommandLines:
+        """Begin to look."""
+        self.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Look no more."""
+        self.ended.set()
+        self.join()
 
     def run(self) -> None:
         """Look until the event comes."""
@@ -76,6 +93,12 @@ def holders(folder: Path, given: tuple[str, ...]) -> list[str]:
             place = text.index(MARKER)
             found.append(f"{name}: …{text[max(0, place - 300) : place + 60]}…")
     return found
+
+
+def excerpt(text: str) -> str:
+    """Return where a text holds the marker, with what is around it; empty where it does not."""
+    place = text.find(MARKER)
+    return "" if place < 0 else text[max(0, place - 1000) : place + 100]
 
 
 def told_everything(folder: Path) -> dict[str, str]:

@@ -24,6 +24,13 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.tests.fakes.markers import (
+    SECRETS,
+    CommandLines,
+    excerpt,
+    holders,
+    told_everything,
+)
 from ansible_collections.gpufleet.vllm.tests.monitoring import programs, stand_in_systemd
 from ansible_collections.gpufleet.vllm.tests.monitoring.measured_replica import MeasuredReplica
 from ansible_collections.gpufleet.vllm.tests.monitoring.test_prometheus import wait_for
@@ -31,7 +38,7 @@ from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
 
 COLLECTIONS = Path(programs.__file__).absolute().parents[5]
 UNITS = ("gpufleet-prometheus", "gpufleet-alertmanager", "gpufleet-node-exporter")
-PASSWORD, NODE_PASSWORD = "one for people", "one for Prometheus"
+PASSWORD = SECRETS["monitoring_password"]
 RECAP = re.compile(r"^gpu-01 +: .*changed=(\d+) .*unreachable=0 +failed=0 ", re.MULTILINE)
 # The names of the tasks that changed something.
 CHANGED = re.compile(r"^TASK \[([^\n]*)\] \**\n(?:(?!^TASK |^PLAY )[^\n]*\n)*?changed: ", re.MULTILINE)
@@ -49,6 +56,7 @@ class Box:
 
     def __init__(self, folder: Path, replica: MeasuredReplica) -> None:
         self.folder, self.systemd = folder, folder / "systemd"
+        self.lines = CommandLines()
         self.port, self.node_port = free_port(), free_port()
         self.config, self.data = folder / "etc/monitoring", folder / "data"
         (folder / "etc").mkdir()
@@ -62,8 +70,10 @@ class Box:
             "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
             "ANSIBLE_PIPELINING": "true",
             "ANSIBLE_NOCOLOR": "true",
+            **told_everything(folder),
         }
         variables = {
+            **SECRETS,
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
             "vllm_config_dir": str(folder / "etc"),
@@ -76,11 +86,9 @@ class Box:
             "monitoring_host": "0.0.0.0",
             "monitoring_port": self.port,
             "monitoring_alertmanager_port": free_port(),
-            "monitoring_password": PASSWORD,
             "monitoring_scrape_seconds": 1,
             "monitoring_node_host": "127.0.0.1",
             "monitoring_node_port": self.node_port,
-            "monitoring_node_password": NODE_PASSWORD,
         }
         hosts = {"gpu-01": variables}
         (folder / "hosts.json").write_text(
@@ -120,7 +128,7 @@ class Box:
             timeout=600,
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-        assert PASSWORD not in done.stdout and NODE_PASSWORD not in done.stdout
+        assert excerpt(done.stdout + done.stderr) == ""
         return done.stdout
 
     def teardown(self, **variables: Any) -> str:
@@ -165,7 +173,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A host to which monitoring was brought."""
     replica = MeasuredReplica()
     found = Box(tmp_path_factory.mktemp("box"), replica)
-    with stand_in_systemd.everything_ended(found.systemd):
+    with stand_in_systemd.everything_ended(found.systemd), found.lines:
         found.play("monitoring")
         yield found
     replica.stop()
@@ -205,6 +213,13 @@ def test_other_rules_are_taken_without_a_restart(box: Box) -> None:
     box.play("monitoring", monitoring_thresholds={"queue_length": 7})
     assert box.running() == before
     assert {"reload gpufleet-prometheus", "reload gpufleet-alertmanager"} <= set(box.told())
+
+
+def test_a_marker_in_every_secret_is_found_nowhere(box: Box) -> None:
+    assert "alerts@" in (box.config / "alertmanager.yml").read_text()
+    assert holders(box.folder, ("hosts.json",)) == []
+    assert (box.folder / "play.events").stat().st_size and "task path: " in (box.folder / "ansible.log").read_text()
+    assert box.lines.looks > 5 and box.lines.found == set()
 
 
 def test_a_teardown_removes_it(box: Box) -> None:

@@ -4,7 +4,8 @@
 """What the playbooks that need no server tell and keep with a marker in every variable that may hold a secret.
 
 Real runs of ansible-playbook on this machine, with C(-vvv), C(--diff), a persistent cache of facts and every result
-kept as AWX keeps them. tests/engine/test_secrets.py does the same with servers and a router.
+kept as AWX keeps them. tests/fleet/marked.py does the same with servers and a router, and
+tests/monitoring/test_brought.py with Prometheus and what is around it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gpufleet.vllm.tests.fakes.markers import (
-    MARKER,
     SECRETS,
     CommandLines,
+    excerpt,
     holders,
     told_everything,
 )
@@ -55,23 +56,24 @@ def test_a_marker_in_every_secret_is_found_nowhere(tmp_path: Path) -> None:
         "ANSIBLE_NOCOLOR": "true",
         "HOME": str(tmp_path),
     }
-    lines = CommandLines()
-    lines.start()
     told = ""
-    for playbook in PLAYBOOKS:
-        command = [sys.executable, "-m", "ansible", "playbook", str(ROOT / "playbooks" / f"{playbook}.yml")]
-        done = subprocess.run(
-            [*command, "-i", "hosts.json"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        told += done.stdout + done.stderr
-    lines.ended.set()
-    lines.join()
+    with CommandLines() as lines:
+        for playbook in PLAYBOOKS:
+            command = [sys.executable, "-m", "ansible", "playbook", str(ROOT / "playbooks" / f"{playbook}.yml")]
+            done = subprocess.run(
+                [*command, "-i", "hosts.json"],
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            told += done.stdout + done.stderr
     # They ran as far as a host without an engine goes, and asked the registry and the index by the proxies.
     assert "task path: " in told and "registry-unreachable" in told and "package-index-unreachable" in told, told[
         -3000:
     ]
-    place = told.find(MARKER)
-    assert place < 0, told[max(0, place - 2000) : place + 200]
+    assert excerpt(told) == ""
     assert holders(tmp_path, ("hosts.json",)) == []
     assert (tmp_path / "play.events").stat().st_size > 0 and lines.looks > 5
     assert lines.found == set()
