@@ -112,9 +112,6 @@ class StandInFleet:
         token_s: seconds between two tokens of a stream.
         forks: of every play that does not say otherwise.
         wishes: variables of all hosts, besides those that make the fleet.
-
-    Attributes:
-        environment: further variables of the environment of every play.
     """
 
     def __init__(
@@ -133,7 +130,6 @@ class StandInFleet:
         self.forks = forks
         self.wishes: dict[str, Any] = {"vllm_max_model_len": FIRST_LENGTH, **(wishes or {})}
         self.key = REPLICA_KEY
-        self.environment: dict[str, str] = {}
         self._docker_host = docker_host
         self._delays = {"STAND_IN_DELAY": str(round(start_s / LINES_OF_A_START, 3)), "STAND_IN_PACE": str(token_s)}
         self._plays: list[subprocess.Popen[bytes]] = []
@@ -308,22 +304,11 @@ class StandInFleet:
         return path
 
     def start(
-        self,
-        playbook: str,
-        *,
-        limit: str = "",
-        forks: int = 0,
-        at: At | None = None,
-        name: str = "play",
-        words: Sequence[str] = (),
+        self, playbook: str, *, limit: str = "", forks: int = 0, at: At | None = None, name: str = "play"
     ) -> subprocess.Popen[bytes]:
-        """Start a playbook in a session of its own, with further words of its command line.
-
-        Its output and steps go to files named C(name).
-        """
+        """Start a playbook in a session of its own; its output and steps go to files named C(name)."""
         command = [str(BIN / "ansible-playbook"), f"gpufleet.vllm.{playbook}", f"--inventory={self._write_inventory()}"]
         command += [f"--limit={limit}"] if limit else []
-        command += words
         (self.folder / f"{name}.steps").unlink(missing_ok=True)
         environment = {
             **os.environ,
@@ -338,7 +323,6 @@ class StandInFleet:
             "GPUFLEET_DEAD_HOSTS": str(self.folder / "dead"),
             "GPUFLEET_STEPS": str(self.folder / f"{name}.steps"),
             **({**at.environment(), "GPUFLEET_PLAY": f"{self.folder.name}-{name}"} if at else {}),
-            **self.environment,
         }
         with (self.folder / f"{name}.log").open("wb") as log:
             play = subprocess.Popen(
@@ -354,19 +338,11 @@ class StandInFleet:
         return play
 
     def run(
-        self,
-        playbook: str,
-        *,
-        limit: str = "",
-        forks: int = 0,
-        at: At | None = None,
-        name: str = "play",
-        words: Sequence[str] = (),
+        self, playbook: str, *, limit: str = "", forks: int = 0, at: At | None = None, name: str = "play"
     ) -> Played:
         """Run a playbook to its end, however it ends."""
         began = time.time()
-        play = self.start(playbook, limit=limit, forks=forks, at=at, name=name, words=words)
-        return self.finish(play, playbook, began, name)
+        return self.finish(self.start(playbook, limit=limit, forks=forks, at=at, name=name), playbook, began, name)
 
     def finish(self, play: subprocess.Popen[bytes], playbook: str, began: float, name: str = "play") -> Played:
         """Wait for a play that was started, and return what became of it."""
