@@ -29,6 +29,8 @@ VISION = (
 )
 # Towers that vLLM gives to each card as a whole, or fills up with heads that do nothing.
 UNDIVIDED_TOWERS = ("intern", "gemma3n", "gemma4")
+# No model has as many; each layer is looked at on its own, so that a nonsensical number would take all memory.
+MOST_LAYERS = 10_000
 # One number, under all the names that families give it, the most common first.
 NAMES: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model", "model_dim"),
@@ -123,12 +125,18 @@ class TextConfig:
         return None
 
     def number(self, what: str, otherwise: int = 0) -> int:
-        """Return one of NAMES, or of the configuration's own names; of a list the largest."""
+        """Return one of NAMES, or of the configuration's own names; of a list the largest.
+
+        Raises:
+            ValueError: so many layers are a mistake.
+        """
         if what not in self._numbers:
             value = self.get(*NAMES.get(what, (what,)))
             if isinstance(value, (list, tuple)):
                 value = max(value, default=0)
             self._numbers[what] = int(value) if value else 0
+            if what in ("layers", "num_layers") and self._numbers[what] > MOST_LAYERS:
+                raise ValueError(f"it tells {self._numbers[what]} layers")
         return self._numbers[what] or otherwise
 
     def needed(self, what: str) -> int:
@@ -220,7 +228,7 @@ def from_mistral(params: Mapping[str, Any]) -> dict[str, Any]:
         windows, layers = params["sliding_window"], config.get("num_hidden_layers")
         config["sliding_window"] = next((window for window in windows if window), None)
         kinds = ["sliding_attention" if window else "full_attention" for window in windows]
-        config["layer_types"] = (kinds * layers)[:layers] if isinstance(layers, int) else kinds
+        config["layer_types"] = (kinds * min(layers, MOST_LAYERS))[:layers] if isinstance(layers, int) else kinds
     else:
         config.setdefault("sliding_window", None)
     if _part(params, "vision_encoder"):

@@ -291,6 +291,15 @@ def test_a_vision_tower_is_divided_unless_it_is_left_out() -> None:
     assert memory_model.divides(intern, 8)
 
 
+@pytest.mark.parametrize("layers", [10770798394.0, 10**12, 10001])
+@pytest.mark.parametrize("windows", [None, [4096, None]])
+def test_a_nonsensical_number_of_layers_is_no_reason_to_take_all_memory(layers: float, windows: Any) -> None:
+    config = {**config_of("mistralai/Pixtral-12B-2409 (params.json)"), "n_layers": layers, "sliding_window": windows}
+    found = read(config)
+    assert isinstance(found, model_shape.Unread)
+    assert f"{int(layers)} layers" in found.why
+
+
 @given(
     st.sampled_from(
         ["dim", "n_layers", "n_heads", "hidden_dim", "vision_encoder", "moe", "quantization", "sliding_window"]
