@@ -157,8 +157,8 @@ def test_who_sends_too_much_has_the_answer_while_sending_and_may_ask_again(
 def test_who_goes_on_sending_after_its_refusal_keeps_half_of_the_places_at_most(
     run_module: RunModule, tmp_path: Path
 ) -> None:
-    # One more than half and the one whose end is not counted yet leave a place.
-    options = router_options(tmp_path, max_request_bytes=300000, large_requests=4)
+    # What is counted late, of a request that just began or ended, leaves a place, too.
+    options = router_options(tmp_path, max_request_bytes=300000, large_requests=8)
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -167,7 +167,7 @@ def test_who_goes_on_sending_after_its_refusal_keeps_half_of_the_places_at_most(
         assert run_module(router_server.main, options)["action"] == "started"
         stack.callback(RouterService(*(options[name] for name in PLACES)).remove)
         until(lambda: ask(options["port"], chat("a"))[0] == 200)
-        for _client in range(6):
+        for _client in range(8):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", options["port"]), timeout=30))
             with contextlib.suppress(ConnectionError):
                 client.sendall(head.encode() + b"%x\r\n%s\r\n" % (310000, b"x" * 310000))
