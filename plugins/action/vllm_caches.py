@@ -20,8 +20,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import file_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.lock import host_lock
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.cache_archive import sha256_of
 
 NAME = "caches.tar.gz"
 # One host after the other packs or fetches the same archive. Whoever waits longer compiles instead.
@@ -59,7 +59,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         with host_lock(f"{archive}.lock", "packing", timeout=LONGEST_WAIT_S):
             if os.path.exists(archive):
                 size = os.path.getsize(archive)
-                return {"changed": False, "why": "", "msg": "", "sha256": sha256_of(archive), "size": size}
+                return {"changed": False, "why": "", "msg": "", "sha256": file_sum(archive), "size": size}
             if os.path.exists(f"{archive}.why"):
                 with open(f"{archive}.why", encoding="utf-8") as stream:
                     return {"changed": False, "why": stream.read(), "msg": "", "sha256": ""}
@@ -81,7 +81,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result = self._run_module(remote, variables)
             if not result["why"]:
                 self._connection.fetch_file(remote, f"{archive}.part")
-                if sha256_of(f"{archive}.part") != result["sha256"]:
+                if file_sum(f"{archive}.part") != result["sha256"]:
                     raise AnsibleError("what came from the host is not what it packed")
                 os.replace(f"{archive}.part", archive)
         finally:

@@ -9,15 +9,14 @@ C(bundle.json) says what of it is for which host, and has the links, which sha25
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import file_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import read_text
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB
 
 SUMS, CONTENTS, PARTS = "SHA256SUMS", "bundle.json", "PARTS.sha256"
 # The checksums of the last finished bundle, while it is gathered again.
@@ -70,16 +69,6 @@ class SeenFiles:
         if text != read_text(self._path):
             with open(self._path, "w", encoding="utf-8") as stream:
                 stream.write(text)
-
-
-def file_sum(path: str, on_bytes: Callable[[int], None] = lambda _count: None) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for chunk in iter(lambda: stream.read(4 * MIB), b""):
-            digest.update(chunk)
-            on_bytes(len(chunk))
-    return digest.hexdigest()
 
 
 def sums_text(sums: Mapping[str, str]) -> str:

@@ -1,19 +1,21 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writing a file as a whole: a reader sees the old content or the new one, also where the disk was full."""
+"""Files as a whole: a reader sees the old content or the new one, also where the disk was full; and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 import tempfile
-from typing import Union
+from typing import Callable, Union
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 
 Content = Union[str, bytes]
+READ_AT_ONCE = 4 * 1024 * 1024
 
 
 def write_file(
@@ -52,6 +54,24 @@ def write_failed(path: str, error: OSError, variable: str = "") -> GpufleetError
         evidence=str(error),
         details={"path": path},
     )
+
+
+def file_sum(path: str, on_bytes: Callable[[int], None] = lambda _count: None) -> str:
+    """Return the SHA-256 of a file's content.
+
+    Args:
+        path: of the file.
+        on_bytes: told how many bytes were read, each time that some were.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for chunk in iter(lambda: stream.read(READ_AT_ONCE), b""):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return digest.hexdigest()
 
 
 def remove_file(path: str) -> None:

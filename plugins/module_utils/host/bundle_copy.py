@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_files import SEEN, SeenFiles, file_sum
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.bundle_files import SEEN, SeenFiles
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import write_failed
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import file_sum, write_failed
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import MIB, format_bytes
 

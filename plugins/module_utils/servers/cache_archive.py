@@ -11,7 +11,6 @@ there already stays as it is. A server's container may write to these folders, s
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import file_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB, MIB
 from ansible_collections.gpufleet.vllm.plugins.module_utils.in_container.paths import CACHES
 
@@ -67,7 +67,7 @@ def pack(folder: str, path: str, key: str) -> dict[str, Any]:
                 for name, _size in files:
                     _add(archive, folder, name)
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        return {"files": len(files), "bytes": total, "size": os.path.getsize(path), "sha256": sha256_of(path)}
+        return {"files": len(files), "bytes": total, "size": os.path.getsize(path), "sha256": file_sum(path)}
     except OSError as error:
         raise GpufleetError(f"The caches in {folder} cannot be packed: {error}.", name="caches-not-packed") from error
 
@@ -96,15 +96,6 @@ def _add(archive: tarfile.TarFile, folder: str, name: str) -> None:
         archive.addfile(entry, stream)
 
 
-def sha256_of(path: str) -> str:
-    """Return the hash of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for data in iter(lambda: stream.read(READ_AT_ONCE), b""):
-            digest.update(data)
-    return digest.hexdigest()
-
-
 def unpack(path: str, folder: str, key: str, sha256: str) -> int:
     """Unpack an archive into a new folder; nothing is left there when that fails.
 
@@ -121,7 +112,7 @@ def unpack(path: str, folder: str, key: str, sha256: str) -> int:
         GpufleetError: C(caches-refused).
     """
     try:
-        if sha256_of(path) != sha256:
+        if file_sum(path) != sha256:
             raise ValueError("it is not what its host packed (SHA-256)")
         os.makedirs(os.path.dirname(folder), mode=0o755, exist_ok=True)
         os.mkdir(folder, 0o700)

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.files import file_sum
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers import cache_archive
-from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.cache_archive import MANIFEST, pack, sha256_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.cache_archive import MANIFEST, pack
 from ansible_collections.gpufleet.vllm.plugins.module_utils.servers.warm_caches import WarmCaches
 
 KEY = "a" * 64
@@ -96,7 +97,7 @@ def refused(caches: WarmCaches, archive: str, sha256: str = "") -> str:
     """Return why an archive is thrown away; nothing is left of it."""
     before = content(caches.folder) if os.path.isdir(caches.folder) else {}
     with pytest.raises(GpufleetError) as told:
-        caches.receive(archive, KEY, sha256 or sha256_of(archive), "one")
+        caches.receive(archive, KEY, sha256 or file_sum(archive), "one")
     assert told.value.name == "caches-refused"
     assert not caches.received_from()
     assert not os.path.exists(os.path.join(caches.folder, ".receiving"))
@@ -237,7 +238,7 @@ def test_a_member_that_comes_twice_is_refused(new: WarmCaches, tmp_path: Path) -
 
 def test_files_belong_to_who_unpacks_and_run_as_nobody_else(new: WarmCaches, tmp_path: Path) -> None:
     archive = crafted(tmp_path / "x", (member("triton/a"), b"x"))
-    new.receive(archive, KEY, sha256_of(archive), "one")
+    new.receive(archive, KEY, file_sum(archive), "one")
     found = os.stat(f"{new.folder}/triton/a")
     assert (found.st_uid, found.st_mode & 0o7777) == (os.getuid(), 0o755)
 
