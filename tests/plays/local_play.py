@@ -24,22 +24,33 @@ def run_play(folder: Path, play: dict[str, Any], *arguments: str) -> tuple[int, 
         arguments: further ones of ansible-playbook.
     """
     (folder / "play.json").write_text(json.dumps([{"gather_facts": False, **play}]), encoding="utf-8")
+    return run_playbook(folder, "-i", f"{play['hosts']},", "-c", "local", "play.json", *arguments)
+
+
+def run_playbook(folder: Path, *words: str, **variables: str) -> tuple[int, str]:
+    """Run ansible-playbook, untouched by the checkout's ansible.cfg; return the exit code and what was printed.
+
+    Args:
+        folder: for its files, from which it runs.
+        words: its arguments.
+        variables: further ones of its environment.
+    """
     (folder / "ansible.cfg").write_text("", encoding="utf-8")
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", f"{play['hosts']},", "-c", "local", "play.json"]
     done = subprocess.run(
-        [*command, *arguments],
+        [sys.executable, "-m", "ansible", "playbook", *words],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "ANSIBLE_CONFIG": str(folder / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": _collections_root(),
             "ANSIBLE_NOCOLOR": "true",
+            **variables,
         },
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     return done.returncode, done.stdout

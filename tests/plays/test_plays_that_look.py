@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import venv
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from typing import Any, Callable
 
 import pytest
 
+from ansible_collections.gpufleet.vllm.tests.plays.local_play import run_playbook
 from ansible_collections.gpufleet.vllm.tests.unit.conftest import free_port
-from ansible_collections.gpufleet.vllm.tests.unit.plugins.conftest import _collections_root
 from ansible_collections.gpufleet.vllm.tests.unit.plugins.modules.conftest import VerifiedServer
 
 PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"
@@ -47,28 +46,9 @@ def play(tmp_path: Path) -> Play:
         inventory.write_text(json.dumps({"all": {"children": groups}}), encoding="utf-8")
         own.write_text(json.dumps(playbook), encoding="utf-8")
         path = str(PLAYBOOKS / f"{playbook}.yml") if isinstance(playbook, str) else str(own)
-        settings = tmp_path / "ansible.cfg"
-        settings.write_text("", encoding="utf-8")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "ANSIBLE_CONFIG": str(settings),
-            "ANSIBLE_COLLECTIONS_PATH": _collections_root(),
-            "ANSIBLE_NOCOLOR": "true",
-            "HOME": str(tmp_path),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "ansible", "playbook", path, "-i", str(inventory), *arguments],
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert "DEPRECATION WARNING" not in done.stdout, done.stdout
-        return done.returncode, done.stdout
+        code, said = run_playbook(tmp_path, path, "-i", str(inventory), *arguments, HOME=str(tmp_path))
+        assert "DEPRECATION WARNING" not in said, said
+        return code, said
 
     return run
 
