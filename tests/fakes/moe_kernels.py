@@ -7,7 +7,8 @@ The experts are really computed, on processors, by NumPy. How long that takes on
 goes on by what COSTS says of a tiling. Nothing here says anything of a real GPU, nor that the names are those of a real
 vLLM.
 
-C(install()) puts the modules in their places. With STAND_IN_RUNS in the environment, each run adds a line to that file.
+C(install()) puts the modules in their places. With STAND_IN_RUNS in the environment, each run adds a line to that file:
+process, tokens, experts, tiling.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def fused_experts(x: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tenso
     key = key_of(tiling)
     if path := os.environ.get("STAND_IN_RUNS"):
         with open(path, "a", encoding="utf-8") as stream:
-            stream.write(f"{os.getpid()} {len(x)} {key}\n")
+            stream.write(f"{os.getpid()} {len(x)} {len(w1)} {key}\n")
     if key[4] == 5:
         raise RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448")
     if Clock.captured is not None:
@@ -184,6 +185,7 @@ def _torch(gpu: bool) -> Any:
     cuda.is_available = lambda: gpu
     cuda.get_device_name = lambda: "Stand-In"
     cuda.get_device_capability = lambda: (9, 0)
+    cuda.mem_get_info = lambda: (100 << 30, 141 << 30)
     cuda.synchronize = cuda.empty_cache = lambda: None
     cuda.CUDAGraph, cuda.Event, cuda.graph = Graph, Event, capture
     torch.cuda = cuda

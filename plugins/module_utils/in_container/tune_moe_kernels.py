@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs in a container of a serving image, on one of its GPUs: finds fast tilings of vLLM's Triton kernels for experts.
 
-    python tune_moe_kernels.py FOLDER              reads FOLDER/request.json, writes FOLDER/answer.json
-    python tune_moe_kernels.py FOLDER --compile N  compiles one share of the tilings, so that measuring waits for none
+    python tune_moe_kernels.py FOLDER                 reads FOLDER/request.json, writes FOLDER/answer.json
+    python tune_moe_kernels.py FOLDER --compile N OF  compiles one of so many shares, so that measuring waits for none
 
 A program of one file. It measures the layer as vLLM runs it (`fused_experts`), with what vLLM would choose by itself
 and with other tilings, and keeps one for a number of tokens only where its numbers agree and it is faster every time.
@@ -35,10 +35,8 @@ from typing import Any, Callable
 Tiling = dict[str, int]
 KEYS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_warps", "num_stages")
 FINALISTS = 6
-# Numbers of tokens at which every tiling that is meant for about as many is compiled.
-COMPILED_AT = (1, 8, 24, 96, 256)
-# Kernels do not depend on how many experts there are, and these take less memory.
-EXPERTS_TO_COMPILE = 8
+# What a process that compiles takes of the GPU's memory beside the weights: CUDA, and the inputs of a layer.
+BESIDE_WEIGHTS = 4 << 30
 # What may be called by several names in a model's configuration.
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts", "num_routed_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
@@ -328,29 +326,44 @@ def within_vllm() -> Iterator[None]:
         yield
 
 
-def compile_share(request: Mapping[str, Any], number: int) -> None:
-    """Run a share of the tilings once, so that they are compiled in Triton's cache."""
+def workers_within(memory: int, request: Mapping[str, Any], shape: Mapping[str, Any]) -> int:
+    """Return how many processes compile: as many as wanted, as far as each can hold a layer, and one at least.
+
+    Args:
+        memory: free bytes of the GPU.
+        request: see the head of this file.
+        shape: of one GPU's part of a layer.
+    """
+    numbers = shape["experts"] * 3 * shape["intermediate"] * shape["hidden"]
+    room = memory // (numbers * _bytes(request) + BESIDE_WEIGHTS)
+    return int(max(1, min(request["workers"], room)))
+
+
+def compile_share(request: Mapping[str, Any], number: int, workers: int) -> None:
+    """Run a share of the tilings at every number of tokens, so that all are in Triton's cache.
+
+    Triton compiles a kernel anew where a size that it is given is no longer 1, or no longer a multiple of 16. Among
+    these sizes are the number of tokens and what vLLM makes of that and of the number of experts, so nothing here is
+    smaller than it will be.
+    """
     shape = part_of(shape_of(model_config(request["model"])), request["sizes"][0])
-    experts = min(shape["experts"], max(EXPERTS_TO_COMPILE, shape["chosen"]))
-    layer = Layer({**shape, "experts": experts}, request["precision"], max(COMPILED_AT))
-    for place, tiling in enumerate(tilings(_bytes(request), shape["block_shape"])):
-        if place % request["workers"] != number:
-            continue
-        for tokens in COMPILED_AT:
+    layer = Layer(shape, request["precision"], max(request["tokens"]))
+    for tiling in list(tilings(_bytes(request), shape["block_shape"]))[number::workers]:
+        for tokens in request["tokens"]:
             if fits(tiling, tokens):
                 with contextlib.suppress(Exception):  # one that this GPU cannot run
                     layer.run(tokens, tiling)
 
 
-def compile_all(folder: str, request: Mapping[str, Any]) -> float:
-    """Compile the tilings in several processes; return how long that took."""
+def compile_all(folder: str, workers: int) -> float:
+    """Compile the tilings in so many processes; return how long that took."""
     started = time.monotonic()
     command = [sys.executable, os.path.abspath(__file__), folder, "--compile"]
-    workers = [
-        subprocess.Popen([*command, str(number)], stdout=subprocess.DEVNULL) for number in range(request["workers"])
+    shares = [
+        subprocess.Popen([*command, str(number), str(workers)], stdout=subprocess.DEVNULL) for number in range(workers)
     ]
-    for worker in workers:
-        worker.wait()
+    for share in shares:
+        share.wait()
     return time.monotonic() - started
 
 
@@ -362,8 +375,9 @@ def tune(folder: str, request: Mapping[str, Any], say: Callable[[str], None]) ->
 
     shape = shape_of(model_config(request["model"]))
     candidates = list(tilings(_bytes(request), shape["block_shape"]))
-    say(f"compiling {len(candidates)} tilings in {request['workers']} processes")
-    compiled_s = compile_all(folder, request)
+    workers = workers_within(torch.cuda.mem_get_info()[0], request, part_of(shape, request["sizes"][0]))
+    say(f"compiling {len(candidates)} tilings in {workers} processes")
+    compiled_s = compile_all(folder, workers)
     tables = []
     for size in request["sizes"]:
         started = time.monotonic()
@@ -416,7 +430,7 @@ def main(arguments: Sequence[str]) -> None:
             raise CannotTuneError("the container sees no GPU")
         with within_vllm():
             if "--compile" in arguments:
-                compile_share(request, int(arguments[-1]))
+                compile_share(request, int(arguments[-2]), int(arguments[-1]))
                 return
             answer = tune(folder, request, say)
     except CannotTuneError as error:

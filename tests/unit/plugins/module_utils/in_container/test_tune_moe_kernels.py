@@ -113,6 +113,25 @@ def test_the_tilings_are_compiled_by_several_processes_before(answer: Answer) ->
     assert set(processes[: processes.index(measuring)]) == set(processes) - {measuring}
 
 
+def test_all_that_is_measured_was_compiled_before_with_the_same_sizes(answer: Answer) -> None:
+    runs = [line.split(" ", 1) for line in answer["runs"].splitlines()]
+    measuring = runs[-1][0]
+    own = str(moe_kernels.key_of(moe_kernels.OWN))
+    measured = {what for process, what in runs if process == measuring and not what.endswith(own)}
+    assert len(measured) > 100
+    assert measured <= {what for process, what in runs if process != measuring}
+
+
+def test_no_more_processes_compile_than_the_memory_of_the_gpu_holds() -> None:
+    request = {"workers": 16, "precision": "fp8"}
+    scout = {"experts": 16, "intermediate": 8192, "hidden": 5120}  # 1.9 GiB of experts
+    deepseek = {"experts": 256, "intermediate": 2048, "hidden": 7168}  # 10.5 GiB
+    assert program.workers_within(130 << 30, request, scout) == 16
+    assert program.workers_within(130 << 30, request, deepseek) == 8
+    assert program.workers_within(130 << 30, {**request, "precision": "bf16"}, deepseek) == 5
+    assert program.workers_within(8 << 30, request, deepseek) == 1
+
+
 def test_it_says_where_a_table_comes_from(answer: Answer) -> None:
     provenance = answer["tables"][1]["provenance"]
     assert provenance["cards"] == ["Stand-In"]
