@@ -14,9 +14,9 @@ overhead    milliseconds of a request through the role's configuration without i
 balance     the arguments are vLLM servers with prefix caching on; without any, three of vLLM's CPU build are started.
             Clients ask without a pause, each with the beginning of one of 8 or 64 groups, which are asked for as
             unequally as real traffic does (Zipf), and a question of its own. Each run has beginnings that no cache has
-            yet, and its first third only fills the caches. 0 groups are prompts that share nothing. Before the table
-            stands what the beginnings take and a cache holds: with 64 groups the three servers' caches hold them
-            together, and one of them does not. It takes eight minutes.
+            yet, and the caches are filled before it counts: with each beginning as many times as there are servers.
+            0 groups are prompts that share nothing. Before the table stands what the beginnings take and a cache holds:
+            with 64 groups the servers' caches hold them together, and one of them does not. It takes ten minutes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,18 @@ from ansible_collections.gpufleet.vllm.plugins.modules.router_server import ARGU
 from ansible_collections.gpufleet.vllm.tests.load.client import percentile
 
 KEY, CHROOT = "bench-client-key", "/var/lib/haproxy"
+HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 PORT, STAND_INS, SERVERS = 18480, (18481, 18482), (18485, 18486, 18487)
 START_S, SERVER_START_S = 30.0, 300.0
-# Of a server that is started here: half of what the beginnings of 64 groups of 600 words take.
-BLOCK_TOKENS, BLOCKS, MODEL_TOKENS = 32, 640, 2048
+# Of a server that is started here: its cache holds half and a bit of what the beginnings of the most groups take.
+BLOCK_TOKENS, CACHE_SHARE, MODEL_TOKENS = 32, 0.53, 2048
 CACHE = "vllm:cache_config_info"
+# Each is one token, also of the tokenizer of tests/gpu, which knows words of four letters up to l.
+WORDS = (
+    *("bank", "bird", "blue", "book", "boat", "card", "cave", "city", "coin", "dark"),
+    *("desk", "door", "east", "face", "farm", "fish", "food", "game", "gate", "gold"),
+)
+QUESTION_WORDS = 16
 SIZES = {"1 KB": 1000, "32 KB": 32000, "200 KB": 200000}
 ENDED, HITS, ASKED = "vllm:request_success_total", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"
 # Lines of the configuration that look into a body or need what was found there.
@@ -142,7 +149,7 @@ def times(port: int, size: int, model: str, count: int) -> list[float]:
     for number in range(count):
         body = body_of(size, model, number)
         began = time.perf_counter()
-        connection.request("POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {KEY}"})
+        connection.request("POST", "/v1/chat/completions", body, HEADERS)
         answer = connection.getresponse()
         answer.read()
         found.append((time.perf_counter() - began) * 1000)
@@ -190,14 +197,16 @@ def servers(given: argparse.Namespace) -> Iterator[list[str]]:
         yield given.servers
         return
     names = [f"gpufleet-balance-{port}" for port in SERVERS]
+    blocks = math.ceil(max(given.groups) * given.shared_words * CACHE_SHARE / BLOCK_TOKENS)
     try:
         for name, port in zip(names, SERVERS, strict=True):
-            words = ["docker", "run", "--detach", "--rm", "--name", name, "--network", "host", "--shm-size", "1g"]
-            words += ["--volume", f"{given.folder}:/model:ro", "--env", "VLLM_CPU_KVCACHE_SPACE=1"]
+            words = ["docker", "run", "--detach", "--init", "--name", name, "--network", "host", "--shm-size", "1g"]
+            words += ["--volume", f"{given.folder}:/model:ro", "--env", "VLLM_CPU_KVCACHE_SPACE=2"]
             words += ["--env", "HF_HUB_OFFLINE=1", given.image, "/model", "--served-model-name", given.model]
             words += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MODEL_TOKENS)]
-            words += ["--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", str(BLOCKS)]
+            words += ["--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", str(blocks)]
             words += ["--max-num-seqs", "8", "--enable-prefix-caching", "--dtype", "bfloat16"]
+            words += ["--enforce-eager"]  # the image has no compiler
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         places = [f"127.0.0.1:{port}" for port in SERVERS]
         for place, name in zip(places, names, strict=True):
@@ -213,9 +222,11 @@ def wait_for_server(place: str, name: str) -> None:
     while True:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{place}/health", timeout=5):
             return
-        if time.monotonic() > deadline:
+        words = ["docker", "inspect", "--format", "{{.State.Running}}", name]
+        runs = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() == "true"
+        if time.monotonic() > deadline or not runs:
             log = subprocess.run(["docker", "logs", "--tail", "30", name], capture_output=True, text=True, check=False)
-            raise TimeoutError(f"{name} is not ready:\n{log.stdout}{log.stderr}")
+            raise TimeoutError(f"{name} {'is not ready' if runs else 'has ended'}:\n{log.stdout}{log.stderr}")
         time.sleep(1)
 
 
@@ -242,64 +253,80 @@ def counter(places: Sequence[str], name: str) -> list[float]:
 class Clients:
     """Clients that ask without a pause for some seconds."""
 
-    def __init__(self, given: argparse.Namespace, groups: int, seed: str) -> None:
+    def __init__(self, given: argparse.Namespace, groups: int, seed: str, servers: int) -> None:
         self.given, self.random = given, random.Random(seed)
-        words = ("river", "stone", "music", "engine", "window", "garden", "letter", "market", "winter", "paper")
-        chosen = self.random
-        self.beginnings = [
-            f"{seed} {group}: " + " ".join(chosen.choice(words) for _word in range(given.shared_words))
-            for group in range(groups)
-        ]
+        self.beginnings = [self.words(given.shared_words) for _group in range(groups)]
+        self.filling = self.beginnings * servers
+        self.random.shuffle(self.filling)
         self.weights = [1 / (rank + 1) ** given.zipf for rank in range(groups)]
         self.lock = threading.Lock()
-        self.counted_from = 0.0
         self.first: list[float] = []
         self.tokens = self.failed = 0
+        self.why = ""
+
+    def words(self, number: int) -> str:
+        """Return so many words in an order that nobody asked for before."""
+        return " ".join(self.random.choices(WORDS, k=number))
 
     def prompt(self) -> str:
         """Return the next prompt."""
         with self.lock:
-            question = " ".join(str(self.random.randrange(1000)) for _word in range(16))
             if not self.beginnings:
-                words = (str(self.random.randrange(10000)) for _word in range(self.given.shared_words))
-                return f"{question} {' '.join(words)}"
-            return f"{self.random.choices(self.beginnings, self.weights)[0]} {question}"
+                return self.words(self.given.shared_words + QUESTION_WORDS)
+            return f"{self.random.choices(self.beginnings, self.weights)[0]} {self.words(QUESTION_WORDS)}"
 
-    def ask(self, until: float) -> None:
-        """Ask again and again."""
+    def fill(self) -> None:
+        """Ask with the beginnings that are left."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.ask(self.filling.pop())
+
+    def measure(self, until: float) -> None:
+        """Ask again and again, and count."""
         while time.monotonic() < until:
-            body = {"prompt": self.prompt(), "max_tokens": self.given.max_tokens, "stream": True, "ignore_eos": True}
-            text = json.dumps({**body, "model": self.given.model})
-            began, first, tokens = time.monotonic(), 0.0, 0
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=600)
-                connection.request("POST", "/v1/completions", text, {"Authorization": f"Bearer {KEY}"})
-                answer = connection.getresponse()
-                for line in answer:
-                    if line.startswith(b"data: {"):
-                        first, tokens = first or time.monotonic() - began, tokens + 1
-                answered = answer.status == 200
-                connection.close()
-            except OSError:
-                answered = False
+            first, tokens = self.ask(self.prompt())
             with self.lock:
-                self.failed += not answered
-                if began >= self.counted_from and answered:
-                    self.tokens += tokens
-                    self.first.append(first)
+                self.tokens += tokens
+                self.first += [first] if tokens else []
 
-    def run(self, warm: Callable[[], None]) -> dict[str, float]:
-        """Let them ask, call C(warm) once the caches are filled, and return the figures of what came then."""
+    def ask(self, prompt: str) -> tuple[float, int]:
+        """Return the seconds to the first token of an answer, and its number of tokens; 0 if there was none."""
+        body = {"prompt": prompt, "max_tokens": self.given.max_tokens, "stream": True, "ignore_eos": True}
+        text = json.dumps({**body, "model": self.given.model})
+        began, first, tokens = time.monotonic(), 0.0, 0
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=600)
+            connection.request("POST", "/v1/completions", text, HEADERS)
+            answer = connection.getresponse()
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    first, tokens = first or time.monotonic() - began, tokens + 1
+            why = f"status {answer.status}"
+            connection.close()
+        except OSError as error:
+            tokens, why = 0, str(error)
+        if not tokens:
+            with self.lock:
+                self.failed, self.why = self.failed + 1, why
+        return first, tokens
+
+    def all(self, target: Callable[..., None], *arguments: Any) -> float:
+        """Have all clients do it; return the seconds that they took."""
         began = time.monotonic()
-        self.counted_from, until = began + self.given.seconds / 3, began + self.given.seconds
-        threads = [threading.Thread(target=self.ask, args=(until,)) for _number in range(self.given.clients)]
+        threads = [threading.Thread(target=target, args=arguments) for _number in range(self.given.clients)]
         for thread in threads:
             thread.start()
-        time.sleep(self.given.seconds / 3)
-        warm()
         for thread in threads:
             thread.join()
-        seconds = time.monotonic() - self.counted_from
+        return time.monotonic() - began
+
+    def run(self, warm: Callable[[], None]) -> dict[str, float]:
+        """Fill the caches, call C(warm), ask for some seconds, and return the figures of these."""
+        self.all(self.fill)
+        warm()
+        seconds = self.all(self.measure, time.monotonic() + self.given.seconds)
+        if not self.first:
+            raise RuntimeError(f"no request was answered; the last failed with {self.why}")
         figures = {"tok/s": self.tokens / seconds, "requests": len(self.first), "failed": self.failed}
         return {**figures, "TTFT p50": percentile(self.first, 50), "TTFT p99": percentile(self.first, 99)}
 
@@ -333,7 +360,7 @@ def balance(given: argparse.Namespace) -> None:
 
 def prompt_tokens(place: str, given: argparse.Namespace) -> int:
     """Return how many tokens a beginning takes at a server."""
-    prompt = Clients(given, 1, "size").beginnings[0]
+    prompt = Clients(given, 1, "size", 1).beginnings[0]
     body = json.dumps({"model": given.model, "prompt": prompt, "max_tokens": 1}).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('VLLM_API_KEY', '')}"}
     request = urllib.request.Request(f"http://{place}/v1/completions", body, headers)
@@ -350,9 +377,10 @@ def one_run(
     def warm() -> None:
         before.update({name: counter(places, name) for name in (ENDED, HITS, ASKED)})
 
-    with router(replicas, os.environ.get("VLLM_API_KEY", ""), PORT, balance=way):
+    key = os.environ.get("VLLM_API_KEY", "")
+    with router(replicas, key, PORT, balance=way, balance_factor=given.balance_factor):
         time.sleep(2)
-        found = Clients(given, groups, seed).run(warm)
+        found = Clients(given, groups, seed, len(places)).run(warm)
         after = {name: counter(places, name) for name in before}
     done = {name: [end - begin for begin, end in zip(before[name], after[name], strict=True)] for name in before}
     hits = sum(done[HITS]) / max(sum(done[ASKED]), 1)
@@ -377,6 +405,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     gains.add_argument("--groups", type=int, nargs="+", default=[8, 64, 0])
     gains.add_argument("--shared-words", type=int, default=600, help="words of a group's beginning")
     gains.add_argument("--zipf", type=float, default=1.0, help="how unequally groups are asked for")
+    gains.add_argument("--balance-factor", type=int, default=ARGUMENTS["balance_factor"]["default"], help="of prefix")
     gains.add_argument("--clients", type=int, default=9)
     gains.add_argument("--seconds", type=float, default=60.0, help="of each run")
     gains.add_argument("--max-tokens", type=int, default=8)
