@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: monitoring_files
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Make the files by which Prometheus and Grafana watch a fleet
 description:
   - Returns the texts of files; it writes none. They hold no secret.

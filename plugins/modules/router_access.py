@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_access
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Show how clients reach a router
 description:
   - Prints the router's address, the certificate that clients have to trust, and a line with curl that asks it. The

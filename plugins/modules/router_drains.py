@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_drains
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Tell a router what the others know of drained hosts
 author: gpufleet contributors (@gpufleet)
 description:

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: router_gpu_watch
 short_description: Make a router take out replicas with sick GPUs
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Runs a program beside the router that asks each replica every few seconds how its GPUs are, and takes out those

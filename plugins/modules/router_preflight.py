@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_preflight
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Look at what would keep a router from running, or its clients from trusting it
 author: gpufleet contributors (@gpufleet)
 description:

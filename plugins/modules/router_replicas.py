@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: router_replicas
 short_description: Wait until the replicas behind the router get requests
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Runs on a host of the router and asks the running HAProxy until the last health check of every replica has passed.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_usage
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Sum up a router's log of requests by day, client and model
 author: gpufleet contributors (@gpufleet)
 description:

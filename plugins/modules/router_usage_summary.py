@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: router_usage_summary
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Show what clients used of the models, over all routers
 author: gpufleet contributors (@gpufleet)
 description:

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vendor_packages_check
 short_description: Tell which packages of a vendor lack, and check the key or the files that they come with
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Does what Ansible's own modules for packages cannot do. They install what this module says is lacking.

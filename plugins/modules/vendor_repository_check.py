@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vendor_repository_check
 short_description: Tell by its one cause why a vendor's repository or its packages cannot be had
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Reads what C(ansible.builtin.apt) or C(ansible.builtin.dnf) said, and fails by the name of what is wrong.

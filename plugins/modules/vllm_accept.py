@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_accept
 short_description: Test the GPUs of a host before they serve
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Runs a program in a throw-away container of the serving image, on all GPUs of the plan. It writes patterns over the

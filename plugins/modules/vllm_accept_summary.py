@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_accept_summary
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Show what the test of a fleet's GPUs found
 description:
   - Prints what each GPU does, and names those that are slow or broken. A GPU is compared with the median of those of

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_bundle
 short_description: Begin and finish a bundle for hosts without internet
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - V(finished) adds this collection's tarball to what was gathered, removes what no host needs any more, writes

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_bundle_contents
 short_description: Tell what a bundle for hosts without internet has to hold
-version_added: 0.1.0
+version_added: 0.2.0
 author:
   - gpufleet contributors (@gpufleet)
 description:

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_bundle_copy
 short_description: Have a host's part of a bundle on the host
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Sends what the bundle in C(vllm_bundle_dir) on the controller has for the host and what is missing there, over

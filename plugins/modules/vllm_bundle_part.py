@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_bundle_part
 short_description: Gather one part of a bundle for hosts without internet
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Saves an image of this machine's Docker engine as an archive, or runs a program in a container that leaves what it

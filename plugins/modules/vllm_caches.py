@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_caches
 short_description: Bring what servers have compiled to a host that compiles the same
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - V(packed) packs what is in the caches of vLLM, FlashInfer and Triton on a host, and brings it to the controller.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_caches_turn
 short_description: Say from which host a host has what its servers would compile
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Runs on the controller, without asking a host. It reads what M(gpufleet.vllm.vllm_server) said on every host of the

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_gpu_health
 short_description: Make a host look after its GPUs
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Installs a small program that reads through NVML and from the kernel's log how the GPUs are, and has a timer of

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_keys
 short_description: Say which API keys the vLLM servers of a host take
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Servers that M(gpufleet.vllm.vllm_server) made take other keys from their next request on. None is replaced or

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_moe_tables
 short_description: Tune the Triton kernels of a model's experts on a GPU of the host
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - vLLM computes the experts of a model by Triton kernels in tiles, whose best shape depends on the GPU, on the sizes

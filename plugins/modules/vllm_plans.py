@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_plans
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Plan a whole fleet in one task and show it on one page
 description:
   - Plans every host of O(hosts) by its own variables, as M(gpufleet.vllm.vllm_plan) does for one, in one task. For

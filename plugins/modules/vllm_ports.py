@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_ports
 short_description: Let only routers and monitoring hosts reach the servers' ports of a host
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Has iptables and ip6tables refuse connections to the ports of O(replicas) but from O(sources) and from the host

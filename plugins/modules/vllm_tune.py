@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_tune
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Decide which settings a sweep measures on a host, and tell which win
 description:
   - The steps of a sweep that need no host. V(arrange) plans the candidates and says how long they take, V(note) keeps

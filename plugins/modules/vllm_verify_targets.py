@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_verify_targets
-version_added: 0.1.0
+version_added: 0.2.0
 short_description: Decide which servers of a host a verification tries, and with what
 description:
   - These are the replicas of the plan that was applied, or the server at O(url).

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_weights_copy
 short_description: Bring weights that a host lacks from other hosts of the fleet
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Fetches what the host's Hugging Face cache lacks of a model from hosts that M(gpufleet.vllm.vllm_weights_share) has

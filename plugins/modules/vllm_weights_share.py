@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_weights_share
 short_description: Let other hosts of the fleet have this host's weights, for a while
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Says what the host's Hugging Face cache has whole of a model, and lets other hosts read it until O(state=absent) or

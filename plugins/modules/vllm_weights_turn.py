@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vllm_weights_turn
 short_description: Say whether a host fetches weights from the hub or from other hosts
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Runs on the controller, without asking a host. It reads what M(gpufleet.vllm.vllm_weights_share) said on every host

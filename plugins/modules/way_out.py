@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: way_out
 short_description: Tell a host's package managers the site's proxies for one piece of work
-version_added: 0.1.0
+version_added: 0.2.0
 author: gpufleet contributors (@gpufleet)
 description:
   - Writes files for apt, dnf and pip that only root reads, and returns the environment variables that name them. A
