@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -153,9 +154,19 @@ def registries_given(value: Any) -> tuple[str, ...]:
         if bool(entry.get("username")) != bool(entry.get("password")):
             lacks = "password" if entry.get("username") else "username"
             raise ValueError(f"the entry of {name} has no {lacks}, or an empty one; give both username and password")
+        _check_authorities(name, str(entry.get("ca") or ""))
         names.append(name)
         users += [name] * bool(entry.get("username"))
     return tuple(users)
+
+
+def _check_authorities(name: str, given_ca: str) -> None:
+    path = os.path.abspath(os.path.expanduser(given_ca.strip()))
+    if given_ca and "-----BEGIN" not in given_ca and not os.path.isfile(path):
+        raise ValueError(
+            f"ca of {name}: there is no file {path} on the controller; name one with CA certificates in PEM format, or"
+            " give their text"
+        )
 
 
 def registry_name(host: str) -> str:

@@ -91,6 +91,11 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_no_proxy", ["*.example.com"], "such as .example.com"),
         ("vllm_registries", [{"host": "r.example.com", "username": "fleet"}], "r.example.com has no password"),
         ("vllm_registries", [{"host": "r.example.com", "password": "sesame"}], "r.example.com has no username"),
+        (
+            "vllm_registries",
+            [{"host": "r.example.com", "ca": "/nowhere/ca.pem"}],
+            "no file /nowhere/ca.pem on the contr",
+        ),
         ("vllm_image_archive", "vllm.tar", "absolute path"),
         ("vllm_image_digest", "sha256:12", "64 hexadecimal digits"),
         ("vllm_container_prefix", "-x", "name that Docker accepts"),
