@@ -234,11 +234,20 @@ def _platform(value: Any) -> str:
     return platform if text else ""
 
 
-def _prefix(value: Any) -> str:
-    text = text_of(value)
-    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
-        raise ValueError("it must be a name that Docker accepts for containers, such as vllm")
-    return text
+def _matching(pattern: str, wanted: str) -> Reader:
+    def read_value(value: Any) -> str:
+        text = version_of(value)
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"it must be {wanted}")
+        return text
+
+    return read_value
+
+
+# Readers of texts of one form.
+_prefix = _matching(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", "a name that Docker accepts for containers, such as vllm")
+_backend = _matching(r"[A-Z][A-Z0-9_]*", "auto or the name of an attention backend of vLLM's, such as FLASHINFER")
+_driver = _matching(r"(\d+(\.\d+)*)?", "the driver's version, such as 580.159.04")
 
 
 def _keys(value: Any) -> bool:
@@ -332,13 +341,6 @@ def _parser(value: Any) -> str:
     return text
 
 
-def _backend(value: Any) -> str:
-    text = text_of(value)
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
-        raise ValueError("it must be auto or the name of an attention backend of vLLM's, such as FLASHINFER")
-    return text
-
-
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", one_of("cuda", "cpu")),
@@ -383,7 +385,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     "environment": ("vllm_environment", read_environment),
     "extra_config": ("vllm_extra_config", read_extra_config),
     "gpus": ("vllm_gpus", _gpus),
-    "driver_version": ("vllm_driver_version", version_of),
+    "driver_version": ("vllm_driver_version", _driver),
     "platform": ("vllm_platform", _platform),
     "gpu_access": ("vllm_gpu_access", one_of("auto", "gpus", "cdi", "runtime", "devices", "none")),
     "gpu_selection": ("vllm_gpu_selection", _selection),

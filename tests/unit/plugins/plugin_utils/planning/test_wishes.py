@@ -96,6 +96,7 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
             [{"host": "r.example.com", "ca": "/nowhere/ca.pem"}],
             "no file /nowhere/ca.pem on the contr",
         ),
+        ("vllm_driver_version", "R580", "such as 580.159.04"),
         ("vllm_image_archive", "vllm.tar", "absolute path"),
         ("vllm_image_digest", "sha256:12", "64 hexadecimal digits"),
         ("vllm_container_prefix", "-x", "name that Docker accepts"),
