@@ -206,3 +206,14 @@ def test_security_alone_is_about_the_router_and_needs_one(play: Play, tmp_path: 
     assert code == 2, shown
     assert "haproxy/replicas.json" in shown, "the router's own check began"
     assert "UNREACHABLE" not in shown and "Verification" not in shown and not (tmp_path / "reports").exists()
+
+
+@needs_root
+def test_preflight_refuses_a_router_s_variables_that_only_the_last_step_of_a_deployment_would(
+    play: Play, tmp_path: Path
+) -> None:
+    door = this_machine(tmp_path) | {"router_balance": "roundrobin"}
+    code, said = play("preflight", {"gpu-01": this_machine(tmp_path)}, "--limit", "door-01", router={"door-01": door})
+    assert code == 2
+    assert "value of router_balance must be one of: leastconn, prefix, session, got: roundrobin" in said
+    assert "Preflight of 1 host" not in said

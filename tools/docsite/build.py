@@ -5,8 +5,9 @@
 
 .venv/bin/python tools/docsite/build.py
 
-The reference comes from the modules and roles themselves, by antsibull-docs; the guides are docs/docsite/rst. A warning
-is an error, nothing is fetched from anywhere, and the pages load nothing from elsewhere.
+The reference comes from the modules and roles themselves, by antsibull-docs; the guides are docs/docsite/rst. A page
+for each playbook is made by playbook_pages.py, and colours and fonts are those of the report. A warning is an error,
+nothing is fetched from anywhere, and the pages load nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ HERE = Path(__file__).resolve().parent
 CACHE = ROOT / ".cache"
 SITE = CACHE / "docs"
 BIN = Path(sys.executable).parent
+STYLE = ROOT / "plugins" / "plugin_utils" / "report" / "page.css"
+
+sys.path.insert(0, str(CACHE / "collections"))
+from ansible_collections.gpufleet.vllm.tools.docsite import playbook_pages  # noqa: E402
 
 # What antsibull-docs links to in Ansible's own documentation: label to page and title.
 ANSIBLE = "https://docs.ansible.com/projects/ansible/latest/"
@@ -83,6 +88,21 @@ def shorten(sources: Path) -> None:
     index.write_text("".join(parts), encoding="utf-8")
 
 
+def look(style: str) -> str:
+    """Return the colours and fonts of the report's style sheet as variables, in the theme's ways to go dark."""
+    light, dark = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
+    text, code = (
+        re.findall(rf"^{what} \{{[^}}]*\bfont: [^;]*?([a-z-]+,[^;]*);", style, flags=re.M)
+        for what in ("body", "pre, code")
+    )
+    return (
+        "/* Made by build.py from the report's style sheet. */\n"
+        f"body {{{light} --text-font: {text[0]}; --code-font: {code[0]}; }}\n"
+        f'@media (prefers-color-scheme: dark) {{ body:not([data-theme="light"]) {{{dark}}} }}\n'
+        f'body[data-theme="dark"] {{{dark}}}\n'
+    )
+
+
 def run(*words: str) -> None:
     """Run a program of the virtual environment on this checkout; its failure ends the build."""
     environment = {
@@ -121,7 +141,10 @@ def main() -> int:
         *("--config-file", str(HERE / "antsibull-docs.cfg"), "collection", "--use-current", "--squash-hierarchy"),
         *("--fail-on-error", "--dest-dir", str(sources), "gpufleet.vllm"),
     )
+    playbook_pages.write(sources)
     shorten(sources)
+    (SITE / "static").mkdir(mode=0o755, exist_ok=True)
+    (SITE / "static" / "look.css").write_text(look(STYLE.read_text(encoding="utf-8")), encoding="utf-8")
     shutil.copytree(ROOT / "docs" / "docsite" / "rst" / "images", sources / "docsite" / "images")
     run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "-c", str(HERE), str(sources), str(site))
     elsewhere = loaded_from_elsewhere(site)

@@ -18,8 +18,9 @@ html_title = "gpufleet.vllm"
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
-html_static_path = ["static"]
-html_css_files = ["site.css"]
+# look.css is made by build.py: the report's colours and fonts.
+html_static_path = ["static", str(SITE / "static")]
+html_css_files = ["look.css", "site.css"]
 highlight_language = "yaml+jinja"
 smartquotes = False
 nitpicky = True

@@ -1,17 +1,18 @@
 # Copyright: gpufleet contributors
 # GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks the variables of a site's way out and registries. They may hold passwords, which are not kept."""
+"""Checks the variables of a site's way out, registries and keys. They may hold passwords, which are not kept."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import text_of
-from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DOCKER_HUB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers import given, text_of
+from ansible_collections.gpufleet.vllm.plugins.module_utils.images.reference import DIGEST, DOCKER_HUB, REFERENCE
 
 EXAMPLE = "[{host: registry.example.com, username: fleet, password: …}]"
 
@@ -43,6 +44,60 @@ def index_given(value: Any) -> bool:
     return bool(text)
 
 
+def image_name(value: Any) -> str:
+    """Return the name of an image, with its registry.
+
+    Raises:
+        ValueError: it is none, or has a tag or a digest, which have variables of their own.
+    """
+    text = text_of(value)
+    if "://" in text:
+        raise ValueError("it must be as docker pull has it, such as registry.example.com/vllm/vllm-openai, without ://")
+    if "@" in text or ":" in text.rsplit("/", 1)[-1]:
+        raise ValueError("it must be without tag and digest; those are vllm_image_tag and vllm_image_digest")
+    if not REFERENCE.fullmatch(text):
+        raise ValueError("it must be a name that Docker takes: behind the registry in lower case, without white space")
+    return text
+
+
+def image_digest(value: Any) -> str:
+    """Return the digest that an image must have; empty if none.
+
+    Raises:
+        ValueError: it is no digest.
+    """
+    text = text_of(value)
+    if text and not DIGEST.fullmatch(text):
+        raise ValueError("it must be sha256: and 64 hexadecimal digits")
+    return text
+
+
+def host_file(value: Any) -> str:
+    """Return the path of a file on a host.
+
+    Raises:
+        ValueError: it is not absolute.
+    """
+    text = text_of(value)
+    if not text.startswith("/"):
+        raise ValueError("it must be auto, or the absolute path of a file on the host")
+    return text
+
+
+def secret_given(value: Any) -> bool:
+    """Return whether a key or a token is given.
+
+    Raises:
+        ValueError: it could not be sent.
+    """
+    if given(value) and re.search(r"\s", str(value)):
+        raise ValueError(
+            "it has white space or the end of a line in it, which no header can carry; printf '%s' \"$KEY\" |"
+            " ansible-vault encrypt_string adds none, echo does"
+        )
+    return given(value)
+
+
 def state_folder(value: Any) -> str:
     """Return the folder that vllm_state_url names; empty if it names none.
 
@@ -70,6 +125,8 @@ def exceptions_given(value: Any) -> bool:
     for entry in (text_of(entry) for entry in entries):
         if "://" in entry or re.search(r"\s", entry):
             raise ValueError(f"{entry!r} is no name, domain, address or network; leave out http:// and white space")
+        if "*" in entry and entry != "*":
+            raise ValueError(f"{entry!r} is read by few programs; write a domain with a dot, such as .example.com")
     return bool(entries)
 
 
@@ -95,10 +152,21 @@ def registries_given(value: Any) -> tuple[str, ...]:
         if name in names:
             raise ValueError(f"{name} is there twice")
         if bool(entry.get("username")) != bool(entry.get("password")):
-            raise ValueError(f"{name} has a {'username' if entry.get('username') else 'password'} alone; give both")
+            lacks = "password" if entry.get("username") else "username"
+            raise ValueError(f"the entry of {name} has no {lacks}, or an empty one; give both username and password")
+        _check_authorities(name, str(entry.get("ca") or ""))
         names.append(name)
         users += [name] * bool(entry.get("username"))
     return tuple(users)
+
+
+def _check_authorities(name: str, given_ca: str) -> None:
+    path = os.path.abspath(os.path.expanduser(given_ca.strip()))
+    if given_ca and "-----BEGIN" not in given_ca and not os.path.isfile(path):
+        raise ValueError(
+            f"ca of {name}: there is no file {path} on the controller; name one with CA certificates in PEM format, or"
+            " give their text"
+        )
 
 
 def registry_name(host: str) -> str:

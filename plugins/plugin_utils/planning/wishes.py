@@ -18,7 +18,6 @@ from ansible_collections.gpufleet.vllm.plugins.module_utils.common.readers impor
     Reader,
     auto,
     flag,
-    given,
     integer,
     invalid,
     one_of,
@@ -37,9 +36,13 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.extra_optio
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.site_options import (
     exceptions_given,
+    host_file,
+    image_digest,
+    image_name,
     index_given,
     proxy_given,
     registries_given,
+    secret_given,
     state_folder,
 )
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.planning.variable_names import misspelt
@@ -88,6 +91,7 @@ class Wishes:
     has_https_proxy: bool = False
     has_no_proxy: bool = False
     has_pip_index: bool = False
+    ca_bundle: str | None = None
     registries: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     extra_config: dict[str, Any] = field(default_factory=dict)
@@ -185,13 +189,6 @@ def _version(value: Any) -> versions.Version:
     return found
 
 
-def _image(value: Any) -> str:
-    text = text_of(value)
-    if "@" in text or ":" in text.rsplit("/", 1)[-1]:
-        raise ValueError("it must be without tag and digest; those are vllm_image_tag and vllm_image_digest")
-    return text
-
-
 def _model(value: Any) -> str:
     text = text_of(value)
     if text.startswith("/"):
@@ -219,13 +216,6 @@ def _path(value: Any) -> str:
     return text.rstrip("/")
 
 
-def _digest(value: Any) -> str:
-    text = text_of(value)
-    if text and not re.fullmatch(r"sha256:[0-9a-f]{64}", text):
-        raise ValueError("it must be sha256: and 64 hexadecimal digits")
-    return text
-
-
 def _address(value: Any) -> str:
     text = text_of(value)
     if text == "localhost":
@@ -244,11 +234,20 @@ def _platform(value: Any) -> str:
     return platform if text else ""
 
 
-def _prefix(value: Any) -> str:
-    text = text_of(value)
-    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", text):
-        raise ValueError("it must be a name that Docker accepts for containers, such as vllm")
-    return text
+def _matching(pattern: str, wanted: str) -> Reader:
+    def read_value(value: Any) -> str:
+        text = version_of(value)
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"it must be {wanted}")
+        return text
+
+    return read_value
+
+
+# Readers of texts of one form.
+_prefix = _matching(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", "a name that Docker accepts for containers, such as vllm")
+_backend = _matching(r"[A-Z][A-Z0-9_]*", "auto or the name of an attention backend of vLLM's, such as FLASHINFER")
+_driver = _matching(r"(\d+(\.\d+)*)?", "the driver's version, such as 580.159.04")
 
 
 def _keys(value: Any) -> bool:
@@ -270,14 +269,21 @@ def _gpus(value: Any) -> tuple[dict[str, Any], ...]:
         unknown = set(entry) - {"name", "compute_capability", "memory_mib", "count"}
         if unknown:
             raise ValueError(f"{', '.join(sorted(unknown))} is not a key of an entry; {wanted}")
-        if "count" in entry:
-            integer(1, 64)(entry["count"])
-        if "memory_mib" in entry:
-            integer(1024)(entry["memory_mib"])
+        for key, number in (("count", integer(1, 64)), ("memory_mib", integer(1024))):
+            if key in entry:
+                _in_entry(key, number, entry)
         if not re.fullmatch(r"\d+(\.\d+)?", str(entry.get("compute_capability", "9.0"))):
             raise ValueError('compute_capability must be a string such as "9.0"')
         result.append(dict(entry))
     return tuple(result)
+
+
+def _in_entry(key: str, read_value: Reader, entry: Mapping[str, Any]) -> None:
+    """Check one key of an entry, and name both when it is refused."""
+    try:
+        read_value(entry[key])
+    except ValueError as error:
+        raise ValueError(f"{key} of {entry['name']}: {error}") from None
 
 
 def _selection(value: Any) -> str | tuple[int | str, ...]:
@@ -335,13 +341,6 @@ def _parser(value: Any) -> str:
     return text
 
 
-def _backend(value: Any) -> str:
-    text = text_of(value)
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", text):
-        raise ValueError("it must be auto or the name of an attention backend of vLLM's, such as FLASHINFER")
-    return text
-
-
 # field of Wishes -> variable, and how its value is read
 READERS: dict[str, tuple[str, Reader]] = {
     "device": ("vllm_device", one_of("cuda", "cpu")),
@@ -351,11 +350,11 @@ READERS: dict[str, tuple[str, Reader]] = {
     "model": ("vllm_model", auto(_model)),
     "model_source": ("vllm_model_source", auto(one_of("auto", "hub", "path", "pypi"))),
     "served_model_name": ("vllm_served_model_name", _names),
-    "image": ("vllm_image", auto(_image)),
+    "image": ("vllm_image", auto(image_name)),
     "image_tag": ("vllm_image_tag", auto(version_of)),
     "image_source": ("vllm_image_source", auto(one_of("auto", "pull", "archive", "present", "build"))),
     "image_archive": ("vllm_image_archive", _path),
-    "image_digest": ("vllm_image_digest", _digest),
+    "image_digest": ("vllm_image_digest", image_digest),
     "version": ("vllm_version", auto(_version)),
     "tensor_parallel_size": ("vllm_tensor_parallel_size", auto(integer(1, 64))),
     "replicas": ("vllm_replicas", auto(integer(1, 64))),
@@ -372,20 +371,21 @@ READERS: dict[str, tuple[str, Reader]] = {
     "host": ("vllm_host", _address),
     "port": ("vllm_port", integer(1, 65535)),
     "network_mode": ("vllm_network_mode", one_of("bridge", "host")),
-    "has_api_key": ("vllm_api_key", given),
+    "has_api_key": ("vllm_api_key", secret_given),
     "has_accepted_keys": ("vllm_api_keys_accepted", _keys),
     "allow_unauthenticated": ("vllm_allow_unauthenticated", flag),
-    "has_hf_token": ("vllm_hf_token", given),
+    "has_hf_token": ("vllm_hf_token", secret_given),
     "has_http_proxy": ("vllm_http_proxy", proxy_given),
     "has_https_proxy": ("vllm_https_proxy", proxy_given),
     "has_no_proxy": ("vllm_no_proxy", exceptions_given),
     "has_pip_index": ("vllm_pip_index_url", index_given),
+    "ca_bundle": ("vllm_ca_bundle", auto(host_file)),
     "registries": ("vllm_registries", registries_given),
     "has_secret_environment": ("vllm_secret_environment", read_secret_environment),
     "environment": ("vllm_environment", read_environment),
     "extra_config": ("vllm_extra_config", read_extra_config),
     "gpus": ("vllm_gpus", _gpus),
-    "driver_version": ("vllm_driver_version", version_of),
+    "driver_version": ("vllm_driver_version", _driver),
     "platform": ("vllm_platform", _platform),
     "gpu_access": ("vllm_gpu_access", one_of("auto", "gpus", "cdi", "runtime", "devices", "none")),
     "gpu_selection": ("vllm_gpu_selection", _selection),

@@ -150,7 +150,9 @@ def test_the_registry_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert site(vllm_registries=json.dumps(REGISTRIES)).registry("nvcr.io/x")["password"] == "nvapi-key"
 
 
-def test_registries_are_checked_and_never_shown() -> None:
+def test_registries_are_checked_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ca.pem").touch()
     assert wishes.read({"vllm_registries": REGISTRIES}).registries == ("docker.io", "nvcr.io")
     right = {"host": "a", "username": "u", "password": "my-marker"}
     for value, text in (
@@ -158,7 +160,7 @@ def test_registries_are_checked_and_never_shown() -> None:
         ([{"username": "u", "password": "my-marker"}], "an entry has no host"),
         ([{**right, "token": "my-marker"}], "token is no key of the entry of a"),
         ([right, right], "a is there twice"),
-        ([{"host": "a", "password": "my-marker"}], "a has a password alone"),
+        ([{"host": "a", "password": "my-marker"}], "the entry of a has no username"),
         ([{**right, "host": "https://a/b"}], "'a/b' is no host"),
     ):
         with pytest.raises(GpufleetError) as caught:

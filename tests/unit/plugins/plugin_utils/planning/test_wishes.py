@@ -82,6 +82,21 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_model", "./here", "absolute path"),
         ("vllm_image", "vllm/vllm-openai:v0.12.0", "vllm_image_tag"),
         ("vllm_image", "vllm/vllm-openai@sha256:00", "vllm_image_digest"),
+        ("vllm_image", "https://registry.example.com/vllm/vllm-openai", "without ://"),
+        ("vllm_image", "registry.example.com/VLLM/vllm-openai", "in lower case"),
+        ("vllm_ca_bundle", "ca.pem", "absolute path of a file on the host"),
+        ("vllm_api_key", "two words", "no header can carry"),
+        ("vllm_api_key", "sesame\n", "the end of a line"),
+        ("vllm_hf_token", "hf_sesame\n", "the end of a line"),
+        ("vllm_no_proxy", ["*.example.com"], "such as .example.com"),
+        ("vllm_registries", [{"host": "r.example.com", "username": "fleet"}], "r.example.com has no password"),
+        ("vllm_registries", [{"host": "r.example.com", "password": "sesame"}], "r.example.com has no username"),
+        (
+            "vllm_registries",
+            [{"host": "r.example.com", "ca": "/nowhere/ca.pem"}],
+            "no file /nowhere/ca.pem on the contr",
+        ),
+        ("vllm_driver_version", "R580", "such as 580.159.04"),
         ("vllm_image_archive", "vllm.tar", "absolute path"),
         ("vllm_image_digest", "sha256:12", "64 hexadecimal digits"),
         ("vllm_container_prefix", "-x", "name that Docker accepts"),
@@ -109,14 +124,15 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_gpus", {"name": "H200"}, "it must be a list"),
         ("vllm_gpus", [{"count": 8}], "it must be a list"),
         ("vllm_gpus", [{"name": "H200", "memory": 1}], "memory is not a key"),
-        ("vllm_gpus", [{"name": "H200", "count": 0}], "at least 1"),
+        ("vllm_gpus", [{"name": "H200", "count": 0}], "count of H200: it must be a whole number, at least 1"),
+        ("vllm_gpus", [{"name": "H200", "memory_mib": "141 GB"}], "memory_mib of H200: it must be a whole number"),
         ("vllm_gpus", [{"name": "H200", "compute_capability": "sm90"}], '"9.0"'),
     ],
 )
 def test_wrong(variable: str, value: Any, text: str) -> None:
     (problem,) = problems({variable: value})
     assert problem.startswith(f"{variable}: ")
-    assert text in problem
+    assert text in problem and "sesame" not in problem
 
 
 @pytest.mark.parametrize(
