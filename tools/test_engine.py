@@ -17,6 +17,8 @@ ports go through docker-proxy. Images are kept between runs.
 GPUFLEET_TEST_ENGINE_DIR moves its folder (default /var/cache/gpufleet-tests/engine). GPUFLEET_TEST_ENGINE_NUMBER, from
 1 to 9, makes it another engine beside that one, with images of its own, for two checkouts tested on one machine.
 GPUFLEET_TEST_DOCKER_HOST names an engine to use as it is: start, stop and restart then do nothing.
+GPUFLEET_TEST_ENGINE_PROGRAMS names a folder with the programs of another Docker (dockerd, docker-proxy, containerd, its
+shim), and GPUFLEET_TEST_ENGINE_CONFIG holds the engine's daemon.json, {"features": {"containerd-snapshotter": true}}.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ BRIDGE_ADDRESS = f"172.29.{240 + NUMBER}.1/24"
 START_TIMEOUT = 180.0  # seconds
 STARTS = 3  # dockerd gives up when its containerd takes more than 15 s, as on a busy machine
 STOP_TIMEOUT = 30.0
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROGRAMS = os.environ.get("GPUFLEET_TEST_ENGINE_PROGRAMS") or ""
+CONFIG_TEXT = os.environ.get("GPUFLEET_TEST_ENGINE_CONFIG") or "{}"
+SYSTEM_PATH = f"{PROGRAMS}:" * bool(PROGRAMS) + "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 RULES = (
     ("nat", "POSTROUTING", ["-s", SUBNET, "!", "-o", BRIDGE, "-j", "MASQUERADE"]),
@@ -194,7 +198,7 @@ def spawn() -> subprocess.Popen[bytes]:
         "--log-level=warn",
         f"--config-file={CONFIG}",  # else the machine's own /etc/docker/daemon.json would count here
     ]
-    CONFIG.write_text("{}\n", encoding="utf-8")
+    CONFIG.write_text(f"{CONFIG_TEXT}\n", encoding="utf-8")
     with LOG.open("wb") as log:
         return subprocess.Popen(
             command,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -166,7 +167,9 @@ def push(engine: DockerClient, image: str, reference: str, auth: dict[str, str] 
     digest = ""
     for event in engine.api.push(repository, tag=tag, stream=True, decode=True, auth_config=auth or {"username": ""}):
         assert "error" not in event, event
-        digest = (event.get("aux") or {}).get("Digest", digest)
+        # With the containerd image store the engine tells it in words alone.
+        said = re.search(r"digest: (sha256:\S+)", str(event.get("status")))
+        digest = (event.get("aux") or {}).get("Digest") or (said[1] if said else digest)
     engine.api.remove_image(reference)
     assert digest
     return digest

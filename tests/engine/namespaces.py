@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.tests.engine.docker_fixtures import debian_program
+from ansible_collections.gpufleet.vllm.tools import test_engine
 
 ADDRESSES = {"host": 1, "router": 2, "stranger": 3}
 START_S, STOP_S = 120.0, 30.0
@@ -94,9 +95,15 @@ class Net:
         """Start the engine and wait until it answers."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "daemon.json").write_text("{}\n", encoding="utf-8")
+        (self.folder / "daemon.json").write_text(f"{test_engine.CONFIG_TEXT}\n", encoding="utf-8")
+        programs = test_engine.SYSTEM_PATH
+        # With nftables Docker leaves it to the host to turn forwarding on, and does not start without.
+        if '"nftables"' in test_engine.CONFIG_TEXT:
+            for setting in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
+                self.inside("host", "sysctl", "--quiet", "--write", setting)
         command = [
-            *("nsenter", f"--net=/run/netns/{self.mark}-host", "--", shutil.which("dockerd") or "dockerd"),
+            *("nsenter", f"--net=/run/netns/{self.mark}-host", "--"),
+            shutil.which("dockerd", path=programs) or "dockerd",
             f"--host=unix://{self.run_dir}/docker.sock",
             f"--data-root={self.folder / 'data'}",
             f"--exec-root={self.run_dir}",
@@ -105,7 +112,10 @@ class Net:
             *("--ipv6", "--fixed-cidr-v6=fd78::/64", "--storage-driver=vfs", "--log-level=warn"),
         ]
         with (self.folder / "log").open("ab") as log:
-            self._daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", start_new_session=True)
+            environment = {**os.environ, "PATH": programs}
+            self._daemon = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd="/", start_new_session=True, env=environment
+            )
         deadline = time.monotonic() + START_S
         while self.docker("version", check=False).returncode:
             tail = (self.folder / "log").read_text(errors="replace")[-2000:]

@@ -576,6 +576,13 @@ class RefusingRegistry(http.server.ThreadingHTTPServer):
 class _RefusingHandler(http.server.BaseHTTPRequestHandler):
     server: RefusingRegistry
 
+    def handle(self) -> None:
+        """Tell an engine that tries TLS first that this is HTTP, as a web server does."""
+        if self.connection.recv(1, socket.MSG_PEEK) == b"\x16":
+            self.connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        else:
+            super().handle()
+
     def do_GET(self) -> None:
         """Answer the engine."""
         is_manifest = "/manifests/" in self.path

@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -50,6 +51,10 @@ SHOWN_KEYS = (
 
 DOCKER_ROOT = "/var/lib/docker"
 CONTAINERD_ROOT = "/var/lib/containerd"
+CONTAINERD_CONFIG = "/etc/containerd/config.toml"
+# What an engine with the containerd image store says of itself, and where the host's own containerd answers.
+CONTAINERD_STORE = "io.containerd.snapshotter"
+CONTAINERD_SOCKETS = ("/run/containerd/containerd.sock", "/var/run/containerd/containerd.sock")
 # Variables of an image that say which CUDA and driver it needs; the container toolkit reads them.
 REQUIREMENT_VARIABLES = ("CUDA_VERSION", "NVIDIA_REQUIRE_CUDA", "NVIDIA_DISABLE_REQUIRE")
 # What the engine shows instead of a proxy's user and password.
@@ -220,11 +225,13 @@ def _image_dir(docker_host: str, info: dict[str, Any]) -> str | None:
     """Return where the engine keeps images; before there is one, where it is configured to or would keep them."""
     if not docker_host.startswith("unix:"):
         return None
-    if "io.containerd.snapshotter" in str(info.get("DriverStatus") or ""):
-        address = str((info.get("Containerd") or {}).get("Address") or "")
+    if CONTAINERD_STORE in str(info.get("DriverStatus") or ""):
+        address = str((info.get("Containerd") or {}).get("Address") or CONTAINERD_SOCKETS[0])
+        if address in CONTAINERD_SOCKETS:
+            moved = re.search(r'^root\s*=\s*["\'](/[^"\']+)', read_text(CONTAINERD_CONFIG), flags=re.MULTILINE)
+            return moved[1] if moved else CONTAINERD_ROOT
         # A containerd of the daemon's own, where the host has none.
-        own = os.path.join(str(info.get("DockerRootDir") or DOCKER_ROOT), "containerd", "daemon")
-        return own if "/docker/" in address else CONTAINERD_ROOT
+        return os.path.join(str(info.get("DockerRootDir") or DOCKER_ROOT), "containerd", "daemon")
     configured = daemon_config()["content"].get("data-root")
     return str(info.get("DockerRootDir") or configured or DOCKER_ROOT)
 

@@ -198,9 +198,10 @@ def _read_engine(parts: Parts, questions: Questions, root: str) -> None:
     """Read the state of the Docker engine, and how much room there is in the asked folders and in its own."""
     parts.read("engine", lambda: engine(questions.docker_host))
     parts.read("daemon_config", lambda: daemon_config(root))
-    image_dir = (parts.found["engine"] or {}).get("image_dir")
-    folders = [*questions.paths, *([image_dir] if image_dir else [])]
-    parts.read("disks", lambda: {path: disk(path, root) for path in folders})
+    found = parts.found["engine"] or {}
+    # With the containerd image store logs are not where images are.
+    own = [found["image_dir"], found.get("root_dir") or found["image_dir"]] if found.get("image_dir") else []
+    parts.read("disks", lambda: {path: disk(path, root) for path in [*questions.paths, *own]})
 
 
 def _read_images(parts: Parts, questions: Questions) -> None:

@@ -34,28 +34,44 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 @dataclass(frozen=True)
 class ArchivedImage:
-    """One image of an archive: its names, and when it was made of which layers (as C(docker inspect) tells both)."""
+    """One image of an archive.
 
+    Attributes:
+        config: the digest of its configuration, its id in engines without the containerd image store.
+        manifest: the digest of its manifest or index, its id in engines with that store; empty where the archive does
+            not tell, as those of Docker before 25 do not.
+        names: its names.
+        created: when it was made, as C(docker inspect) tells it.
+        layers: of what it was made, as C(docker inspect) tells it.
+    """
+
+    config: str
+    manifest: str
     names: list[str]
     created: str
     layers: list[str]
 
+    def is_image(self, image: dict[str, Any]) -> bool:
+        """Say whether this is an engine's image; where its id tells nothing, time and layers do."""
+        layers = (image.get("RootFS") or {}).get("Layers")
+        by_content = self.created == image.get("Created") and self.layers == layers
+        return by_content or image["Id"] in (self.config, self.manifest)
+
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive of C(docker save) holds, by image id (C(sha256:…) of the image's configuration)."""
+    """What an archive of C(docker save) holds."""
 
-    images: dict[str, ArchivedImage]
+    images: list[ArchivedImage]
 
     def holds(self, image: dict[str, Any]) -> bool:
-        """Say whether the engine's image is one of the archive's.
+        """Say whether the engine's image is one of the archive's."""
+        return any(archived.is_image(image) for archived in self.images)
 
-        Engines with the containerd image store number images otherwise, so the time and the layers count too.
-        """
-        layers = (image.get("RootFS") or {}).get("Layers")
-        return image["Id"] in self.images or any(
-            archived.created == image.get("Created") and archived.layers == layers for archived in self.images.values()
-        )
+    def digests_of(self, image: dict[str, Any]) -> set[str]:
+        """Return the ids that engines of both kinds give to the engine's image, if it is one of the archive's."""
+        found = [archived for archived in self.images if archived.is_image(image)]
+        return {digest for archived in found for digest in (archived.config, archived.manifest) if digest}
 
 
 def read_archive(path: str) -> Archive | None:
@@ -74,27 +90,31 @@ def read_archive(path: str) -> Archive | None:
             remedy="Copy the archive that docker save wrote to that path on the host, or correct vllm_image_archive.",
             details={"archive": path},
         )
-    images = {}
+    images: dict[str, ArchivedImage] = {}
     try:
         with open(path, "rb") as stream:
             if stream.read(6).startswith(COMPRESSED):
                 return None
         with tarfile.open(path, "r:") as tar:
             names = set(tar.getnames())
+            manifests = _manifests(tar, names)
             for entry in _json_member(tar, "manifest.json"):
                 missing = {entry["Config"], *entry["Layers"]} - names
                 if missing:
                     raise invalid_archive(path, f"{len(missing)} members named by its manifest are missing")
-                config = _json_member(tar, entry["Config"])
-                image = ArchivedImage(
-                    list(entry.get("RepoTags") or []), config.get("created", ""), config["rootfs"]["diff_ids"]
+                config, digest = _json_member(tar, entry["Config"]), _config_digest(entry["Config"])
+                images[digest] = ArchivedImage(
+                    digest,
+                    manifests.get(digest, ""),
+                    list(entry.get("RepoTags") or []),
+                    config.get("created", ""),
+                    config["rootfs"]["diff_ids"],
                 )
-                images[_config_digest(entry["Config"])] = image
     except (tarfile.TarError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         raise invalid_archive(path, str(error)) from error
     if not images:
         raise invalid_archive(path, "its manifest names no image")
-    return Archive(images)
+    return Archive(list(images.values()))
 
 
 def _json_member(tar: tarfile.TarFile, name: str) -> Any:
@@ -103,6 +123,20 @@ def _json_member(tar: tarfile.TarFile, name: str) -> Any:
     if member is None:
         raise ValueError(f"{name} is no file")
     return json.load(member)
+
+
+def _manifests(tar: tarfile.TarFile, names: set[str]) -> dict[str, str]:
+    """Return the digests of an archive's manifests, or of the indexes above them, by those of configurations."""
+    entries = _json_member(tar, "index.json")["manifests"] if "index.json" in names else []
+    return {config: entry["digest"] for entry in reversed(entries) for config in _configs(tar, names, entry["digest"])}
+
+
+def _configs(tar: tarfile.TarFile, names: set[str], digest: str) -> list[str]:
+    """Return the digests of the configurations that a manifest or an index leads to."""
+    member = "blobs/" + digest.replace(":", "/")
+    document = _json_member(tar, member) if member in names else {}
+    below = [config for entry in document.get("manifests") or [] for config in _configs(tar, names, entry["digest"])]
+    return [*below, *([document["config"]["digest"]] if "config" in document else [])]
 
 
 def _config_digest(name: str) -> str:
@@ -154,20 +188,20 @@ def load_image(
     return _name_loaded(engine, wish, reference, archive, loaded)
 
 
-def _one_of_archive(archive: Archive, wish: ImageWish, reference: Reference) -> str:
-    """Return the id of the archive's image that the wish means.
+def _one_of_archive(archive: Archive, wish: ImageWish, reference: Reference) -> ArchivedImage:
+    """Return the archive's image that the wish means.
 
     Raises:
         GpufleetError: C(archive-invalid) when none or several of its images could be meant,
             C(digest-mismatch) when it is not the pinned one.
     """
-    named = [image_id for image_id, image in archive.images.items() if reference.local_name in image.names]
-    candidates = named or list(archive.images)
+    named = [image for image in archive.images if reference.local_name in image.names]
+    candidates = named or archive.images
     if len(candidates) != 1:
         raise invalid_archive(
             wish.archive,
             f"it holds {len(archive.images)} images and none is named {reference.local_name}: "
-            + ", ".join(name for image in archive.images.values() for name in image.names),
+            + ", ".join(name for image in archive.images for name in image.names),
         )
     return candidates[0]
 
@@ -218,12 +252,13 @@ def _name_loaded(
     """Return the image just loaded, after giving it its reference as name if the archive did not."""
     image = inspect_image(engine, reference.local_name) if reference.local_name in loaded else None
     if image is None:
-        known = _one_of_archive(archive, wish, reference) if archive else ""
-        names = [known] if known else loaded
-        if len(names) != 1:
+        known = _one_of_archive(archive, wish, reference) if archive else None
+        names = [known.config, known.manifest, *loaded] if known else loaded
+        if not known and len(names) != 1:
             held = ", ".join(loaded) or "no image"
             raise invalid_archive(wish.archive, f"it holds {held}, not {reference.local_name}")
-        image = inspect_image(engine, names[0])
+        found = [inspect_image(engine, name) for name in names if name]
+        image = next((one for one in found if one and (known is None or known.is_image(one))), None)
         if image is None:
             raise invalid_archive(wish.archive, f"the engine has no {names[0]} after loading")
         tag_image(engine, image["Id"], reference.local_name)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.progress import Progress
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.client import engine_errors
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import CONTAINERD_STORE
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.archive import Archive, load_image, read_archive
 from ansible_collections.gpufleet.vllm.plugins.module_utils.images.local import (
     guess_vllm_version,
@@ -43,7 +45,7 @@ def unsuitable(image: dict[str, Any], wish: ImageWish, archive: Archive | None =
             " another vllm_image, or correct vllm_platform.",
             details={"found": image_platform(image), "wanted": wish.platform},
         )
-    digests = image_digests(image)
+    digests = image_digests(image) | (archive.digests_of(image) if archive else set())
     if wish.digest and wish.digest not in digests:
         return GpufleetError(
             f"vllm_image_digest: {wish.reference} is not the image that {wish.digest} pins.",
@@ -57,7 +59,7 @@ def unsuitable(image: dict[str, Any], wish: ImageWish, archive: Archive | None =
         return GpufleetError(
             f"{wish.reference} on this host is not the image in {wish.archive}.",
             name="archive-differs",
-            details={"found": image["Id"], "archive": sorted(archive.images)},
+            details={"found": image["Id"], "archive": sorted(one.config for one in archive.images)},
         )
     return None
 
@@ -107,7 +109,7 @@ def ensure_image(
     if reason or image is None:
         actions.append(f"{'load ' + wish.archive if wish.source == 'archive' else 'pull ' + wish.reference}: {reason}")
         if check_mode:
-            return _would_fetch(wish, names, before, archive, actions, transfer)
+            return _would_fetch(wish, names, before, _id_to_come(engine, archive), actions, transfer)
         with names_restored_on_failure(engine, before):
             if wish.source == "archive":
                 image = load_image(engine, wish, reference, archive, progress, transfer)
@@ -174,16 +176,24 @@ def _why_fetch(image: dict[str, Any] | None, wish: ImageWish, archive: Archive |
     return "asked to" if wish.force and wish.source != "present" else ""
 
 
+def _id_to_come(engine: DockerClient, archive: Archive | None) -> str:
+    """Return the id that the engine will give to an archive's image; C("") if that is not known."""
+    if not archive or len(archive.images) != 1:
+        return ""
+    with engine_errors("telling its image store"):
+        status: Any = engine.info().get("DriverStatus")
+    return archive.images[0].manifest if CONTAINERD_STORE in str(status) else archive.images[0].config
+
+
 def _would_fetch(
     wish: ImageWish,
     names: list[str],
     before: dict[str, dict[str, Any] | None],
-    archive: Archive | None,
+    known: str,
     actions: list[str],
     transfer: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the result of check mode where the image would be pulled or loaded."""
-    known = next(iter(archive.images)) if archive and len(archive.images) == 1 else ""
+    """Return the result of check mode where the image would be pulled or loaded, with its id as far as it is known."""
     coming = known or f"(from {wish.archive if wish.source == 'archive' else 'the registry'})"
     result = describe_image(None, wish)
     result.update(

@@ -57,7 +57,7 @@ CAUSES = (
         brief=True,
     ),
     _cause(
-        r"x509|certificate|server gave HTTP response to HTTPS client",
+        r"x509|certificate|server gave HTTP response to HTTPS client|does not look like a TLS handshake",
         "registry-untrusted",
         "The engine does not trust the registry of {reference}.",
         "Name the registry's CA certificate as ca in vllm_registries, or, for a registry without"

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.documents import NOTHING, Nothing, Plan
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.linux import is_below
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.text import GIB
+from ansible_collections.gpufleet.vllm.plugins.module_utils.containers.engine import CONTAINERD_CONFIG, EngineInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.probe import HostInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.host.system import DiskInfo
 from ansible_collections.gpufleet.vllm.plugins.module_utils.models.folder import WeightsInfo
@@ -22,6 +24,8 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.preflight.findings i
 CUDA_IMAGE_GIB = 30.0
 CPU_IMAGE_GIB = 4.0
 CACHE_GIB = 2.0
+# What the containerd image store keeps of an image besides, packed as it came; not measured either.
+PACKED_SHARE = 0.4
 LOG_GIB = 0.5
 HUB_WEIGHTS_MARGIN = 1.02
 
@@ -50,22 +54,39 @@ def disk_needs(plan: Plan | None, host_info: HostInfo, wishes: Wishes, folders: 
         folders: C(hf_home) and C(cache_dir).
     """
     found = []
-    image_dir = (host_info.get("engine") or NOTHING).get("image_dir")
+    engine: EngineInfo | Nothing = host_info.get("engine") or NOTHING
+    image_dir = engine.get("image_dir")
     source = plan["image"]["source"] if plan else wishes.image_source or ("build" if wishes.device == "cpu" else "pull")
     if image_dir and not host_info.get("image") and source != "present":
         size = wishes.image_size_gib or (CPU_IMAGE_GIB if wishes.device == "cpu" else CUDA_IMAGE_GIB)
-        found.append(DiskNeed("image", image_dir, size, "Docker's data-root in /etc/docker/daemon.json"))
+        found.append(_image(image_dir, engine, size))
     found += _weights(plan, host_info, hub_cache(folders["hf_home"], wishes.environment, wishes.volumes))
     replicas = len(plan["replicas"]) if plan else 1
     if image_dir:
-        containers = (host_info.get("engine") or NOTHING).get("containers") or []
+        containers = engine.get("containers") or []
         running = sum(bool(container.get("ours")) for container in containers)
         logs = LOG_GIB * max(0, replicas - running)
-        found.append(DiskNeed("logs", image_dir, logs, "vllm_log_max_size and vllm_log_max_files", certain=False))
+        found.append(
+            DiskNeed(
+                "logs",
+                engine.get("root_dir") or image_dir,
+                logs,
+                "vllm_log_max_size and vllm_log_max_files",
+                certain=False,
+            )
+        )
     cache: DiskInfo | Nothing = (host_info.get("disks") or {}).get(folders["cache_dir"]) or {}
     if cache and cache.get("existing") != folders["cache_dir"]:
         found.append(DiskNeed("compile caches", folders["cache_dir"], CACHE_GIB, "vllm_cache_dir", certain=False))
     return [need for need in found if need.gib > 0]
+
+
+def _image(image_dir: str, engine: EngineInfo | Nothing, size: float) -> DiskNeed:
+    """Return the room that an image takes; the containerd image store keeps it packed as well."""
+    root_dir = engine.get("root_dir") or image_dir
+    in_root = is_below(image_dir, root_dir)
+    setting = "Docker's data-root in /etc/docker/daemon.json" if in_root else f"root in {CONTAINERD_CONFIG}"
+    return DiskNeed("image", image_dir, size if image_dir == root_dir else size * (1 + PACKED_SHARE), setting)
 
 
 def weights_of(plan: Plan, host_info: HostInfo, hub: str) -> WeightsInfo | Nothing:

@@ -246,3 +246,27 @@ def test_images_of_a_containerd_of_the_daemons_own_are_in_its_folder() -> None:
     assert containers_engine._image_dir("unix:///x", info) == "/var/lib/containerd"
     info["Containerd"] = {"Address": "/var/run/docker/containerd/containerd.sock"}
     assert containers_engine._image_dir("unix:///x", info) == "/srv/docker/containerd/daemon"
+    info["Containerd"] = {"Address": "/run/another/exec/containerd/containerd.sock"}
+    assert containers_engine._image_dir("unix:///x", info) == "/srv/docker/containerd/daemon"
+
+
+@pytest.mark.parametrize(
+    ("config", "folder"),
+    [
+        ('version = 3\nroot = "/data/containerd"\n', "/data/containerd"),
+        ("root = '/data/containerd'\nstate = '/run/containerd'\n", "/data/containerd"),
+        ('#root = "/data/containerd"\n', "/var/lib/containerd"),
+        ("", "/var/lib/containerd"),
+    ],
+)
+def test_images_of_the_hosts_containerd_are_in_its_root(
+    config: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text(config)
+    monkeypatch.setattr(containers_engine, "CONTAINERD_CONFIG", str(tmp_path / "config.toml"))
+    info = {
+        "DockerRootDir": "/srv/docker",
+        "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+        "Containerd": {"Address": "/run/containerd/containerd.sock"},
+    }
+    assert containers_engine._image_dir("unix:///x", info) == folder

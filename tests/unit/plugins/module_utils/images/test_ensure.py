@@ -239,12 +239,36 @@ def test_archives_of_old_and_new_engines_are_read(tmp_path: Path, config_name: s
     archive = read_archive(str(path))
 
     assert archive
-    assert list(archive.images) == [f"sha256:{CONFIG_HEX}"]
-    assert archive.images[f"sha256:{CONFIG_HEX}"].names == ["vllm:1"]
+    assert [(image.config, image.names) for image in archive.images] == [(f"sha256:{CONFIG_HEX}", ["vllm:1"])]
     assert archive.holds({"Id": f"sha256:{CONFIG_HEX}"})
     # An engine with the containerd image store gives another id to the same image.
     assert archive.holds({"Id": OTHER, "Created": CONFIG["created"], "RootFS": {"Layers": ["sha256:1"]}})
     assert not archive.holds({"Id": OTHER, "Created": CONFIG["created"], "RootFS": {"Layers": ["sha256:2"]}})
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+def test_an_archive_tells_the_ids_that_both_kinds_of_engines_give(tmp_path: Path, with_index: bool) -> None:
+    path, config = tmp_path / "image.tar", f"blobs/sha256/{CONFIG_HEX}"
+    members: dict[str, Any] = {
+        config: CONFIG,
+        "blobs/sha256/11": "layer",
+        "blobs/sha256/22": {"config": {"digest": f"sha256:{CONFIG_HEX}"}, "layers": [{"digest": "sha256:11"}]},
+        # One manifest of an index is here, the one of another platform is not.
+        "blobs/sha256/33": {"manifests": [{"digest": "sha256:22"}, {"digest": "sha256:44"}]},
+        "index.json": {"manifests": [{"digest": "sha256:33" if with_index else "sha256:22"}]},
+        "manifest.json": [{"Config": config, "RepoTags": ["vllm:1"], "Layers": ["blobs/sha256/11"]}],
+    }
+    write_archive(path, members)
+
+    archive = read_archive(str(path))
+
+    assert archive
+    top = "sha256:33" if with_index else "sha256:22"
+    assert [(image.config, image.manifest) for image in archive.images] == [(f"sha256:{CONFIG_HEX}", top)]
+    assert archive.holds({"Id": top})
+    assert archive.digests_of({"Id": top}) == archive.digests_of({"Id": f"sha256:{CONFIG_HEX}"})
+    assert archive.digests_of({"Id": top}) == {top, f"sha256:{CONFIG_HEX}"}
+    assert archive.digests_of({"Id": OTHER}) == set()
 
 
 @pytest.mark.parametrize(

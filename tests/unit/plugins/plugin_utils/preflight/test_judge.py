@@ -503,6 +503,17 @@ def test_room_on_several_disks(free: dict[str, float], items: dict[str, str]) ->
     assert set(told(verdict)) <= {"disk-full"}
 
 
+def test_images_of_the_containerd_image_store_are_kept_packed_and_unpacked_in_a_folder_of_containerds_own() -> None:
+    engine = {"running": True, "root_dir": "/srv/docker", "image_dir": "/var/lib/containerd", "containers": []}
+    places = {**disks(images=500, weights=200, rest=3), "/srv/docker": disk("/data", 7, 0.1)}
+    places["/var/lib/containerd"] = disk("/", 8, 31)
+    found = [one for one in judge(host_info(engine=engine, disks=places)).findings if one.name == "disk-full"]
+    assert [(one.item, one.severity) for one in found] == [("/", "error"), ("/data", "warning")]
+    assert "42.0 GiB (image 42.0 in /var/lib/containerd)" in found[0].needed
+    assert "root in /etc/containerd/config.toml" in found[0].remedy and "data-root" not in found[0].remedy
+    assert "logs 0.5 in /srv/docker" in found[1].needed
+
+
 def test_room_on_one_disk_is_counted_together() -> None:
     one = {path: disk("/", 1, 139) for path in ["/var/lib/docker", *FOLDERS.values()]}
     found = only(judge(host_info(disks=one)), "disk-full")
