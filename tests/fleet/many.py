@@ -6,7 +6,7 @@
     .venv/bin/python tests/fleet/many.py changes [--hosts 3 40] [--forks 5 50] [--start 45] [--only REGEX]
     .venv/bin/python tests/fleet/many.py interruptions [--hosts 3] [--only REGEX]
     .venv/bin/python tests/fleet/many.py short
-    .venv/bin/python tests/fleet/many.py secrets
+    .venv/bin/python tests/fleet/many.py secrets [--only REGEX]
 
 as root, with DOCKER_HOST of an engine. Short requests and streams of some seconds are sent all the time by a client
 that counts every answer; HAProxy is asked four times a second which hosts it has out, and Docker tells what becomes of

@@ -96,7 +96,8 @@ class DockerWatch(threading.Thread):
             if action in ("create", "start", "die"):
                 box = self._engine.containers.get(name)
                 public = {**box.attrs, "Config": {**box.attrs["Config"], "Env": None}}
-                told += [json.dumps(public), json.dumps([box.image.attrs, box.image.history()])]
+                image = self._engine.images.get(box.attrs["Image"])
+                told += [json.dumps(public), json.dumps([image.attrs, image.history()])]
                 self.seen.add(name)
             if action == "die":
                 told.append(box.logs().decode(errors="replace"))
