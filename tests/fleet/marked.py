@@ -122,6 +122,7 @@ def wishes(folder: Path) -> dict[str, Any]:
         **{name: value for name, value in SECRETS.items() if name != "vllm_api_key"},
         **watched,
         "router_metrics_port": free_port(),
+        "vllm_bundle_distribution": "debian:12",
         "vllm_tune_dir": str(folder / "tuned"),
         "vllm_plan_dir": str(folder / "plans"),
         "vllm_benchmark_concurrency": [2],
@@ -136,7 +137,7 @@ def went_wrong(fleet: StandInFleet, run: Run, search: MarkerSearch, number: int)
     run.before(fleet)
     # Without it modules and their arguments lie in files meanwhile, which is Ansible's default.
     fleet.environment["ANSIBLE_PIPELINING"] = str(number % 2 == 0)
-    played = fleet.run(run.playbook, words=("--diff", "-vvv", *run.words), name=f"play-{number:02d}-{run.playbook}")
+    played = fleet.run(run.playbook, words=run.words, name=f"play-{number:02d}-{run.playbook}")
     if bool(played.status) is not run.fails or run.says not in played.text:
         yield f"{run.named} ended with status {played.status}:\n{played.text[-SHOWN_OF_LOG:]}"
     if "task path: " not in played.text:
@@ -165,13 +166,13 @@ PLANTED = """
         dest: "{{ vllm_report_dir }}/planted"
         mode: "0600"
       no_log: true
-    - name: Have one where it is readable
+    - name: Have one in files that are not meant for it
       ansible.builtin.copy:
         content: "{{ vllm_secret_environment | to_json }}"
         dest: "{{ item }}"
-        mode: "0644"
+        mode: "0600"
       no_log: true
-      loop: ["{{ vllm_config_dir }}/vllm-9.env", "{{ planted_elsewhere }}"]
+      loop: ["{{ vllm_state_dir }}/planted", "{{ planted_elsewhere }}"]
     - name: Have one in a command line
       ansible.builtin.command:
         argv: [sh, -c, sleep 1, "{{ vllm_http_proxy | urlencode }}"]
@@ -186,13 +187,13 @@ def blind_spots(fleet: StandInFleet, search: MarkerSearch) -> list[str]:
     elsewhere = Path("/var/tmp") / f"{fleet.folder.name}-planted"
     labelled = fleet.create_container("host-01", {"planted": SECRETS["router_metrics_token"]})
     try:
-        played = fleet.run("planted", words=("-vvv", "-e", f"planted_elsewhere={elsewhere}"), name="play-planted")
+        played = fleet.run("planted", words=("-e", f"planted_elsewhere={elsewhere}"), name="play-planted")
         found = {each.place for each in search.new(everywhere=True)}
     finally:
         labelled.remove(force=True)
         elsewhere.unlink(missing_ok=True)
     wanted = {"play-planted.log", "ansible.log", "play.events", "facts/host-01", "reports/planted", str(elsewhere)}
-    wanted |= {"host-01/etc/vllm-9.env", Found.PROCESSES, Found.DOCKER}
+    wanted |= {"host-01/state/planted", Found.PROCESSES, Found.DOCKER}
     say(f"a playbook that shows secrets: {len(found)} found")
     missed = [f"what was planted in {place} was not found" for place in sorted(wanted - found)]
     return missed if played.status == 0 else [f"planted ended with status {played.status}:\n{played.text}"]

@@ -39,7 +39,8 @@ from ansible_collections.gpufleet.vllm.tools import test_engine
 GIVEN = ("hosts.json", "collections/")
 # Files of hosts and the router that may hold secrets, and why.
 PRIVATE = {
-    r"host-\d+/etc/vllm-\d\.env": "a server's environment",
+    r"host-\d+/etc/gpufleet-fleet-\w+-host-\d+-\d\.env": "the environment of a server",
+    r"router/replica\.key": "with which HAProxy asks the servers",
 }
 ELSEWHERE = ("/etc", "/root", "/home", "/tmp", "/var/tmp", "/var/log", "/run", "/dev/shm", "/opt", "/srv")
 LEAST_LOOKS = 200
