@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity monitoring engine stand-ins molecule faults fleet tune two-routers closed-ports air-gap sites matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity monitoring engine stand-ins molecule faults fleet tune two-routers closed-ports air-gap sites secrets matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -60,6 +60,9 @@ air-gap: tests-setup ## from nothing to a verified server on a host without netw
 
 sites: tests-setup ## from an empty host behind a proxy and a registry with passwords to a verified server (not part of test)
 	@$(CHECK) sites
+
+secrets: tests-setup ## a marker in every secret, looked for in all that every playbook tells and keeps (not part of test)
+	@$(CHECK) secrets
 
 closed-ports: tests-setup ## who reaches the servers' ports of a host, tried from other network namespaces (not part of test)
 	@$(CHECK) closed-ports

@@ -5,7 +5,7 @@
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, monitoring, engine,
                                  stand-ins, molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports,
-                                 air-gap, sites
+                                 air-gap, sites, secrets
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -196,6 +196,11 @@ def many() -> list[Command]:
     return [stand_in_fleet("changes"), stand_in_fleet("interruptions")]
 
 
+def secrets() -> list[Command]:
+    """Return the search for secrets in what every playbook tells and keeps, on stand-in hosts."""
+    return [stand_in_fleet("secrets")]
+
+
 def two_routers() -> list[Command]:
     """Return what clients see when one of two routers with one address goes away."""
     words = [tool("python"), "tests/fleet/two_routers.py"]
@@ -273,9 +278,23 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "many": many,
     "two-routers": two_routers,
     "closed-ports": closed_ports,
+    "secrets": secrets,
 }
 NEED_ENGINE = (
-    *("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "air-gap", SITES, "many", "closed-ports"),
+    *(
+        "engine",
+        "stand-ins",
+        "molecule",
+        HOSTS,
+        "faults",
+        "fleet",
+        TUNE,
+        "air-gap",
+        SITES,
+        "many",
+        "closed-ports",
+        "secrets",
+    ),
 )
 
 

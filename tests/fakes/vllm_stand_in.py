@@ -27,6 +27,9 @@ What cannot be told from a configuration is asked for by environment variables:
 - C(STAND_IN_SPINS): never get done with one, and use a processor all the while;
 - C(STAND_IN_LOAD): requests running, waiting and share of the KV cache to tell at /metrics instead of the true ones;
 - C(STAND_IN_NO_PARSER): fail to make the parser, or, with C(hang), never get done with it.
+
+C(vllm bench serve) sends as many short requests as it is asked to, one after the other, and saves how many were
+answered; it measures nothing else.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from typing import Any
 
 KNOWN = {
@@ -260,8 +264,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def bench(words: list[str]) -> None:
+    """Send requests to a server, and save how many it has answered, as C(vllm bench serve) does."""
+    given = dict(zip(words, words[1:]))
+    count, length = int(given["--num-prompts"]), int(given["--random-output-len"])
+    body = json.dumps({"model": given["--model"], "prompt": "x", "max_tokens": length}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', '')}"}
+    completed, began = 0, time.monotonic()
+    for _number in range(count):
+        request = urllib.request.Request(f"{given['--base-url']}/v1/completions", data=body, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                completed += answer.status == 200
+        except OSError as error:
+            say(f"{type(error).__name__}: {error}")
+    seconds = time.monotonic() - began
+    found = {"completed": completed, "failed": count - completed, "duration": seconds}
+    found |= {"total_output_tokens": completed * length, "output_throughput": completed * length / seconds}
+    with open(os.path.join(given["--result-dir"], given["--result-filename"]), "w", encoding="utf-8") as stream:
+        json.dump(found, stream)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if sys.argv[1:3] == ["bench", "serve"]:
+        bench(sys.argv[3:])
+        return
     argument, config = sys.argv[2], read_config(sys.argv[sys.argv.index("--config") + 1])
     if os.environ.get("STAND_IN_LOG"):
         with open(os.environ["STAND_IN_LOG"], encoding="utf-8") as stream:

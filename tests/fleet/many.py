@@ -6,6 +6,7 @@
     .venv/bin/python tests/fleet/many.py changes [--hosts 3 40] [--forks 5 50] [--start 45] [--only REGEX]
     .venv/bin/python tests/fleet/many.py interruptions [--hosts 3] [--only REGEX]
     .venv/bin/python tests/fleet/many.py short
+    .venv/bin/python tests/fleet/many.py secrets [--only REGEX]
 
 as root, with DOCKER_HOST of an engine. Short requests and streams of some seconds are sent all the time by a client
 that counts every answer; HAProxy is asked four times a second which hosts it has out, and Docker tells what becomes of
@@ -19,6 +20,7 @@ changes        each planned change, see CHANGES in changes.py, in fleets of thes
                Ansible itself takes is the same for all.
 interruptions  see tests/fleet/interruptions.py
 short          both in little, for `make test`: a rolling change of eight hosts that is killed, and made again
+secrets        without requests: what every playbook tells and keeps of secrets, see tests/fleet/marked.py
 
 Prints tables in Markdown, and exits with 1 when something is not as it should be.
 """
@@ -38,9 +40,18 @@ if str(COLLECTIONS) not in sys.path and "PYTHONPATH" not in os.environ:
 
 from ansible_collections.gpufleet.vllm.tests.fleet.changes import make_changes  # noqa: E402
 from ansible_collections.gpufleet.vllm.tests.fleet.interruptions import interrupt_all, short_form  # noqa: E402
+from ansible_collections.gpufleet.vllm.tests.fleet.marked import marked  # noqa: E402
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import as_root  # noqa: E402
 
-PROGRAMS = {"changes": make_changes, "interruptions": interrupt_all, "short": short_form}
+PROGRAMS = {"changes": make_changes, "interruptions": interrupt_all, "short": short_form, "secrets": marked}
+
+# Sizes of the fleets, and seconds that a server takes to start.
+DEFAULTS = {
+    "changes": ([3, 40], 45.0),
+    "interruptions": ([3], 3.0),
+    "short": ([8], 2.0),
+    "secrets": ([2], 1.0),
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -52,7 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=None, help="seconds that a server takes to start")
     parser.add_argument("--only", default="", help="regular expression of what to try")
     given = parser.parse_args(arguments)
-    sizes, start = {"changes": ([3, 40], 45.0), "interruptions": ([3], 3.0), "short": ([8], 2.0)}[given.what]
+    sizes, start = DEFAULTS[given.what]
     given.hosts, given.start = given.hosts or sizes, start if given.start is None else given.start
     return given
 

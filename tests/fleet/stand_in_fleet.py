@@ -47,6 +47,7 @@ from ansible_collections.gpufleet.vllm.tests.engine.server_fixtures import impor
 
 if TYPE_CHECKING:
     from docker import DockerClient
+    from docker.models.containers import Container
 
 ROUTER = "lb"
 MODEL = "stand-in"
@@ -112,6 +113,9 @@ class StandInFleet:
         token_s: seconds between two tokens of a stream.
         forks: of every play that does not say otherwise.
         wishes: variables of all hosts, besides those that make the fleet.
+
+    Attributes:
+        environment: further variables of the environment of every play.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class StandInFleet:
         self.forks = forks
         self.wishes: dict[str, Any] = {"vllm_max_model_len": FIRST_LENGTH, **(wishes or {})}
         self.key = REPLICA_KEY
+        self.environment: dict[str, str] = {}
         self._docker_host = docker_host
         self._delays = {"STAND_IN_DELAY": str(round(start_s / LINES_OF_A_START, 3)), "STAND_IN_PACE": str(token_s)}
         self._plays: list[subprocess.Popen[bytes]] = []
@@ -235,6 +240,10 @@ class StandInFleet:
                 found[host].append(str(box.name).removeprefix(f"{self.prefix(host)}-"))
         return {host: sorted(names) for host, names in found.items()}
 
+    def create_container(self, host: str, labels: Mapping[str, str]) -> Container:
+        """Create a container of a host that no play knows, and do not start it."""
+        return self.engine.containers.create(self._image, name=f"{self.prefix(host)}-other", labels=dict(labels))
+
     def served(self) -> dict[str, int]:
         """Return the longest request of what each host serves now; 0 for a host that does not serve."""
         return {host: self._length(host) for host in self.hosts}
@@ -304,11 +313,22 @@ class StandInFleet:
         return path
 
     def start(
-        self, playbook: str, *, limit: str = "", forks: int = 0, at: At | None = None, name: str = "play"
+        self,
+        playbook: str,
+        *,
+        limit: str = "",
+        forks: int = 0,
+        at: At | None = None,
+        name: str = "play",
+        words: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start a playbook in a session of its own; its output and steps go to files named C(name)."""
+        """Start a playbook in a session of its own, with further words of its command line.
+
+        Its output and steps go to files named C(name).
+        """
         command = [str(BIN / "ansible-playbook"), f"gpufleet.vllm.{playbook}", f"--inventory={self._write_inventory()}"]
         command += [f"--limit={limit}"] if limit else []
+        command += words
         (self.folder / f"{name}.steps").unlink(missing_ok=True)
         environment = {
             **os.environ,
@@ -323,6 +343,7 @@ class StandInFleet:
             "GPUFLEET_DEAD_HOSTS": str(self.folder / "dead"),
             "GPUFLEET_STEPS": str(self.folder / f"{name}.steps"),
             **({**at.environment(), "GPUFLEET_PLAY": f"{self.folder.name}-{name}"} if at else {}),
+            **self.environment,
         }
         with (self.folder / f"{name}.log").open("wb") as log:
             play = subprocess.Popen(
@@ -338,11 +359,19 @@ class StandInFleet:
         return play
 
     def run(
-        self, playbook: str, *, limit: str = "", forks: int = 0, at: At | None = None, name: str = "play"
+        self,
+        playbook: str,
+        *,
+        limit: str = "",
+        forks: int = 0,
+        at: At | None = None,
+        name: str = "play",
+        words: Sequence[str] = (),
     ) -> Played:
         """Run a playbook to its end, however it ends."""
         began = time.time()
-        return self.finish(self.start(playbook, limit=limit, forks=forks, at=at, name=name), playbook, began, name)
+        play = self.start(playbook, limit=limit, forks=forks, at=at, name=name, words=words)
+        return self.finish(play, playbook, began, name)
 
     def finish(self, play: subprocess.Popen[bytes], playbook: str, began: float, name: str = "play") -> Played:
         """Wait for a play that was started, and return what became of it."""

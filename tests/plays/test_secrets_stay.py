@@ -4,7 +4,8 @@
 """What the playbooks that need no server tell and keep with a marker in every variable that may hold a secret.
 
 Real runs of ansible-playbook on this machine, with C(-vvv), C(--diff), a persistent cache of facts and every result
-kept as AWX keeps them. tests/monitoring/test_brought.py does the same with Prometheus and what is around it.
+kept as AWX keeps them. tests/fleet/marked.py does the same with servers and a router, and
+tests/monitoring/test_brought.py with Prometheus and what is around it.
 """
 
 from __future__ import annotations

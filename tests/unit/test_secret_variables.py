@@ -49,6 +49,12 @@ def test_every_variable_with_secrets_has_a_marker() -> None:
     assert set(HARMLESS) <= found, "a line of HARMLESS is about nothing"
 
 
+def test_no_specification_has_a_default_made_of_another_secret() -> None:
+    """Where one variable is of a wrong type, Ansible prints the specifications of all, their templates filled in."""
+    templates = {name for name, option in options() if name in SECRETS and "{{" in str(option.get("default"))}
+    assert templates == set()
+
+
 def test_each_has_a_marker_of_its_own() -> None:
     values = [re.findall(rf"{MARKER}[\w-]+", json.dumps(value)) for value in SECRETS.values()]
     markers = [marker for found in values for marker in found]

@@ -145,7 +145,8 @@ def _expiry(value: Any, place: str, problems: list[str]) -> int | None:
     try:
         return expiry_of(value)
     except ValueError:
-        problems.append(f"{place}: expires {str(value)[:40]!r} must be {DATES}")
+        shown = repr(str(value)) if re.fullmatch(r"[-0-9T:.+Z ]{1,40}", str(value)) else _shown(value)
+        problems.append(f"{place}: expires {shown} must be {DATES}")
         return None
 
 

@@ -143,6 +143,8 @@ def registries_given(value: Any) -> tuple[str, ...]:
     for entry in value:
         if not isinstance(entry, Mapping) or not entry.get("host"):
             raise ValueError(f"an entry has no host; write {EXAMPLE}")
+        if "@" in str(entry["host"]):
+            raise ValueError(f"the host of an entry has a user before it; write {EXAMPLE}")
         name = registry_name(str(entry["host"]))
         unknown = sorted(map(str, set(entry) - {"host", "username", "password", "ca"}))
         if unknown:

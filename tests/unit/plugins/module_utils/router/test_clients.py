@@ -58,6 +58,8 @@ def test_all_fields_are_read_and_only_name_and_key_are_needed() -> None:
         (client(rate=-1), "rate '-1' must be"),
         (client(expires="31.12.2026"), "expires '31.12.2026' must be a date"),
         (client(expires="2026-02-30"), "expires '2026-02-30' must be a date"),
+        (client(expires="2026-12-31T25:00+01:00"), "expires '2026-12-31T25:00+01:00' must be a date"),
+        (client(expires=KEY), "expires (hidden) must be a date"),
         (client(expires=20261231), "expires '20261231' must be a date"),
         ("team-a", "must be a dictionary"),
     ],

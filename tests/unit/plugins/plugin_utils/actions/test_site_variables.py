@@ -162,6 +162,7 @@ def test_registries_are_checked_and_never_shown(tmp_path: Path, monkeypatch: pyt
         ([right, right], "a is there twice"),
         ([{"host": "a", "password": "my-marker"}], "the entry of a has no username"),
         ([{**right, "host": "https://a/b"}], "'a/b' is no host"),
+        ([{"host": "me:my-marker@a"}], "the host of an entry has a user before it"),
     ):
         with pytest.raises(GpufleetError) as caught:
             wishes.read({"vllm_registries": value})
