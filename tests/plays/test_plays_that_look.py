@@ -212,8 +212,17 @@ def test_security_alone_is_about_the_router_and_needs_one(play: Play, tmp_path: 
 def test_preflight_refuses_a_router_s_variables_that_only_the_last_step_of_a_deployment_would(
     play: Play, tmp_path: Path
 ) -> None:
-    door = this_machine(tmp_path) | {"router_balance": "roundrobin"}
-    code, said = play("preflight", {"gpu-01": this_machine(tmp_path)}, "--limit", "door-01", router={"door-01": door})
-    assert code == 2
-    assert "value of router_balance must be one of: leastconn, prefix, session, got: roundrobin" in said
-    assert "Preflight of 1 host" not in said
+    for variables, text in (
+        (
+            {"router_balance": "roundrobin"},
+            "value of router_balance must be one of: leastconn, prefix, session, got: r",
+        ),
+        (
+            {"router_certificate": "/nowhere.pem"},
+            "router_certificate: there is no file /nowhere.pem on the controller.",
+        ),
+    ):
+        door = {"door-01": this_machine(tmp_path) | variables}
+        code, said = play("preflight", {"gpu-01": this_machine(tmp_path)}, "--limit", "door-01", router=door)
+        assert code == 2 and text in said, said
+        assert "Preflight of 1 host" not in said
