@@ -248,7 +248,10 @@ class PullTooLongError(Exception):
 def _while_moving(
     start: Callable[[], Iterable[dict[str, Any]]], seconds: float, deadline: float = float("inf")
 ) -> Iterator[dict[str, Any]]:
-    """Yield the events of the pull that C(start) begins, or raise TimeoutError when none comes for C(seconds).
+    """Yield the events of the pull that C(start) begins, or raise TimeoutError when nothing moves for C(seconds).
+
+    An engine with the containerd image store goes on telling the state of a layer that stands still, ten times a
+    second; what tells nothing new is left out.
 
     Raises PullTooLongError at C(deadline), by the monotonic clock.
 
@@ -259,9 +262,13 @@ def _while_moving(
     end = object()
 
     def read() -> None:
+        known: dict[Any, tuple[Any, Any]] = {}
         try:
             for event in start():
-                arrived.put(event)
+                state = event.get("status"), event.get("progressDetail")
+                if event_error(event) or known.get(event.get("id")) != state:
+                    known[event.get("id")] = state
+                    arrived.put(event)
             arrived.put(end)
         except Exception as error:  # raised again where the events are read
             arrived.put(error)

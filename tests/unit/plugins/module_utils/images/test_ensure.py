@@ -138,6 +138,7 @@ def test_bad_references_name_the_variable(text: str) -> None:
         ("error parsing HTTP 502 response body: bad gateway", "registry-unreachable", True),
         ("x509: certificate signed by unknown authority", "registry-untrusted", False),
         ("http: server gave HTTP response to HTTPS client", "registry-untrusted", False),
+        ("tls: first record does not look like a TLS handshake", "registry-untrusted", False),
         ("filesystem layer verification failed for digest sha256:12", "digest-mismatch", True),
     ],
 )
@@ -455,3 +456,46 @@ def test_two_different_pins_contradict_each_other() -> None:
     with pytest.raises(GpufleetError, match="vllm_image_digest") as caught:
         ensure_image(Engine({}, []), ImageWish(f"x:1@{DIGEST}", digest=OTHER))  # type: ignore[arg-type]
     assert caught.value.name == "digest-invalid"
+
+
+def test_a_pull_that_tells_the_same_state_again_and_again_stands_still() -> None:
+    ended = threading.Event()
+
+    def standing() -> Iterator[dict[str, Any]]:
+        yield layer("a", "Downloading", 5, 10)
+        yield layer("b", "Downloading", 1, 10)
+        while not ended.wait(0.01):
+            yield layer("a", "Downloading", 5, 10)
+            yield layer("b", "Downloading", 1, 10)
+
+    engine = Engine({}, [])
+    engine.api.pull = lambda *_words, **_options: standing()
+    with pytest.raises(GpufleetError) as caught:
+        ensure(engine, retries=0, stall_timeout=0.2)
+    ended.set()
+    assert caught.value.name == "pull-stalled"
+    assert "0/2 layers" in caught.value.evidence
+
+
+@pytest.mark.parametrize(
+    ("reason", "name"),
+    [("content digest sha256:1: not found", "archive-invalid"), ("no space left on device", "disk-full")],
+)
+def test_an_archive_that_cannot_be_unpacked_is_refused_though_it_counts_as_loaded(
+    tmp_path: Path, reason: str, name: str
+) -> None:
+    path, engine = tmp_path / "image.tar.gz", Engine({}, [])
+    path.write_bytes(b"\x1f\x8b and more")
+
+    def load(data: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+        assert b"".join(data)
+        engine.images["x:1"] = DIGEST
+        yield {"stream": "Loaded image: x:1\n"}
+        yield {"stream": f"Error unpacking image x:1: apply layer error: {reason}\n"}
+
+    engine.api.load_image, engine.api.timeout = load, 60
+    with pytest.raises(GpufleetError) as caught:
+        ensure(engine, source="archive", archive=str(path))
+    assert caught.value.name == name
+    assert reason in caught.value.evidence
+    assert engine.images == {}
