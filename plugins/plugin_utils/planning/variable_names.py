@@ -29,6 +29,11 @@ CONTROLLER_PATHS = frozenset(
 )
 # Versions of what the roles install.
 VERSIONS = frozenset({"cpu_image_torch_version", "nvidia_container_toolkit_version"})
+# Variables of 0.1.0 that are gone, and what is to be done about them.
+GONE = {
+    "vllm_allow_key_change": "leave it out. Servers take the old and the new key while vllm_api_key changes.",
+    "vllm_rollout_allow_outage": "it is vllm_allow_outage now, and holds for every playbook.",
+}
 # Variables that the collection sets itself.
 OUTPUTS = frozenset({"vllm_plan", "vllm_plans"})
 
@@ -42,7 +47,7 @@ def misspelt(variables: Iterable[str], known: Iterable[str]) -> list[str]:
             continue
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}?" if near else "the collection has no such variable."
-        problems.append(f"{name}: unknown; {hint}")
+        problems.append(f"{name}: unknown; {GONE.get(name, hint)}")
     return problems
 
 

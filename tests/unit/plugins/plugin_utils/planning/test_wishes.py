@@ -186,6 +186,8 @@ def test_every_problem_is_told_at_once() -> None:
         ("vllm_profil", "did you mean vllm_profile?"),
         ("nvidia_container_toolkit_vers", "did you mean nvidia_container_toolkit_version?"),
         ("vllm_xyzzy_qwertz", "the collection has no such variable"),
+        ("vllm_rollout_allow_outage", "it is vllm_allow_outage now"),
+        ("vllm_allow_key_change", "leave it out"),
     ],
 )
 def test_misspelt_names(name: str, hint: str) -> None:
