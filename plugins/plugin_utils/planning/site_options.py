@@ -90,10 +90,10 @@ def secret_given(value: Any) -> bool:
     Raises:
         ValueError: it could not be sent.
     """
-    if given(value) and re.search(r"\s", str(value)):
+    if given(value) and re.search(r"^\s|[\r\n]|\s$", str(value)):
         raise ValueError(
-            "it has white space or the end of a line in it, which no header can carry; printf '%s' \"$KEY\" |"
-            " ansible-vault encrypt_string adds none, echo does"
+            "it begins or ends with white space, or has the end of a line in it, which no header can carry;"
+            " printf '%s' \"$KEY\" | ansible-vault encrypt_string adds none, echo does"
         )
     return given(value)
 

@@ -85,9 +85,9 @@ def test_right(variable: str, value: Any, field: str, expected: Any) -> None:
         ("vllm_image", "https://registry.example.com/vllm/vllm-openai", "without ://"),
         ("vllm_image", "registry.example.com/VLLM/vllm-openai", "in lower case"),
         ("vllm_ca_bundle", "ca.pem", "absolute path of a file on the host"),
-        ("vllm_api_key", "two words", "no header can carry"),
         ("vllm_api_key", "sesame\n", "the end of a line"),
         ("vllm_hf_token", "hf_sesame\n", "the end of a line"),
+        ("vllm_api_key", " sesame", "begins or ends with white space"),
         ("vllm_no_proxy", ["*.example.com"], "such as .example.com"),
         ("vllm_registries", [{"host": "r.example.com", "username": "fleet"}], "r.example.com has no password"),
         ("vllm_registries", [{"host": "r.example.com", "password": "sesame"}], "r.example.com has no username"),
@@ -168,7 +168,9 @@ def test_a_version_wins_over_a_tag_that_numbers_the_image_itself(tag: str) -> No
     assert found.version == (0, 16, 0)
 
 
-@pytest.mark.parametrize("more", [{"vllm_api_key": "k"}, {"vllm_allow_unauthenticated": True}])
+@pytest.mark.parametrize(
+    "more", [{"vllm_api_key": "k"}, {"vllm_api_key": "two words"}, {"vllm_allow_unauthenticated": True}]
+)
 def test_an_open_port_may_be_wished_for(more: dict[str, Any]) -> None:
     assert wishes.read({"vllm_host": "0.0.0.0", **more}).host == "0.0.0.0"
 
