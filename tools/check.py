@@ -281,20 +281,8 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "secrets": secrets,
 }
 NEED_ENGINE = (
-    *(
-        "engine",
-        "stand-ins",
-        "molecule",
-        HOSTS,
-        "faults",
-        "fleet",
-        TUNE,
-        "air-gap",
-        SITES,
-        "many",
-        "closed-ports",
-        "secrets",
-    ),
+    *("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "air-gap", SITES, "many", "closed-ports"),
+    "secrets",
 )
 
 

@@ -104,10 +104,10 @@ class CommandLines(threading.Thread):
 
 def excerpt(text: str) -> str:
     """Return where a text holds a marker, with what is around it; empty where it does not."""
-    place = SHAPE.search(text.encode(errors="replace"))
+    data = text.encode(errors="replace")
+    place = SHAPE.search(data)
     if not place:
         return ""
-    data = text.encode(errors="replace")
     return data[max(0, place.start() - 1000) : place.start() + 100].decode(errors="replace")
 
 
