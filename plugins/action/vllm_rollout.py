@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, Any] = {
     "batches": {"type": "list", "elements": "raw", "default": []},
     "max_failures": {"type": "raw", "default": 0},
     "left_by": {"type": "dict", "default": {}},
+    "routed": {"type": "bool", "default": False},
     "stages": {"type": "list", "elements": "str", "default": []},
     "baseline_dir": {"type": "str", "default": ""},
     "require_gates": {"type": "bool", "default": False},
@@ -35,11 +36,11 @@ ARGUMENTS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["begun", "done", "failed", "rolled-back"]},
     "why": {"type": "str", "default": ""},
     "before": {"type": "dict", "default": {}},
+    "settled": {"type": "bool", "default": False},
     "after": {"type": "dict", "default": {}},
     "out": {"type": "bool", "default": False},
     "undoes": {"type": "str", "default": ""},
     "ungated": {"type": "list", "elements": "str", "default": []},
-    "deployments": {"type": "list", "elements": "dict", "default": []},
     "plan": {"type": "dict", "default": {}},
     "info": {"type": "dict", "default": {}},
     "rehearsed": {"type": "dict", "default": {}},
@@ -120,11 +121,16 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
     """
     hosts = _prepared(arguments)
     known, states = state.settings(), state.hosts()
-    if known.get("stopped") and not to_bring_back(states):
-        # The run that stopped it did not come to tell so.
+    if over := _why_over(known, states, hosts, arguments):
         if not check:
-            state.end({"result": [str(known["stopped"])]})
+            state.end({"result": [over]})
         known, states = {}, {host: {**states[host], "state": rollout.OUT} for host in rollout.still_out(states)}
+    elif known.get("stopped"):
+        # Those that could not be brought back get no requests: they come first, so that others may be taken out.
+        for host in set(rollout.still_out(states)) & set(hosts):
+            states[host] = {**states[host], "state": rollout.BEGUN}
+            if not check:
+                state.save_host(host, state=rollout.BEGUN)
     for host in _gone(states, arguments):
         # Nothing was done to it, or nothing can be any more.
         if states[host]["state"] in (rollout.PENDING, rollout.OUT):
@@ -161,6 +167,19 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
     }
 
 
+def _why_over(
+    known: dict[str, Any],
+    states: dict[str, dict[str, Any]],
+    hosts: dict[str, rollout.Prepared],
+    arguments: dict[str, Any],
+) -> str:
+    """Return why an earlier rollout has nothing left to do, though no run came to tell so; empty if it has."""
+    if known.get("stopped"):
+        return "" if to_bring_back(states) else str(known["stopped"])
+    carried_out = arguments.get("routed") and rollout.is_carried_out(states, hosts)
+    return "Another playbook brought every host to what this rollout was for." if known and carried_out else ""
+
+
 def _prepared(arguments: dict[str, Any]) -> dict[str, rollout.Prepared]:
     """Return what the preparation found out about each host that answered."""
     left_by, stages = arguments.get("left_by") or {}, arguments.get("stages") or []
@@ -172,6 +191,7 @@ def _prepared(arguments: dict[str, Any]) -> dict[str, rollout.Prepared]:
             changes=found.get("changes") or [],
             error=str(found.get("error") or ""),
             serves=bool(found.get("serves", True)),
+            served=str(found.get("served") or ""),
             left_by=left_by.get(host) or [],
             note=str(found.get("note") or ""),
             ungated=ungated_before(found["gates"], stages, stored) if found.get("gates") else [],
@@ -231,7 +251,7 @@ def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
     host = arguments["host"]
     known = state.hosts().get(host, {})
     parts: dict[str, Any] = {"state": arguments["state"], "why": " ".join(arguments["why"].split())}
-    before = _before_its_turn(known, arguments["before"])
+    before = _before_its_turn(known, arguments["before"], bool(arguments.get("settled")))
     if arguments["before"]:
         parts["turn_wish"] = known.get("wish", "")
     parts.update(
@@ -247,18 +267,19 @@ def note(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> dict
     return {"before": before, "canary": bool(known.get("canary"))}
 
 
-def _before_its_turn(known: dict[str, Any], serves: dict[str, Any]) -> dict[str, Any]:
+def _before_its_turn(known: dict[str, Any], serves: dict[str, Any], settled: bool) -> dict[str, Any]:
     """Return what a host had when its turn began.
 
     Args:
         known: of the host, from the run before, if that was interrupted.
         serves: what it has now, of the step describe; empty where its turn goes on.
+        settled: whether it gets requests.
     """
     before: dict[str, Any] = known.get("before") or {}
     if not serves:
         return before
-    # Only what an interrupted turn itself has made is no place to go back to.
-    interrupted = known.get("state") in (rollout.BEGUN, rollout.OUT, rollout.FAILED)
+    # Only what an interrupted turn itself has made is no place to go back to. Where requests go, a later run settled it.
+    interrupted = known.get("state") in (rollout.BEGUN, rollout.OUT, rollout.FAILED) and not settled
     of_that_turn = interrupted and known.get("turn_wish") and known["turn_wish"] == serves.get("wish")
     return before if before and of_that_turn else serves
 
@@ -303,7 +324,9 @@ def way_back(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> 
     settings, last, host = state.settings(), state.last(), arguments["host"]
     known = state.hosts().get(host) or ({} if settings else (last.get("hosts") or {}).get(host) or {})
     began = str((settings or last).get("began") or "")
-    found = find_way_back(known, began, bool(settings), arguments["deployments"])
+    info = arguments["info"]
+    wish = prepared_host.served_before(info)["wish"]
+    found = find_way_back(known, began, bool(settings), info.get("deployments") or [], wish)
     return {"to": found.to, "stays": found.stays, "why": found.why}
 
 

@@ -77,6 +77,12 @@ options:
         whatever is to be changed.
     type: dict
     default: {}
+  routed:
+    description:
+      - For V(arrange), whether there is a router, so that hosts that are not in O(left_by) get requests. Then an earlier
+        rollout that another playbook has brought to its end is over, and a new one begins.
+    type: bool
+    default: false
   stages:
     description:
       - For V(arrange) and V(check_gates), stages of the verification of a canary.
@@ -115,6 +121,11 @@ options:
         interrupted turn of this rollout has made, what the host had before that turn is kept.
     type: dict
     default: {}
+  settled:
+    description:
+      - For V(note) at the beginning of a turn, whether the host gets requests. Then O(before) counts in any case.
+    type: bool
+    default: false
   after:
     description:
       - For V(note), what the host has now, as O(before).
@@ -137,12 +148,6 @@ options:
     type: list
     elements: str
     default: []
-  deployments:
-    description:
-      - For V(way_back), what M(gpufleet.vllm.vllm_server_info) returned as C(deployments).
-    type: list
-    elements: dict
-    default: []
   plan:
     description:
       - For V(describe), the plan that the host is to serve; empty for a host that goes back.
@@ -150,7 +155,7 @@ options:
     default: {}
   info:
     description:
-      - For V(describe), what M(gpufleet.vllm.vllm_server_info) returned.
+      - For V(describe) and V(way_back), what M(gpufleet.vllm.vllm_server_info) returned.
     type: dict
     default: {}
   rehearsed:

@@ -14,7 +14,7 @@ works on the host survives it there, so that it is done once more with that kill
 - Docker's daemon is restarted: here that of all hosts at once, so that requests are lost and the figure says nothing.
 
 What a person runs next is each of NEXT in turn. Those that change something (SETTLE) must have put everything right by
-themselves; after the others an upgrade has to. No request may be lost.
+themselves; after the others an upgrade has to, or the one after it. No request may be lost.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ ONLY_LOOK = {
 }
 WITHIN_S = (1.0, 2.0, 3.0, 4.5)
 PAUSE_S = 1.0
+FURTHER = 2  # upgrades until everything has to be as it should
 COUNTS = ("sent", "answered", "retried", "refused", "lost", "failed")
 SHOWN_OF_LOG = 800
 HEADS = ["interrupted", "by", "left out of the router", "containers left", "next run", "afterwards", *COUNTS]
@@ -216,10 +217,11 @@ class Interrupting:
         wrong = self._wrong(wanted)
         if wrong and verb in SETTLE:
             problems.append(f"after {verb}: {wrong}")
-        if wrong:
+        # The first upgrade after a rollout that was stopped has nothing but its hosts to bring back.
+        while wrong and len(runs) <= FURTHER:
             runs.append(fleet.run("upgrade", limit=self._limit))
             wrong = self._wrong(wanted)
-            problems += [f"after a further upgrade: {wrong}", ended(runs[-1])] if wrong else []
+        problems += [f"after {len(runs) - 1} further upgrades: {wrong}", ended(runs[-1])] if wrong else []
         counts = counted(self._watch.settled(began, time.time()))
         missed = counts["refused"] + counts["lost"] + counts["failed"]
         if missed and what.judged:

@@ -42,6 +42,7 @@ class Prepared:
         changes: why its servers would be replaced; empty when there is nothing to do.
         error: why it cannot be changed; empty when it can.
         serves: whether a server of it serves now.
+        served: digest of what was wished when what it serves was deployed, see wish_of; empty if that is not known.
         left_by: whose runs that did not end have left it out of the router.
         note: what people should know of its change.
         ungated: what a canary's verification would hold against nothing, with the reason.
@@ -51,6 +52,7 @@ class Prepared:
     changes: Sequence[str] = ()
     error: str = ""
     serves: bool = True
+    served: str = ""
     left_by: Sequence[str] = ()
     note: str = ""
     ungated: Sequence[str] = ()
@@ -150,6 +152,23 @@ def arrange(
 def _is_done(found: Prepared, state: Mapping[str, Any]) -> bool:
     """Return whether an earlier run of this rollout has changed a host to what is wished now."""
     return state.get("state") == DONE and state["wish"] == found.wish()
+
+
+def is_carried_out(states: Mapping[str, Mapping[str, Any]], hosts: Mapping[str, Prepared]) -> bool:
+    """Return whether every host of a rollout serves what that was for, and the router sends requests to all of them.
+
+    Args:
+        states: what earlier runs of this rollout left, by host.
+        hosts: what was found out about each host that answered.
+    """
+    return all(
+        host in hosts
+        and state["state"] in (PENDING, BEGUN, DONE)
+        and state.get("wish") == hosts[host].served
+        and hosts[host].serves
+        and not hosts[host].left_by
+        for host, state in states.items()
+    )
 
 
 def _gates_missing(ungated: Sequence[str]) -> str:

@@ -11,12 +11,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import in_order
-from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import BEGUN, DONE, FAILED, OUT, ROLLED_BACK
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import (
+    BEGUN,
+    DONE,
+    FAILED,
+    OUT,
+    PENDING,
+    ROLLED_BACK,
+)
 
 
 def to_bring_back(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the hosts that a stopped rollout has changed, in the order in which they are brought back."""
-    return in_order(host for host, state in states.items() if state["state"] in (DONE, BEGUN))
+    """Return the hosts that a stopped rollout has changed, in the order in which they are brought back.
+
+    First those whose turn did not end: while they get no requests, no other host may be taken out for them.
+    """
+    return [*_in_state(states, BEGUN), *_in_state(states, DONE)]
+
+
+def _in_state(states: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    return in_order(host for host, state in states.items() if state["state"] == name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +49,36 @@ class WayBack:
 
 
 def find_way_back(
-    state: Mapping[str, Any], began: str, under_way: bool, deployments: Sequence[Mapping[str, Any]]
+    state: Mapping[str, Any], began: str, under_way: bool, deployments: Sequence[Mapping[str, Any]], served: str
 ) -> WayBack:
     """Return how far a host goes back where no variable says so: before the last rollout, and no further.
 
     Whatever was deployed by other means since then is gone back from one by one.
 
     Args:
-        state: of the host in the last rollout: C(state), C(before) and C(after); empty if it had no part in it.
+        state: of the host in the last rollout: C(state), C(wish), C(before) and C(after); empty if it had no part in
+            it.
         began: when that one began; empty if there was none.
         under_way: whether it has not ended.
         deployments: of the host, the newest first, as the module vllm_server_info returns them.
+        served: digest of what was wished when what it serves was deployed, see rollout.wish_of; empty if that
+            is not known.
     """
     current = next((entry for entry in deployments if entry.get("current")), None)
     if not began or current is None:
         return WayBack()
     name = str(state.get("state") or "")
-    touched = name in (DONE, BEGUN, FAILED, OUT, ROLLED_BACK)
+    after = str((state.get("after") or {}).get("deployment") or "")
+    # Of a rollout that went on with another wish, a host may wait for a second turn.
+    touched = name in (DONE, BEGUN, FAILED, OUT, ROLLED_BACK) or current["id"] == after
     before = str((state.get("before") or {}).get("deployment") or "") if touched else ""
     rollout = f"the rollout that began at {began}"
     if before:
         if before in (current["id"], current.get("rolled_back_to")):
             return WayBack(current["id"], True, f"serves what it served before {rollout}, and stays so")
-        after = str((state.get("after") or {}).get("deployment") or "")
         if current["id"] == after or (name != DONE and (under_way or name == OUT)):
             return WayBack(before, False, f"goes back to what it served before {rollout}")
-    elif _before(str(current.get("time") or ""), began):
+    elif (name == PENDING and served not in ("", state.get("wish"))) or _before(str(current.get("time") or ""), began):
         return WayBack(
             current["id"], True, f"stays as it is: {rollout} has not changed it (vllm_rollback_to goes further back)"
         )

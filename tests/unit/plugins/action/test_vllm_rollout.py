@@ -288,6 +288,73 @@ def test_a_stopped_one_is_not_over_while_a_changed_host_was_not_brought_back(con
     assert controller.tell()["left"] == []
 
 
+def test_a_stopped_one_first_brings_back_whom_the_router_does_not_ask_once_they_answer_again(
+    controller: Controller,
+) -> None:
+    """Until then no other host may be taken out, so that nothing else could be brought back."""
+    controller.arrange("a", "b", "c")
+    controller.note("a", "begun", before="before-a")
+    controller.note("a", "done")
+    controller.note("b", "begun", before="before-b")
+    controller.note("b", "failed", why="it was lost", out=True)
+    assert controller.judge()["bring_back"] == ["a"]
+    controller.note("a", "done", why="b is out")
+    assert controller.tell()["left"] == ["a"]
+    assert controller.arrange("a", "c")["bring_back"] == ["a"], "it is still lost"
+    assert controller.arrange("a", "b", "c", check=True)["bring_back"] == ["b", "a"]
+    assert controller.judge()["bring_back"] == ["a"]
+    assert controller.arrange("a", "b", "c")["bring_back"] == controller.judge()["bring_back"] == ["b", "a"]
+    assert controller.note("b", "begun")["before"]["deployment"] == "before-b"
+    for host in ("b", "a"):
+        controller.note(host, "rolled-back")
+    assert controller.tell()["left"] == []
+    assert controller.state.hosts() == {}
+
+
+def interrupted(controller: Controller) -> dict[str, Any]:
+    """Leave a rollout of a, b and c in the turn of b; return what is found once C(deploy) made the same change."""
+    controller.arrange("a", "b", "c")
+    controller.note("a", "begun", before="1", wish="old")
+    controller.note("a", "done", after={"deployment": "2"})
+    controller.note("b", "begun", before="1", wish="old")
+    newer = {**PLAN, "model": "newer"}
+    return {host: {"plan": newer, "changes": CHANGES, "served": wish_of(PLAN)} for host in ("a", "b", "c")}
+
+
+def test_one_that_another_playbook_brought_to_its_end_is_over(controller: Controller) -> None:
+    found = interrupted(controller)
+    arguments = {"hosts": found, "all_hosts": [*found], "batches": [1], "max_failures": 0, "routed": True}
+    arranged = vllm_rollout.arrange(controller.state, arguments, check=False)
+    assert arranged["order"] == ["a", "b", "c"]
+    assert not any("Goes on" in line for line in arranged["lines"])
+    assert [state["state"] for state in controller.state.hosts().values()] == ["pending"] * 3
+    assert not any(state.get("before") for state in controller.state.hosts().values())
+    assert controller.state.last()["hosts"]["a"]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("routed", "left_by", "others"),
+    [(False, {}, {}), (True, {"b": ["rollout"]}, {}), (True, {}, {"c": {"plan": PLAN, "served": "old"}})],
+)
+def test_one_that_another_playbook_did_not_bring_to_its_end_goes_on(
+    controller: Controller, routed: bool, left_by: dict[str, list[str]], others: dict[str, Any]
+) -> None:
+    found = {**interrupted(controller), **others}
+    arguments = {"hosts": found, "all_hosts": [*found], "batches": [1], "max_failures": 0}
+    arranged = vllm_rollout.arrange(controller.state, {**arguments, "routed": routed, "left_by": left_by}, check=False)
+    assert any("Goes on" in line for line in arranged["lines"])
+    assert arranged["order"][0] == "b"
+
+
+@pytest.mark.parametrize(("settled", "expected"), [(True, "2"), (False, "1")])
+def test_what_gets_requests_is_a_place_to_go_back_to_whoever_made_it(
+    controller: Controller, settled: bool, expected: str
+) -> None:
+    interrupted(controller)
+    noted = controller.note("b", "begun", before="2", wish=wish_of(PLAN), settled=settled)
+    assert noted["before"]["deployment"] == expected
+
+
 def test_a_host_that_gets_no_requests_is_kept_for_the_next_rollout_and_does_not_count_there(
     controller: Controller,
 ) -> None:
@@ -391,7 +458,8 @@ def test_the_way_back_is_told_by_the_last_rollout(controller: Controller) -> Non
     new = {"id": "2", "time": "2999-01-01T00:00:00Z", "current": True, "rolled_back_to": ""}
 
     def back(host: str, *deployments: dict[str, Any]) -> tuple[str, bool]:
-        found = vllm_rollout.way_back(controller.state, {"host": host, "deployments": list(deployments)}, check=False)
+        arguments = {"host": host, "info": {"deployments": list(deployments)}}
+        found = vllm_rollout.way_back(controller.state, arguments, check=False)
         return found["to"], found["stays"]
 
     assert back("a", new, old) == ("", False)

@@ -190,16 +190,47 @@ def stayed(entry: dict[str, Any]) -> dict[str, Any]:
 def test_a_host_goes_back_to_before_the_last_rollout_and_no_further(
     left: str, under_way: bool, deployments: list[dict[str, Any]], expected: tuple[str, bool]
 ) -> None:
-    known: dict[str, Any] = {"state": left, "before": {"deployment": "first"}} if left else {}
+    known: dict[str, Any] = {"state": left, "wish": "new", "before": {"deployment": "first"}} if left else {}
     if left == rollout.DONE:
         known["after"] = {"deployment": "second"}
-    found = way_back.find_way_back(known, BEGAN, under_way, deployments)
+    found = way_back.find_way_back(known, BEGAN, under_way, deployments, "new")
     assert (found.to, found.stays) == expected
     assert bool(found.to) is bool(found.why)
 
 
 def test_without_a_rollout_a_host_goes_back_by_its_own_history() -> None:
-    assert way_back.find_way_back({}, "", False, [SECOND, FIRST]) == way_back.WayBack()
+    assert way_back.find_way_back({}, "", False, [SECOND, FIRST], "new") == way_back.WayBack()
+
+
+def test_a_host_that_waits_for_its_turn_stays_as_another_playbook_left_it_meanwhile() -> None:
+    waits = {"state": rollout.PENDING, "wish": "newer"}
+    assert way_back.find_way_back(waits, BEGAN, True, [SECOND, FIRST], "new").stays
+    assert way_back.find_way_back(waits, BEGAN, True, [SECOND, FIRST], "") == way_back.WayBack()
+
+
+def test_a_host_that_waits_for_a_second_turn_goes_back_to_before_the_first() -> None:
+    waits = {
+        "state": rollout.PENDING,
+        "wish": "newer",
+        "before": {"deployment": "first"},
+        "after": {"deployment": "second"},
+    }
+    assert way_back.find_way_back(waits, BEGAN, True, [SECOND, FIRST], "new").to == "first"
+
+
+def test_a_rollout_is_carried_out_once_all_hosts_serve_its_wish_and_get_requests() -> None:
+    hosts = {name: Prepared(plan=BLACKWELL, served="new") for name in ("a", "b", "c")}
+    names = dict(zip(hosts, (rollout.DONE, rollout.BEGUN, rollout.PENDING), strict=True))
+    states = {host: {"state": name, "wish": "new"} for host, name in names.items()}
+    assert rollout.is_carried_out(states, hosts)
+    for other in (
+        Prepared(plan=BLACKWELL, served="old"),
+        Prepared(plan=BLACKWELL, served="new", left_by=["rollout"]),
+        Prepared(plan=BLACKWELL, served="new", serves=False),
+    ):
+        assert not rollout.is_carried_out(states, {**hosts, "b": other})
+    assert not rollout.is_carried_out(states, {"a": hosts["a"]})
+    assert not rollout.is_carried_out({**states, "b": {"state": rollout.FAILED, "wish": "new"}}, hosts)
 
 
 def test_canaries_of_an_earlier_run_count_where_they_take_part_and_the_change_is_proved() -> None:
