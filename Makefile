@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CHECK = .venv/bin/python tools/check.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint units docs packaging sanity monitoring engine stand-ins molecule faults fleet tune two-routers closed-ports air-gap sites secrets matrix tarball release-check release clean clean-images
+.PHONY: help setup demo test lint units docs packaging sanity monitoring engine stand-ins molecule faults fleet tune two-routers closed-ports air-gap sites secrets takeover matrix tarball release-check release clean clean-images
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | column -t -s '	'
@@ -63,6 +63,9 @@ sites: tests-setup ## from an empty host behind a proxy and a registry with pass
 
 secrets: tests-setup ## a marker in every secret, looked for in all that every playbook tells and keeps (not part of test)
 	@$(CHECK) secrets
+
+takeover: tests-setup ## a fleet that 0.1.0 deployed, taken over by this version beneath requests (not part of test)
+	@$(CHECK) takeover
 
 closed-ports: tests-setup ## who reaches the servers' ports of a host, tried from other network namespaces (not part of test)
 	@$(CHECK) closed-ports

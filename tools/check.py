@@ -5,7 +5,7 @@
 
     tools/check.py STAGE...      stages: lint, units, ansible-units, docs, packaging, sanity, monitoring, engine,
                                  stand-ins, molecule, hosts, faults, fleet, tune, many, two-routers, closed-ports,
-                                 air-gap, sites, secrets
+                                 air-gap, sites, secrets, takeover
 
 A stage is a list of commands; all of them run even after one failed, so that one look shows everything. What they print
 is kept in .cache/logs/<stage>.log and shown: as it comes, but for stages that run beside those with servers, whose
@@ -201,6 +201,11 @@ def secrets() -> list[Command]:
     return [stand_in_fleet("secrets")]
 
 
+def takeover() -> list[Command]:
+    """Return the takeover of a fleet that 0.1.0 deployed, beneath requests."""
+    return [stand_in_fleet("takeover")]
+
+
 def two_routers() -> list[Command]:
     """Return what clients see when one of two routers with one address goes away."""
     words = [tool("python"), "tests/fleet/two_routers.py"]
@@ -279,10 +284,11 @@ STAGES: dict[str, Callable[[], list[Command]]] = {
     "two-routers": two_routers,
     "closed-ports": closed_ports,
     "secrets": secrets,
+    "takeover": takeover,
 }
 NEED_ENGINE = (
     *("engine", "stand-ins", "molecule", HOSTS, "faults", "fleet", TUNE, "air-gap", SITES, "many", "closed-ports"),
-    "secrets",
+    *("secrets", "takeover"),
 )
 
 

@@ -278,7 +278,7 @@ def _before_its_turn(known: dict[str, Any], serves: dict[str, Any], settled: boo
     before: dict[str, Any] = known.get("before") or {}
     if not serves:
         return before
-    # Only what an interrupted turn itself has made is no place to go back to. Where requests go, a later run settled it.
+    # Only what an interrupted turn itself has made is no place to go back to; where requests go, it was settled since.
     interrupted = known.get("state") in (rollout.BEGUN, rollout.OUT, rollout.FAILED) and not settled
     of_that_turn = interrupted and known.get("turn_wish") and known["turn_wish"] == serves.get("wish")
     return before if before and of_that_turn else serves

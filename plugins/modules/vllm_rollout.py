@@ -79,8 +79,8 @@ options:
     default: {}
   routed:
     description:
-      - For V(arrange), whether there is a router, so that hosts that are not in O(left_by) get requests. Then an earlier
-        rollout that another playbook has brought to its end is over, and a new one begins.
+      - For V(arrange), whether there is a router, so that hosts that are not in O(left_by) get requests. Then an
+        earlier rollout that another playbook has brought to its end is over, and a new one begins.
     type: bool
     default: false
   stages:

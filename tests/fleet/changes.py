@@ -272,22 +272,28 @@ def see(fleet: StandInFleet, change: Change, forks: int, start_s: float) -> Seen
     return Seen(change, len(fleet.hosts), forks, start_s, played, counts, out, turns, served, wanted, left_out)
 
 
+def with_forks(changes: Sequence[Change], forks: Sequence[int], size: int) -> list[tuple[Change, int]]:
+    """Return each change with the forks of its play, in an order in which rollback finds what upgrade has left.
+
+    A small fleet goes through all of them at each number of forks, a large one once, at one number after the other.
+    """
+    if size <= FEW:
+        return [(change, number) for number in forks for change in changes]
+    return [(change, forks[place % len(forks)]) for place, change in enumerate(changes)]
+
+
 def make_changes(given: argparse.Namespace) -> int:
     """Make each planned change in fleets of each size, print the table, return the exit status."""
     rows: list[Seen] = []
     for size in given.hosts:
         with StandInFleet(size, os.environ["DOCKER_HOST"], start_s=given.start) as fleet:
             say(f"{size} hosts deployed in {fleet.deploy_first().seconds:.0f} s")
-            number = 0
-            for change in CHANGES:
-                if not change.possible() or not re.search(given.only, change.name):
-                    continue
-                for forks in given.forks if size <= FEW else [given.forks[number % len(given.forks)]]:
-                    seen = see(fleet, change, forks, given.start)
-                    rows.append(seen)
-                    report(seen)
-                    change.after(fleet)
-                number += 1
+            wanted = [change for change in CHANGES if change.possible() and re.search(given.only, change.name)]
+            for change, forks in with_forks(wanted, given.forks, size):
+                seen = see(fleet, change, forks, given.start)
+                rows.append(seen)
+                report(seen)
+                change.after(fleet)
     print(table(HEADS, [seen.row() for seen in rows]))
     return tell([problem for seen in rows for problem in seen.problems()] or ([] if rows else ["nothing was tried"]))
 

@@ -7,6 +7,7 @@
     .venv/bin/python tests/fleet/many.py interruptions [--hosts 3] [--only REGEX]
     .venv/bin/python tests/fleet/many.py short
     .venv/bin/python tests/fleet/many.py secrets [--only REGEX]
+    .venv/bin/python tests/fleet/many.py takeover [--only REGEX]
 
 as root, with DOCKER_HOST of an engine. Short requests and streams of some seconds are sent all the time by a client
 that counts every answer; HAProxy is asked four times a second which hosts it has out, and Docker tells what becomes of
@@ -21,6 +22,7 @@ changes        each planned change, see CHANGES in changes.py, in fleets of thes
 interruptions  see tests/fleet/interruptions.py
 short          both in little, for `make test`: a rolling change of eight hosts that is killed, and made again
 secrets        without requests: what every playbook tells and keeps of secrets, see tests/fleet/marked.py
+takeover       a fleet of 0.1.0, taken over by this version, see tests/fleet/takeover.py
 
 Prints tables in Markdown, and exits with 1 when something is not as it should be.
 """
@@ -42,8 +44,15 @@ from ansible_collections.gpufleet.vllm.tests.fleet.changes import make_changes  
 from ansible_collections.gpufleet.vllm.tests.fleet.interruptions import interrupt_all, short_form  # noqa: E402
 from ansible_collections.gpufleet.vllm.tests.fleet.marked import marked  # noqa: E402
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import as_root  # noqa: E402
+from ansible_collections.gpufleet.vllm.tests.fleet.takeover import take_over  # noqa: E402
 
-PROGRAMS = {"changes": make_changes, "interruptions": interrupt_all, "short": short_form, "secrets": marked}
+PROGRAMS = {
+    "changes": make_changes,
+    "interruptions": interrupt_all,
+    "short": short_form,
+    "secrets": marked,
+    "takeover": take_over,
+}
 
 # Sizes of the fleets, and seconds that a server takes to start.
 DEFAULTS = {
@@ -51,6 +60,7 @@ DEFAULTS = {
     "interruptions": ([3], 3.0),
     "short": ([8], 2.0),
     "secrets": ([2], 1.0),
+    "takeover": ([3], 3.0),
 }
 
 

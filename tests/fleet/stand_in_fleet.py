@@ -116,6 +116,8 @@ class StandInFleet:
 
     Attributes:
         environment: further variables of the environment of every play.
+        collections: where the plays find the collection.
+        known: the only variables of the collection in the inventory, for a version that has no others; None for all.
     """
 
     def __init__(
@@ -135,6 +137,8 @@ class StandInFleet:
         self.wishes: dict[str, Any] = {"vllm_max_model_len": FIRST_LENGTH, **(wishes or {})}
         self.key = REPLICA_KEY
         self.environment: dict[str, str] = {}
+        self.collections = self.folder / "collections"
+        self.known: frozenset[str] | None = None
         self._docker_host = docker_host
         self._delays = {"STAND_IN_DELAY": str(round(start_s / LINES_OF_A_START, 3)), "STAND_IN_PACE": str(token_s)}
         self._plays: list[subprocess.Popen[bytes]] = []
@@ -147,7 +151,7 @@ class StandInFleet:
             if on_systemd() and os.path.exists(service.UNIT.path):
                 raise SystemExit(f"This machine is a router already ({service.UNIT.path}); take another one.")
             import_stand_in(self.engine, self._image, debian_program("busybox-static", "bin/busybox"))
-            altered_collection(self.folder / "collections")
+            altered_collection(self.collections)
             (self.folder / "dead").mkdir()
         except BaseException:
             self.close()
@@ -307,10 +311,19 @@ class StandInFleet:
             }
             for host in self.hosts
         }
+        each = {host: self._of_version(own) for host, own in each.items()}
+        common = self._of_version(common)
         groups = {"vllm": {"hosts": each}, "router": {"hosts": {ROUTER: {}}}}
         path = self.folder / "hosts.json"
         path.write_text(json.dumps({"all": {"children": groups, "vars": common}}), encoding="utf-8")
         return path
+
+    def _of_version(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in variables.items()
+            if self.known is None or name in self.known or not name.startswith(("vllm_", "router_"))
+        }
 
     def start(
         self,
@@ -334,7 +347,7 @@ class StandInFleet:
             **os.environ,
             "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_COLLECTIONS_PATH": str(self.folder / "collections"),
+            "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
             "ANSIBLE_CONNECTION_PLUGINS": str(HERE / "connection"),
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
             "ANSIBLE_PIPELINING": "true",

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.tests.fleet import interruptions, many
-from ansible_collections.gpufleet.vllm.tests.fleet.changes import CHANGES, HEADS, Change, Seen, as_it_is, limit_of
+from ansible_collections.gpufleet.vllm.tests.fleet.changes import (
+    CHANGES,
+    HEADS,
+    Change,
+    Seen,
+    as_it_is,
+    limit_of,
+    with_forks,
+)
 from ansible_collections.gpufleet.vllm.tests.fleet.interruptions import Interruption, named, turn_of, unexpected
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import At, Played
 from ansible_collections.gpufleet.vllm.tests.fleet.watching import (
@@ -55,6 +63,13 @@ def test_dockers_times_are_read_with_their_nanoseconds() -> None:
 @pytest.mark.parametrize(("hosts", "limit"), [(1, 1), (3, 1), (8, 2), (40, 10)])
 def test_a_quarter_and_at_least_one_may_be_out(hosts: int, limit: int) -> None:
     assert limit_of(hosts) == limit
+
+
+def test_a_small_fleet_goes_through_all_changes_at_each_number_of_forks_and_a_large_one_once() -> None:
+    some = CHANGES[:3]
+    small = [(change.name, forks) for change, forks in with_forks(some, [5, 50], 3)]
+    assert small == [(change.name, forks) for forks in (5, 50) for change in some]
+    assert with_forks(some, [5, 50], 40) == list(zip(some, (5, 50, 5), strict=True))
 
 
 COUNTS = {"sent": 90, "answered": 90, "retried": 0, "refused": 0, "lost": 0, "failed": 0, "reasons": {}}

@@ -1,0 +1,200 @@
+# Copyright: gpufleet contributors
+# GNU General Public License v3.0 or later (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet that an earlier version deployed, taken over by this one beneath requests; see many.py.
+
+The earlier version's own playbooks, from its commit in this checkout's history, deploy the fleet and upgrade it once.
+The inventory then has only the variables that it knows. Each step afterwards is one of this version's playbooks, and
+nothing is taken from what serves without need: a server that is replaced where none should be is a problem, as is a
+request that is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT, altered_collection
+from ansible_collections.gpufleet.vllm.tests.fleet.changes import another_length, counted, differences, last, table
+from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import ROUTER, Played, StandInFleet
+from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
+
+# 0.1.0 was never tagged: the last commit before the next version's work.
+EARLIER = "27df8729dafef2785cc030376f3d1c22af51cebd"
+COUNTS = ("sent", "answered", "retried", "refused", "lost", "failed")
+HEADS = ["step", "exit", "changed", "servers replaced", *COUNTS, "seconds"]
+SETTLE_S = 1.0
+NONE, ALL, FIRST, LAST = "none", "all", "the first", "the last"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One playbook of this version.
+
+    Attributes:
+        name: for the table, and for --only.
+        playbook: which one.
+        replaces: whose servers it must replace.
+        wish: changes what is wished before it.
+        limit: the hosts that it is for, by the names of all.
+        words: further ones of the command line, from the ids of the earlier version's deployments on the first host.
+        unchanged: whether no task may have changed anything.
+        serves: whether the last host serves afterwards.
+    """
+
+    name: str
+    playbook: str
+    replaces: str = NONE
+    wish: Callable[[StandInFleet], Any] = lambda _fleet: None
+    limit: Callable[[StandInFleet], str] = lambda _fleet: ""
+    words: Callable[[Sequence[str]], Sequence[str]] = lambda _ids: ()
+    unchanged: bool = False
+    serves: bool = True
+
+
+def first(fleet: StandInFleet) -> str:
+    """Return the first host."""
+    return fleet.hosts[0]
+
+
+STEPS = [
+    Step("status", "status", unchanged=True),
+    Step("deploy --check", "deploy", words=lambda _ids: ["--check"]),
+    Step("deploy", "deploy"),
+    Step("deploy again", "deploy", unchanged=True),
+    Step("verify", "verify", words=lambda _ids: ["--tags", "basic"]),
+    Step("router", "router", unchanged=True),
+    Step("upgrade", "upgrade", ALL, another_length),
+    Step("rollback", "rollback", ALL, another_length),
+    Step("rollback to its first", "rollback", FIRST, limit=first, words=lambda ids: [f"-evllm_rollback_to={ids[0]}"]),
+    Step("and back", "deploy", FIRST),
+    Step("restart", "restart", ALL),
+    Step("drain", "drain", limit=last),
+    Step("resume", "resume", limit=last),
+    Step("teardown --limit", "teardown", LAST, limit=last, serves=False),
+    Step("status at the end", "status", limit=lambda fleet: f"{','.join(fleet.hosts[:-1])},{ROUTER}", serves=False),
+]
+
+
+def checkout_of(commit: str, folder: Path) -> Path:
+    """Return a checkout of a commit, made in a folder.
+
+    Raises:
+        SystemExit: this checkout's history does not have it.
+    """
+    clone = ["git", "clone", "--quiet", "--shared", "--no-checkout", str(ROOT), str(folder)]
+    for command in (clone, ["git", "-C", str(folder), "checkout", "--quiet", commit]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}; the whole history is needed.")
+    return folder
+
+
+def variables_of(checkout: Path) -> frozenset[str]:
+    """Return the variables that the roles of a checkout know."""
+    found: set[str] = set()
+    for path in checkout.glob("roles/*/meta/argument_specs.yml"):
+        specs = yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"]
+        found.update(name for spec in specs.values() for name in spec.get("options") or {})
+    return frozenset(found)
+
+
+def servers(fleet: StandInFleet) -> dict[str, tuple[str, str]]:
+    """Return for each host its server's container and when that was started; nothing for a host without one."""
+    found = {}
+    for box in fleet.engine.containers.list(ignore_removed=True):
+        host = fleet.host_of(str(box.name))
+        if host:
+            found[host] = (str(box.id), str(box.attrs["State"]["StartedAt"]))
+    return found
+
+
+def deployments(fleet: StandInFleet, host: str) -> list[str]:
+    """Return the ids of a host's remembered deployments, the oldest first."""
+    return sorted(path.stem for path in (fleet.folder / host / "etc" / "history").glob("*.json"))
+
+
+def changed(played: Played) -> int:
+    """Return how many tasks of a play changed something, on all hosts."""
+    return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", played.text))
+
+
+def meant(step: Step, fleet: StandInFleet) -> set[str]:
+    """Return the hosts whose servers a step must replace."""
+    return {NONE: set(), ALL: set(fleet.hosts), FIRST: {first(fleet)}, LAST: {last(fleet)}}[step.replaces]
+
+
+def take(step: Step, fleet: StandInFleet, watch: Watch, ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Run a step beneath requests; return its line of the table and what should not be."""
+    step.wish(fleet)
+    before, began = servers(fleet), time.time()
+    played = fleet.run(step.playbook, limit=step.limit(fleet), words=step.words(ids))
+    time.sleep(SETTLE_S)
+    after, counts = servers(fleet), counted(watch.settled(began, time.time()))
+    replaced = {host for host in fleet.hosts if before.get(host) != after.get(host)}
+    problems = []
+    if played.status != 0:
+        problems.append(f"it ended with status {played.status}: {played.text[-3000:]}")
+    if replaced != meant(step, fleet):
+        problems.append(f"replaced were {sorted(replaced)}, where {sorted(meant(step, fleet))} should be")
+    if step.unchanged and changed(played):
+        problems.append(f"{changed(played)} tasks changed something")
+    missed = counts["refused"] + counts["lost"] + counts["failed"]
+    if missed or not counts["sent"]:
+        problems.append(f"{missed} of {counts['sent']} requests were not answered: {json.dumps(counts['reasons'])}")
+    wrong = differences(fleet.served(), wanted(step, fleet))
+    if wrong:
+        problems.append(f"vllm_max_model_len is not what it should be: {wrong}")
+    row = [step.name, str(played.status), str(changed(played)), ", ".join(sorted(replaced)) or "-"]
+    row += [*(str(counts[what]) for what in COUNTS), f"{played.seconds:.0f}"]
+    return row, [f"{step.name}: {problem}" for problem in problems]
+
+
+def wanted(step: Step, fleet: StandInFleet) -> Mapping[str, int]:
+    """Return the longest request that each host should serve after a step."""
+    found = dict.fromkeys(fleet.hosts, int(fleet.wishes["vllm_max_model_len"]))
+    if step.name == "rollback to its first":
+        del found[first(fleet)]
+    if not step.serves:
+        found[last(fleet)] = 0
+    return found
+
+
+def take_over(given: argparse.Namespace) -> int:
+    """Have the earlier version deploy a fleet, and this one take it over; print the table, return the exit status."""
+    rows: list[list[str]] = []
+    problems: list[str] = []
+    with StandInFleet(given.hosts[0], os.environ["DOCKER_HOST"], start_s=given.start) as fleet:
+        fleet.wishes.update(vllm_venv=str(fleet.folder / "venv"), vllm_profile="recipe")
+        ours, fleet.collections = fleet.collections, fleet.folder / "earlier"
+        checkout = checkout_of(EARLIER, fleet.folder / "checkout")
+        altered_collection(fleet.collections, checkout)
+        fleet.known = variables_of(checkout)
+        fleet.must("deploy", limit=f"{first(fleet)},{ROUTER}")  # all hosts have one venv, which is made here
+        fleet.must("deploy")
+        another_length(fleet)
+        fleet.must("upgrade")
+        ids = deployments(fleet, first(fleet))
+        print(f"{len(fleet.hosts)} hosts deployed and upgraded by {EARLIER[:7]}: {', '.join(ids)}", file=sys.stderr)
+        fleet.collections, fleet.known = ours, None
+        with Watch(fleet) as watch:
+            for step in STEPS:
+                if not re.search(given.only, step.name):
+                    continue
+                row, found = take(step, fleet, watch, ids)
+                print(" | ".join(row), *found, sep="\n", file=sys.stderr, flush=True)
+                rows.append(row)
+                problems += found
+    print(table(HEADS, rows))
+    return 1 if problems or not rows else 0
