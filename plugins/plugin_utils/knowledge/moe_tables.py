@@ -74,7 +74,7 @@ def own() -> tuple[Table, ...]:
             entry["dtype"],
             OWN_SPAN,
             json.dumps({**entry["table"], "triton_version": document["triton"]}),
-            f"{source}: {_gain(entry['microseconds'])}",
+            f"{source}: {_gain(entry['microseconds'])}; {entry['again']}",
         )
         for entry in document["tables"]
     )
