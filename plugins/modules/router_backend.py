@@ -187,6 +187,12 @@ turns_over:
   type: list
   elements: str
   sample: []
+in_turn:
+  description: Hosts that a run has taken out for their turn. It puts them back, unless it was interrupted.
+  returned: in check mode
+  type: list
+  elements: str
+  sample: [gpu-01]
 certificate:
   description: The certificate that HAProxy serves, C(not_after) and C(seconds_left); empty where it serves none.
   returned: in check mode
@@ -308,6 +314,7 @@ def work(module: GpufleetModule) -> dict[str, Any]:
         seen = {
             "reasons": reasons,
             "turns_over": over,
+            "in_turn": sorted(set(params["hosts"]) & set(marks.in_turn())),
             "certificate": certificate,
             "shared": shared,
             "gpu_watch": watch,

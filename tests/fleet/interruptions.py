@@ -55,6 +55,7 @@ KILL_ALL = (
 )
 NEXT = ("upgrade", "deploy", "rollback", "router", "status")
 SETTLE = ("upgrade", "deploy", "rollback")
+ENDS = {"status": (0, 2)}  # 2 where something that should serve does not
 REPLACES = "vllm_server"
 # Modules and actions after which everything is as it was before them.
 ONLY_LOOK = {
@@ -213,7 +214,7 @@ class Interrupting:
         if verb == "rollback":
             wanted, fleet.wishes["vllm_max_model_len"] = before, length
         runs = [fleet.run(verb, limit=self._limit)]
-        problems = unexpected(what, first) + ([] if runs[0].status == 0 else [ended(runs[0])])
+        problems = unexpected(what, first) + ([] if runs[0].status in ENDS.get(verb, (0,)) else [ended(runs[0])])
         wrong = self._wrong(wanted)
         if wrong and verb in SETTLE:
             problems.append(f"after {verb}: {wrong}")

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What does not serve though it should: the playbook status ends with an exit code by it.
 
-What a person or a run has drained is out on purpose. Hosts on which nothing is deployed have nothing that should serve.
+What a person has drained, or a run for its turn, is out on purpose; what a run has given up is not. Hosts on which nothing is deployed have nothing that should serve.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gpufleet.vllm.plugins.module_utils.common.addresses import host_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.host_names import in_order
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.router_lines import gets_requests
 
@@ -42,7 +43,7 @@ def should_serve(
 
 
 def _at(name: str, router: Mapping[str, Any], serving: set[str]) -> list[str]:
-    """Return which serving replicas one router sends nothing to, though none has taken them out."""
+    """Return which serving replicas one router sends nothing to, though none has taken them out on purpose."""
     if "servers" not in router:
         return [f"router {name}: it could not be asked"]
     behind = router["servers"]
@@ -52,4 +53,9 @@ def _at(name: str, router: Mapping[str, Any], serving: set[str]) -> list[str]:
         for replica in sorted(serving & set(behind))
         if behind[replica]["state"] == "ready" and not gets_requests(behind[replica])
     ]
-    return unknown + down
+    given_up = [
+        f"{replica}: a run left it out of the router {name} and could not put it right"
+        for replica in sorted(serving & set(behind))
+        if behind[replica]["state"] == "drain" and host_of(replica) in (router.get("turns_over") or [])
+    ]
+    return unknown + down + given_up

@@ -28,6 +28,9 @@ from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.table import a
 # More serving replicas than these share a line with others of their kind.
 MOST_ROWS = 24
 SHOWN_DEPLOYMENTS = 3
+# Of a drained host that no person took out.
+IN_TURN = "in its turn of a run; if none is under way, the next upgrade or deploy puts it back"
+TURN_OVER = "a run could not put it right; the next upgrade or deploy takes it up"
 
 
 Pair = tuple[str, Mapping[str, Any]]
@@ -221,7 +224,11 @@ def _router_lines(name: str, router: Mapping[str, Any], closed: Mapping[str, Seq
     told = f"The router {name} sends requests to {len(usable)} of {all_of_them}; {running} are running."
     if not closed:
         return [told]
-    said = router.get("reasons") or {}
+    said = {
+        **dict.fromkeys(router.get("in_turn") or [], IN_TURN),
+        **dict.fromkeys(router.get("turns_over") or [], TURN_OVER),
+        **(router.get("reasons") or {}),
+    }
     texts = [
         (host, ", ".join(reasons) + (f": {_one_line(said[host])}" if host in said else ""))
         for host, reasons in closed.items()

@@ -249,6 +249,9 @@ def test_a_person_s_reason_is_kept_until_the_host_is_taken_back(
     args = {"host": "gpu-02", "run_dir": str(tmp_path), "timeout": 20}
     run_module(router_backend.main, {**args, "state": "drain", "owner": "deploy", "run": "r 1 1"})
     assert (marks.in_turn(), marks.reason("gpu-02")) == ({"gpu-02": "r 1 1"}, "")
+    both = {"hosts": ["gpu-01", "gpu-02"], "state": "ready", "run_dir": str(tmp_path)}
+    looked = run_module(router_backend.main, both, check=True)
+    assert (looked["in_turn"], looked["turns_over"]) == (["gpu-02"], [])
     result = run_module(router_backend.main, {**args, "state": "drain", "reason": "a fan is broken"})
     assert (result["changed"], marks.in_turn(), marks.reason("gpu-02")) == (False, {}, "a fan is broken")
     # The run whose turn it was does not take it back then.

@@ -121,3 +121,20 @@ def test_to_whom_a_router_sends_nothing_is_named() -> None:
         "The router lb-3 sends requests to 5 of 5 replicas; 0 are running.",
     ]
     assert found["without_requests"] == ["gpu-02", "gpu-03", "gpu-04", "gpu-05"]
+
+
+def test_whom_a_run_has_left_out_is_told_from_whom_a_person_has() -> None:
+    names = ("gpu-01", "gpu-02", "gpu-03", "gpu-04")
+    servers = {host: [server("vllm-0")] for host in names}
+    router: dict[str, Any] = {
+        "servers": {f"{host}:vllm-0": {"state": "drain", "status": "DRAIN"} for host in names},
+        "in_turn": ["gpu-02"],
+        "turns_over": ["gpu-03"],
+        "reasons": {"gpu-04": "a fan"},
+    }
+    assert status_lines(servers, routers={"lb": router})["lines"][-4:] == [
+        "  gpu-01: vllm-0 drained",
+        "  gpu-02: vllm-0 drained: in its turn of a run; if none is under way, the next upgrade or deploy puts it back",
+        "  gpu-03: vllm-0 drained: a run could not put it right; the next upgrade or deploy takes it up",
+        "  gpu-04: vllm-0 drained: a fan",
+    ]

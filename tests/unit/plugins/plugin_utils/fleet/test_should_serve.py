@@ -40,3 +40,12 @@ def test_each_kind_is_named() -> None:
         "gpu-2:vllm-0: the router lb-1 sends nothing to it (DOWN)",
         "router lb-2: it could not be asked",
     ]
+
+
+def test_what_a_run_has_given_up_is_not_out_on_purpose() -> None:
+    drained = {"state": "drain", "status": "DRAIN"}
+    router: dict[str, Any] = {"servers": {"gpu-1:vllm-0": drained, "gpu-2:vllm-0": drained}, "turns_over": ["gpu-2"]}
+    servers = {"gpu-1": [SERVING], "gpu-2": [SERVING]}
+    assert should_serve(servers, {"lb": router}, {}) == [
+        "gpu-2:vllm-0: a run left it out of the router lb and could not put it right"
+    ]
