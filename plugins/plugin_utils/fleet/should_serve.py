@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What does not serve though it should: the playbook status ends with an exit code by it.
 
-What a person has drained, or a run for its turn, is out on purpose; what a run has given up is not. Hosts on which nothing is deployed have nothing that should serve.
+What a person has drained, or a run for its turn, is out on purpose; what a run has given up is not. Hosts on which
+nothing is deployed have nothing that should serve.
 """
 
 from __future__ import annotations

@@ -784,7 +784,13 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, list[str]]] = {
         host(H200),
         {"precision": "fp4"},
         "precision-not-supported",
-        ["fp4", "compute capability 9.0 has no NVFP4", "fp8", "neither speed nor accuracy was measured", "set both vllm_precision: fp4"],
+        [
+            "fp4",
+            "compute capability 9.0 has no NVFP4",
+            "fp8",
+            "neither speed nor accuracy was measured",
+            "set both vllm_precision: fp4",
+        ],
     ),
     "FP4 weights by name on Hopper": (
         host(H200),
