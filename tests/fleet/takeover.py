@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A fleet that an earlier version deployed, taken over by this one beneath requests; see many.py.
 
-The earlier version's own playbooks, from its commit in this checkout's history, deploy the fleet and upgrade it once.
-The inventory then has only the variables that it knows. Each step afterwards is one of this version's playbooks, and
-nothing is taken from what serves without need: a server that is replaced where none should be is a problem, as is a
-request that is lost.
+The earlier version's own playbooks, from its commit in this checkout's history, deploy the fleet and upgrade it once;
+of a second fleet they do so, and a second upgrade is killed in the turn of a host, for this version to end. The
+inventory then has only the variables that the earlier version knows. Each step afterwards is one of this version's
+playbooks, and nothing is taken from what serves without need: a server that is replaced where none should be is a
+problem, as is a request that is lost.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,16 @@ from typing import Any
 import yaml
 
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT, altered_collection
-from ansible_collections.gpufleet.vllm.tests.fleet.changes import another_length, counted, differences, last, table
+from ansible_collections.gpufleet.vllm.tests.fleet.changes import (
+    another_length,
+    counted,
+    differences,
+    last,
+    say,
+    table,
+    tell,
+)
+from ansible_collections.gpufleet.vllm.tests.fleet.interruptions import KILL, REPLACES, at, later, short_name, turn_of
 from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import ROUTER, Played, StandInFleet
 from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
 
@@ -34,8 +43,8 @@ from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
 EARLIER = "27df8729dafef2785cc030376f3d1c22af51cebd"
 COUNTS = ("sent", "answered", "retried", "refused", "lost", "failed")
 HEADS = ["step", "exit", "changed", "servers replaced", *COUNTS, "seconds"]
-SETTLE_S = 1.0
-NONE, ALL, FIRST, LAST = "none", "all", "the first", "the last"
+SETTLE_S, KILLED_AFTER_S = 1.0, 1.0
+NONE, ALL, FIRST, LAST, SOME = "none", "all", "the first", "the last", "some"
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Step:
     Attributes:
         name: for the table, and for --only.
         playbook: which one.
-        replaces: whose servers it must replace.
+        replaces: whose servers it must replace; SOME where that depends on the moment of an interruption.
         wish: changes what is wished before it.
         limit: the hosts that it is for, by the names of all.
         words: further ones of the command line, from the ids of the earlier version's deployments on the first host.
@@ -84,6 +93,12 @@ STEPS = [
     Step("resume", "resume", limit=last),
     Step("teardown --limit", "teardown", LAST, limit=last, serves=False),
     Step("status at the end", "status", limit=lambda fleet: f"{','.join(fleet.hosts[:-1])},{ROUTER}", serves=False),
+]
+# Of a fleet in which an upgrade by the earlier version was killed.
+STEPS_AFTER_A_KILL = [
+    Step("upgrade that 0.1.0 began", "upgrade", SOME),
+    Step("deploy of that fleet", "deploy"),
+    Step("rollback of it", "rollback", ALL, another_length),
 ]
 
 
@@ -132,7 +147,7 @@ def changed(played: Played) -> int:
 
 def meant(step: Step, fleet: StandInFleet) -> set[str]:
     """Return the hosts whose servers a step must replace."""
-    return {NONE: set(), ALL: set(fleet.hosts), FIRST: {first(fleet)}, LAST: {last(fleet)}}[step.replaces]
+    return {ALL: set(fleet.hosts), FIRST: {first(fleet)}, LAST: {last(fleet)}}.get(step.replaces, set())
 
 
 def take(step: Step, fleet: StandInFleet, watch: Watch, ids: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -146,7 +161,7 @@ def take(step: Step, fleet: StandInFleet, watch: Watch, ids: Sequence[str]) -> t
     problems = []
     if played.status != 0:
         problems.append(f"it ended with status {played.status}: {played.text[-3000:]}")
-    if replaced != meant(step, fleet):
+    if step.replaces != SOME and replaced != meant(step, fleet):
         problems.append(f"replaced were {sorted(replaced)}, where {sorted(meant(step, fleet))} should be")
     if step.unchanged and changed(played):
         problems.append(f"{changed(played)} tasks changed something")
@@ -171,30 +186,51 @@ def wanted(step: Step, fleet: StandInFleet) -> Mapping[str, int]:
     return found
 
 
+def deploy_earlier(fleet: StandInFleet) -> list[dict[str, Any]]:
+    """Have the earlier version deploy a fleet and upgrade it; return the steps of that upgrade."""
+    fleet.wishes.update(vllm_venv=str(fleet.folder / "venv"), vllm_profile="recipe")
+    fleet.collections = fleet.folder / "earlier"
+    checkout = checkout_of(EARLIER, fleet.folder / "checkout")
+    altered_collection(fleet.collections, checkout)
+    fleet.known = variables_of(checkout)
+    fleet.must("deploy", limit=f"{first(fleet)},{ROUTER}")  # all hosts have one venv, which is made here
+    fleet.must("deploy")
+    another_length(fleet)
+    return fleet.must("upgrade").steps
+
+
+def kill_an_upgrade(fleet: StandInFleet, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Have the earlier version upgrade a fleet once more, and kill it while it replaces the second host's server."""
+    host = fleet.hosts[1]
+    replaces = next(step for step in turn_of(steps, host) if short_name(step) == REPLACES and step["changed"])
+    another_length(fleet)
+    began = time.time()
+    play = fleet.start("upgrade", at=at(replaces, host, later(KILL, KILLED_AFTER_S), begins=True))
+    fleet.finish(play, "upgrade", began)
+
+
 def take_over(given: argparse.Namespace) -> int:
-    """Have the earlier version deploy a fleet, and this one take it over; print the table, return the exit status."""
+    """Have the earlier version deploy fleets, and this one take them over; print the table, return the exit status."""
     rows: list[list[str]] = []
     problems: list[str] = []
-    with StandInFleet(given.hosts[0], os.environ["DOCKER_HOST"], start_s=given.start) as fleet:
-        fleet.wishes.update(vllm_venv=str(fleet.folder / "venv"), vllm_profile="recipe")
-        ours, fleet.collections = fleet.collections, fleet.folder / "earlier"
-        checkout = checkout_of(EARLIER, fleet.folder / "checkout")
-        altered_collection(fleet.collections, checkout)
-        fleet.known = variables_of(checkout)
-        fleet.must("deploy", limit=f"{first(fleet)},{ROUTER}")  # all hosts have one venv, which is made here
-        fleet.must("deploy")
-        another_length(fleet)
-        fleet.must("upgrade")
-        ids = deployments(fleet, first(fleet))
-        print(f"{len(fleet.hosts)} hosts deployed and upgraded by {EARLIER[:7]}: {', '.join(ids)}", file=sys.stderr)
-        fleet.collections, fleet.known = ours, None
-        with Watch(fleet) as watch:
-            for step in STEPS:
-                if not re.search(given.only, step.name):
-                    continue
-                row, found = take(step, fleet, watch, ids)
-                print(" | ".join(row), *found, sep="\n", file=sys.stderr, flush=True)
-                rows.append(row)
-                problems += found
+    for killed, all_steps in ((False, STEPS), (True, STEPS_AFTER_A_KILL)):
+        steps = [step for step in all_steps if re.search(given.only, step.name)]
+        if not steps:
+            continue
+        with StandInFleet(given.hosts[0], os.environ["DOCKER_HOST"], start_s=given.start) as fleet:
+            ours = fleet.collections
+            upgraded = deploy_earlier(fleet)
+            ids = deployments(fleet, first(fleet))
+            say(f"{len(fleet.hosts)} hosts deployed and upgraded by {EARLIER[:7]}: {', '.join(ids)}")
+            with Watch(fleet) as watch:
+                if killed:
+                    kill_an_upgrade(fleet, upgraded)
+                    say(f"killed, with {', '.join(watch.out_now()) or 'none'} out")
+                fleet.collections, fleet.known = ours, None
+                for step in steps:
+                    row, found = take(step, fleet, watch, ids)
+                    say("\n".join([" | ".join(row), *found]))
+                    rows.append(row)
+                    problems += found
     print(table(HEADS, rows))
-    return 1 if problems or not rows else 0
+    return tell(problems or ([] if rows else ["nothing was tried"]))
