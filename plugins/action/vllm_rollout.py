@@ -280,7 +280,8 @@ def _before_its_turn(known: dict[str, Any], serves: dict[str, Any], settled: boo
         return before
     # Only what an interrupted turn itself has made is no place to go back to; where requests go, it was settled since.
     interrupted = known.get("state") in (rollout.BEGUN, rollout.OUT, rollout.FAILED) and not settled
-    of_that_turn = interrupted and known.get("turn_wish") and known["turn_wish"] == serves.get("wish")
+    turn = known.get("turn_wish", serves.get("wish"))  # 0.1.0 did not note it
+    of_that_turn = interrupted and turn and turn == serves.get("wish")
     return before if before and of_that_turn else serves
 
 

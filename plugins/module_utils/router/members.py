@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.common.errors import GpufleetError
@@ -83,6 +83,9 @@ def merge(
 ) -> tuple[list[Replica], dict[str, str]]:
     """Return the replicas that the router is to have, in order, and what is said of hosts that could not be asked.
 
+    Where an earlier version wrote down what the router has, and so no models, and some hosts were not asked, the models
+    of none count: a model would have only the hosts that were, which may be the one that is drained for its turn.
+
     Args:
         known: what each host that answered serves.
         unknown: hosts of the inventory that did not answer, or were not asked.
@@ -95,7 +98,10 @@ def merge(
     wanted = {**{host: list(replicas) for host, replicas in known.items()}, **kept}
     said = {replica.host: "gone" for replica in before if replica.host not in wanted}
     said.update({host: "kept" if replicas else "left out" for host, replicas in kept.items()})
-    return [replica for host in sorted(wanted) for replica in wanted[host]], said
+    replicas = [replica for host in sorted(wanted) for replica in wanted[host]]
+    if any(kept.values()) and not any(replica.models for replica in before):
+        replicas = [replace(replica, models=()) for replica in replicas]
+    return replicas, said
 
 
 def one_key(keys: Mapping[str, str], replicas: Iterable[Replica]) -> str:

@@ -176,6 +176,14 @@ def test_hosts_that_could_not_be_asked_keep_what_is_known_of_them() -> None:
     assert said == {"gpu-01": "kept", "gpu-05": "left out", "gpu-09": "gone"}
 
 
+def test_no_models_count_while_those_of_some_hosts_are_not_known_from_an_earlier_version() -> None:
+    earlier = [dataclasses.replace(replica, models=()) for replica in (ONE, TWO)]
+    one_by_one, _said = members.merge({ONE.host: [ONE]}, [TWO.host], earlier)
+    assert one_by_one == earlier
+    assert members.merge({ONE.host: [ONE], TWO.host: [TWO]}, [], earlier)[0] == [ONE, TWO]
+    assert members.merge({ONE.host: [ONE]}, [TWO.host], [earlier[0], TWO])[0] == [ONE, TWO]
+
+
 def test_replicas_are_read_back_as_they_were_written() -> None:
     text = config.files(settings(), [ONE, TWO], "/etc/x")["replicas.json"]
     assert members.read_replicas(text) == [ONE, TWO]
