@@ -120,23 +120,7 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
     A rollout that was stopped, and of which the bringing back was interrupted, has nothing but that left to do.
     """
     hosts = _prepared(arguments)
-    known, states = state.settings(), state.hosts()
-    if over := _why_over(known, states, hosts, arguments):
-        if not check:
-            state.end({"result": [over]})
-        known, states = {}, {host: {**states[host], "state": rollout.OUT} for host in rollout.still_out(states)}
-    elif known.get("stopped"):
-        # Those that could not be brought back get no requests: they come first, so that others may be taken out.
-        for host in set(rollout.still_out(states)) & set(hosts):
-            states[host] = {**states[host], "state": rollout.BEGUN}
-            if not check:
-                state.save_host(host, state=rollout.BEGUN)
-    for host in _gone(states, arguments):
-        # Nothing was done to it, or nothing can be any more.
-        if states[host]["state"] in (rollout.PENDING, rollout.OUT):
-            del states[host]
-            if not check:
-                state.drop_host(host)
+    known, states = _left_by_earlier_runs(state, hosts, arguments, check=check)
     unreachable = [host for host in arguments["all_hosts"] if host not in hosts]
     found = rollout.arrange(
         hosts,
@@ -165,6 +149,30 @@ def arrange(state: RolloutState, arguments: dict[str, Any], *, check: bool) -> d
         "refused": found.refused,
         "not_reached": found.unreachable,
     }
+
+
+def _left_by_earlier_runs(
+    state: RolloutState, hosts: dict[str, rollout.Prepared], arguments: dict[str, Any], *, check: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what was arranged before and is not over, and the states of its hosts; bring the files to that."""
+    known, states = state.settings(), state.hosts()
+    if over := _why_over(known, states, hosts, arguments):
+        if not check:
+            state.end({"result": [over]})
+        known, states = {}, {host: {**states[host], "state": rollout.OUT} for host in rollout.still_out(states)}
+    elif known.get("stopped"):
+        # Those that could not be brought back get no requests: they come first, so that others may be taken out.
+        for host in set(rollout.still_out(states)) & set(hosts):
+            states[host] = {**states[host], "state": rollout.BEGUN}
+            if not check:
+                state.save_host(host, state=rollout.BEGUN)
+    for host in _gone(states, arguments):
+        # Nothing was done to it, or nothing can be any more.
+        if states[host]["state"] in (rollout.PENDING, rollout.OUT):
+            del states[host]
+            if not check:
+                state.drop_host(host)
+    return known, states
 
 
 def _why_over(
