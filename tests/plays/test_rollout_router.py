@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.drain_marks import DrainMarks
+from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout import wish_of
 from ansible_collections.gpufleet.vllm.plugins.plugin_utils.fleet.rollout_state import RolloutState
 from ansible_collections.gpufleet.vllm.tests.fakes.haproxy_master import Master, listening
 from ansible_collections.gpufleet.vllm.tests.plays.rolling import Rolling, changed
@@ -126,8 +127,9 @@ def test_an_upgrade_that_was_interrupted_is_taken_back_where_it_came_and_nowhere
     state = RolloutState(str(fleet.state_dir))
     settings = {"began": "2026-11-23T08:00:00+00:00", "stopped": "", "canaries": [], "total": 2, "max_failures": 0}
     state.save_settings({**settings, "largest_batch": 1})
-    state.save_host("gpu-01", state="begun", before={"deployment": "first"}, wish="w")
-    state.save_host("gpu-02", state="pending", wish="w")
+    # Another playbook made the same change on the second host meanwhile.
+    state.save_host("gpu-01", state="begun", before={"deployment": "first"}, wish=wish_of(PLAN_BEFORE))
+    state.save_host("gpu-02", state="pending", wish=wish_of(PLAN_BEFORE))
     new = deployment("second", current=True, time="2026-11-23T08:10:00Z")
     info = {"plan": PLAN_BEFORE, "servers": [{"phase": "serving"}], "deployments": [new, deployment("first")]}
     entry = {"name": "vllm-0", "action": "replaced", "why": ["x: 1 -> 2"], "ready_s": 0, "changes": []}
