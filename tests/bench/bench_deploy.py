@@ -182,6 +182,11 @@ def module_runs(counter: collections.Counter[str]) -> int:
     return sum(runs for module, runs in counter.items() if module)
 
 
+def changed_tasks(text: str) -> int:
+    """Return how many tasks changed something, on all hosts, by what a play printed."""
+    return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", text))
+
+
 def measure(fleet: Fleet, before: int, hosts: int) -> tuple[bool, float]:
     """Deploy the hosts after the first C(before), then all again, ping all, and print the figures.
 
@@ -192,7 +197,7 @@ def measure(fleet: Fleet, before: int, hosts: int) -> tuple[bool, float]:
     converged, text = fleet.run("ansible-playbook", "gpufleet.vllm.deploy")
     counted = fleet.counted()
     ping, _text = fleet.run("ansible", "all", "-m", "ansible.builtin.ping")
-    changed = sum(int(number) for number in re.findall(r"\bchanged=(\d+)", text))
+    changed = changed_tasks(text)
     most = max(counted, key=lambda host: module_runs(counted[host]))
     runs, commands = module_runs(counted[most]), counted[most][""]
     print(

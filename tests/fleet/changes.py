@@ -179,15 +179,10 @@ class Seen:
 
     def problems(self) -> list[str]:
         """Return what should not be."""
-        counts = self.counts
-        missed = counts["refused"] + counts["lost"] + counts["failed"]
         found = []
         if self.played.status != 0:
             found.append(f"it ended with status {self.played.status}")
-        if missed or not counts["sent"]:
-            found.append(f"{missed} of {counts['sent']} requests were not answered: {json.dumps(counts['reasons'])}")
-        if counts["retried"]:
-            found.append(f"{counts['retried']} of {counts['sent']} requests were turned away before they were answered")
+        found += not_answered_at_once(self.counts)
         if self.out > limit_of(self.hosts):
             found.append(f"{self.out} hosts were out at once; vllm_max_unavailable allows {limit_of(self.hosts)}")
         if self.change.everyone and len(self.turns) < self.hosts:
@@ -234,6 +229,17 @@ HEADS = [
     "play",
     "as it should",
 ]
+
+
+def not_answered_at_once(counts: Mapping[str, Any]) -> list[str]:
+    """Return what should not be of the requests beneath a planned change, see counted."""
+    missed = counts["refused"] + counts["lost"] + counts["failed"]
+    found = []
+    if missed or not counts["sent"]:
+        found.append(f"{missed} of {counts['sent']} requests were not answered: {json.dumps(counts['reasons'])}")
+    if counts["retried"]:
+        found.append(f"{counts['retried']} of {counts['sent']} requests were turned away before they were answered")
+    return found
 
 
 def differences(served: Mapping[str, int], wanted: Mapping[str, int]) -> str:

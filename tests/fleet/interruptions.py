@@ -33,6 +33,7 @@ from typing import Any
 from ansible_collections.gpufleet.vllm.plugins.module_utils.router.config_names import MASTER_SOCKET
 from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT
 from ansible_collections.gpufleet.vllm.tests.fleet.changes import (
+    COUNTS,
     another_length,
     counted,
     differences,
@@ -79,7 +80,6 @@ ONLY_LOOK = {
 WITHIN_S = (1.0, 2.0, 3.0, 4.5)
 PAUSE_S = 1.0
 FURTHER = 2  # upgrades until everything has to be as it should
-COUNTS = ("sent", "answered", "retried", "refused", "lost", "failed")
 SHOWN_OF_LOG = 800
 HEADS = ["interrupted", "by", "left out of the router", "containers left", "next run", "afterwards", *COUNTS]
 

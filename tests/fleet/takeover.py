@@ -7,13 +7,12 @@ The earlier version's own playbooks, from its commit in this checkout's history,
 of a second fleet they do so, and a second upgrade is killed in the turn of a host, for this version to end. The
 inventory then has only the variables that the earlier version knows. Each step afterwards is one of this version's
 playbooks, and nothing is taken from what serves without need: a server that is replaced where none should be is a
-problem, as is a request that is lost.
+problem, as is a request that is lost or has to be sent again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -25,23 +24,24 @@ from typing import Any
 
 import yaml
 
-from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT, altered_collection
+from ansible_collections.gpufleet.vllm.tests.bench.bench_deploy import ROOT, altered_collection, changed_tasks
 from ansible_collections.gpufleet.vllm.tests.fleet.changes import (
+    COUNTS,
     another_length,
     counted,
     differences,
     last,
+    not_answered_at_once,
     say,
     table,
     tell,
 )
 from ansible_collections.gpufleet.vllm.tests.fleet.interruptions import KILL, REPLACES, at, later, short_name, turn_of
-from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import ROUTER, Played, StandInFleet
+from ansible_collections.gpufleet.vllm.tests.fleet.stand_in_fleet import ROUTER, StandInFleet
 from ansible_collections.gpufleet.vllm.tests.fleet.watching import Watch
 
 # 0.1.0 was never tagged: the last commit before the next version's work.
 EARLIER = "27df8729dafef2785cc030376f3d1c22af51cebd"
-COUNTS = ("sent", "answered", "retried", "refused", "lost", "failed")
 HEADS = ["step", "exit", "changed", "servers replaced", *COUNTS, "seconds"]
 SETTLE_S, KILLED_AFTER_S = 1.0, 1.0
 NONE, ALL, FIRST, LAST, SOME = "none", "all", "the first", "the last", "some"
@@ -60,6 +60,7 @@ class Step:
         words: further ones of the command line, from the ids of the earlier version's deployments on the first host.
         unchanged: whether no task may have changed anything.
         serves: whether the last host serves afterwards.
+        as_wished: whether the first host serves what is wished afterwards.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Step:
     words: Callable[[Sequence[str]], Sequence[str]] = lambda _ids: ()
     unchanged: bool = False
     serves: bool = True
+    as_wished: bool = True
 
 
 def first(fleet: StandInFleet) -> str:
@@ -86,7 +88,14 @@ STEPS = [
     Step("router", "router", unchanged=True),
     Step("upgrade", "upgrade", ALL, another_length),
     Step("rollback", "rollback", ALL, another_length),
-    Step("rollback to its first", "rollback", FIRST, limit=first, words=lambda ids: [f"-evllm_rollback_to={ids[0]}"]),
+    Step(
+        "rollback to its first",
+        "rollback",
+        FIRST,
+        limit=first,
+        words=lambda ids: [f"-evllm_rollback_to={ids[0]}"],
+        as_wished=False,
+    ),
     Step("and back", "deploy", FIRST),
     Step("restart", "restart", ALL),
     Step("drain", "drain", limit=last),
@@ -140,11 +149,6 @@ def deployments(fleet: StandInFleet, host: str) -> list[str]:
     return sorted(path.stem for path in (fleet.folder / host / "etc" / "history").glob("*.json"))
 
 
-def changed(played: Played) -> int:
-    """Return how many tasks of a play changed something, on all hosts."""
-    return sum(int(number) for number in re.findall(r"\bchanged=(\d+)", played.text))
-
-
 def meant(step: Step, fleet: StandInFleet) -> set[str]:
     """Return the hosts whose servers a step must replace."""
     return {ALL: set(fleet.hosts), FIRST: {first(fleet)}, LAST: {last(fleet)}}.get(step.replaces, set())
@@ -163,15 +167,14 @@ def take(step: Step, fleet: StandInFleet, watch: Watch, ids: Sequence[str]) -> t
         problems.append(f"it ended with status {played.status}: {played.text[-3000:]}")
     if step.replaces != SOME and replaced != meant(step, fleet):
         problems.append(f"replaced were {sorted(replaced)}, where {sorted(meant(step, fleet))} should be")
-    if step.unchanged and changed(played):
-        problems.append(f"{changed(played)} tasks changed something")
-    missed = counts["refused"] + counts["lost"] + counts["failed"]
-    if missed or not counts["sent"]:
-        problems.append(f"{missed} of {counts['sent']} requests were not answered: {json.dumps(counts['reasons'])}")
+    changed = changed_tasks(played.text)
+    if step.unchanged and changed:
+        problems.append(f"{changed} tasks changed something")
+    problems += not_answered_at_once(counts)
     wrong = differences(fleet.served(), wanted(step, fleet))
     if wrong:
         problems.append(f"vllm_max_model_len is not what it should be: {wrong}")
-    row = [step.name, str(played.status), str(changed(played)), ", ".join(sorted(replaced)) or "-"]
+    row = [step.name, str(played.status), str(changed), ", ".join(sorted(replaced)) or "-"]
     row += [*(str(counts[what]) for what in COUNTS), f"{played.seconds:.0f}"]
     return row, [f"{step.name}: {problem}" for problem in problems]
 
@@ -179,7 +182,7 @@ def take(step: Step, fleet: StandInFleet, watch: Watch, ids: Sequence[str]) -> t
 def wanted(step: Step, fleet: StandInFleet) -> Mapping[str, int]:
     """Return the longest request that each host should serve after a step."""
     found = dict.fromkeys(fleet.hosts, int(fleet.wishes["vllm_max_model_len"]))
-    if step.name == "rollback to its first":
+    if not step.as_wished:
         del found[first(fleet)]
     if not step.serves:
         found[last(fleet)] = 0
